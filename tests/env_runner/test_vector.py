@@ -1,0 +1,139 @@
+"""Environment processes: they answer in order, are lost one at a time, and leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.env_runner import toy
+from unified_video_action.env_runner.vector import Crash, EnvProcesses
+
+CHUNK = np.full((8, 1), 0.01, np.float32)
+
+
+def pids(envs: EnvProcesses) -> list[int]:
+    return [process.process.pid for process in envs._processes if process is not None]
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"
+
+
+def test_every_step_of_a_chunk_comes_back():
+    with EnvProcesses(toy.ToyEnv, 2) as envs:
+        first = envs.reset({1: 5, 0: 4})
+        assert list(first) == [1, 0]
+        expected, _ = toy.ToyEnv().reset(seed=5)
+        np.testing.assert_array_equal(first[1]["image"], expected["image"])
+
+        steps = envs.step({1: CHUNK})[1]
+        assert len(steps) == 8
+        assert steps[0].observation["image"].dtype == np.uint8
+        assert steps[7].info["score"] == pytest.approx(first[1]["position"][0] + 0.08, abs=1e-6)
+        assert steps[7].info["is_success"] == 0.0
+        assert "label" not in steps[7].info
+
+
+def test_a_chunk_stops_where_the_episode_ends():
+    with EnvProcesses(toy.ToyEnv, 1) as envs:
+        envs.reset({0: 1})
+        steps = envs.step({0: np.full((8, 1), 0.5)})[0]
+        assert len(steps) < 8
+        assert steps[-1].terminated and not steps[-2].terminated
+
+
+@pytest.mark.parametrize(
+    ("seed", "reason"),
+    [
+        (toy.EXITS, "environment process ended by exit status 3"),
+        (toy.RAISES, "ArithmeticError: the table fell over"),
+        (toy.SEGFAULTS, "environment process ended by signal SIGSEGV"),
+    ],
+)
+def test_a_lost_process_is_named_and_replaced(seed: int, reason: str):
+    with EnvProcesses(toy.ToyEnv, 2) as envs:
+        before = pids(envs)
+        envs.reset({0: seed, 1: 5})
+        answers = envs.step({0: CHUNK, 1: CHUNK})
+        assert answers[0] == Crash(reason)
+        assert len(answers[1]) == 8
+
+        assert "image" in envs.reset({0: 7})[0]
+        assert len(envs.step({0: CHUNK})[0]) == 8
+        assert pids(envs)[0] != before[0] and pids(envs)[1] == before[1]
+
+
+def test_a_killed_process_is_noticed_at_the_next_request():
+    with EnvProcesses(toy.ToyEnv, 1) as envs:
+        envs.reset({0: 5})
+        os.kill(pids(envs)[0], signal.SIGKILL)
+        time.sleep(0.1)
+        assert envs.step({0: CHUNK})[0] == Crash("environment process ended by signal SIGKILL")
+
+
+def test_a_hung_process_is_killed():
+    with EnvProcesses(toy.ToyEnv, 2, timeout_s=5) as envs:
+        envs._timeout_s = 1.0
+        envs.reset({0: toy.HANGS, 1: 5})
+        pid = pids(envs)[0]
+        answers = envs.step({0: CHUNK, 1: CHUNK})
+        assert answers[0] == Crash("environment process hung: no answer in 1 s, killed")
+        assert len(answers[1]) == 8
+        assert not alive(pid)
+
+
+def test_an_environment_that_cannot_be_built_says_why():
+    with pytest.raises(RuntimeError, match="environment 0 could not be started: FileNotFoundError: scene.xml"):
+        EnvProcesses(toy.BrokenEnv, 1)
+    with pytest.raises(RuntimeError, match="os.system.*is refused"):
+        EnvProcesses({"_target_": "os.system", "command": "true"}, 1)
+
+
+@pytest.mark.parametrize("arguments", [{"n_envs": 0}, {"n_envs": 1, "timeout_s": 0}])
+def test_bad_arguments(arguments: dict):
+    with pytest.raises(ValueError, match=list(arguments)[-1]):
+        EnvProcesses(toy.ToyEnv, **arguments)
+
+
+def test_leaving_ends_the_processes():
+    with EnvProcesses(toy.ToyEnv, 2) as envs:
+        running = pids(envs)
+        assert all(map(alive, running))
+    assert not any(map(alive, running))
+
+
+PARENT = """
+import sys, time
+from tests.env_runner import toy
+from unified_video_action.env_runner.vector import EnvProcesses
+with EnvProcesses(toy.ToyEnv, 2) as envs:
+    sys.stdout.write(" ".join(str(process.process.pid) for process in envs._processes) + chr(10))
+    sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_its_parent(blow: signal.Signals):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        running = list(map(int, parent.stdout.readline().split()))
+        assert len(running) == 2
+        parent.send_signal(blow)
+        parent.wait(10)
+        errors = parent.stderr.read()
+    deadline = time.monotonic() + 5
+    while any(map(alive, running)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, running))
+    assert ("KeyboardInterrupt" in errors) == (blow == signal.SIGINT)
+    assert errors.count("Traceback") <= 1, "only the parent may speak"

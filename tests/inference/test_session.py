@@ -1,0 +1,268 @@
+"""PolicySession against a policy without memory, over recorded observations."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.model.heads import HeadConfig
+from unified_video_action.model.mar import TransformerConfig
+from unified_video_action.model.uva import UVA, ModelConfig
+from unified_video_action.policy.base import ObservationSpec
+from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.spec import Horizon, ModelSpec
+from unified_video_action.vae.base import FrameCodec, Moments
+
+ACTION_STEPS = 8
+
+
+class SmallCodec(FrameCodec):
+    """Averages blocks of 8 x 8 pixels and counts the frames it encodes.
+
+    Unlike a convolution, its arithmetic is the same for a frame in any batch, so memory must change nothing at all.
+    """
+
+    name, channels, downsample = "small", 3, 8
+
+    def __init__(self, posterior: str = "mean") -> None:
+        super().__init__(32, posterior)
+        self.encoded = 0
+        self.freeze()
+
+    def encode_images(self, images: torch.Tensor) -> Moments:
+        self.encoded += len(images)
+        mean = nn.functional.avg_pool2d(images, 8)  # (N, 3, 4, 4)
+        return Moments(mean, torch.full_like(mean, -2.0))
+
+    def decode_images(self, z: torch.Tensor) -> torch.Tensor:
+        return nn.functional.interpolate(z, scale_factor=8)
+
+
+def make_policy(posterior: str = "mean", cameras: int = 1, **options) -> UnifiedVideoActionPolicy:
+    torch.manual_seed(0)
+    observations = ObservationSpec("image", "wrist" if cameras == 2 else None, ("agent_pos",), low_dim_steps=4)
+    codec = SmallCodec(posterior)
+    spec = ModelSpec(
+        Horizon(),
+        codec.latent_shape,
+        action_dim=2,
+        proprio_dim=2,
+        proprio_steps=4,
+        wrist_input=cameras == 2,
+        **options,
+    )
+    config = ModelConfig(
+        TransformerConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2),
+        video_head=HeadConfig(width=32, depth=1),
+        action_head=HeadConfig(width=32, depth=1, pool=2, prediction="sample"),
+    )
+    model = UVA(spec, config)
+    for parameter in model.parameters():  # a fresh head ignores what the model saw
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    limits = np.array([[0.0, 0.0], [512.0, 512.0]])
+    normalizer = Normalizer.limits({"action": limits, "agent_pos": limits})
+    settings = PolicyConfig(action_steps=ACTION_STEPS, sampler="ddim3", video_sampler="ddim2")
+    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, settings).eval()
+
+
+def read_episode(location: Path, length: int = 40) -> list[dict[str, np.ndarray]]:
+    """The first observations of a store; the wrist camera sees the main one's picture upside down."""
+    buffer = ReplayBuffer(location, ["img"], ["state"])
+    frames = buffer.frames("img", np.arange(length))
+    return [
+        {"image": frame, "wrist": frame[::-1], "agent_pos": state[:2]}
+        for frame, state in zip(frames, buffer.vectors["state"][:length], strict=True)
+    ]
+
+
+@pytest.fixture(params=["synthetic", "recorded"])
+def episode(request: pytest.FixtureRequest) -> list[dict[str, np.ndarray]]:
+    return read_episode(request.getfixturevalue({"synthetic": "pusht_store", "recorded": "pusht_zip"}[request.param]))
+
+
+@pytest.fixture
+def observations(pusht_store: Path) -> list[dict[str, np.ndarray]]:
+    return read_episode(pusht_store)
+
+
+def inputs_without_memory(policy: UnifiedVideoActionPolicy, seen: list[dict]) -> dict:
+    """The policy's observation (batch of 1) from everything seen so far, the newest last."""
+    now = len(seen) - 1
+    history = [seen[max(now + offset, 0)] for offset in policy.horizon.history_offsets]
+    inputs = {
+        camera: torch.from_numpy(np.stack([step[camera] for step in history])).permute(0, 3, 1, 2).unsqueeze(0)
+        for camera in policy.observations.cameras
+    }
+    inputs["agent_pos"] = torch.from_numpy(np.stack([step["agent_pos"] for step in history])).unsqueeze(0)
+    return inputs
+
+
+@pytest.mark.parametrize("cameras", [1, 2])
+def test_actions_equal_those_without_memory(episode: list[dict], cameras: int) -> None:
+    policy = make_policy(cameras=cameras)
+    session = PolicySession(policy)
+    session.reset(seed=3)
+    noise = torch.Generator().manual_seed(3)
+    plans = []
+    for step, observation in enumerate(episode):
+        session.observe(observation)
+        if step % ACTION_STEPS == 0:
+            plans.append(session.plan())
+            inputs = inputs_without_memory(policy, episode[: step + 1])
+            expected = policy.predict_action(inputs, generator=[noise])["action_pred"].numpy()
+            np.testing.assert_array_equal(plans[-1], expected)
+    assert plans[0].shape == (1, 16, 2) and plans[0].dtype == np.float32
+    assert np.ptp(np.concatenate(plans), axis=0).max() > 1  # they follow what is seen
+
+
+def test_sampled_posterior_draws_fresh_noise_for_every_plan(observations: list[dict]) -> None:
+    policy = make_policy("sample")
+    session = PolicySession(policy)
+    session.reset(seed=3)
+    noise = torch.Generator().manual_seed(3)
+    for step, observation in enumerate(observations[:17]):
+        session.observe(observation)
+        if step % ACTION_STEPS == 0:
+            plan = session.plan()
+            inputs = inputs_without_memory(policy, observations[: step + 1])
+            latents = policy.encode(inputs.pop("image"), generator=[noise])
+            expected = policy.predict_action({**inputs, "latents": {"image": latents}}, generator=[noise])
+            np.testing.assert_allclose(plan, expected["action_pred"].numpy(), atol=1e-3)
+
+
+def test_no_frame_is_encoded_twice(observations: list[dict]) -> None:
+    policy = make_policy()
+    session = PolicySession(policy)
+    session.reset()
+    counts = []
+    for step, observation in enumerate(observations):
+        session.observe(observation)
+        if step % ACTION_STEPS == 0:
+            before = policy.codec.encoded
+            session.plan()
+            counts.append(policy.codec.encoded - before)
+    assert counts == [1, 2, 2, 2, 2]  # two of four frames are new when eight actions were executed
+    session.plan()
+    session.imagine()
+    assert policy.codec.encoded == sum(counts) + 4  # 31 steps later than the start: the window moved by 7
+    assert len(session._episodes[0].recent) == 13  # nothing older is needed again
+
+
+def test_slots_do_not_disturb_each_other(observations: list[dict]) -> None:
+    policy = make_policy()
+    alone = {}
+    for seed in (1, 2):
+        session = PolicySession(policy)
+        session.reset(seed=seed)
+        for observation in observations[seed : seed + 6]:
+            session.observe(observation)
+        alone[seed] = session.plan()[0]
+    session = PolicySession(policy, slots=3)
+    for slot, seed in ((0, 2), (2, 1)):
+        session.reset(slot, seed)
+        for observation in observations[seed : seed + 6]:
+            session.observe(observation, slot)
+    both = session.plan([0, 2])
+    np.testing.assert_allclose(both[0], alone[2], atol=1e-3)
+    np.testing.assert_allclose(both[1], alone[1], atol=1e-3)
+    with pytest.raises(RuntimeError, match="slot 1"):
+        session.plan()
+
+
+def test_reset_forgets(observations: list[dict]) -> None:
+    policy = make_policy()
+    session = PolicySession(policy)
+    plans = []
+    for _ in range(2):
+        session.reset(seed=5)
+        for observation in observations[:6]:
+            session.observe(observation)
+        plans.append(session.plan())
+        session.imagine()
+    np.testing.assert_array_equal(*plans)
+
+
+def test_imagined_frames_leave_actions_alone(observations: list[dict]) -> None:
+    policy = make_policy()
+    plans = []
+    for looking in (False, True):
+        session = PolicySession(policy)
+        session.reset(seed=7)
+        session.observe(observations[0])
+        if looking:
+            frames = session.imagine()
+            assert frames.shape == (1, 4, 32, 32, 3) and frames.dtype == np.uint8
+            assert frames.std() > 1
+        plans.append(session.plan())
+    np.testing.assert_array_equal(*plans)
+
+
+@pytest.mark.parametrize("action_steps", [None, 3, 16])
+def test_act_replans_when_the_actions_are_used_up(observations: list[dict], action_steps: int | None) -> None:
+    policy = make_policy()
+    acting, planning = PolicySession(policy, action_steps=action_steps), PolicySession(policy)
+    acting.reset(seed=1)
+    planning.reset(seed=1)
+    every = action_steps or ACTION_STEPS
+    for step, observation in enumerate(observations):
+        planning.observe(observation)
+        if step % every == 0:
+            plan = planning.plan()[0]
+        np.testing.assert_array_equal(acting.act(observation), plan[step % every])
+
+
+def test_executed_actions_are_an_input(observations: list[dict]) -> None:
+    policy = make_policy(history_actions=True)
+    session = PolicySession(policy)
+    session.reset(seed=1)
+    noise = torch.Generator().manual_seed(1)
+    executed = []
+    for step, observation in enumerate(observations):
+        session.observe(observation)
+        if step % ACTION_STEPS == 0:
+            inputs = inputs_without_memory(policy, observations[: step + 1])
+            if len(executed) >= 16:
+                inputs["history_action"] = torch.from_numpy(np.stack(executed[-16:])).unsqueeze(0)
+            plan = session.plan()
+            expected = policy.predict_action(inputs, generator=[noise])["action_pred"].numpy()
+            np.testing.assert_array_equal(plan, expected)
+        executed.append(plan[0, step % ACTION_STEPS])
+    assert len(executed) > 24
+
+
+def test_instructions_are_an_input(observations: list[dict]) -> None:
+    policy = make_policy(text_dim=5, text_tokens=2)
+    plans = []
+    for value in (0.0, 1.0):
+        session = PolicySession(policy)
+        session.reset(text=torch.full((5,), value))
+        session.observe(observations[0])
+        plans.append(session.plan())
+    assert np.abs(plans[0] - plans[1]).max() > 1e-2
+    with pytest.raises(ValueError, match="instruction"):
+        session.reset()
+
+
+def test_bad_input_is_named(observations: list[dict]) -> None:
+    policy = make_policy()
+    with pytest.raises(ValueError, match="slots=0"):
+        PolicySession(policy, slots=0)
+    with pytest.raises(ValueError, match="action_steps=17"):
+        PolicySession(policy, action_steps=17)
+    session = PolicySession(policy)
+    with pytest.raises(RuntimeError, match="reset"):
+        session.observe(observations[0])
+    session.reset()
+    with pytest.raises(RuntimeError, match="observe"):
+        session.plan()
+    with pytest.raises(ValueError, match="'agent_pos' is missing"):
+        session.observe({"image": observations[0]["image"]})
+    with pytest.raises(ValueError, match="float64"):
+        session.observe({**observations[0], "image": observations[0]["image"] / 255})
+    with pytest.raises(ValueError, match=r"\(3, 96, 96\)"):
+        session.observe({**observations[0], "image": observations[0]["image"].transpose(2, 0, 1)})

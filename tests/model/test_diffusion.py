@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+
+from unified_video_action.model.diffusion import Diffusion, Sampler, cosine_betas, randn
+
+
+def test_schedule_has_the_published_values():
+    betas = cosine_betas(1000)
+    abar = np.cumprod(1 - betas)
+    assert betas[0] == pytest.approx(4.1284e-5, rel=1e-4) and betas[999] == 0.999
+    assert abar[500] == pytest.approx(0.492285, abs=1e-6) and abar[999] == pytest.approx(2.4288e-9, rel=1e-4)
+
+
+def test_respacing_keeps_the_published_steps():
+    diffusion = Diffusion()
+    assert diffusion.respaced(16).timesteps.tolist() == [
+        0, 67, 133, 200, 266, 333, 400, 466, 533, 599, 666, 733, 799, 866, 932, 999,
+    ]  # fmt: skip
+    hundred = diffusion.respaced(100).timesteps
+    assert hundred[1] == 10 and hundred[-1] == 999 and len(hundred) == 100
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
+@pytest.mark.parametrize("sampler", ["ancestral100", "ddim10", "ddim50", "dpm16", "dpm50"])
+def test_samplers_draw_the_distribution_that_the_network_knows(prediction, sampler):
+    """For normal data the best network is known in closed form, so samples must have its mean and spread."""
+    mean, std = torch.tensor([0.4, -0.3]), torch.tensor([0.1, 0.2])
+    diffusion = Diffusion(prediction=prediction, learned_variance=False)
+
+    def best(x, t):
+        at = diffusion.tables.at(t)
+        a, s = at["sqrt_abar"], at["sqrt_one_minus_abar"]
+        x0 = (mean * s**2 + x * a * std**2) / (a**2 * std**2 + s**2)
+        noise = (x - a * x0) / s
+        return {"epsilon": noise, "v": a * noise - s * x0, "sample": x0}[prediction]
+
+    drawn = diffusion.sample(best, (4000, 2), mean, Sampler.parse(sampler), torch.Generator().manual_seed(0), clamp=1.0)
+    assert torch.allclose(drawn.mean(0), mean, atol=0.02)
+    # Coarse steps shrink the spread; fine ones keep it.
+    shrinkage = (drawn.std(0) / std).mean()
+    assert 0.8 < shrinkage < 1.05 if sampler in ("ddim50", "dpm50") else 0.4 < shrinkage < 1.05
+
+
+def test_the_loss_is_least_at_the_truth_and_reaches_the_variance_only_through_the_bound():
+    diffusion = Diffusion()
+    x0, noise = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    t = torch.arange(0, 1000, 20)
+    perfect = torch.cat([noise, torch.zeros_like(noise)], dim=-1)
+    squared_error, bound = diffusion.loss(perfect, x0, t, noise)
+    assert squared_error.max() == 0
+    worse, worse_bound = diffusion.loss(perfect + torch.tensor([1.0] * 3 + [0.0] * 3), x0, t, noise)
+    assert torch.allclose(worse, torch.ones_like(worse)) and worse_bound.mean() > bound.mean()
+
+    output = perfect.clone().requires_grad_()
+    diffusion.loss(output, x0, t, noise)[1].sum().backward()
+    assert output.grad[:, :3].abs().max() == 0 and output.grad[:, 3:].abs().min() > 0
+
+
+def test_generators_make_a_sample_independent_of_its_batch():
+    like = torch.zeros(())
+    together = randn((6, 4), [torch.Generator().manual_seed(seed) for seed in (1, 2)], like)
+    alone = randn((3, 4), [torch.Generator().manual_seed(2)], like)
+    assert torch.equal(together[3:], alone)
+
+
+@pytest.mark.parametrize("text", ["ddim", "euler10", "ancestral0", "ddim2000", ""])
+def test_bad_samplers_are_refused(text):
+    with pytest.raises(ValueError, match="(?i)sampler"):
+        Sampler.parse(text)
+
+
+def test_few_step_solvers_demand_a_clamp():
+    with pytest.raises(ValueError, match="clamp"):
+        Diffusion().sample(lambda x, t: x, (1, 2), torch.zeros(()), Sampler("ddim", 4))

@@ -1,0 +1,243 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.model.conftest import EVERYTHING, PLAIN, TINY, Sample
+from unified_video_action.model.diffusion import Sampler
+from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, spread, unpatchify
+from unified_video_action.model.masking import draw_training, generation_schedule
+from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.spec import Horizon
+
+FEW = Sampler("ancestral", 4)
+
+
+def generators(count, first=0):
+    return [torch.Generator().manual_seed(first + i) for i in range(count)]
+
+
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_row_major_and_come_back():
+    latents = torch.arange(2 * 4 * 4 * 4 * 4.0).reshape(2, 4, 4, 4, 4)
+    tokens = patchify(latents, 2)
+    assert tokens.shape == (2, 16, 16)
+    assert torch.equal(tokens[1, 5], latents[1, 1, :, 0:2, 2:4].flatten())  # frame 1, row 0, column 1
+    assert torch.equal(unpatchify(tokens, PLAIN), latents)
+
+
+def test_spread_repeats_evenly_also_where_it_does_not_divide():
+    rows = torch.arange(16.0).reshape(1, 16, 1)
+    assert torch.equal(spread(rows, 64).flatten(), torch.arange(16.0).repeat_interleave(4))
+    counts = torch.bincount(spread(rows, 36).flatten().long())
+    assert counts.min() == 2 and counts.max() == 3 and counts.sum() == 36
+
+
+@pytest.mark.parametrize("history", [1, 2, 4, 6, 8, 16])
+def test_any_length_of_history_acts(history):
+    sample = Sample(replace(PLAIN, horizon=Horizon(history=history)))
+    made = sample.model.sample(sample.inputs, TASK_MODES["policy"], sampler=FEW, generator=generators(5))
+    assert made.actions.shape == (5, 16, 2)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_a_mixed_batch_gives_every_parameter_a_gradient(spec):
+    sample = Sample(spec)
+    terms = sample.model.loss_terms(sample.inputs, sample.targets, sample.draws)
+    assert set(terms) == {"video", "action"} | ({"wrist", "proprio", "auxiliary"} if spec is EVERYTHING else set())
+    sum(term.total for term in terms.values()).backward()
+    missing = {name for name, p in sample.model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
+    # masked_text appears only where the instruction was dropped; a batch of five need not have any.
+    assert missing <= {"mar.inputs.masked_text", "mar.inputs.masked_history_action"}
+
+
+def test_a_mixed_batch_is_the_sum_of_its_samples(everything):
+    together = everything.model.loss_terms(everything.inputs, everything.targets, everything.draws)
+    alone = dict.fromkeys(together, 0.0)
+    for i, mode in enumerate(everything.modes):
+        pick = slice(i, i + 1)
+        one = ModelInputs(**{name: value[pick] for name, value in vars(everything.inputs).items()})
+        targets = replace(everything.targets, **{name: value[pick] for name, value in vars(everything.targets).items()})
+        for name, term in everything.model.loss_terms(
+            one, targets, draw_training(EVERYTHING, TINY, [i], [mode])
+        ).items():
+            alone[name] += term.total.item()
+    assert {name: term.total.item() for name, term in together.items()} == pytest.approx(alone, rel=1e-4)
+
+
+def test_padded_frames_and_actions_never_count(everything):
+    for chunk in ("rows", "vector"):
+        config = replace(TINY, action_head=replace(TINY.action_head, chunk=chunk, noise_draws=2))
+        sample = Sample(EVERYTHING, config)
+        sample.targets.frame_valid[:, 2:] = False
+        sample.targets.action_valid[:, 9:] = False
+        visible = torch.tensor([not mode.sees_actions for mode in sample.modes])
+        before = sample.losses()
+        sample.inputs.future[:, 2:] = 100
+        sample.inputs.wrist_future[:, 2:] = 100
+        sample.inputs.actions[visible, 9:] = 100  # as an input, forward dynamics still sees its actions
+        sample.targets.proprio[:, 9:] = 100
+        sample.targets.auxiliary[:, 6:] = 100
+        assert sample.losses() == before
+        sample.inputs.future[:, 1] = 100
+        assert sample.losses()["video"] != before["video"]
+
+
+def test_samples_without_actions_train_the_video_losses_only(plain):
+    plain.targets.action_valid[:] = False
+    terms = plain.model.loss_terms(plain.inputs, plain.targets, plain.draws)
+    assert terms["action"].weight == 0 and terms["action"].total == 0 and terms["video"].weight > 0
+
+
+def test_hidden_inputs_do_not_matter_and_seen_ones_do(plain):
+    model, inputs = plain.model, plain.inputs
+    for mode in TASK_MODES.values():
+        draws = draw_training(PLAIN, TINY, range(5), [mode] * 5)
+        seen = Visibility(draws.masked, draws.sees_history, draws.sees_actions, draws.sees_text)
+        with torch.no_grad():
+            z = model.mar(inputs, seen)
+            changed = {
+                "history": not torch.equal(z, model.mar(replace(inputs, history=inputs.history + 1), seen)),
+                "actions": not torch.equal(z, model.mar(replace(inputs, actions=inputs.actions + 1), seen)),
+                "future": not torch.equal(z, model.mar(replace(inputs, future=inputs.future + 1), seen)),
+            }
+        some_visible = bool((~draws.masked).any())
+        assert changed == {"history": mode.sees_history, "actions": mode.sees_actions, "future": some_visible}
+        assert some_visible == (mode.future != "masked")
+
+
+def test_masks_hide_the_same_cells_in_every_frame_within_the_ratio():
+    draws = draw_training(PLAIN, TINY, range(200), [TASK_MODES["video"]] * 200)
+    frames = draws.masked.reshape(200, 4, 4)
+    assert (frames == frames[:, :1]).all()
+    assert set(frames[:, 0].sum(1).tolist()) <= {3, 4}  # ceil(4 * ratio), ratio in [0.7, 1]
+
+
+def test_video_rows_are_masked_tokens():
+    config = replace(TINY, video_head=replace(TINY.video_head, rows=6))
+    draws = draw_training(PLAIN, config, range(50), [TASK_MODES["video"]] * 50)
+    assert draws.video_rows.shape == (50, 6)
+    assert draws.masked.gather(1, draws.video_rows).all()
+    assert all(len(set(rows.tolist())) == 6 for rows in draws.video_rows)
+
+
+def test_gradient_checkpointing_changes_nothing(plain):
+    grads = []
+    for on in (False, True):
+        plain.model.train()
+        for stack in (plain.model.mar.encoder, plain.model.mar.decoder):
+            stack.gradient_checkpointing = on
+        plain.model.zero_grad()
+        sum(term.total for term in plain.model.loss_terms(plain.inputs, plain.targets, plain.draws).values()).backward()
+        grads.append([p.grad.clone() for p in plain.model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("learns", ["action", "video"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_one_batch_can_be_learned_by_heart(learns, prediction):
+    """After overfitting, samples equal the data: actions by policy, frames by the video model."""
+    head = replace(TINY.action_head, width=64, prediction=prediction, learned_variance=prediction == "epsilon")
+    config = replace(TINY, action_head=replace(head, noise_draws=8), video_head=replace(head, noise_draws=8, pool=4))
+    sample = Sample(PLAIN, config, batch=2)
+    sample.inputs.future = sample.inputs.future.clamp(-1, 1)
+    mode = TASK_MODES["policy" if learns == "action" else "video"]
+    optimizer = torch.optim.Adam(sample.model.parameters(), lr=3e-3)
+    for step in range(400):
+        draws = draw_training(PLAIN, config, [2 * step, 2 * step + 1], [mode] * 2)
+        term = sample.model.loss_terms(sample.inputs, sample.targets, draws)[learns]
+        optimizer.zero_grad()
+        (term.total / term.weight).backward()
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - step / 400)
+    made = sample.model.sample(sample.inputs, mode, sampler=Sampler("ddim", 20), generator=generators(2))
+    drawn, truth = (made.actions, sample.inputs.actions) if learns == "action" else (made.frames, sample.inputs.future)
+    assert (drawn - truth).abs().mean() < 0.15 < (truth - truth.mean()).abs().mean()
+
+
+# -- inference ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_mode_returns_what_it_promises(everything):
+    for name, mode in TASK_MODES.items():
+        made = everything.model.sample(everything.inputs, mode, sampler=FEW, generator=generators(5))
+        frames = (5, 4, 4, 4, 4) if mode.learns_frames else None
+        assert (None if made.frames is None else tuple(made.frames.shape)) == frames, name
+        assert (None if made.wrist_frames is None else tuple(made.wrist_frames.shape)) == frames, name
+        assert (None if made.actions is None else tuple(made.actions.shape)) == (
+            (5, 16, 3) if mode.learns_actions else None
+        ), name
+        assert made.proprio.shape == (5, 16, 6)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 4])
+def test_generation_fills_every_cell_once(plain, iterations):
+    schedule = generation_schedule(4, iterations)
+    assert schedule[-1] == 0 and schedule == sorted(schedule, reverse=True)
+    made = plain.model.sample(
+        plain.inputs, TASK_MODES["video"], sampler=FEW, iterations=iterations, generator=generators(5)
+    )
+    assert (made.frames != 0).all()
+
+
+def test_generation_schedule_of_the_paper():
+    assert generation_schedule(256, 2) == [181, 0]
+    assert generation_schedule(256, 1) == [0]
+
+
+def test_a_sample_does_not_depend_on_its_batch(plain):
+    mode = TASK_MODES["policy_and_video"]
+    together = plain.model.sample(plain.inputs, mode, sampler=FEW, generator=generators(5), iterations=2)
+    one = ModelInputs(plain.inputs.history[3:4])
+    alone = plain.model.sample(one, mode, sampler=FEW, generator=generators(1, first=3), iterations=2)
+    assert torch.allclose(together.actions[3:4], alone.actions, atol=1e-5)
+    assert torch.allclose(together.frames[3:4], alone.frames, atol=1e-3)
+
+
+def test_guidance_extrapolates_from_the_prediction_without_text():
+    fixed_variance = replace(TINY, action_head=replace(TINY.action_head, learned_variance=False))
+    sample = Sample(EVERYTHING, fixed_variance)
+    model, inputs = sample.model, sample.inputs
+    for parameter in model.parameters():  # so that the instruction matters in an untrained model
+        parameter.data.add_(0.2 * torch.randn_like(parameter))
+
+    def actions(guidance):
+        return model.sample(
+            inputs, TASK_MODES["policy"], sampler=FEW, generator=generators(5), guidance=guidance
+        ).actions
+
+    def seen(text):
+        yes, no = torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.bool)
+        return Visibility(torch.ones(5, 16, dtype=torch.bool), yes, no, yes if text else no)
+
+    head = model.action_head
+    with torch.no_grad():
+        with_text, free = (model.mar(inputs, seen(text)) for text in (True, False))
+        assert torch.allclose(actions(0.0), head.sample_chunk(free, FEW, generators(5)), atol=1e-5)
+        assert torch.allclose(actions(1.0), head.sample_chunk(with_text, FEW, generators(5)), atol=1e-5)
+    assert (actions(1.0) - actions(0.0)).abs().max() > 0.01
+    assert (actions(3.0) - actions(1.0)).abs().max() > 0.01
+
+
+def test_missing_inputs_are_named(everything):
+    sample = lambda inputs, mode, **options: everything.model.sample(  # noqa: E731
+        inputs, TASK_MODES[mode], sampler=FEW, **options
+    )
+    with pytest.raises(ValueError, match="needs actions"):
+        sample(replace(everything.inputs, actions=None), "forward_dynamics")
+    with pytest.raises(ValueError, match="needs future frames"):
+        sample(replace(everything.inputs, future=None), "inverse_dynamics")
+    for name in ("proprio", "text", "wrist_history"):
+        with pytest.raises(ValueError, match=name):
+            sample(replace(everything.inputs, **{name: None}), "policy")
+
+
+def test_guidance_without_language_is_refused(plain):
+    with pytest.raises(ValueError, match="guidance"):
+        plain.model.sample(plain.inputs, TASK_MODES["policy"], sampler=FEW, guidance=2.0)

@@ -1,0 +1,156 @@
+"""The rules of the house, measured: style, the arrows between packages, and what no file may contain."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "unified_video_action"
+LINES = 350  # no file is longer
+HELP_SECONDS = 60  # on a busy machine; alone it takes a few
+
+ENTRY_POINTS = sorted(path for path in ROOT.glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py")) + ENTRY_POINTS + SCRIPTS
+TEXT_FILES = sorted(
+    path
+    for pattern in ("*", ".ci/*", "config/**/*", "scripts/**/*", "unified_video_action/**/*", "tests/**/*")
+    for path in ROOT.glob(pattern)
+    if path.suffix in {".py", ".yaml", ".toml", ".md", ".txt", ".sh", ""} and path.is_file() and path != Path(__file__)
+)
+
+FORBIDDEN_TEXT = {
+    "a path of one machine": r"(?<![\w.])/(work|home|root|tmp|opt|mnt)/\w",
+    "a package index": r"pypi\.|pythonhosted|--(extra-)?index-url|--find-links",
+    "something unfinished": r"\b(TODO|FIXME|XXX|HACK)\b",
+}
+TASK_NAMES = re.compile(r"task_name|\b(pusht|libero|toolhang|umi)", re.IGNORECASE)
+TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evaluation", "env_runner")  # packages
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(), filename=str(path)))
+
+
+def faults(found: Iterator[str]) -> None:
+    found = list(found)
+    assert not found, "\n" + "\n".join(found)
+
+
+def call_name(node: ast.Call) -> str:
+    return ast.unparse(node.func)
+
+
+def keyword(node: ast.Call, key: str) -> object:
+    """Value of a call's constant keyword argument; None when it is absent."""
+    return next((k.value.value for k in node.keywords if k.arg == key and isinstance(k.value, ast.Constant)), None)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "-m", "ruff", "check", "."], [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]],
+    ids=["ruff", "import-linter"],
+)
+def test_linters_are_content(command: list[str]) -> None:
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("what", FORBIDDEN_TEXT)
+def test_no_file_contains(what: str) -> None:
+    faults(
+        f"{name(path)}:{number}: {line.strip()}"
+        for path in TEXT_FILES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(FORBIDDEN_TEXT[what], line)
+    )
+
+
+def test_only_ci_knows_the_data_beside_the_checkout() -> None:
+    faults(name(path) for path in TEXT_FILES if "shared/" in path.read_text() and name(path) != ".ci/run")
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    faults(f"{name(path)}: {length} lines" for path, length in lengths.items() if length > LINES)
+
+
+def test_nothing_prints_or_evaluates() -> None:
+    faults(
+        f"{name(path)}:{node.lineno}: {call_name(node)}"
+        for path in SOURCES
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and call_name(node) in ("print", "eval", "exec")
+    )
+
+
+def test_only_compat_opens_pickles() -> None:
+    unsafe = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    faults(
+        f"{name(path)}:{node.lineno}: imports {module}"
+        for path in SOURCES
+        if "compat" not in path.parts
+        for node in nodes(path)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for module in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+        if module.split(".")[0] in unsafe
+    )
+
+
+def test_weights_are_loaded_safely_and_whole() -> None:
+    calls = [(path, node) for path in SOURCES for node in nodes(path) if isinstance(node, ast.Call)]
+    faults(
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)}"
+        for path, node in calls
+        if (call_name(node) == "torch.load" and keyword(node, "weights_only") is not True)
+        or ("load" in call_name(node) and keyword(node, "strict") is False)
+    )
+
+
+def test_no_exception_is_swallowed() -> None:
+    faults(
+        f"{name(path)}:{node.lineno}"
+        for path in SOURCES
+        for node in nodes(path)
+        if isinstance(node, ast.ExceptHandler)
+        and (node.type is None or (ast.unparse(node.type) == "Exception" and isinstance(node.body[0], ast.Pass)))
+    )
+
+
+def test_only_configs_adapters_and_sources_name_a_task() -> None:
+    faults(
+        f"{name(path)}:{node.lineno}: {node.value!r}"
+        for package in TASK_FREE
+        for path in sorted((PACKAGE / package).rglob("*.py"))
+        for node in nodes(path)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.col_offset and " " not in node.value
+        if TASK_NAMES.search(node.value)
+    )
+
+
+def test_the_model_names_no_accelerator_and_no_dtype() -> None:
+    faults(
+        f"{name(path)}:{node.lineno}: {ast.unparse(node)}"
+        for path in sorted((PACKAGE / "model").rglob("*.py"))
+        for node in nodes(path)
+        if (isinstance(node, ast.Constant) and node.value == "cuda")
+        or (isinstance(node, ast.Attribute) and node.attr in ("cuda", "bfloat16", "float16", "half"))
+    )
+
+
+@pytest.mark.parametrize("script", [*ENTRY_POINTS, *SCRIPTS], ids=name)
+def test_help_works(script: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, str(script), "--help"], cwd=ROOT, capture_output=True, text=True, timeout=HELP_SECONDS
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout) > 100, result.stdout

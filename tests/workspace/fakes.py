@@ -1,0 +1,181 @@
+"""A policy and a dataset of a few numbers, with the interfaces of the real ones: for what the training loop itself does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from unified_video_action.model.task_modes import ModeMix
+from unified_video_action.workspace.loop import TrainingLoop
+from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.settings import (
+    EmaSettings,
+    OptimizerSettings,
+    ScheduleSettings,
+    TrainerSettings,
+    TrainingSettings,
+)
+
+
+class Points(Dataset):
+    """50 points; the sample's seed moves them a little. `broken` points are NaN."""
+
+    def __init__(self, broken: tuple[int, ...] = ()) -> None:
+        self.x = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+        self.x[list(broken)] = torch.nan
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
+        jitter = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for _, seed in keys]
+        x = torch.stack([self.x[index] + 0.1 * move for (index, _), move in zip(keys, jitter)])
+        return {"x": x, "index": torch.tensor([index for index, _ in keys])}
+
+    def describe(self, index: int) -> str:
+        return f"points.zarr, episode {index // 10}, step {index % 10}"
+
+
+@dataclass
+class Draws:
+    noise: Tensor  # (B, 6)
+    video: Tensor  # (B,) bool
+    action: Tensor  # (B,) bool
+
+
+class FakePolicy(nn.Module):
+    """A trunk and two heads, each trained by the samples whose mode asks for it; dropout when wanted."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        layers = [nn.Linear(6, 16), nn.LayerNorm(16), nn.Dropout(dropout), nn.SiLU()]
+        self.model = nn.ModuleDict(
+            {"trunk": nn.Sequential(*layers), "video": nn.Linear(16, 6), "action": nn.Linear(16, 2), "idle": nn.Linear(3, 3)}
+        )
+
+    def training_draws(self, seeds, modes) -> Draws:
+        noise = [torch.randn(6, generator=torch.Generator().manual_seed(seed // 2)) for seed in seeds]
+        flags = [[mode.learns_frames, mode.learns_actions] for mode in modes]
+        return Draws(torch.stack(noise), *torch.tensor(flags).unbind(1))
+
+    def loss_weights(self, batch, draws) -> dict[str, float]:
+        counts = {"video": float(draws.video.sum() * 6), "action": float(draws.action.sum())}
+        return {name: count for name, count in counts.items() if count}
+
+    def forward(self, batch, draws, weights) -> dict[str, Tensor]:
+        hidden = self.model["trunk"](batch["x"] + draws.noise)
+        losses = {}
+        if draws.video.any():
+            error = (self.model["video"](hidden) - batch["x"])[draws.video]
+            losses["video"] = error.square().sum() / weights["video"]
+        if draws.action.any():
+            error = (self.model["action"](hidden) - batch["x"][:, :2])[draws.action]
+            losses["action"] = error.square().sum() / weights["action"]
+        return {"loss": sum(losses.values()), **losses}
+
+
+def training_settings(**changes) -> TrainingSettings:
+    values = {
+        "steps": 20,
+        "batch_size": 12,
+        "optimizer": OptimizerSettings(learning_rate=1e-2, clip=1.0),
+        "schedule": ScheduleSettings(warmup_steps=3),
+        "ema": EmaSettings(),
+        "mode_mix": ModeMix(),
+    }
+    return TrainingSettings(**{**values, **changes})
+
+
+def trainer_settings(**changes) -> TrainerSettings:
+    values = {"device": "cpu", "checkpoint_every": 5, "log_every": 1, "tensorboard": False}
+    return TrainerSettings(**{**values, **changes})
+
+
+def build_loop(
+    output_dir: Path,
+    training: TrainingSettings | None = None,
+    trainer: TrainerSettings | None = None,
+    dropout: float = 0.0,
+    dataset: Dataset | None = None,
+    periodic=(),
+) -> TrainingLoop:
+    from unified_video_action.workspace.accelerator import build_accelerator
+
+    training, trainer = training or training_settings(), trainer or trainer_settings()
+    torch.manual_seed(0)
+    policy = FakePolicy(dropout)
+    return TrainingLoop(
+        policy,
+        dataset or Points(),
+        training,
+        trainer,
+        seed=7,
+        output_dir=output_dir,
+        accelerator=build_accelerator(trainer),
+        open_records=lambda step: Records(output_dir, trainer, step),
+        periodic=periodic,
+        files={"config.yaml": "name: fake\n"},
+    )
+
+
+def metrics(output_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(loop: TrainingLoop) -> dict[str, Tensor]:
+    """Everything that training leaves: weights, their average, the optimiser's state."""
+    from unified_video_action.workspace.checkpoint import optimizer_tensors
+
+    average = {f"ema.{name}": value for name, value in loop.ema.state_dict().items()}
+    return {**loop.model.state_dict(), **average, **optimizer_tensors(loop.optimizer, loop.model)}
+
+
+def main() -> None:
+    """Train in a process of its own: `python fakes.py OUTPUT ...`, also under torchrun."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--micro-batch", type=int)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--kill-at", type=int, help="send this process --signal when this step begins")
+    parser.add_argument("--kill-in-write", type=int, help="die while the checkpoint of this step is being written")
+    parser.add_argument("--signal", default="SIGKILL")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO)
+    trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch)
+    loop = build_loop(options.output, trainer=trainer, dropout=options.dropout)
+    if options.kill_at is not None:
+        step = loop.train_step
+
+        def train_step(*arguments):
+            if loop.step == options.kill_at:
+                os.kill(os.getpid(), getattr(signal, options.signal))
+            return step(*arguments)
+
+        loop.train_step = train_step
+    if options.kill_in_write is not None:
+        from unified_video_action.workspace import checkpoint
+
+        save_file = checkpoint.save_file
+
+        def save_and_die(tensors, path):
+            save_file(tensors, path)
+            if f"{options.kill_in_write:08d}" in str(path) and path.name == "ema.safetensors":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save_file = save_and_die
+    loop.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The only place that knows other projects' names and file formats."""

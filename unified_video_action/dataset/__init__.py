@@ -1,0 +1,1 @@
+"""Episode stores and the training samples cut from them."""

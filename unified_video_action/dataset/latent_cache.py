@@ -1,0 +1,123 @@
+"""Latents of every frame of a store, computed once by the frozen codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_video_action.dataset.cache_folder import Layout, fill_cache
+from unified_video_action.dataset.row_store import RowStore
+from unified_video_action.vae.base import FrameCodec, Moments, gaussian
+
+LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterior to store
+
+# (variant, start, stop) -> frames uint8 (stop - start, 3, H, W) of that variant
+Frames = Callable[[str, int, int], np.ndarray]
+
+
+class LatentCache:
+    """Moments of all frames of one camera, in one or more variants (views) of the images, as float16 on disk.
+
+    `LatentCache.build` makes or completes it and opens it. Nothing is held in memory; the object can be pickled into
+    worker processes.
+    """
+
+    def __init__(self, stores: dict[str, dict[str, RowStore]], codec: FrameCodec) -> None:
+        self.variants = tuple(stores)
+        self._stores = stores
+        self._scale, self._shift = codec.scale.cpu().clone(), codec.shift.cpu().clone()
+        self._samples = codec.posterior == "sample" and "logvar" in next(iter(stores.values()))
+
+    @classmethod
+    def build(
+        cls,
+        path: str | Path,
+        codec: FrameCodec,
+        rows: int,
+        frames: Frames,
+        source: str,
+        variants: Sequence[str] = ("plain",),
+        recipe: str = "",
+        rebuild: bool = False,
+        progress: bool = True,
+        block: int = 128,
+    ) -> LatentCache:
+        """Open the cache at `path`; encode what it lacks, on the device where `codec` is.
+
+        Args:
+            rows: number of frames.
+            frames: gives the frames of a variant.
+            source: fingerprint of the data.
+            variants: those needed; more may be added later.
+            recipe: how variants are made (the augmentation), as text.
+            rebuild, progress, block: as for `fill_cache`.
+
+        Raises:
+            StaleCacheError: the cache there is of another codec, image size, recipe or source.
+            ValueError: a latent that float16 cannot hold.
+        """
+
+        def encode(variant: str, start: int, stop: int) -> Moments:
+            batch = torch.from_numpy(np.ascontiguousarray(frames(variant, start, stop)))[None].to(codec.scale.device)
+            return codec.moments(batch)  # (1, n, C, h, w)
+
+        def produce(variant: str, start: int, stop: int) -> dict[str, np.ndarray]:
+            moments = encode(variant, start, stop)
+            arrays = {"mean": moments.mean, "logvar": moments.logvar}
+            return {name: _to_half(arrays[name], f"{path}, rows {start} to {stop}") for name in layout}
+
+        shape = tuple(vars(codec.latent_shape).values())
+        layout: Layout = {"mean": (shape, "float16")}
+        if encode(variants[0], 0, 1).logvar.max() > LOGVAR_FLOOR:
+            layout["logvar"] = (shape, "float16")
+        key = {
+            "codec": codec.key(),
+            "image size": str(codec.image_size),
+            "source": source,
+            "augmentation": recipe,
+        }
+        groups = {variant: layout for variant in variants}
+        return cls(fill_cache(Path(path), key, rows, groups, produce, rebuild, progress, block), codec)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a latent."""
+        return self._stores[self.variants[0]]["mean"].row_shape
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return self._stores[self.variants[0]]["mean"].rows
+
+    def read(self, rows: np.ndarray, variants: Iterable[str], seeds: Sequence[int]) -> Tensor:
+        """Scaled latents, float32 (B, T, C, h, w).
+
+        Args:
+            rows: (B, T) int64.
+            variants: B names, one for each sample.
+            seeds: B seeds of the posterior's noise, used when the codec's posterior is "sample".
+        """
+        variants = list(variants)
+        mean = self._gather("mean", rows, variants)  # (B, T, C, h, w)
+        if self._samples:
+            logvar = self._gather("logvar", rows, variants)  # (B, T, C, h, w)
+            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+            mean += torch.exp(0.5 * logvar) * gaussian(mean, generators)
+        return mean.sub_(self._shift).mul_(self._scale)
+
+    def _gather(self, name: str, rows: np.ndarray, variants: list[str]) -> Tensor:
+        half = torch.empty(*rows.shape, *self.shape, dtype=torch.float16)  # (B, T, C, h, w)
+        for own, variant, out in zip(rows, variants, half.numpy(), strict=True):
+            self._stores[variant][name].read(own, out)
+        return half.float()
+
+
+def _to_half(values: Tensor, where: str) -> np.ndarray:
+    """(1, n, ...) -> (n, ...) float16."""
+    half = values[0].to(torch.float16).cpu()
+    if not torch.isfinite(half).all():
+        raise ValueError(f"{where}: the codec gave latents up to {values.abs().max():.3g}, which float16 cannot hold")
+    return half.numpy()

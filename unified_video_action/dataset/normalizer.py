@@ -1,0 +1,126 @@
+"""Per-dimension affine normalisation of actions and low-dimensional observations; it travels in the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+STATISTICS = ("min", "max", "mean", "std")
+
+
+class Normalizer(nn.Module):
+    """y = x * scale + offset for each named field, over the last dimension.
+
+    Args:
+        fields: name -> {"scale": (D,), "offset": (D,)} and, where known, {"min", "max", "mean", "std"} of the data.
+    """
+
+    def __init__(self, fields: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.names = tuple(fields)
+        self.stats: dict[str, dict[str, Tensor]] = {}
+        for name, field in fields.items():
+            scale, offset = _vector(name, "scale", field["scale"]), _vector(name, "offset", field["offset"])
+            if scale.shape != offset.shape or not (torch.isfinite(scale).all() and torch.isfinite(offset).all()):
+                raise ValueError(f"normaliser field {name!r}: scale {scale} and offset {offset} do not fit together")
+            if (scale == 0).any():
+                raise ValueError(f"normaliser field {name!r}: scale {scale} contains 0 and cannot be undone")
+            self.register_buffer(f"{name}_scale", scale)
+            self.register_buffer(f"{name}_offset", offset)
+            self.stats[name] = {key: _vector(name, key, field[key]) for key in STATISTICS if key in field}
+
+    @classmethod
+    def limits(cls, data: Mapping[str, np.ndarray | Tensor], range_eps: float = 1e-4) -> Normalizer:
+        """Fit each field's minimum and maximum onto [-1, 1].
+
+        Args:
+            data: name -> values (..., D).
+            range_eps: a dimension that varies by less is centred on 0 with scale 1.
+        """
+        fields = {}
+        for name, values in data.items():
+            stats = _statistics(name, values)
+            extent = stats["max"] - stats["min"]
+            flat = extent < range_eps
+            scale = torch.where(flat, torch.ones_like(extent), 2 / torch.where(flat, torch.ones_like(extent), extent))
+            offset = torch.where(flat, -stats["min"], -1 - scale * stats["min"])
+            fields[name] = {"scale": scale, "offset": offset, **stats}
+        return cls(fields)
+
+    @classmethod
+    def identity(cls, dims: Mapping[str, int]) -> Normalizer:
+        """Leave each field (name -> D) as it is."""
+        return cls({name: {"scale": torch.ones(dim), "offset": torch.zeros(dim)} for name, dim in dims.items()})
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def scale(self, name: str) -> Tensor:
+        """(D,); raises KeyError for an unknown field."""
+        return self._buffer(name, "scale")
+
+    def offset(self, name: str) -> Tensor:
+        """(D,); raises KeyError for an unknown field."""
+        return self._buffer(name, "offset")
+
+    def normalize(self, name: str, x: Tensor) -> Tensor:
+        """Data units (..., D) -> about [-1, 1]."""
+        return x * self.scale(name) + self.offset(name)
+
+    def unnormalize(self, name: str, y: Tensor) -> Tensor:
+        """Normalised (..., D) -> data units."""
+        return (y - self.offset(name)) / self.scale(name)
+
+    def to_json(self) -> str:
+        """The fields as JSON; float32 values survive the round trip exactly."""
+        fields = {
+            name: {
+                "scale": self.scale(name).tolist(),
+                "offset": self.offset(name).tolist(),
+                **{key: value.tolist() for key, value in self.stats[name].items()},
+            }
+            for name in self.names
+        }
+        return json.dumps(fields, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Normalizer:
+        """Inverse of `to_json`. Raises ValueError for text that is not a normaliser's JSON."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or not all(
+            isinstance(field, dict) and {"scale", "offset"} <= field.keys() for field in fields.values()
+        ):
+            raise ValueError('a normaliser\'s JSON must map each field name to {"scale": [...], "offset": [...]}')
+        return cls({name: {k: torch.tensor(v) for k, v in field.items()} for name, field in fields.items()})
+
+    def _buffer(self, name: str, part: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(f"the normaliser has no field {name!r}; it has {', '.join(self.names)}")
+        return getattr(self, f"{name}_{part}")
+
+
+def _vector(name: str, part: str, values: Tensor) -> Tensor:
+    vector = torch.as_tensor(values).detach().to(torch.float32, copy=True)
+    if vector.ndim != 1:
+        raise ValueError(f"normaliser field {name!r}: {part} has shape {tuple(vector.shape)}, expected (D,)")
+    return vector
+
+
+def _statistics(name: str, values: np.ndarray | Tensor) -> dict[str, Tensor]:
+    rows = torch.as_tensor(values).to(torch.float32)
+    rows = rows.reshape(-1, rows.shape[-1])  # (N, D)
+    if not len(rows):
+        raise ValueError(f"normaliser field {name!r}: no data to fit")
+    if not torch.isfinite(rows).all():
+        raise ValueError(f"normaliser field {name!r}: row {(~torch.isfinite(rows)).nonzero()[0, 0]} is not finite")
+    exact = rows.to(torch.float64)
+    return {
+        "min": rows.amin(0),
+        "max": rows.amax(0),
+        "mean": exact.mean(0).float(),
+        "std": exact.std(0, unbiased=False).float(),
+    }

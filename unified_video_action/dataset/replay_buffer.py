@@ -1,0 +1,207 @@
+"""Read-only access to recorded episodes in a zarr store, by row, without ever holding the store in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from unified_video_action.dataset.zarr_store import (
+    MARKER,
+    StoreError,
+    chunk_bytes,
+    chunk_exists,
+    chunk_grid,
+    expand,
+    open_root,
+)
+
+FRAMES_IN_MEMORY = 64 * 2**20  # bytes of decoded frames that a process keeps
+LARGEST_CHUNK = 2**30  # bytes that reading a single frame may decode
+CHUNKS_CHECKED = 10_000  # at most so many chunks are looked for on opening; reading checks again
+CHUNKS_HASHED = 256  # at most so many chunks enter the fingerprint
+
+
+class ReplayBuffer:
+    """Episodes of a store in the layout of Diffusion Policy: data/<array> (N, ...) and meta/episode_ends (E,).
+
+    Vectors are read on opening and kept (float32); frames stay on disk and are decoded chunk by chunk. The object can
+    be pickled or forked into worker processes, each of which opens the store for itself.
+
+    Args:
+        location: folder, zip (the store at its root or nested in folders) or fsspec URL; ~ and variables are expanded.
+        images: names of frame arrays (N, H, W, 3), uint8, or floats that hold whole numbers 0..255.
+        vectors: names of arrays (N, D) to keep in memory.
+
+    Raises:
+        FileNotFoundError: nothing at `location`.
+        StoreError: damaged, truncated or inconsistent; names file, array and index.
+    """
+
+    def __init__(self, location: str | Path, images: Sequence[str], vectors: Sequence[str]) -> None:
+        self.location = expand(location)
+        self.images = tuple(images)
+        self._group: zarr.Group | None = None
+        self._owner = 0  # process that opened the group
+        self._decoded: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self.episode_ends = self._read_episode_ends()
+        self.episode_starts = np.concatenate([[0], self.episode_ends[:-1]])
+        for name in images:
+            self._check_images(name)
+        self.vectors = {name: self._read_vectors(name) for name in vectors}
+
+    def __len__(self) -> int:
+        """Number of rows (time steps of all episodes)."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def n_episodes(self) -> int:
+        return len(self.episode_ends)
+
+    def frame_shape(self, name: str) -> tuple[int, int]:
+        """(H, W) of an image array."""
+        return self._array(name).shape[1:3]
+
+    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Frames at `rows` (any shape) of an image array: uint8 (*rows.shape, H, W, 3)."""
+        flat = np.asarray(rows, np.int64).ravel()
+        frames = np.empty((len(flat), *self.frame_shape(name), 3), np.uint8)
+        blocks, places = np.divmod(flat, self._array(name).chunks[0])
+        for block in np.unique(blocks):
+            mine = blocks == block
+            frames[mine] = self._decode(name, int(block))[places[mine]]
+        return frames.reshape(*np.shape(rows), *frames.shape[1:])
+
+    def locate(self, row: int) -> tuple[int, int]:
+        """(episode, step within it) of a row."""
+        episode = int(np.searchsorted(self.episode_ends, row, side="right"))
+        return episode, int(row - self.episode_starts[episode])
+
+    def fingerprint(self) -> str:
+        """sha256 over episode ends, image arrays' layout and their stored chunks (256 evenly spaced ones at most)."""
+        digest = hashlib.sha256(self.episode_ends.tobytes())
+        for name in self.images:
+            array = self._array(name)
+            digest.update(f"{name} {array.shape} {array.dtype}".encode())
+            for chunk in _evenly(chunk_grid(array), CHUNKS_HASHED):
+                digest.update(chunk_bytes(array, chunk))
+        return digest.hexdigest()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_group": None, "_decoded": OrderedDict()}
+
+    def _array(self, name: str) -> zarr.Array:
+        return self._member(f"data/{name}")
+
+    def _member(self, path: str) -> zarr.Array:
+        if self._group is None or self._owner != os.getpid():  # open handles must not be shared between processes
+            self._group, self._owner = open_root(self.location), os.getpid()
+        try:
+            member = self._group[path]
+        except KeyError:
+            raise StoreError(f"{self.location}: the array {path} is missing") from None
+        except Exception as error:
+            raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
+        if not isinstance(member, zarr.Array):
+            raise StoreError(f"{self.location}: {path} is a group, expected an array")
+        return member
+
+    def _read(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of an array; every stored chunk they need must be there and intact."""
+        array = self._member(path)
+        rows = (array.shards or array.chunks)[0]
+        for chunk in chunk_grid(array, start, stop):
+            if not chunk_exists(array, chunk):
+                raise StoreError(f"{self.location}: {path} lacks chunk {chunk} (rows from {chunk[0] * rows})")
+        try:
+            return np.asarray(array[start:stop])
+        except Exception as error:  # whatever a decoder, a zip or a network raises
+            if stop - start > rows:  # find the chunk that fails, to name it
+                for first in range(start - start % rows, stop, rows):
+                    self._read(path, first, min(first + rows, stop))
+            raise StoreError(f"{self.location}: {path}[{start}:{stop}] cannot be read ({error})") from error
+
+    def _read_episode_ends(self) -> np.ndarray:
+        array = self._member(MARKER)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
+            raise StoreError(f"{self.location}: {MARKER} is {array.dtype} {array.shape}, expected integers (E,)")
+        ends = self._read(MARKER, 0, array.shape[0]).astype(np.int64)
+        lengths = np.diff(ends, prepend=0)
+        if (lengths < 1).any():
+            index = int(np.argmax(lengths < 1))
+            raise StoreError(f"{self.location}: {MARKER}[{index}] = {ends[index]} does not increase")
+        return ends
+
+    def _check_rows(self, name: str) -> zarr.Array:
+        array = self._array(name)
+        if array.ndim == 0 or array.shape[0] != len(self):
+            last = self.n_episodes - 1
+            raise StoreError(
+                f"{self.location}: {MARKER}[{last}] = {len(self)}, but data/{name} has shape {array.shape}; "
+                "both must count the same steps"
+            )
+        return array
+
+    def _check_images(self, name: str) -> None:
+        array = self._check_rows(name)
+        if array.ndim != 4 or array.shape[-1] != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+            raise StoreError(
+                f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected uint8 or float (N, H, W, 3)"
+            )
+        size = int(np.prod(array.chunks)) * array.dtype.itemsize
+        if size > LARGEST_CHUNK:
+            raise StoreError(
+                f"{self.location}: data/{name} has chunks of {array.chunks[0]} frames ({size / 2**30:.1f} GiB), too large "
+                "to read by window; rewrite the array with chunks of at most a few hundred frames"
+            )
+        for chunk in _evenly(chunk_grid(array), CHUNKS_CHECKED):
+            if not chunk_exists(array, chunk):
+                row = chunk[0] * (array.shards or array.chunks)[0]
+                raise StoreError(f"{self.location}: data/{name} lacks chunk {chunk} (rows from {row}); it is truncated")
+
+    def _read_vectors(self, name: str) -> np.ndarray:
+        array = self._check_rows(name)
+        if array.ndim != 2 or array.dtype.kind not in "fiu":
+            raise StoreError(f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected numbers (N, D)")
+        values = self._read(f"data/{name}", 0, len(self)).astype(np.float32)
+        if not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            raise StoreError(f"{self.location}: data/{name}[{row}, {column}] = {values[row, column]} is not a number")
+        return values
+
+    def _decode(self, name: str, block: int) -> np.ndarray:
+        """One chunk's worth of frames as uint8, from memory if it was read lately."""
+        key = (name, block)
+        if key not in self._decoded:
+            rows = self._array(name).chunks[0]
+            start, stop = block * rows, min((block + 1) * rows, len(self))
+            self._decoded[key] = self._as_uint8(name, start, self._read(f"data/{name}", start, stop))
+            while len(self._decoded) > 1 and sum(x.nbytes for x in self._decoded.values()) > FRAMES_IN_MEMORY:
+                self._decoded.popitem(last=False)
+        self._decoded.move_to_end(key)
+        return self._decoded[key]
+
+    def _as_uint8(self, name: str, start: int, frames: np.ndarray) -> np.ndarray:
+        if frames.dtype == np.uint8:
+            return frames
+        with np.errstate(invalid="ignore"):
+            whole = frames.astype(np.uint8)
+        if not np.array_equal(whole, frames):
+            place = np.argwhere(whole != frames)[0]
+            raise StoreError(
+                f"{self.location}: data/{name}[{start + place[0]}] holds {frames[tuple(place)]}; pixels must be whole "
+                "numbers from 0 to 255"
+            )
+        return whole
+
+
+def _evenly(items: Sequence, most: int) -> Iterable:
+    """All items, or `most` of them at even distances."""
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

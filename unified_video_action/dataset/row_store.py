@@ -1,0 +1,110 @@
+"""Rows of equal size in one file, written block by block and read at random at the speed of the page cache.
+
+On disk it is an ordinary zarr v3 array of a single uncompressed shard: a table of (offset, length) for each block of
+rows, then the blocks, in order. Any zarr library reads it. A block counts as written once its table entry is; the file
+therefore survives a kill at any moment. Reading uses `pread`, so nothing is held in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, ShardingCodec
+
+ABSENT = 2**64 - 1  # offset and length of a block that is not written, by zarr's sharding specification
+ENTRY = 16  # bytes of a table entry
+
+
+class RowStore:
+    """Open an existing store.
+
+    Raises:
+        FileNotFoundError, ValueError: no such array, or one that `create` did not make.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            array = zarr.open_array(self.path, mode="r", zarr_format=3)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{path}: no cached array here") from error
+        self.rows, self.row_shape, self.dtype = array.shape[0], tuple(array.shape[1:]), array.dtype
+        self.block, self._file = array.chunks[0], self.path / array.metadata.encode_chunk_key((0,) * array.ndim)
+        self._row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
+        self._start = self.blocks * ENTRY
+        self._descriptor = -1
+        expected = self._start + self.blocks * self.block * self._row_bytes
+        if not array.shards or self._file.stat().st_size != expected:
+            raise ValueError(f"{self.path}: not a cached array, or cut short; delete the folder to build it again")
+
+    @classmethod
+    def create(cls, path: str | Path, rows: int, row_shape: tuple[int, ...], dtype: str, block: int = 128) -> RowStore:
+        """Make an empty store, whole or (after a kill) not at all, and open it."""
+        path, blocks = Path(path), -(-rows // block)
+        unfinished = path.with_name(path.name + ".unfinished")
+        layout = ShardingCodec(
+            chunk_shape=(block, *row_shape),
+            codecs=[BytesCodec()],
+            index_codecs=[BytesCodec()],
+            index_location="start",
+        )
+        array = zarr.create_array(
+            unfinished,
+            shape=(rows, *row_shape),
+            dtype=dtype,
+            chunks=(blocks * block, *row_shape),
+            serializer=layout,
+            compressors=None,
+            filters=None,
+            zarr_format=3,
+            overwrite=True,
+        )
+        file = unfinished / array.metadata.encode_chunk_key((0,) * array.ndim)
+        file.parent.mkdir(parents=True)
+        with open(file, "wb") as handle:
+            handle.write(np.full((blocks, 2), ABSENT, "<u8").tobytes())
+            handle.truncate(blocks * (ENTRY + block * int(np.prod(row_shape)) * np.dtype(dtype).itemsize))
+        unfinished.rename(path)
+        return cls(path)
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.rows // self.block)
+
+    def written(self) -> np.ndarray:
+        """(blocks,) bool: which blocks are on disk."""
+        return np.fromfile(self._file, "<u8", 2 * self.blocks).reshape(-1, 2)[:, 0] != ABSENT
+
+    def write(self, block: int, values: np.ndarray) -> None:
+        """Write the rows of one block, (<= block, *row_shape); they are on disk when this returns."""
+        expected = (min(self.rows - block * self.block, self.block), *self.row_shape)
+        if values.shape != expected or values.dtype != self.dtype:
+            raise ValueError(f"{self.path}: block {block} takes {self.dtype} {expected}, got {values.dtype} {values.shape}")
+        size = self.block * self._row_bytes
+        offset = self._start + block * size
+        with open(self._file, "r+b") as handle:
+            handle.seek(offset)
+            handle.write(np.ascontiguousarray(values).data)
+            handle.flush()
+            os.fsync(handle.fileno())  # the rows must reach the disk before the entry that vouches for them
+            handle.seek(block * ENTRY)
+            handle.write(np.array([offset, size], "<u8").tobytes())
+
+    def read(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy `rows` (n,) into `out` (n, *row_shape), which is contiguous and of the store's dtype."""
+        if self._descriptor < 0:
+            self._descriptor = os.open(self._file, os.O_RDONLY)
+        size, buffers = self._row_bytes, out.reshape(len(out), -1).view(np.uint8)  # (n, bytes)
+        for row, buffer in zip(rows.tolist(), buffers, strict=True):
+            if not 0 <= row < self.rows or os.preadv(self._descriptor, [buffer], self._start + row * size) != size:
+                raise ValueError(f"{self.path}: row {row} of {self.rows} cannot be read")
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_descriptor": -1}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", -1) >= 0:
+            os.close(self._descriptor)

@@ -1,0 +1,1 @@
+"""Simulators as plain gymnasium environments, one folder each."""

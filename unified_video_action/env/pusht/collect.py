@@ -1,0 +1,68 @@
+"""Demonstrations of PushT by the scripted expert, one episode per attempt number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
+from unified_video_action.env.pusht.renderer import render_states
+
+GOALS = ("fixed", "random")
+RANDOM_GOAL_RANGE = (130.0, 382.0)  # x and y of random goals, so that the goal lies on the table at any angle
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What the expert did: row i of every array belongs to the moment just before action i."""
+
+    arrays: dict[str, np.ndarray]  # img uint8 (T, size, size, 3), action float32 (T, 2), state float32 (T, 5)
+    goal: np.ndarray  # (3,) x, y, angle
+    coverage: float  # the most of the goal that was covered
+    success: bool  # only then are there arrays
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Calling it with an attempt number gives that attempt's episode; the same one in any process and any order."""
+
+    seed: int = 0
+    goal: str = "fixed"  # one of GOALS
+    image_size: int = 96
+    max_steps: int = 300
+    variety: Variety = Variety(action_noise=1.0, choice=4.0, mistakes=0.05)
+
+    def __post_init__(self) -> None:
+        if self.goal not in GOALS:
+            raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
+
+    def __call__(self, attempt: int) -> Episode:
+        rng = np.random.default_rng([self.seed, attempt])
+        start_seed, expert_seed = (int(number) for number in rng.integers(2**31, size=2))
+        goal = random_goal(rng) if self.goal == "random" else np.array(DEFAULT_GOAL)
+        env = PushTEnv(goal=goal, observe_image=False)
+        expert = ScriptedExpert(goal, expert_seed, self.variety)
+        _, info = env.reset(seed=start_seed)
+        states, actions, coverage, success = [], [], info["coverage"], info["is_success"]
+        while not success and len(actions) < self.max_steps:
+            states.append(info["state"])
+            actions.append(expert.act(info["state"]))
+            _, _, success, _, info = env.step(actions[-1])
+            coverage = max(coverage, info["coverage"])
+        success = success and bool(actions)  # nothing is learnt from a start on the goal
+        if not success:
+            return Episode({}, goal, coverage, False)
+        arrays = {
+            "img": render_states(np.array(states), goal, self.image_size),
+            "action": np.array(actions, np.float32),
+            "state": np.array(states, np.float32),
+        }
+        return Episode(arrays, goal, coverage, True)
+
+
+def random_goal(rng: np.random.Generator) -> np.ndarray:
+    """A goal pose anywhere on the table that the T can take: (3,)."""
+    x, y = rng.uniform(*RANDOM_GOAL_RANGE, size=2)
+    return np.array([x, y, rng.uniform(-np.pi, np.pi)])

@@ -1,0 +1,141 @@
+"""PushT as a gymnasium environment: gym-pusht with seeds, goals and observations as the demonstrations have them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from unified_video_action.env.pusht.system_libraries import explain_missing_libraries
+
+os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+with explain_missing_libraries():
+    import cv2
+    from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
+
+DEFAULT_GOAL = (256.0, 256.0, np.pi / 4)  # x, y in table pixels, angle in radians
+TABLE_SIZE = 512.0
+RESET_OPTIONS = {"state", "goal", "legacy"}
+
+
+def start_state(seed: int) -> np.ndarray:
+    """The start that Diffusion Policy's evaluation uses for `seed`: agent x, y, block x, y, block angle, shape (5,)."""
+    random = np.random.RandomState(seed)
+    agent = [random.randint(50, 450), random.randint(50, 450)]
+    block = [random.randint(100, 400), random.randint(100, 400)]
+    return np.array([*agent, *block, random.randn() * 2 * np.pi - np.pi])
+
+
+class PushTEnv(GymPushTEnv):
+    """One table with a T to push onto the goal pose.
+
+    Observations: `image` uint8 (image_size, image_size, 3), `agent_pos` float32 (2,). Actions: float32 (2,), the agent's
+    target position; 10 of them a second. All positions are table pixels, 0..512, and angles are radians.
+
+    `step` ends the episode on success and reports in its info `coverage` (share of the goal covered), `score`
+    (min(coverage / 0.95, 1)), `is_success` (coverage > 0.95) and `state` (agent x, y, block x, y, block angle).
+
+    `reset(seed=...)` starts as Diffusion Policy's evaluation does for that seed. `reset(options=...)` knows
+      * `state` (5,): start here instead;
+      * `goal` (3,): x, y and angle of the goal in this episode;
+      * `legacy`: set the block's position before its angle, as Diffusion Policy does. The T turns about its centre of
+        mass, so this moves it by tens of pixels. Default: True for a seed's start state, False for a given state.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 96,
+        goal: Sequence[float] = DEFAULT_GOAL,
+        observe_image: bool = True,  # False leaves `image` out, for callers that need no frames
+    ) -> None:
+        if image_size < 8:
+            raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+        self.observe_image = observe_image
+        self.default_goal = checked_vector("goal", goal, 3)
+        self._episode_goal = self.default_goal
+        self._legacy = True
+        super().__init__(obs_type="pixels_agent_pos", observation_width=image_size, observation_height=image_size)
+
+    def _initialize_observation_space(self) -> None:
+        self.observation_space = spaces.Dict({"agent_pos": spaces.Box(0, TABLE_SIZE, (2,), np.float32)})
+        if self.observe_image:
+            shape = (self.observation_height, self.observation_width, 3)
+            self.observation_space["image"] = spaces.Box(0, 255, shape, np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Start an episode; without a seed or a state, one is drawn from the environment's own generator."""
+        options = options or {}
+        if unknown := set(options) - RESET_OPTIONS:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; PushT knows {sorted(RESET_OPTIONS)}")
+        state = options.get("state")
+        self._episode_goal = checked_vector("goal", options.get("goal", self.default_goal), 3)
+        self._legacy = options.get("legacy", state is None)
+        if state is None:
+            if seed is None:
+                state = start_state(int(self.np_random.integers(2**31)))
+            else:
+                state = start_state(seed)
+        observation, info = super().reset(seed=seed, options={"reset_to_state": checked_vector("state", state, 5)})
+        return observation, {**info, **self._progress()}
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Move the agent towards `action` (2,) for a tenth of a second."""
+        action = checked_vector("action", action, 2)
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, float(reward), bool(terminated), truncated, {**info, **self._progress(info["coverage"])}
+
+    def get_obs(self) -> dict[str, np.ndarray]:
+        observation = {"agent_pos": np.array(self.agent.position, np.float32)}
+        if self.observe_image:
+            observation["image"] = self._render()
+        return observation
+
+    @property
+    def state(self) -> np.ndarray:
+        """Agent x, y, block x, y, block angle in [0, 2 pi): float64 (5,)."""
+        return np.array([*self.agent.position, *self.block.position, self.block.angle % (2 * np.pi)])
+
+    def _progress(self, coverage: float | None = None) -> dict[str, Any]:
+        coverage = float(self._get_coverage() if coverage is None else coverage)
+        return {
+            "coverage": coverage,
+            "score": min(coverage / self.success_threshold, 1.0),
+            "is_success": coverage > self.success_threshold,
+            "state": self.state,
+        }
+
+    def _setup(self) -> None:
+        super()._setup()
+        self.goal_pose = self._episode_goal
+
+    def _set_state(self, state: np.ndarray) -> None:
+        if self._legacy:
+            super()._set_state(state)
+            return
+        self.place(state)
+        self.space.step(self.dt)  # leaves the poses, gives bodies that touch the velocity that parts them
+
+    def place(self, state: np.ndarray) -> None:
+        """Put agent and block exactly at `state` (5,), without simulating."""
+        self.agent.position = state[:2].tolist()
+        self.block.angle = float(state[4])  # before the position: it turns the block about its centre of mass
+        self.block.position = state[2:4].tolist()
+        self.space.reindex_shapes_for_body(self.agent)
+        self.space.reindex_shapes_for_body(self.block)
+
+    def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> np.ndarray:
+        if render_action:
+            return super()._get_img(screen, width, height, render_action)
+        pixels = np.frombuffer(screen.get_view("0"), np.uint8).reshape(*screen.get_size(), 4)  # BGRX, not copied
+        return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])  # the same image, 40 times faster
+
+
+def checked_vector(name: str, value: Any, size: int) -> np.ndarray:
+    """`value` as a float64 vector; ValueError naming it when its size is not `size` or a number is not finite."""
+    vector = np.asarray(value, dtype=np.float64)
+    if vector.shape != (size,) or not np.isfinite(vector).all():
+        raise ValueError(f"{name} must be {size} finite numbers, got {value!r}")
+    return vector

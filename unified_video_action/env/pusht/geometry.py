@@ -1,0 +1,110 @@
+"""The shape of PushT's T, in its own frame and on the table. Lengths in table pixels, angles in radians."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+BAR = (-60.0, 60.0, 0.0, 30.0)  # x0, x1, y0, y1 in the T's frame; its origin is the middle of the bar's outer side
+STEM = (-15.0, 15.0, 30.0, 120.0)
+CENTRE_HEIGHT = 45.0
+CENTRE_OF_MASS = np.array([0.0, CENTRE_HEIGHT])  # as the simulator sets it; the T turns about this point
+TURN_RADIUS = 58.0  # mean distance of the T's corners from its centre of mass
+OUTLINE = np.array(
+    [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], np.float64
+)  # (8, 2), one corner after another
+CONVEX_CORNERS = (0, 1, 2, 4, 5, 7)  # indices into OUTLINE; 3 and 6 are where the stem meets the bar
+INERTIA = 3000.0  # about the centre of mass, of a T of mass 1, as the simulator sets it
+AGENT_RADIUS = 15.0
+
+Pose = tuple[float, float, float]  # x, y, angle
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """Places on the T's outline that the agent can push against, in the T's frame."""
+
+    points: np.ndarray  # (N, 2)
+    normals: np.ndarray  # (N, 2), unit length, out of the T
+
+
+def outline_contacts(spacing: float) -> Contacts:
+    """Contacts about `spacing` pixels apart along every side of the T, at least one on each."""
+    points, normals = [], []
+    for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
+        along = end - start
+        length = np.linalg.norm(along)
+        count = max(1, int(length // spacing))
+        points.append(start + (np.arange(count)[:, None] + 0.5) / count * along)
+        normals.append(np.tile([along[1] / length, -along[0] / length], (count, 1)))
+    return Contacts(np.concatenate(points), np.concatenate(normals))
+
+
+def rotation(angle: float) -> np.ndarray:
+    """(2, 2) matrix that turns column vectors by `angle`."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return np.array([[cos, -sin], [sin, cos]])
+
+
+def to_table(points: np.ndarray, pose: Pose) -> np.ndarray:
+    """Points (..., 2) in the T's frame -> on the table."""
+    return points @ rotation(pose[2]).T + np.array(pose[:2])
+
+
+def to_block(points: np.ndarray, pose: Pose) -> np.ndarray:
+    """Points (..., 2) on the table -> in the T's frame."""
+    return (points - np.array(pose[:2])) @ rotation(pose[2])
+
+
+def clearance(points: np.ndarray, pose: Pose) -> np.ndarray:
+    """Distance from points (..., 2) on the table to the T at `pose`, 0 inside it: (...)."""
+    local = to_block(np.asarray(points, np.float64), pose)
+
+    def to_rectangle(x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
+        outside_x = np.maximum(np.maximum(x0 - local[..., 0], local[..., 0] - x1), 0)
+        outside_y = np.maximum(np.maximum(y0 - local[..., 1], local[..., 1] - y1), 0)
+        return np.hypot(outside_x, outside_y)
+
+    return np.minimum(to_rectangle(*BAR), to_rectangle(*STEM))
+
+
+class GoalDistance:
+    """How far the T is from the goal, in pixels: the way of its centre of mass and its turn at TURN_RADIUS, as legs.
+
+    Unlike the mean distance of the T's corners, it falls all the way from any pose to the goal, also from the far side.
+    """
+
+    def __init__(self, goal: Pose) -> None:
+        self._angle = goal[2]
+        self._centre_x, self._centre_y = to_table(CENTRE_OF_MASS, goal).tolist()
+
+    def legs(self, pose: Pose) -> tuple[float, float, float]:
+        """Offset of the centre of mass in x and y, and of the angle times TURN_RADIUS, from the goal."""
+        x, y, angle = pose
+        centre_x = x - math.sin(angle) * CENTRE_HEIGHT  # plain floats: one pose is too little for numpy to pay
+        centre_y = y + math.cos(angle) * CENTRE_HEIGHT
+        turn = (angle - self._angle + math.pi) % (2 * math.pi) - math.pi
+        return centre_x - self._centre_x, centre_y - self._centre_y, TURN_RADIUS * turn
+
+    def __call__(self, pose: Pose) -> float:
+        return math.hypot(*self.legs(pose))
+
+    def push_slopes(self, pose: Pose, contacts: Contacts) -> np.ndarray:
+        """Change of the distance per pixel that a push along each contact's inward normal moves that contact: (N,).
+
+        Contacts have no friction and the T has mass 1, so a push moves the centre of mass by an impulse J along the
+        normal, and turns the T by J * arm / INERTIA.
+        """
+        leg_x, leg_y, leg_turn = self.legs(pose)
+        push = -contacts.normals  # (N, 2)
+        arm = cross(contacts.points - CENTRE_OF_MASS, push)  # (N,)
+        translation = push @ rotation(pose[2]).T @ np.array([leg_x, leg_y])  # (N,)
+        turning = leg_turn * TURN_RADIUS * arm / INERTIA  # (N,)
+        return (translation + turning) / (1 + arm * arm / INERTIA) / max(self(pose), 1e-9)
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """z component of the cross product of vectors (..., 2)."""
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

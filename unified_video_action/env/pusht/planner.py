@@ -1,0 +1,171 @@
+"""Looks for the next push: rolls pushes out on a copy of the table and looks one further push ahead."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unified_video_action.env.pusht.geometry import (
+    AGENT_RADIUS,
+    GoalDistance,
+    Pose,
+    clearance,
+    outline_contacts,
+    rotation,
+    to_table,
+)
+from unified_video_action.env.pusht.navigation import inside_reach
+from unified_video_action.env.pusht.table import Table
+
+GAP = 4.0  # pixels between the agent and the T before a push
+TRAVEL_SPEED = 14.0  # pixels per control step, for guessing how long the way to a push takes
+SETTLING_STEPS = 4  # control steps that every change of contact costs besides the way
+PATIENCE = 5  # a rollout ends after so many steps without a new best
+DISTANCE_AT_SUCCESS = 1.5  # mean corner distance at which coverage is safely beyond the threshold
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How to push while the T is at least `above` pixels from the goal."""
+
+    above: float
+    spacing: float  # pixels between contacts
+    speed: float  # pixels per control step
+    steps: int  # longest push
+    angles: tuple[float, ...]  # of the push against the contact's normal
+    contacts: int  # how many of the contacts that promise most are tried
+
+
+STAGES = (
+    Stage(above=25, spacing=20, speed=12, steps=18, angles=(-0.5, 0.0, 0.5), contacts=10),
+    Stage(above=8, spacing=15, speed=6, steps=14, angles=(-0.5, 0.0, 0.5), contacts=10),
+    Stage(above=0, spacing=10, speed=2.5, steps=16, angles=(-0.4, 0.0, 0.4), contacts=12),
+)
+LOOKAHEAD = 6  # first pushes from which a second one is tried
+LOOKAHEAD_CONTACTS = 5
+DETOURS = 24  # pushes without gain that are tried when no push gains much
+DETOUR_LENGTHS = (6, 10, 14)
+TOO_LITTLE = 0.93  # a plan that leaves more than this share of the distance is stuck
+
+
+@dataclass(frozen=True)
+class Push:
+    """A straight push, from `start` along `direction`, and where it leaves the T by the rollout."""
+
+    start: np.ndarray  # (2,) the agent's centre before the push
+    direction: np.ndarray  # (2,) unit length
+    speed: float  # pixels per control step
+    steps: int
+    pose: Pose  # of the T afterwards
+    agent: tuple[float, float]  # afterwards
+    distance: float  # of the T from the goal afterwards
+    value: float = math.inf  # guessed control steps until success, this push included
+
+
+class Planner:
+    """Pushes for one goal."""
+
+    def __init__(self, goal: Pose, rng: np.random.Generator) -> None:
+        self.distance = GoalDistance(goal)
+        self._rng = rng
+        self._table = Table()
+        self._contacts = {}
+
+    def plan(self, agent: np.ndarray, pose: Pose) -> list[Push]:
+        """Pushes worth making now, best value first; empty when the T cannot be reached at all."""
+        now = self.distance(pose)
+        stage = stage_at(now)
+        firsts = self.gaining_pushes(pose, stage, stage.contacts)
+        firsts.sort(key=lambda push: travel_steps(agent, push) + push.steps + steps_to_go(push.distance))
+        plans = [self.look_ahead(agent, push, stage) for push in firsts[:LOOKAHEAD]]
+        if not plans or min(push.distance for push in plans) > TOO_LITTLE * now:
+            plans += [self.look_ahead(agent, push, stage) for push in self.detours(pose, stage)]
+        return sorted(plans, key=lambda push: push.value)
+
+    def look_ahead(self, agent: np.ndarray, push: Push, stage: Stage) -> Push:
+        """The push with its value: its own steps and the best that can follow."""
+        to_go = steps_to_go(push.distance)
+        if to_go > 0:
+            for second in self.gaining_pushes(push.pose, stage, LOOKAHEAD_CONTACTS):
+                steps = travel_steps(np.array(push.agent), second) + second.steps
+                to_go = min(to_go, steps + steps_to_go(second.distance))
+        return replace(push, value=travel_steps(agent, push) + push.steps + to_go)
+
+    def gaining_pushes(self, pose: Pose, stage: Stage, count: int) -> list[Push]:
+        """Pushes that bring the T closer, from the `count` contacts where its first pixel gains most."""
+        contacts = self._contacts.setdefault(stage.spacing, outline_contacts(stage.spacing))
+        slopes = self.distance.push_slopes(pose, contacts)
+        order = [index for index in np.argsort(slopes) if slopes[index] < -0.01][:count]
+        pushes = []
+        for start, direction in self.starts(pose, contacts.points[order], contacts.normals[order], stage.angles):
+            push = self.roll_out(pose, start, direction, stage)
+            if push is not None:
+                pushes.append(push)
+        return pushes
+
+    def detours(self, pose: Pose, stage: Stage) -> list[Push]:
+        """Pushes of a set length from anywhere, whether they gain or not."""
+        speed = max(stage.speed, 6.0)
+        contacts = self._contacts.setdefault(25.0, outline_contacts(25.0))
+        starts = self.starts(pose, contacts.points, contacts.normals, (-0.5, 0.0, 0.5))
+        chosen = self._rng.permutation(len(starts))[: DETOURS // len(DETOUR_LENGTHS)]
+        pushes = []
+        for start, direction in (starts[index] for index in chosen):
+            self._table.place(start, pose)
+            for step in range(1, max(DETOUR_LENGTHS) + 1):
+                target = start + step * speed * direction
+                if not inside_reach(target):
+                    break
+                self._table.move(target)
+                if step in DETOUR_LENGTHS:
+                    pushes.append(self._push(start, direction, speed, step))
+        return pushes
+
+    def starts(
+        self, pose: Pose, points: np.ndarray, normals: np.ndarray, angles: tuple[float, ...]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Where the agent can begin a push, and in which direction, on the table."""
+        result = []
+        turn = rotation(pose[2])
+        for angle in angles:
+            directions = -normals @ rotation(angle).T @ turn.T  # (N, 2)
+            places = to_table(points, pose) - (AGENT_RADIUS + GAP) * directions  # (N, 2)
+            fits = inside_reach(places) & (clearance(places, pose) >= AGENT_RADIUS + 1.5)
+            result += list(zip(places[fits], directions[fits], strict=True))
+        return result
+
+    def roll_out(self, pose: Pose, start: np.ndarray, direction: np.ndarray, stage: Stage) -> Push | None:
+        """The length of this push that leaves the T closest to the goal; None when no length gains."""
+        best, least, best_step = None, self.distance(pose) - 1e-3, 0
+        self._table.place(start, pose)
+        for step in range(1, stage.steps + 1):
+            target = start + step * stage.speed * direction
+            if not inside_reach(target):
+                break
+            self._table.move(target)
+            if self.distance(self._table.pose) < least:
+                best, best_step = self._push(start, direction, stage.speed, step), step
+                least = best.distance
+            elif step - best_step > (PATIENCE if best else 2 * PATIENCE):
+                break
+        return best
+
+    def _push(self, start: np.ndarray, direction: np.ndarray, speed: float, steps: int) -> Push:
+        pose = self._table.pose
+        return Push(start, direction, speed, steps, pose, tuple(self._table.agent), self.distance(pose))
+
+
+def stage_at(distance: float) -> Stage:
+    return next(stage for stage in STAGES if distance >= stage.above)
+
+
+def travel_steps(agent: np.ndarray, push: Push) -> float:
+    """Guess of the control steps until a push can begin."""
+    return float(np.linalg.norm(agent - push.start)) / TRAVEL_SPEED + SETTLING_STEPS
+
+
+def steps_to_go(distance: float) -> float:
+    """Guess of the control steps to success from this distance: the last pixels cost as much as the first hundred."""
+    return 20 * math.log2(1 + max(distance - DISTANCE_AT_SUCCESS, 0) / 2)

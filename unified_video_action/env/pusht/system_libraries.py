@@ -1,0 +1,46 @@
+"""Says which system library is missing, and how to install it, when a simulator cannot be imported."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that holds it
+    "libGL.so": "libgl1",
+    "libEGL.so": "libegl1",
+    "libOpenGL.so": "libopengl0",
+    "libglib-2.0.so": "libglib2.0-0",
+    "libgthread-2.0.so": "libglib2.0-0",
+    "libSDL2": "libsdl2-2.0-0",
+    "libxcb.so": "libxcb1",
+    "libX11.so": "libx11-6",
+    "libXext.so": "libxext6",
+    "libSM.so": "libsm6",
+    "libICE.so": "libice6",
+    "libgeos": "libgeos-c1v5",
+}
+
+
+def missing_library_message(text: str) -> str | None:
+    """What to install, read from the text of an ImportError; None when it is about something else."""
+    match = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", text)
+    if match is None:
+        return None
+    library = match.group(1)
+    packages = [package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start)]
+    if packages:
+        remedy = f"install it with: sudo apt-get install -y {packages[0]}"
+    else:
+        remedy = f"find its package with: apt-file search {library}, then install that with: sudo apt-get install"
+    return f"the system library {library} is missing; {remedy}"
+
+
+@contextmanager
+def explain_missing_libraries() -> Iterator[None]:
+    """Turn an ImportError about a shared library into one that names the library and the command that installs it."""
+    try:
+        yield
+    except ImportError as error:
+        message = missing_library_message(str(error))
+        if message is None:
+            raise
+        raise ImportError(message) from error

@@ -1,0 +1,190 @@
+"""EnvRunner: evaluate a policy in a simulator, during training or from a checkpoint."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from unified_video_action.env_runner.episode import Episode
+from unified_video_action.env_runner.film import film_frames, imagine_episode, write_mp4
+from unified_video_action.env_runner.metrics import summarise
+from unified_video_action.env_runner.recording import Recordings, pick_for_films
+from unified_video_action.env_runner.report import Film, write_report
+from unified_video_action.env_runner.results import describe_results, write_json
+from unified_video_action.env_runner.rollout import rollout
+from unified_video_action.env_runner.vector import EnvProcesses
+from unified_video_action.env_runner.worker import EnvSource, Observation
+from unified_video_action.inference.session import PolicySession
+
+log = logging.getLogger(__name__)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) for the time of the block."""
+    was_training = policy.training
+    policy.eval()
+    try:
+        yield
+    finally:
+        policy.train(was_training)
+
+
+class EnvRunner:
+    """Rolls a policy out over fixed start seeds; the result of a seed does not depend on `n_envs`.
+
+    Args:
+        env_config: the environment (a mapping with `_target_`), or an importable function that returns one. Its
+            observations are a dict; its step info holds `score` in [0, 1] (progress now) and `is_success`.
+        n_episodes: episodes, on seeds start_seed, start_seed + 1, ...
+        n_envs: environments at a time, each in a process of its own; default one per core.
+        max_steps: control steps after which an episode ends.
+        action_steps: actions executed between two plans.
+        metrics: further entries of the step info whose largest value over an episode is reported.
+        timeout_s: a simulator that takes longer over one chunk counts as crashed.
+        fps: of the films; 10 shows an environment of 10 control steps a second in its own time.
+
+    Raises:
+        ValueError: a count below 1.
+    """
+
+    def __init__(
+        self,
+        env_config: EnvSource,
+        n_episodes: int = 50,
+        start_seed: int = 100_000,
+        n_envs: int | None = None,
+        max_steps: int = 300,
+        action_steps: int = 8,
+        metrics: Sequence[str] = (),
+        timeout_s: float = 300.0,
+        fps: int = 10,
+    ) -> None:
+        if isinstance(env_config, DictConfig):
+            env_config = OmegaConf.to_container(env_config, resolve=True)
+        self.env_config = env_config
+        self.n_envs = min(_cores() if n_envs is None else n_envs, n_episodes)
+        for name, value in {
+            "n_episodes": n_episodes,
+            "n_envs": self.n_envs,
+            "max_steps": max_steps,
+            "action_steps": action_steps,
+            "fps": fps,
+        }.items():
+            if value < 1:
+                raise ValueError(f"EnvRunner.{name} must be at least 1, got {value}")
+        self.seeds = range(start_seed, start_seed + n_episodes)
+        self.max_steps = max_steps
+        self.action_steps = action_steps
+        self.metrics = tuple(metrics)
+        self.timeout_s = timeout_s
+        self.fps = fps
+
+    def run(
+        self,
+        policy: Any,
+        output_dir: Path | str | None = None,
+        *,
+        sampler: str | None = None,
+        films: int = 3,
+        imagine: bool = True,
+        title: str = "Evaluation",
+        facts: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+        training_log: Path | None = None,
+        progress: bool = True,
+    ) -> dict[str, float]:
+        """Evaluate `policy` and return the metrics that `metrics.summarise` describes.
+
+        Args:
+            output_dir: where results.json, films/*.mp4 and report.html go; nothing is written without it.
+            sampler: name of the sampler of actions and frames; default the policy's own.
+            films: episodes to film, spread from the best to the worst.
+            imagine: show in the films what the policy imagines; off for one that never learned to.
+            title, facts, training_log: for the report, see `report.write_report`.
+            config: resolved configuration, kept in results.json.
+
+        Raises:
+            RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
+        """
+        films = films if output_dir is not None else 0
+        with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
+            recordings = Recordings(Path(folder))
+            episodes = self._roll(policy, sampler, recordings if films else None, progress)
+            metrics = summarise(episodes, self.metrics)
+            if output_dir is None:
+                return metrics
+            output = Path(output_dir)
+            output.mkdir(parents=True, exist_ok=True)
+            results = describe_results(metrics, episodes, config)
+            write_json(output / "results.json", results)
+            session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None
+            chosen = pick_for_films(episodes, films)
+            made = self._film(policy, session, chosen, recordings, output / "films", progress)
+        write_report(output / "report.html", results, title, made, training_log, facts)
+        return metrics
+
+    def _roll(self, policy: Any, sampler: str | None, recordings: Recordings | None, progress: bool) -> list[Episode]:
+        done: list[Episode] = []
+        session = PolicySession(policy, slots=self.n_envs, action_steps=self.action_steps, sampler=sampler)
+        with (
+            EnvProcesses(self.env_config, self.n_envs, self.timeout_s) as envs,
+            tqdm(total=len(self.seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
+        ):
+
+            def on_end(episode: Episode, observations: list[Observation]) -> None:
+                done.append(episode)
+                if episode.crashed is not None:
+                    log.warning("Episode with seed %d crashed: %s", episode.seed, episode.crashed)
+                elif recordings is not None:
+                    recordings.save(episode, observations)
+                completed = [other for other in done if other.crashed is None]
+                if completed:
+                    score = sum(other.score for other in completed) / len(completed)
+                    successes = sum(other.success for other in completed)
+                    bar.set_postfix(score=f"{score:.3f}", success=f"{successes}/{len(completed)}", refresh=False)
+                bar.update()
+
+            return rollout(
+                session,
+                envs,
+                self.seeds,
+                max_steps=self.max_steps,
+                action_steps=self.action_steps,
+                metrics=self.metrics,
+                on_end=on_end,
+                keep_observations=recordings is not None,
+            )
+
+    def _film(
+        self,
+        policy: Any,
+        session: PolicySession | None,
+        chosen: Sequence[tuple[str, Episode]],
+        recordings: Recordings,
+        folder: Path,
+        progress: bool,
+    ) -> list[Film]:
+        if chosen:
+            folder.mkdir(exist_ok=True)
+        offsets, camera = policy.horizon.future_offsets, policy.observations.main
+        films = []
+        for label, episode in tqdm(chosen, desc="filming", unit="film", disable=not progress):
+            seen = recordings.load(episode.seed)
+            imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets) if session else []
+            path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
+            write_mp4(path, film_frames(episode, seen, camera, imagined, label), self.fps)
+            films.append(Film(label, episode.seed, episode.score, path))
+        return films

@@ -1,0 +1,211 @@
+"""What a policy has to remember between control steps, for one or several episodes at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.vae.base import Moments
+
+Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float (d,)
+
+IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
+
+
+@dataclass
+class Step:
+    """One observation, and what the codec made of its frames once it was asked."""
+
+    observation: dict[str, np.ndarray]
+    moments: dict[str, Moments] = field(default_factory=dict)  # camera -> (C, h, w)
+
+
+@dataclass
+class Episode:
+    """The memory of one slot."""
+
+    recent: deque[Step]  # the newest last; as many as a history reaches back
+    executed: deque[np.ndarray]  # the newest actions (D,), as many as a chunk has
+    acting: torch.Generator
+    imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
+    text: Tensor | None  # (text_dim,)
+    coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
+
+    @property
+    def knows_past(self) -> bool:
+        return len(self.executed) == self.executed.maxlen
+
+
+class PolicySession:
+    """Runs a policy in one or several environments (slots), each with its own history and noise.
+
+    Histories of consecutive plans overlap, so what the codec made of a frame is kept for as long as a plan can need it
+    again; actions are those of a policy that encodes every frame of every history. Before there is enough history, the
+    oldest observation stands in for what is missing.
+
+    Args:
+        policy: on its device, in evaluation mode.
+        slots: how many environments there are.
+        action_steps: actions of a plan that `act` executes before it plans again; the policy's own number when None.
+        sampler: overrides the policy's samplers, such as "ddim10".
+    """
+
+    def __init__(
+        self,
+        policy: UnifiedVideoActionPolicy,
+        slots: int = 1,
+        action_steps: int | None = None,
+        sampler: str | None = None,
+    ) -> None:
+        chunk = policy.horizon.actions
+        action_steps = policy.action_steps if action_steps is None else action_steps
+        if slots < 1:
+            raise ValueError(f"slots={slots}: expected at least 1")
+        if not 1 <= action_steps <= chunk:
+            raise ValueError(f"action_steps={action_steps}: the policy plans {chunk} actions")
+        self.policy = policy
+        self.action_steps = action_steps
+        self.sampler = sampler
+        self._episodes: list[Episode | None] = [None] * slots
+
+    def reset(self, slot: int = 0, seed: int = 0, text: Tensor | None = None) -> None:
+        """Start a new episode in a slot.
+
+        Args:
+            seed: the episode's noise follows from it alone.
+            text: feature (text_dim,) of the instruction, for a policy that follows one.
+
+        Raises:
+            ValueError: the policy follows instructions, and there is none.
+        """
+        if self.policy.model.spec.text_dim and text is None:
+            raise ValueError("this policy follows instructions: reset(..., text=feature) needs one")
+        horizon = self.policy.horizon
+        self._episodes[slot] = Episode(
+            recent=deque(maxlen=1 - horizon.history_offsets[0]),
+            executed=deque(maxlen=horizon.actions),
+            acting=torch.Generator().manual_seed(seed),
+            imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
+            text=text,
+        )
+
+    def observe(self, obs: Observation, slot: int = 0) -> None:
+        """Take in what the environment shows, at every control step.
+
+        Args:
+            obs: for every camera of the policy a uint8 (H, W, 3) frame, for every state a float (d,) vector.
+
+        Raises:
+            ValueError: a camera or state is missing, or a frame is not uint8 (H, W, 3).
+            RuntimeError: the slot was never reset.
+        """
+        cameras, states = self.policy.observations.cameras, self.policy.observations.low_dim
+        for name in (*cameras, *states):
+            if name not in obs:
+                raise ValueError(f"observation {name!r} is missing; given are {', '.join(obs)}")
+        for name in cameras:
+            frame = obs[name]
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+                raise ValueError(f"observation {name!r} is {frame.dtype} {frame.shape}: expected uint8 (H, W, 3)")
+        episode = self._episode(slot)
+        episode.recent.append(Step({name: np.array(obs[name]) for name in (*cameras, *states)}))
+        if episode.coming:
+            episode.executed.append(episode.coming.popleft())
+        else:
+            episode.executed.clear()  # no plan was followed to get here
+
+    def plan(self, slots: Sequence[int] | None = None) -> np.ndarray:
+        """Plan from the newest observation of each slot (all slots when None): float32 (n, A, D), in the data's units.
+
+        The plan is taken to be executed from its start, one action between two observations, until the next plan.
+        """
+        episodes = self._observed(slots)
+        generators = [episode.acting for episode in episodes]
+        chunks = self._predict(self.policy.predict_action, "action_pred", episodes, generators)
+        for episode, chunk in zip(episodes, chunks, strict=True):
+            episode.coming = deque(chunk)
+        return chunks
+
+    def imagine(self, slots: Sequence[int] | None = None) -> np.ndarray:
+        """What the policy expects to see next while it acts: uint8 (n, F, H, W, 3). Leaves later plans as they are."""
+        episodes = self._observed(slots)
+        generators = [episode.imagining for episode in episodes]
+        frames = self._predict(self.policy.predict_action_and_video, "frames", episodes, generators)
+        return np.moveaxis(frames, 2, -1)  # (n, F, H, W, 3)
+
+    def act(self, obs: Observation, slot: int = 0) -> np.ndarray:
+        """For one environment: the action (D,) to execute now. Plans again after every `action_steps` actions."""
+        self.observe(obs, slot)
+        episode = self._episode(slot)
+        if len(episode.coming) <= self.policy.horizon.actions - self.action_steps:
+            self.plan([slot])
+        return episode.coming[0]
+
+    def _episode(self, slot: int) -> Episode:
+        episode = self._episodes[slot]
+        if episode is None:
+            raise RuntimeError(f"slot {slot} has no episode: call reset(slot={slot}, seed=...) first")
+        return episode
+
+    def _observed(self, slots: Sequence[int] | None) -> list[Episode]:
+        slots = range(len(self._episodes)) if slots is None else slots
+        for slot in slots:
+            if not self._episode(slot).recent:
+                raise RuntimeError(f"slot {slot} has seen nothing yet: call observe(obs, slot={slot}) first")
+        return [self._episode(slot) for slot in slots]
+
+    def _predict(
+        self, predict: Callable, output: str, episodes: Sequence[Episode], generators: Sequence[torch.Generator]
+    ) -> np.ndarray:
+        """One output of a prediction for every episode: (n, ...)."""
+        groups = [list(range(len(episodes)))]
+        if self.policy.model.spec.history_actions:  # a batch has them for all of its rows, or for none
+            groups = [[row for row in groups[0] if episodes[row].knows_past is known] for known in (True, False)]
+        results: dict[int, np.ndarray] = {}
+        for rows in filter(None, groups):
+            chosen = [generators[row] for row in rows]
+            inputs = self._inputs([episodes[row] for row in rows], chosen)
+            predicted = predict(inputs, generator=chosen, sampler=self.sampler)[output]
+            results |= dict(zip(rows, predicted.cpu().numpy(), strict=True))
+        return np.stack([results[row] for row in range(len(episodes))])
+
+    def _inputs(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> dict:
+        """The policy's observation of a batch of episodes, with latents in place of frames."""
+        spec, codec = self.policy.model.spec, self.policy.codec
+        histories = [self._history(episode) for episode in episodes]
+        inputs: dict = {"latents": {}}
+        for camera in self.policy.observations.cameras:
+            self._encode_new(camera, [step for history in histories for step in history])
+            rows = [[step.moments[camera] for step in history] for history in histories]
+            mean = torch.stack([torch.stack([each.mean for each in row]) for row in rows])  # (n, H, C, h, w)
+            logvar = torch.stack([torch.stack([each.logvar for each in row]) for row in rows])  # (n, H, C, h, w)
+            inputs["latents"][camera] = codec.latents(Moments(mean, logvar), generators)
+        for name in self.policy.observations.low_dim:
+            states = np.stack([[step.observation[name] for step in history] for history in histories])
+            inputs[name] = torch.from_numpy(states).float()  # (n, H, d)
+        if spec.text_dim:
+            inputs["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+        if spec.history_actions and episodes[0].knows_past:
+            inputs["history_action"] = torch.from_numpy(np.stack([episode.executed for episode in episodes]))
+        return inputs
+
+    def _history(self, episode: Episode) -> list[Step]:
+        now = len(episode.recent) - 1
+        return [episode.recent[max(now + offset, 0)] for offset in self.policy.horizon.history_offsets]
+
+    def _encode_new(self, camera: str, steps: Sequence[Step]) -> None:
+        """Encode, in one batch, the frames that no earlier plan has encoded."""
+        new = list({id(step): step for step in steps if camera not in step.moments}.values())
+        if not new:
+            return
+        frames = torch.from_numpy(np.stack([step.observation[camera] for step in new]))  # (n, H, W, 3)
+        frames = frames.permute(0, 3, 1, 2).unsqueeze(1)  # (n, 1, 3, H, W)
+        moments = self.policy.codec.moments(frames.to(self.policy.device))  # (n, 1, C, h, w)
+        for step, mean, logvar in zip(new, moments.mean[:, 0], moments.logvar[:, 0], strict=True):
+            step.moments[camera] = Moments(mean, logvar)

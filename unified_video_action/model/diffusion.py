@@ -1,0 +1,274 @@
+"""Denoising diffusion for the two heads: schedule, training loss and samplers (paper, section III-C).
+
+Cosine schedule with a learned variance, as in "Improved DDPM" and DiT. Every row (a video token or an action) is
+denoised on its own, given the joint latent. Samplers: the ancestral one of the paper, and DDIM and DPM-Solver++ from
+diffusers for few steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+def randn(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
+    """Normal noise of `shape`, with the device and dtype of `like`.
+
+    A list of generators draws an equal share of the first axis each, so that every sample of a batch has its own noise,
+    whatever it is batched with. Generators live on the CPU or on the device; the same seed on the same kind repeats.
+    """
+    if isinstance(generator, Sequence):
+        share, rest = divmod(shape[0], len(generator))
+        assert rest == 0, f"{shape[0]} rows cannot be shared by {len(generator)} generators"
+        return torch.cat([randn((share, *shape[1:]), each, like) for each in generator])
+    device = like.device if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, device=device).to(like)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a head denoises.
+
+    Raises:
+        ValueError: an unknown kind, or a step count or temperature out of range.
+    """
+
+    kind: Literal["ancestral", "ddim", "dpm"] = "ancestral"
+    steps: int = 100  # network calls
+    temperature: float = 0.95  # scales the noise added at each ancestral step, not the initial noise
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("ancestral", "ddim", "dpm"):
+            raise ValueError(f"Sampler.kind must be ancestral, ddim or dpm, got {self.kind!r}")
+        if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
+            raise ValueError(f"Sampler.steps must be an integer from 1 to 1000, got {self.steps!r}")
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"Sampler.temperature must lie in [0, 2], got {self.temperature!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Sampler":
+        """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`."""
+        kind = text.rstrip("0123456789")
+        steps = text[len(kind) :]
+        if not steps:
+            raise ValueError(
+                f"sampler {text!r}: expected a kind and a step count, such as ancestral100, ddim10 or dpm16"
+            )
+        return cls(kind, int(steps))
+
+    def with_steps(self, steps: int) -> "Sampler":
+        return replace(self, steps=steps)
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """(steps,) float64: alpha_bar(t) = cos^2((t + 0.008) / 1.008 * pi / 2), betas capped at 0.999."""
+
+    def alpha_bar(t: float) -> float:
+        return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+    return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+
+
+class Tables(nn.Module):
+    """Coefficients of a chain of diffusion steps, in float64 until stored."""
+
+    def __init__(self, betas: np.ndarray, timesteps: Sequence[int]) -> None:
+        super().__init__()
+        abar = np.cumprod(1 - betas)
+        previous = np.append(1.0, abar[:-1])
+        variance = betas * (1 - previous) / (1 - abar)
+        columns = {
+            "sqrt_abar": np.sqrt(abar),
+            "sqrt_one_minus_abar": np.sqrt(1 - abar),
+            "sqrt_recip_abar": np.sqrt(1 / abar),
+            "sqrt_recip_abar_minus_one": np.sqrt(1 / abar - 1),
+            "posterior_x0": betas * np.sqrt(previous) / (1 - abar),
+            "posterior_xt": (1 - previous) * np.sqrt(1 - betas) / (1 - abar),
+            "log_beta": np.log(betas),
+            "log_variance": np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas),
+        }
+        self.names = tuple(columns)
+        table = np.stack([columns[name] for name in self.names], axis=1)
+        self.register_buffer("table", torch.tensor(table, dtype=torch.float32), persistent=False)  # (steps, columns)
+        self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.long), persistent=False)  # (steps,)
+
+    def at(self, index: Tensor) -> dict[str, Tensor]:
+        """Columns at the rows' step indices, (..., 1) each."""
+        return dict(zip(self.names, self.table[index].unsqueeze(-1).unbind(-2), strict=True))
+
+
+class Diffusion(nn.Module):
+    """Noise schedule, loss and samplers; owns tables, no weights.
+
+    Args:
+        steps: length of the training chain.
+        prediction: what the network's first C outputs mean. The paper: epsilon.
+        learned_variance: the network has C further outputs that interpolate the log-variance (the paper: yes).
+    """
+
+    def __init__(
+        self,
+        steps: int = 1000,
+        prediction: Literal["epsilon", "v", "sample"] = "epsilon",
+        learned_variance: bool = True,
+    ) -> None:
+        super().__init__()
+        if prediction not in ("epsilon", "v", "sample"):
+            raise ValueError(f"diffusion prediction must be epsilon, v or sample, got {prediction!r}")
+        self.steps, self.prediction, self.learned_variance = steps, prediction, learned_variance
+        self.betas = cosine_betas(steps)
+        self.tables = Tables(self.betas, range(steps))
+        self._respaced: dict[int, Tables] = {}
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """q(x_t | x_0) for rows x0 (..., C) at steps t (...)."""
+        at = self.tables.at(t)
+        return at["sqrt_abar"] * x0 + at["sqrt_one_minus_abar"] * noise
+
+    def loss(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Unreduced loss of a network output for x_t = add_noise(x0, t, noise).
+
+        Args:
+            output: (..., C) or, with learned variance, (..., 2C).
+            x0, noise: (..., C). t: (...) integers in [0, steps).
+
+        Returns:
+            squared error and variational bound in bits (zero without a learned variance), (..., C) each. The bound
+            trains the variance only: the mean is detached, and its weight is 1, as in the paper's code.
+        """
+        at = self.tables.at(t)
+        mean_output = output[..., : x0.shape[-1]]
+        target = {
+            "epsilon": lambda: noise,
+            "sample": lambda: x0,
+            "v": lambda: at["sqrt_abar"] * noise - at["sqrt_one_minus_abar"] * x0,
+        }[self.prediction]()
+        squared_error = (target - mean_output) ** 2
+        if not self.learned_variance:
+            return squared_error, torch.zeros_like(squared_error)
+
+        xt = self.add_noise(x0, t, noise)
+        predicted_x0 = self._x0(mean_output.detach(), xt, at)
+        true_mean = at["posterior_x0"] * x0 + at["posterior_xt"] * xt
+        mean = at["posterior_x0"] * predicted_x0 + at["posterior_xt"] * xt
+        log_variance = self._log_variance(output, x0.shape[-1], at)
+        kl = _normal_kl(true_mean, at["log_variance"], mean, log_variance)
+        decoder_nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
+        return squared_error, torch.where(t.unsqueeze(-1) == 0, decoder_nll, kl) / math.log(2.0)
+
+    # -- sampling ------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        network: Callable[[Tensor, Tensor], Tensor],
+        shape: tuple[int, int],
+        like: Tensor,
+        sampler: Sampler,
+        generator: Generators = None,
+        clamp: float | None = None,
+    ) -> Tensor:
+        """Denoise rows from noise.
+
+        Args:
+            network: (x (rows, C), t (rows,) steps of the training chain) -> output, (rows, C) or (rows, 2C).
+            shape: (rows, C). like: a tensor of the wanted device and dtype.
+            clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
+                error times 2e4.
+
+        Returns:
+            (rows, C).
+        """
+        x = randn(shape, generator, like)
+        if sampler.kind == "ancestral":
+            return self._ancestral(network, x, sampler, generator, clamp)
+        if clamp is None:
+            raise ValueError(f"sampler {sampler.kind!r} needs a clamp on the predicted x0")
+        return self._few_steps(network, x, sampler, clamp)
+
+    def _ancestral(self, network, x: Tensor, sampler: Sampler, generator: Generators, clamp: float | None) -> Tensor:
+        tables = self.respaced(sampler.steps).to(x.device)
+        for i in reversed(range(sampler.steps)):
+            t = tables.timesteps[i].expand(x.shape[0])  # the network sees the step of the training chain
+            at = {name: value.to(x.dtype) for name, value in tables.at(torch.full_like(t, i)).items()}
+            output = network(x, t)
+            x0 = self._x0(output[..., : x.shape[-1]], x, at)
+            if clamp is not None:
+                x0 = x0.clamp(-clamp, clamp)
+            mean = at["posterior_x0"] * x0 + at["posterior_xt"] * x
+            noise = randn(x.shape, generator, x)  # drawn at the last step too, where it is not used
+            if i == 0:
+                return mean
+            x = mean + torch.exp(0.5 * self._log_variance(output, x.shape[-1], at)) * noise * sampler.temperature
+        raise AssertionError("a chain has at least one step")
+
+    def _few_steps(self, network, x: Tensor, sampler: Sampler, clamp: float) -> Tensor:
+        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+        shared = dict(
+            num_train_timesteps=self.steps,
+            trained_betas=self.betas,
+            prediction_type="sample",
+            timestep_spacing="trailing",
+        )
+        if sampler.kind == "ddim":
+            scheduler = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
+        else:
+            scheduler = DPMSolverMultistepScheduler(**shared, final_sigmas_type="zero", lower_order_final=True)
+        scheduler.set_timesteps(sampler.steps)
+        for step in scheduler.timesteps.tolist():
+            t = torch.full(x.shape[:1], step, dtype=torch.long, device=x.device)
+            at = {name: value.to(x.dtype) for name, value in self.tables.at(t).items()}
+            x0 = self._x0(network(x, t)[..., : x.shape[-1]], x, at).clamp(-clamp, clamp)
+            x = scheduler.step(x0, step, x, return_dict=False)[0]
+        return x
+
+    def respaced(self, steps: int) -> Tables:
+        """Tables of a shorter chain through evenly spaced steps of the training chain, its first and last included."""
+        if steps not in self._respaced:
+            if steps == 1:
+                kept = [self.steps - 1]
+            else:
+                kept = [round(i * (self.steps - 1) / (steps - 1)) for i in range(steps)]
+            abar = np.cumprod(1 - self.betas)[kept]
+            self._respaced[steps] = Tables(1 - abar / np.append(1.0, abar[:-1]), kept)
+        return self._respaced[steps]
+
+    def _x0(self, output: Tensor, xt: Tensor, at: dict[str, Tensor]) -> Tensor:
+        if self.prediction == "epsilon":
+            return at["sqrt_recip_abar"] * xt - at["sqrt_recip_abar_minus_one"] * output
+        if self.prediction == "v":
+            return at["sqrt_abar"] * xt - at["sqrt_one_minus_abar"] * output
+        return output
+
+    def _log_variance(self, output: Tensor, channels: int, at: dict[str, Tensor]) -> Tensor:
+        if not self.learned_variance:
+            return at["log_variance"]
+        fraction = (output[..., channels:] + 1) / 2
+        return fraction * at["log_beta"] + (1 - fraction) * at["log_variance"]
+
+
+def _normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:
+    """KL divergence of two diagonal normals, in nats, elementwise."""
+    difference = log_variance2 - log_variance1
+    return 0.5 * (difference - 1 + torch.exp(-difference) + (mean1 - mean2) ** 2 * torch.exp(-log_variance2))
+
+
+def _discretised_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of the bin of width 2/255 around x in [-1, 1] under a normal; the outer bins are open."""
+
+    def cdf(value: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)))
+
+    inverse_scale = torch.exp(-log_scale)
+    upper = cdf(inverse_scale * (x - mean + 1 / 255))
+    lower = cdf(inverse_scale * (x - mean - 1 / 255))
+    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return torch.log(probability.clamp(min=1e-12))

@@ -1,0 +1,250 @@
+"""Light diffusion heads that decode the joint latent: into frames, and into actions (paper, section III-C)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unified_video_action.model.diffusion import Diffusion, Generators, Sampler
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Size and diffusion of one head."""
+
+    width: int = 1024  # of the denoising network
+    depth: int = 6  # residual blocks
+    diffusion_steps: int = 1000  # length of the training chain
+    prediction: Literal["epsilon", "v", "sample"] = "epsilon"  # v and sample are beyond the paper
+    learned_variance: bool = True
+    noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
+    rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
+    chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
+    pool: int = 4  # actions: side of the grid that the trunk pools each frame to
+    sample_clamp: float | None = (
+        None  # bound on predicted x0 for every sampler; the paper: 1 for actions, none for video
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "diffusion_steps", "noise_draws", "pool"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"HeadConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"HeadConfig.rows must be a positive integer or null, got {self.rows!r}")
+        if self.chunk not in ("rows", "vector"):
+            raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
+        if self.prediction not in ("epsilon", "v", "sample"):
+            raise ValueError(f"HeadConfig.prediction must be epsilon, v or sample, got {self.prediction!r}")
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoids of the diffusion step, [cos | sin] of 128 frequencies, through a two-layer MLP."""
+
+    def __init__(self, width: int, frequencies: int = 128) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        scale = torch.exp(-math.log(10_000) * torch.arange(frequencies, dtype=torch.float32) / frequencies)
+        self.register_buffer("frequencies", scale, persistent=False)
+
+    def forward(self, t: Tensor) -> Tensor:
+        angle = t.unsqueeze(-1).float() * self.frequencies  # (..., 128)
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.mlp[0].weight.dtype))  # (..., width)
+
+
+class AdaLNBlock(nn.Module):
+    """Residual MLP whose norm is shifted, scaled and gated by the condition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(y).chunk(3, dim=-1)
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+        self.linear = nn.Linear(width, out_channels)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale = self.modulation(y).chunk(2, dim=-1)
+        return self.linear(self.norm(x) * (1 + scale) + shift)
+
+
+class SimpleMLPAdaLN(nn.Module):
+    """Denoising network of a head: rows (..., in_channels) -> (..., out_channels).
+
+    Args:
+        cond_channels: width of the condition, a row of the joint latent.
+    """
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, cond_channels: int, depth: int) -> None:
+        super().__init__()
+        self.time_embed = TimestepEmbedding(width)
+        self.cond_embed = nn.Linear(cond_channels, width)
+        self.input_proj = nn.Linear(in_channels, width)
+        self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
+        self.final = FinalLayer(width, out_channels)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        # A fresh network gates every block off and outputs exactly 0.
+        for layer in (*(block.modulation[-1] for block in self.blocks), self.final.modulation[-1], self.final.linear):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """x (..., in_channels), t (...) steps, cond (..., cond_channels) broadcastable to x's rows."""
+        y = self.time_embed(t) + self.cond_embed(cond)  # (..., width)
+        x = self.input_proj(x)  # (..., width)
+        for block in self.blocks:
+            x = block(x, y)
+        return self.final(x, y)  # (..., out_channels)
+
+
+class DiffusionHead(nn.Module):
+    """A denoising network with its diffusion: loss on given rows, samples for given conditions."""
+
+    def __init__(self, channels: int, cond_channels: int, config: HeadConfig, clamp: float, always_clamp: bool) -> None:
+        super().__init__()
+        self.channels, self.config = channels, config
+        self.clamp, self.always_clamp = config.sample_clamp or clamp, always_clamp or config.sample_clamp is not None
+        self.diffusion = Diffusion(config.diffusion_steps, config.prediction, config.learned_variance)
+        outputs = 2 * channels if config.learned_variance else channels
+        self.net = SimpleMLPAdaLN(channels, config.width, outputs, cond_channels, config.depth)
+
+    def loss(self, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared error and variational bound, elementwise, in float32 (shapes as x0; see Diffusion.loss)."""
+        output = self.net(self.diffusion.add_noise(x0, t, noise), t, cond).float()
+        return self.diffusion.loss(output, x0, t, noise)
+
+    def sample(
+        self,
+        cond: Tensor,
+        sampler: Sampler,
+        generator: Generators = None,
+        unconditional: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Denoise one row for each row of cond (rows, cond_channels) -> (rows, channels).
+
+        With `unconditional` rows, the prediction is extrapolated away from theirs (classifier-free guidance; the
+        variance stays the conditional one).
+        """
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            output = self.net(x, t, cond)
+            if unconditional is None:
+                return output
+            free = self.net(x, t, unconditional)[:, : self.channels]
+            mean, rest = output[:, : self.channels], output[:, self.channels :]
+            return torch.cat([free + guidance * (mean - free), rest], dim=-1)
+
+        clamp = self.clamp if self.always_clamp or sampler.kind != "ancestral" else None
+        return self.diffusion.sample(network, (cond.shape[0], self.channels), cond, sampler, generator, clamp)
+
+
+class VideoHead(DiffusionHead):
+    """Decodes rows of the joint latent into latent tokens, each on its own.
+
+    The paper's ancestral sampler leaves latents unbounded; few-step solvers clamp them to `latent_range`.
+    """
+
+    def __init__(self, token_dim: int, dim: int, config: HeadConfig, latent_range: float = 5.0) -> None:
+        super().__init__(token_dim, dim, config, clamp=latent_range, always_clamp=False)
+
+
+class ChunkTrunk(nn.Module):
+    """Joint latent of all frames -> one condition per action: convolution, pooling, and a mix over time.
+
+    Args:
+        dim: width of the joint latent. frames, grid: its shape. steps: actions in the chunk.
+    """
+
+    def __init__(self, dim: int, frames: int, grid: tuple[int, int], steps: int, pool: int) -> None:
+        super().__init__()
+        self.frames, self.grid, self.pool = frames, grid, pool
+        self.conv = nn.Conv2d(dim, dim, kernel_size=3, padding=1)
+        self.fc = nn.Sequential(nn.Linear(dim * pool**2, dim), nn.ReLU(), nn.Linear(dim, dim))
+        self.interpolate = nn.Linear(frames, steps)
+        self.refine = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z (B, T*S, d) -> (B, steps, d)."""
+        batch, _, dim = z.shape
+        x = z.reshape(batch * self.frames, *self.grid, dim).permute(0, 3, 1, 2)  # (B*T, d, h, w)
+        x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), self.pool)  # (B*T, d, p, p)
+        x = self.fc(x.flatten(1)).reshape(batch, self.frames, dim)  # (B, T, d)
+        x = self.interpolate(x.transpose(1, 2)).transpose(1, 2)  # (B, steps, d)
+        return self.refine(x)
+
+
+class ActionHead(DiffusionHead):
+    """Decodes the joint latent into a chunk of rows in [-1, 1]: actions, or proprioceptive states.
+
+    `chunk: rows` (the paper) denoises every step on its own; `vector` denoises the whole chunk as one row.
+    """
+
+    def __init__(
+        self, row_dim: int, steps: int, dim: int, frames: int, grid: tuple[int, int], config: HeadConfig
+    ) -> None:
+        whole = config.chunk == "vector"
+        super().__init__(
+            row_dim * steps if whole else row_dim, dim * steps if whole else dim, config, clamp=1.0, always_clamp=True
+        )
+        self.row_dim, self.steps, self.whole = row_dim, steps, whole
+        self.trunk = ChunkTrunk(dim, frames, grid, steps, config.pool)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are denoised per chunk."""
+        return 1 if self.whole else self.steps
+
+    def chunk_loss(self, z: Tensor, chunk: Tensor, valid: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of every step of the chunks, averaged over its dimensions.
+
+        Args:
+            z: (B, T*S, d). chunk: (B, steps, row_dim). valid: (B, steps) bool; other steps do not even enter as input.
+            t: (B, K, rows). noise: (B, K, rows, channels), K noise draws per chunk.
+
+        Returns:
+            squared error and variational bound, (B, K, steps) each.
+        """
+        cond = self._cond(z).unsqueeze(1)  # (B, 1, rows, c)
+        x0 = torch.where(valid.unsqueeze(-1), chunk, torch.zeros_like(chunk))
+        x0 = x0.reshape(len(x0), 1, self.rows, self.channels).expand_as(noise)  # (B, K, rows, C)
+        squared_error, bound = self.loss(cond, x0, t, noise)
+        per_step = (*t.shape[:2], self.steps, self.row_dim)
+        return squared_error.reshape(per_step).mean(-1), bound.reshape(per_step).mean(-1)  # (B, K, steps)
+
+    def sample_chunk(
+        self,
+        z: Tensor,
+        sampler: Sampler,
+        generator: Generators = None,
+        unconditional: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """z (B, T*S, d) -> (B, steps, row_dim)."""
+        cond = self._cond(z).flatten(0, 1)  # (B*rows, c)
+        free = None if unconditional is None else self._cond(unconditional).flatten(0, 1)
+        return self.sample(cond, sampler, generator, free, guidance).reshape(len(z), self.steps, self.row_dim)
+
+    def _cond(self, z: Tensor) -> Tensor:
+        cond = self.trunk(z)  # (B, steps, d)
+        return cond.flatten(1).unsqueeze(1) if self.whole else cond  # (B, rows, c)

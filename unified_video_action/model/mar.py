@@ -1,0 +1,118 @@
+"""MAR: masked autoregressive encoder-decoder, tokens -> joint latent Z (paper, section III-B; MAR, NeurIPS 2024).
+
+All tokens pass through both stacks; nothing is dropped, so masking only changes what a token says.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from unified_video_action.model.inputs import InputStage, ModelInputs, Visibility, join_positions
+from unified_video_action.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of the encoder and decoder."""
+
+    dim: int = 768  # width of a token
+    encoder_depth: int = 12
+    decoder_depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1  # of projections and MLPs, in training
+    attention_dropout: float = 0.1  # of attention weights, in training
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more time
+    fused_attention: bool = (
+        True  # torch's scaled_dot_product_attention; False writes it out (faster for tiny CPU models)
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "encoder_depth", "decoder_depth", "heads"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.dim % self.heads:
+            raise ValueError(f"TransformerConfig.heads {self.heads} does not divide dim {self.dim}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig.{name} must lie in [0, 1), got {getattr(self, name)!r}")
+
+
+class Stack(nn.Module):
+    """Pre-norm transformer blocks and a final norm."""
+
+    def __init__(self, depth: int, config: TransformerConfig) -> None:
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(
+                config.dim,
+                config.heads,
+                mlp_ratio=config.mlp_ratio,
+                qkv_bias=True,
+                proj_drop=config.dropout,
+                attn_drop=config.attention_dropout,
+                norm_layer=norm,
+            )
+            for _ in range(depth)
+        )
+        for block in self.blocks:
+            block.attn.fused_attn = config.fused_attention
+        self.norm = norm(config.dim)
+        self.gradient_checkpointing = config.gradient_checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+
+class MAR(nn.Module):
+    """Input stage, encoder and decoder.
+
+    Args:
+        spec: sizes of inputs. config: size of the transformer.
+    """
+
+    def __init__(self, spec: ModelSpec, config: TransformerConfig) -> None:
+        super().__init__()
+        frames, cells, dim = spec.horizon.future, spec.tokens_per_frame, config.dim
+
+        def positions(length: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(1, length, dim) * 0.02)
+
+        self.text_tokens = spec.text_tokens if spec.text_dim else 0
+        self.inputs = InputStage(spec, dim)
+        self.input_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.encoder = Stack(config.encoder_depth, config)
+        self.decoder_embed = nn.Linear(dim, dim)
+        self.decoder_temporal_position, self.decoder_spatial_position = positions(frames), positions(cells)
+        if self.text_tokens:
+            self.decoder_text_position = positions(self.text_tokens)
+        self.decoder = Stack(config.decoder_depth, config)
+        self.latent_temporal_position, self.latent_spatial_position = positions(frames), positions(cells)
+        self.apply(_initialise)
+
+    def forward(self, inputs: ModelInputs, seen: Visibility) -> Tensor:
+        """Joint latent (B, T*S, d), one row per future video token."""
+        x = self.encoder(self.input_norm(self.inputs(inputs, seen)))  # (B, L, d)
+        position = join_positions(self.decoder_temporal_position, self.decoder_spatial_position)  # (1, T*S, d)
+        if self.text_tokens:
+            position = torch.cat([self.decoder_text_position, position], dim=1)  # (1, L, d)
+        x = self.decoder(self.decoder_embed(x) + position)  # (B, L, d)
+        x = x[:, self.text_tokens :]  # (B, T*S, d)
+        return x + join_positions(self.latent_temporal_position, self.latent_spatial_position)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,78 @@
+"""The five jobs of one model, as data (paper, section III-D).
+
+What a mode hides and what it learns is a row of `TASK_MODES`; no other file compares mode names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class TaskMode:
+    name: str
+    reference_name: str  # its name in the paper's published code
+    sees_history: bool  # history frames are visible
+    future: Literal["masked", "partial", "seen"]  # future frames: all masked, partly masked in training, or given
+    sees_actions: bool  # the action chunk is an input
+    learns_frames: bool
+    learns_actions: bool
+
+
+TASK_MODES: dict[str, TaskMode] = {
+    mode.name: mode
+    for mode in (
+        TaskMode("policy", "policy_model", True, "masked", False, learns_frames=False, learns_actions=True),
+        TaskMode("video", "video_model", True, "partial", False, learns_frames=True, learns_actions=False),
+        TaskMode("forward_dynamics", "dynamic_model", True, "partial", True, learns_frames=True, learns_actions=False),
+        TaskMode("inverse_dynamics", "inverse_model", False, "seen", False, learns_frames=False, learns_actions=True),
+        TaskMode(
+            "policy_and_video", "full_dynamic_model", True, "partial", False, learns_frames=True, learns_actions=True
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModeMix:
+    """How a training batch is shared among the task modes.
+
+    By default every batch holds every mode in fixed quotas, so that all parameters have a gradient on every step and
+    shapes stay the same. `per_batch` draws one mode for the whole batch instead, as the paper does.
+    """
+
+    quotas: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TASK_MODES, 1.0))  # relative shares
+    per_batch: bool = False
+
+    def __post_init__(self) -> None:
+        for name, share in self.quotas.items():
+            if name not in TASK_MODES:
+                raise ValueError(f"ModeMix.quotas: unknown task mode {name!r}; known are {', '.join(TASK_MODES)}")
+            if not share >= 0:
+                raise ValueError(f"ModeMix.quotas[{name}] must be >= 0, got {share!r}")
+        if not sum(self.quotas.values()) > 0:
+            raise ValueError("ModeMix.quotas: at least one share must be above 0")
+
+    def modes(self, step: int, global_batch: int, seed: int) -> list[TaskMode]:
+        """Modes of the samples of one global batch: a pure function of (step, seed), equal on every rank.
+
+        A batch smaller than the number of modes takes them in turn over the steps.
+        """
+        shares = {name: share for name, share in self.quotas.items() if share > 0}
+        names, total = list(shares), sum(shares.values())
+        if self.per_batch:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+            drawn = torch.multinomial(torch.tensor(list(shares.values()), dtype=torch.float64), 1, generator=generator)
+            return [TASK_MODES[names[int(drawn)]]] * global_batch
+        if global_batch < len(names):
+            first = step * global_batch
+            return [TASK_MODES[names[(first + i) % len(names)]] for i in range(global_batch)]
+        counts = {name: int(global_batch * share / total) for name, share in shares.items()}
+        by_remainder = sorted(names, key=lambda name: counts[name] - global_batch * shares[name] / total)
+        for name in by_remainder[: global_batch - sum(counts.values())]:
+            counts[name] += 1
+        # Spread each mode evenly over the batch, so that ranks and micro-batches (contiguous slices) get alike shares.
+        places = sorted(((k + 0.5) / counts[name], names.index(name)) for name in names for k in range(counts[name]))
+        return [TASK_MODES[names[index]] for _, index in places]

@@ -1,0 +1,1 @@
+"""Policies: what a robot, a simulator or a training loop talks to."""

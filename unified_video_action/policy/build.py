@@ -1,0 +1,136 @@
+"""Policies from configurations and from checkpoint folders."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.instantiate import build_dataclass, instantiate
+from unified_video_action.model.uva import UVA, ModelConfig
+from unified_video_action.policy.base import ObservationSpec
+from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.spec import Horizon, LatentShape, ModelSpec
+from unified_video_action.vae.base import FrameCodec
+
+log = logging.getLogger(__name__)
+
+
+def observation_spec(shape_meta: Mapping[str, Any], horizon: Horizon) -> ObservationSpec:
+    """Roles of the observations: the first rgb is the main view, a second one the wrist view, low_dim are inputs.
+
+    Raises:
+        ValueError: no camera, more than two, or an unknown type.
+    """
+    cameras = [name for name, meta in shape_meta["obs"].items() if meta["type"] == "rgb"]
+    low_dim = [name for name, meta in shape_meta["obs"].items() if meta["type"] == "low_dim"]
+    others = set(shape_meta["obs"]) - {*cameras, *low_dim}
+    if others:
+        raise ValueError(f"task.shape_meta.obs: {', '.join(sorted(others))} must have type rgb or low_dim")
+    if not 1 <= len(cameras) <= 2:
+        raise ValueError(f"task.shape_meta.obs: one or two rgb observations are needed, got {cameras}")
+    steps = {shape_meta["obs"][name].get("steps", horizon.history) for name in low_dim}
+    if len(steps) > 1:
+        raise ValueError(f"task.shape_meta.obs: low_dim observations must share one number of steps, got {steps}")
+    return ObservationSpec(
+        cameras[0], cameras[1] if len(cameras) > 1 else None, tuple(low_dim), steps.pop() if steps else 0
+    )
+
+
+def model_spec(config: Mapping[str, Any], observations: ObservationSpec, latent: LatentShape) -> ModelSpec:
+    """Sizes of the model's inputs and outputs that a configuration asks for."""
+    task = config["task"]
+    meta = task["shape_meta"]
+    return ModelSpec(
+        horizon=build_dataclass(Horizon, task["horizon"], "task.horizon"),
+        latent=latent,
+        action_dim=int(meta["action"]["shape"][0]),
+        patch_size=config["model"].get("patch_size", 1),
+        history_actions=meta["action"].get("history", False),
+        wrist_input=observations.wrist is not None,
+        wrist_output=observations.wrist is not None and meta["obs"][observations.wrist].get("predict", True),
+        proprio_dim=sum(int(meta["obs"][name]["shape"][0]) for name in observations.low_dim),
+        proprio_steps=observations.low_dim_steps,
+        proprio_output_dim=meta.get("proprio_output_dim", 0),
+        text_dim=meta.get("text_dim", 0),
+        auxiliary_dim=meta.get("auxiliary_dim", 0),
+    )
+
+
+def build_policy(
+    config: DictConfig | Mapping[str, Any], normalizer: Normalizer, codec: FrameCodec | None = None
+) -> UnifiedVideoActionPolicy:
+    """Build an untrained policy.
+
+    Args:
+        config: with task.shape_meta, task.horizon, model, vae and policy.
+        normalizer: fitted on the training data.
+        codec: already built; otherwise `config.vae` is.
+
+    Raises:
+        ValueError: a value that does not fit, named by its place.
+        FileNotFoundError: codec weights that are not there.
+    """
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)
+    horizon = build_dataclass(Horizon, config["task"]["horizon"], "task.horizon")
+    observations = observation_spec(config["task"]["shape_meta"], horizon)
+    model_config = build_dataclass(ModelConfig, config["model"], "model")
+    policy_config = build_dataclass(PolicyConfig, config["policy"], "policy")
+    codec = codec or instantiate(config["vae"], "vae")
+    model = UVA(model_spec(config, observations, codec.latent_shape), model_config)
+    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, policy_config)
+
+
+def load_policy(
+    folder: str | Path, weights: str = "ema", device: str | torch.device = "cpu"
+) -> UnifiedVideoActionPolicy:
+    """Load a policy from a checkpoint folder, ready to act.
+
+    Args:
+        folder: with config.yaml, normalizer.json and `<weights>.safetensors`; `codec.safetensors`, where present,
+            replaces the codec's own weights.
+        weights: "ema" or "model".
+
+    Raises:
+        FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration.
+    """
+    folder = Path(folder)
+    if weights not in ("ema", "model"):
+        raise ValueError(f"weights must be ema or model, got {weights!r}")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint {folder}: no such folder")
+    for name in ("config.yaml", "normalizer.json", f"{weights}.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"checkpoint {folder}: {name} is missing")
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    if (folder / "codec.safetensors").is_file():
+        config["vae"]["weights"] = str(folder / "codec.safetensors")
+    normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())
+    policy = build_policy(config, normalizer)
+    load_weights(policy.model, folder / f"{weights}.safetensors")
+    log.info("loaded %s weights of %s", weights, folder)
+    return policy.to(device).eval()
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Load a safetensors file that must fit exactly.
+
+    Raises:
+        ValueError: tensors missing, extra or misshapen; all are listed.
+    """
+    found, wanted = load_file(path), model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{path} does not fit the model:\n  " + "\n  ".join(problems))
+    model.load_state_dict(found)

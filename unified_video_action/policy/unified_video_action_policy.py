@@ -1,0 +1,295 @@
+"""UVA as a policy: frames and states in, actions or frames out, by any of the task modes (paper, section III-D)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.model.diffusion import Generators, Sampler
+from unified_video_action.model.inputs import ModelInputs
+from unified_video_action.model.masking import TrainingDraws, draw_training
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.model.uva import UVA, Generated, Targets
+from unified_video_action.policy.base import BasePolicy, Observation, ObservationSpec
+from unified_video_action.vae.base import FrameCodec
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the model is trained and asked, apart from its network."""
+
+    action_steps: int = 8  # actions executed of each chunk
+    sampler: str = "ancestral100"  # for actions: kind and number of steps
+    video_sampler: str = "ancestral100"  # for frames
+    temperature: float = 0.95  # of the ancestral sampler's noise
+    iterations: int = 1  # autoregressive steps of frame generation
+    guidance: float = 1.0  # classifier-free guidance on the instruction; 1: off
+    relative_to: str | None = None  # low-dim observation that actions are relative to (beyond the paper)
+    loss_scale: Mapping[str, float] = field(default_factory=dict)  # factors of loss terms; 1 where not named
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.action_steps, int) or self.action_steps < 1:
+            raise ValueError(f"PolicyConfig.action_steps must be a positive integer, got {self.action_steps!r}")
+        if not isinstance(self.iterations, int) or self.iterations < 1:
+            raise ValueError(f"PolicyConfig.iterations must be a positive integer, got {self.iterations!r}")
+        for name, factor in self.loss_scale.items():
+            if name not in LOSS_TERMS or not factor >= 0:
+                raise ValueError(
+                    f"PolicyConfig.loss_scale.{name}={factor!r}: expected a factor >= 0 for {', '.join(LOSS_TERMS)}"
+                )
+        self.samplers()
+
+    def samplers(self, override: str | None = None) -> tuple[Sampler, Sampler]:
+        """(for actions, for frames)"""
+        return tuple(
+            Sampler(parsed.kind, parsed.steps, self.temperature)
+            for parsed in (Sampler.parse(override or self.sampler), Sampler.parse(override or self.video_sampler))
+        )
+
+
+LOSS_TERMS = ("video", "wrist", "action", "proprio", "auxiliary")
+
+
+class UnifiedVideoActionPolicy(BasePolicy):
+    """The model with its frame codec and normaliser.
+
+    Args:
+        model: the network; the only part that is trained and saved.
+        codec: frozen frame codec.
+        normalizer: fields `action` and one for each low-dimensional observation.
+        observations: names of what the policy reads.
+    """
+
+    def __init__(
+        self,
+        model: UVA,
+        codec: FrameCodec,
+        normalizer: Normalizer,
+        observations: ObservationSpec,
+        config: PolicyConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.model, self.observations, self.config = model, observations, config or PolicyConfig()
+        # Frozen parts move with the policy but are no parameters or weights of it.
+        self._frozen = {"codec": codec, "normalizer": normalizer}
+        self.horizon, self.action_dim = model.spec.horizon, model.spec.action_dim
+        self.action_steps = self.config.action_steps
+        if self.action_steps > self.horizon.actions:
+            raise ValueError(
+                f"PolicyConfig.action_steps {self.action_steps} exceeds the chunk of {self.horizon.actions} actions"
+            )
+        if self.config.relative_to is not None and self.config.relative_to not in observations.low_dim:
+            raise ValueError(
+                f"PolicyConfig.relative_to {self.config.relative_to!r} is no low-dim input; "
+                f"there are {', '.join(observations.low_dim) or 'none'}"
+            )
+
+    @property
+    def codec(self) -> FrameCodec:
+        return self._frozen["codec"]
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self._frozen["normalizer"]
+
+    def _apply(self, fn, *args, **kwargs):
+        for module in self._frozen.values():
+            module._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def training_draws(self, seeds: Sequence[int], modes: Sequence[TaskMode]) -> TrainingDraws:
+        return draw_training(self.model.spec, self.model.config, seeds, modes)
+
+    def loss_weights(self, batch: Mapping[str, Any], draws: TrainingDraws) -> dict[str, float]:
+        weights = self.model.loss_weights(self._targets(batch, with_values=False), draws)
+        return {name: float(weight.sum()) for name, weight in weights.items()}
+
+    def forward(
+        self, batch: Mapping[str, Any], draws: TrainingDraws, weights: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of a batch (keys as dataset samples, see the design's contract).
+
+        Returns:
+            `loss` and one scalar per term, each its sum over the batch divided by its weight.
+        """
+        terms = self.model.loss_terms(self._training_inputs(batch), self._targets(batch), draws)
+        own = {name: term.weight for name, term in terms.items()}
+        losses = {
+            # A term with nothing to learn from has a sum of 0 as well.
+            name: term.total / torch.as_tensor((weights or own)[name]).clamp(min=1e-8)
+            for name, term in terms.items()
+        }
+        scaled = [self.config.loss_scale.get(name, 1.0) * loss for name, loss in losses.items()]
+        return {"loss": sum(scaled, start=torch.zeros((), device=self.device)), **losses}
+
+    def _training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
+        main, wrist = self.observations.main, self.observations.wrist
+        inputs = self._observed({**batch.get("low_dim", {}), "latents": batch["history"], "text": batch.get("text")})
+        inputs.future = self._latents(batch["future"][main])
+        if self.model.spec.wrist_output:
+            inputs.wrist_future = self._latents(batch["future"][wrist])
+        inputs.actions = self._normalize_actions(batch["action"], batch.get("low_dim", {}))
+        if self.model.spec.history_actions:
+            inputs.history_actions = self._normalize_actions(batch["history_action"], batch.get("low_dim", {}))
+        return inputs
+
+    def _targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
+        action_valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
+        targets = Targets(~batch["frame_is_pad"], action_valid)
+        if with_values and self.model.spec.proprio_output_dim:
+            states = batch["future_low_dim"]
+            targets.proprio = torch.cat([self.normalizer.normalize(name, states[name]) for name in states], dim=-1)
+        if with_values and self.model.spec.auxiliary_dim:
+            targets.auxiliary = batch["auxiliary"]
+        return targets
+
+    # -- the five modes at inference -----------------------------------------------------------------------------------
+
+    def predict_action(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Policy: actions from history; the video head is not run.
+
+        Args:
+            obs: camera name -> uint8 (B, H, 3, h, w), or `latents`: camera -> (B, H, C, h, w) scaled; low-dim name ->
+                (B, P, d) raw; `text` (B, d).
+            generator: noise, one for the batch or a list with one per row.
+            sampler: overrides the configured one, such as "ddim10".
+
+        Returns:
+            `action` (B, action_steps, D) and `action_pred` (B, A, D), in the data's units.
+        """
+        return self._actions(self._run("policy", obs, generator, sampler), obs)
+
+    def predict_video(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Video model: `frames` uint8 (B, F, 3, h, w) from history."""
+        return self._frames(self._run("video", obs, generator, sampler))
+
+    def predict_forward_dynamics(
+        self, obs: Observation, actions: Tensor, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Forward dynamics: `frames` uint8 (B, F, 3, h, w) from history and actions (B, A, D) in the data's units."""
+        return self._frames(self._run("forward_dynamics", obs, generator, sampler, actions=actions))
+
+    def predict_inverse_dynamics(
+        self,
+        obs: Observation,
+        future: Mapping[str, Tensor],
+        hide_history: bool = False,
+        generator: Generators = None,
+        sampler: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Inverse dynamics: `action`, `action_pred` from future frames, camera -> (B, F, 3, h, w) uint8 or latents.
+
+        `hide_history` shows the model future frames only, as the paper's code does and as this mode is trained.
+        """
+        return self._actions(
+            self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history), obs
+        )
+
+    def predict_action_and_video(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Policy with planner: `action`, `action_pred` and `frames` of one joint latent."""
+        made = self._run("policy_and_video", obs, generator, sampler)
+        return {**self._actions(made, obs), **self._frames(made)}
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:
+        """uint8 frames (B, T, 3, h, w) -> scaled latents (B, T, C, h', w')."""
+        return self.codec.encode(frames.to(self.device), generator)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, T, C, h, w) -> uint8 frames (B, T, 3, H, W) at the codec's image size."""
+        return ((self.codec.decode(latents.float()) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    # -- in and out ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _run(
+        self,
+        mode: str,
+        obs: Observation,
+        generator: Generators,
+        sampler: str | None,
+        actions: Tensor | None = None,
+        future: Mapping[str, Tensor] | None = None,
+        hide_history: bool | None = None,
+    ) -> Generated:
+        inputs = self._observed(obs)
+        if inputs.history.shape[1] != self.horizon.history:
+            raise ValueError(
+                f"{self.observations.main}: {inputs.history.shape[1]} frames of history given, "
+                f"the policy needs {self.horizon.history}"
+            )
+        if actions is not None:
+            inputs.actions = self._normalize_actions(actions.to(self.device), obs)
+        if future is not None:
+            inputs.future = self._latents(future[self.observations.main])
+        for_actions, for_frames = self.config.samplers(sampler)
+        return self.model.sample(
+            inputs,
+            TASK_MODES[mode],
+            sampler=for_actions,
+            video_sampler=for_frames,
+            iterations=self.config.iterations,
+            guidance=self.config.guidance,
+            generator=generator,
+            hide_history=hide_history,
+        )
+
+    def _observed(self, obs: Observation) -> ModelInputs:
+        """The part of the inputs that is observed: history frames, states, instruction."""
+        spec, names = self.model.spec, self.observations
+        views = obs.get("latents") or obs
+        for name in names.cameras:
+            if name not in views:
+                raise ValueError(f"observation {name!r} is missing; given are {', '.join(map(str, views))}")
+        inputs = ModelInputs(self._latents(views[names.main]))
+        if spec.wrist_input:
+            inputs.wrist_history = self._latents(views[names.wrist])
+        if spec.proprio_dim:
+            inputs.proprio = torch.cat([self._state(name, obs) for name in names.low_dim], dim=-1)  # (B, P, d)
+        if spec.history_actions and obs.get("history_action") is not None:
+            inputs.history_actions = self._normalize_actions(obs["history_action"].to(self.device), obs)
+        if spec.text_dim:
+            if obs.get("text") is None:
+                raise ValueError("observation 'text' is missing: this policy follows instructions")
+            inputs.text = obs["text"].to(self.device)
+        return inputs
+
+    def _state(self, name: str, obs: Observation) -> Tensor:
+        if name not in obs:
+            raise ValueError(f"observation {name!r} is missing; given are {', '.join(map(str, obs))}")
+        state = obs[name].to(self.device)[:, -self.observations.low_dim_steps :]  # (B, P, d)
+        return self.normalizer.normalize(name, state)
+
+    def _latents(self, frames: Tensor) -> Tensor:
+        """Frames become latents; latents pass."""
+        return self.encode(frames) if frames.dtype == torch.uint8 else frames.to(self.device)
+
+    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
+        """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
+        name = self.config.relative_to
+        return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
+
+    def _normalize_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        return self.normalizer.normalize("action", actions - self._origin(obs))
+
+    def _actions(self, made: Generated, obs: Observation) -> dict[str, Tensor]:
+        chunk = self.normalizer.unnormalize("action", made.actions.float()) + self._origin(obs)  # (B, A, D)
+        return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
+
+    def _frames(self, made: Generated) -> dict[str, Tensor]:
+        frames = {"frames": self.decode(made.frames), "latents": made.frames}
+        if made.wrist_frames is not None:
+            frames["wrist_frames"] = self.decode(made.wrist_frames)
+        return frames

@@ -1,0 +1,1 @@
+"""Language: instructions to text features."""

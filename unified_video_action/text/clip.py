@@ -1,0 +1,154 @@
+"""CLIP text features of instructions, computed once per instruction (paper, section III-B).
+
+The text tower of OpenAI's ViT-B/32, in open_clip's layout, without the image tower. The feature is the pooled and
+projected one, not normalised: what `get_text_features` returns in transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+HUB_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"
+HUB_FILE = "open_clip_model.safetensors"
+URL = f"https://huggingface.co/{HUB_REPOSITORY}/resolve/main/{HUB_FILE}"
+HEAD_WIDTH = 64  # of every published CLIP text tower
+IMAGE_TENSORS = ("visual.", "logit_scale")  # of the full model's file; the text tower has no use for them
+
+
+class ClipText:
+    """Turns instructions into features and remembers them, in memory and, when `cache` names a file, on disk.
+
+    The weights are read when the first instruction that is not remembered arrives, so a filled cache file does
+    without them.
+
+    Args:
+        weights: safetensors file in open_clip's layout; None downloads it from the hub.
+        tokens: length every instruction is padded or cut to, as the paper's code does.
+        cache: safetensors file to read features from and add new ones to.
+    """
+
+    def __init__(self, weights: str | None = None, tokens: int = 30, cache: str | None = None) -> None:
+        if tokens < 2:
+            raise ValueError(f"text.tokens={tokens}: at least 2, for the start and the end of the text")
+        self.weights = weights
+        self.tokens = tokens
+        self.cache = Path(cache) if cache else None
+        self._features: dict[str, Tensor] = {}
+        self._key: str | None = None  # what the remembered features depend on
+        self._tower: nn.Module | None = None
+        if self.cache and self.cache.exists():
+            self._read_cache()
+
+    def encode(self, instructions: Sequence[str]) -> Tensor:
+        """Instructions, n strings -> features (n, width), float32; width is 512 for the published weights.
+
+        Raises:
+            FileNotFoundError: an instruction is new and there are no weights; names the path, the URL and the option.
+            ValueError: the weights are damaged, or not those that made the cache file.
+        """
+        if isinstance(instructions, str):
+            raise ValueError(f"instructions={instructions!r}: expected a list of strings, got one string")
+        new = [text for text in dict.fromkeys(instructions) if text not in self._features]
+        if new:
+            self._remember(new)
+        return torch.stack([self._features[text] for text in instructions])  # (n, width)
+
+    @torch.no_grad()
+    def _remember(self, texts: list[str]) -> None:
+        from open_clip import SimpleTokenizer
+
+        if self._tower is None:
+            self._load()
+        ids = SimpleTokenizer()(texts, context_length=self.tokens)  # (n, tokens)
+        self._features |= dict(zip(texts, self._tower(ids), strict=True))
+        if self.cache:
+            self._write_cache()
+
+    def _load(self) -> None:
+        path = Path(self.weights) if self.weights else download()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"CLIP text weights {path} are missing. Download {URL} and name the file with text.weights=FILE"
+            )
+        key = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {self.tokens}"
+        if self._key not in (None, key):
+            raise ValueError(f"{self.cache} holds features of other CLIP weights than {path}: delete it")
+        self._key = key
+        self._tower = build_tower(path, self.tokens)
+
+    def _read_cache(self) -> None:
+        try:
+            with safe_open(self.cache, framework="pt") as file:
+                metadata = file.metadata() or {}
+                self._features = {text: file.get_tensor(text) for text in file.keys()}
+            self._key = metadata["key"]
+        except Exception as error:
+            raise ValueError(f"{self.cache} is not a cache of text features ({error}): delete it") from error
+        if not self._key.endswith(f" {self.tokens}"):
+            raise ValueError(f"{self.cache} holds features of another length than text.tokens={self.tokens}: delete it")
+
+    def _write_cache(self) -> None:
+        self.cache.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.cache.with_name(f"{self.cache.name}.{os.getpid()}.tmp")
+        features = {text: feature.contiguous() for text, feature in self._features.items()}
+        save_file(features, temporary, metadata={"key": self._key})
+        temporary.replace(self.cache)
+
+
+def download() -> Path:
+    """Fetch the published weights into the hub's cache (about 600 MB, once) and return the file."""
+    from huggingface_hub import hf_hub_download
+
+    logger.info("CLIP text weights: %s", URL)
+    try:
+        return Path(hf_hub_download(HUB_REPOSITORY, HUB_FILE))
+    except (OSError, ValueError) as error:  # offline, or a read-only cache
+        raise FileNotFoundError(
+            f"CLIP text weights could not be downloaded from {URL}. Fetch that file elsewhere and name it with "
+            "text.weights=FILE"
+        ) from error
+
+
+def build_tower(path: Path, tokens: int) -> nn.Module:
+    """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width).
+
+    Raises:
+        ValueError: tensors are missing, extra or misshapen; lists them.
+    """
+    from open_clip.transformer import QuickGELU, TextTransformer
+
+    tensors = {name: tensor.float() for name, tensor in load_file(path).items() if not name.startswith(IMAGE_TENSORS)}
+    try:
+        vocabulary, width = tensors["token_embedding.weight"].shape
+        positions = tensors["positional_embedding"]
+        output = tensors["text_projection"].shape[1]
+    except KeyError as error:
+        raise ValueError(f"{path} is not a CLIP text tower in open_clip's layout: it has no {error}") from error
+    if tokens > len(positions):
+        raise ValueError(f"text.tokens={tokens}: the weights in {path} allow {len(positions)}")
+    tensors["positional_embedding"] = positions[:tokens]  # (tokens, width)
+    tower = TextTransformer(
+        context_length=tokens,
+        vocab_size=vocabulary,
+        width=width,
+        heads=width // HEAD_WIDTH,
+        layers=len({name.split(".")[2] for name in tensors if name.startswith("transformer.resblocks.")}),
+        output_dim=output,
+        act_layer=QuickGELU,
+    )
+    try:
+        tower.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not a CLIP text tower in open_clip's layout: {error}") from error
+    return tower.requires_grad_(False).eval()

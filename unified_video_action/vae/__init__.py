@@ -1,0 +1,1 @@
+"""Frame codecs: images to latents and back."""

@@ -1,0 +1,84 @@
+"""kl-f16: the paper's frame codec (LDM autoencoder, 16x downsampling, 16 channels), on diffusers' network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor
+
+from unified_video_action.compat import kl16
+from unified_video_action.compat.safe_pickle import load_checkpoint
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.vae.base import FrameCodec, Moments
+from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
+
+SCALE = 0.2325  # latents of natural images come to about unit deviation
+
+
+def build_network() -> diffusers.AutoencoderKL:
+    """The network alone. Attention sits in the encoder's last level and in both middles, not in the decoder's levels."""
+    return diffusers.AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=16,
+        block_out_channels=(128, 128, 256, 256, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+        up_block_types=("UpDecoderBlock2D",) * 5,
+        layers_per_block=2,
+        norm_num_groups=32,
+        sample_size=256,
+        scaling_factor=SCALE,
+    )
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """kl-f16 weights under diffusers names, from safetensors or a torch checkpoint, under diffusers or LDM names."""
+    if Path(path).suffix == ".safetensors":
+        state = read_safetensors(path)
+    else:
+        content = load_checkpoint(path)
+        state = content.get("model", content.get("state_dict", content))
+    return kl16.to_diffusers(state) if kl16.is_ldm(state) else dict(state)
+
+
+class AutoencoderKL(FrameCodec):
+    """The paper's codec: (3, S, S) <-> (16, S/16, S/16), scale 0.2325.
+
+    Args:
+        weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
+            kl16.ckpt in `$UVA_DATA_DIR/vae`; "random" leaves the network as initialised.
+        image_size: side of the square images that are encoded, in pixels.
+        posterior: "mean" or "sample" (the paper samples, also at inference).
+
+    Raises:
+        FileNotFoundError: no weights; the message has the public address and the option.
+        ValueError: weights with tensors that are missing, extra or misshapen.
+    """
+
+    name = "kl"
+    channels = 16
+    downsample = 16
+    frames_per_pass = 16
+
+    def __init__(self, weights: str | None = None, image_size: int = 256, posterior: str = "mean") -> None:
+        super().__init__(image_size, posterior, scale=SCALE)
+        if weights != "random":
+            path = Path(weights) if weights else in_data_folder("kl16.safetensors", "kl16.ckpt")
+            if path is None or not path.is_file():
+                raise missing(self.name, path or "$UVA_DATA_DIR/vae/kl16.safetensors", KL16_URL)
+        self.network = build_network()
+        if weights != "random":
+            load_exactly(self.network, read_weights(path), str(path))
+        self.freeze()
+
+    def encode_images(self, images: Tensor) -> Moments:
+        mean, logvar = self.network.encode(images).latent_dist.parameters.chunk(2, dim=1)
+        return Moments(mean, torch.clamp(logvar, -30.0, 20.0))
+
+    def decode_images(self, z: Tensor) -> Tensor:
+        return self.network.decode(z).sample
+
+    def named_weights(self) -> dict[str, Tensor]:
+        return self.network.state_dict()

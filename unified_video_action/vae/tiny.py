@@ -1,0 +1,122 @@
+"""TAEF2: a tiny pretrained autoencoder (1.3 M parameters each way, 8x downsampling, 32 channels), MIT licensed.
+
+Weights: madebyollin/taef2 on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from unified_video_action.compat.taef2 import split_hub_names
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.vae.base import FrameCodec, Moments
+from unified_video_action.vae.download import (
+    TAEF2_FILE,
+    TAEF2_REPOSITORY,
+    TAEF2_URL,
+    from_hub,
+    in_data_folder,
+    missing,
+)
+
+WIDTH, CHANNELS, POOLED = 64, 32, 256
+LOGVAR = -30.0  # no posterior: sampling adds nothing that fp32 could show
+
+
+def conv(inputs: int, outputs: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=bias)
+
+
+class Block(nn.Module):
+    """relu(convs(x) + x); at the lowest resolution x is first refined by a normalised bottleneck."""
+
+    def __init__(self, pooled: bool = False) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(conv(WIDTH, WIDTH), nn.ReLU(), conv(WIDTH, WIDTH), nn.ReLU(), conv(WIDTH, WIDTH))
+        self.pool = None
+        if pooled:
+            self.pool = nn.Sequential(
+                nn.Conv2d(WIDTH, POOLED, 1, bias=False),
+                nn.GroupNorm(4, POOLED),
+                nn.ReLU(),
+                nn.Conv2d(POOLED, WIDTH, 1, bias=False),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pool is not None:
+            x = x + self.pool(x)
+        return torch.relu(self.conv(x) + x)
+
+
+class Bound(nn.Module):
+    """Soft limit of the latent to +-3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * torch.tanh(x / 3)
+
+
+def build_encoder() -> nn.Sequential:
+    """Images (N, 3, S, S) in [0, 1] -> latents (N, 32, S/8, S/8)."""
+    layers: list[nn.Module] = [conv(3, WIDTH), Block()]
+    for level in range(3):
+        layers += [conv(WIDTH, WIDTH, stride=2, bias=False), *(Block(pooled=level == 2) for _ in range(3))]
+    return nn.Sequential(*layers, conv(WIDTH, CHANNELS))
+
+
+def build_decoder() -> nn.Sequential:
+    """Latents (N, 32, S/8, S/8) -> images (N, 3, S, S) in about [0, 1]."""
+    layers: list[nn.Module] = [Bound(), conv(CHANNELS, WIDTH), nn.ReLU()]
+    for level in range(3):
+        layers += [Block(pooled=level == 0) for _ in range(3)]
+        layers += [nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False)]
+    return nn.Sequential(*layers, Block(), conv(WIDTH, 3))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights named `encoder.<index>...` and `decoder.<index>...`, from a folder of two files or from one file."""
+    if path.is_file():
+        return split_hub_names(read_safetensors(path))
+    parts = {part: path / f"taef2_{part}.safetensors" for part in ("encoder", "decoder")}
+    return {f"{part}.{name}": x for part, file in parts.items() for name, x in read_safetensors(file).items()}
+
+
+class TAEF2(FrameCodec):
+    """Tiny autoencoder: (3, S, S) <-> (32, S/8, S/8), without a posterior (mean only).
+
+    Args:
+        weights: one safetensors file (as on the hub), or a folder with taef2_encoder.safetensors and
+            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub; "random" leaves the
+            network as initialised.
+        image_size: side of the square images that are encoded, in pixels.
+        posterior: "mean" or "sample"; the same here.
+
+    Raises:
+        FileNotFoundError: no weights; the message has the public address and the option.
+        ValueError: weights with tensors that are missing, extra or misshapen.
+    """
+
+    name = "taef2"
+    channels = CHANNELS
+    downsample = 8
+
+    def __init__(self, weights: str | None = None, image_size: int = 96, posterior: str = "mean") -> None:
+        super().__init__(image_size, posterior, scale=1.0)
+        if weights and weights != "random" and not Path(weights).exists():
+            raise missing(self.name, weights, TAEF2_URL)
+        self.encoder = build_encoder()
+        self.decoder = build_decoder()
+        if weights != "random":
+            path = Path(weights) if weights else in_data_folder("taef2", TAEF2_FILE)
+            path = path or from_hub(self.name, TAEF2_REPOSITORY, TAEF2_FILE)
+            load_exactly(self, read_weights(path), str(path))
+        self.freeze()
+
+    def encode_images(self, images: Tensor) -> Moments:
+        mean = self.encoder(images / 2 + 0.5)
+        return Moments(mean, torch.full_like(mean, LOGVAR))
+
+    def decode_images(self, z: Tensor) -> Tensor:
+        return self.decoder(z) * 2 - 1

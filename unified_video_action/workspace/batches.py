@@ -1,0 +1,125 @@
+"""The data of a training step as a function of its number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from unified_video_action.dataset.sampling import StepBatchSampler
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.policy.base import BasePolicy
+from unified_video_action.workspace.settings import TrainingSettings
+from unified_video_action.workspace.signals import leave_signals_to_parent
+
+Key = tuple[int, int]  # (window index, sample seed)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that pass through the device together."""
+
+    batch: dict[str, Any]  # collated samples
+    draws: Any  # their masks and noise
+    weights: dict[str, float]  # of each loss term
+    seed: int  # for whatever else is random, such as dropout
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MicroBatch:
+        return map_tensors(self, Tensor.pin_memory)
+
+
+class StepBatches(Dataset):
+    """What one process computes in each step: a list of micro-batches.
+
+    Samples, task modes and noise depend on (seed, step) alone. Processes take contiguous slices of the global batch and
+    cut them into micro-batches whose sizes differ by one at most.
+
+    Args:
+        dataset: `dataset.__getitems__([(index, seed), ...])` is a collated batch.
+        policy: draws masks and noise.
+        micro_batch: most samples of a micro-batch; None: no limit.
+        rank, world: this process and the number of processes.
+
+    Raises:
+        ValueError: a batch that the processes cannot share equally.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        policy: BasePolicy,
+        training: TrainingSettings,
+        seed: int,
+        micro_batch: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if training.batch_size % world:
+            raise ValueError(f"training.batch_size={training.batch_size} cannot be shared equally by {world} processes")
+        self.dataset, self.policy, self.mode_mix = dataset, policy, training.mode_mix
+        self.batch_size, self.seed, self.rank, self.world = training.batch_size, seed, rank, world
+        self.share = self.batch_size // world
+        self.parts = 1 if micro_batch is None else -(-self.share // micro_batch)
+
+    def loader(self, first: int, last: int, workers: int = 0, pin: bool = False) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of steps first .. last-1, prepared in order by `workers` processes (0: this one)."""
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=enumerate(self._keys(first, last, self.rank, self.world), first),
+                num_workers=workers,
+                pin_memory=pin,
+                worker_init_fn=leave_signals_to_parent,
+                generator=torch.Generator(),  # else the loader would draw from the global one
+            )
+        )
+
+    def __getitem__(self, numbered: tuple[int, list[Key]]) -> list[MicroBatch]:
+        step, keys = numbered
+        modes = self._modes(step)[self.rank * self.share :][: self.share]
+        bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
+        return [self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)]
+
+    def whole(self, step: int) -> list[tuple[int, int, TaskMode]]:
+        """(index, seed, mode) of all samples of a step, those of other processes too."""
+        (keys,) = self._keys(step, step + 1, 0, 1)
+        return [(index, seed, mode) for (index, seed), mode in zip(keys, self._modes(step), strict=True)]
+
+    def loss_terms(self) -> tuple[str, ...]:
+        """Names of the losses that this mix of modes can have, in an order that all processes share."""
+        (keys,) = self._keys(0, 1, 0, 1)
+        modes = [TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0]
+        return tuple(sorted({name for mode in modes for name in self._micro_batch(keys[:1], [mode]).weights}))
+
+    def _keys(self, first: int, last: int, rank: int, world: int) -> StepBatchSampler:
+        return StepBatchSampler(len(self.dataset), self.batch_size, self.seed, first, last, rank, world)
+
+    def _modes(self, step: int) -> list[TaskMode]:
+        return self.mode_mix.modes(step, self.batch_size, self.seed)
+
+    def _micro_batch(self, keys: list[Key], modes: list[TaskMode]) -> MicroBatch:
+        batch = self.dataset.__getitems__(keys)
+        draws = self.policy.training_draws([seed for _, seed in keys], modes)
+        return MicroBatch(batch, draws, self.policy.loss_weights(batch, draws), keys[0][1])
+
+
+def map_tensors(item: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to every tensor in nested mappings, sequences and dataclasses."""
+    if isinstance(item, Tensor):
+        return function(item)
+    if isinstance(item, Mapping):
+        return {key: map_tensors(value, function) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return type(item)(map_tensors(value, function) for value in item)
+    if is_dataclass(item):
+        return replace(item, **{part.name: map_tensors(getattr(item, part.name), function) for part in fields(item)})
+    return item

@@ -1,0 +1,195 @@
+"""Checkpoint folders: written whole or not at all, without pickle.
+
+A folder `step_00001000` is written under a temporary name, flushed to disk and renamed, so a crash leaves the last good
+one. `trainer_state.json` is written last and lists the size of every other file; a folder that disagrees with its list
+(a truncated copy, a full disk) is not taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+STATE = "trainer_state.json"
+SCORES = "scores.json"
+
+
+def write_checkpoint(
+    root: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str], state: Mapping
+) -> Path:
+    """Write `<root>/step_<step>` and point `<root>/latest` at it.
+
+    Args:
+        tensors: file name -> tensors by name. texts: file name -> content. state: what trainer_state.json holds.
+    """
+    final = root / f"step_{step:08d}"
+    temporary = root / f".{final.name}.{os.getpid()}.tmp"
+    temporary.mkdir(parents=True)
+    for name, group in tensors.items():
+        save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / name)
+    for name, content in texts.items():
+        (temporary / name).write_text(content)
+    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    (temporary / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
+    if final.exists():  # damaged, else the run would have continued from it
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    _point(root / "latest", final.name)
+    _flush(root)
+    return final
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first; incomplete ones are named in a warning."""
+    found = sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+    complete = []
+    for path in found:
+        fault = _fault(path)
+        if fault:
+            logger.warning("Skipping the checkpoint %s: %s", path, fault)
+        else:
+            complete.append(path)
+    return complete
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / STATE).read_text())
+
+
+def remove_unfinished(root: Path) -> None:
+    """Delete what writers that were killed have left."""
+    for path in root.glob(".step_*.tmp"):
+        logger.info("Removing the unfinished checkpoint %s", path)
+        shutil.rmtree(path)
+
+
+def record_score(root: Path, step: int, score: float) -> None:
+    scores = read_scores(root) | {step: score}
+    temporary = root / f".{SCORES}.tmp"
+    temporary.write_text(json.dumps(scores, indent=1))
+    _flush(temporary)
+    os.replace(temporary, root / SCORES)
+
+
+def read_scores(root: Path) -> dict[int, float]:
+    path = root / SCORES
+    return {int(step): score for step, score in json.loads(path.read_text()).items()} if path.exists() else {}
+
+
+def prune(root: Path, keep: int, mode: str) -> None:
+    """Keep the newest checkpoint and the `keep` best ones by score, `best` pointing at the first of them.
+
+    mode: max or min, which scores are better. Checkpoints without a score go once they are not the newest.
+    """
+    folders = {step_of(path): path for path in checkpoints(root)}
+    scores = {step: score for step, score in read_scores(root).items() if step in folders}
+    sign = 1 if mode == "max" else -1
+    ranked = sorted(scores, key=lambda step: (sign * scores[step], step), reverse=True)[:keep]
+    if ranked:
+        _point(root / "best", folders[ranked[0]].name)
+    for step in folders.keys() - {max(folders, default=0), *ranked}:
+        shutil.rmtree(folders[step])
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state as tensors named `<parameter>.<quantity>`."""
+    return {
+        f"{name}.{quantity}": value
+        for name, parameter in module.named_parameters()
+        for quantity, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`, onto the parameters' device."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, quantity = key.rpartition(".")
+        states.setdefault(name, {})[quantity] = value
+    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    unknown = states.keys() - set(order)
+    if unknown:
+        raise ValueError(f"the optimiser's state names parameters that do not train here: {', '.join(sorted(unknown))}")
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(
+        {"state": {i: states[name] for i, name in enumerate(order) if name in states}, "param_groups": groups}
+    )
+
+
+def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str, ...] = ()) -> list[str]:
+    """Load a safetensors file into a module for a new run (not to resume one).
+
+    Returns:
+        the tensors that the file lacks, all of which begin with an entry of `allow_missing`; they keep their values.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: tensors missing, extra or misshapen, all of them listed.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"init_from: no weights at {file}. Give the folder of a checkpoint, or init_from=null to train from scratch"
+        )
+    given, wanted = load_file(file), module.state_dict()
+    absent = [name for name in wanted if name not in given]
+    faults = [f"missing {name}" for name in absent if not name.startswith(allow_missing or "\0")]
+    faults += [f"unexpected {name}" for name in given if name not in wanted]
+    faults += [
+        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if faults:
+        raise ValueError(
+            f"init_from: {file} does not fit this model: {'; '.join(faults)}. "
+            "Missing tensors that should start anew are allowed by init_allow_missing=[prefix,...]"
+        )
+    module.load_state_dict({**wanted, **given})
+    return absent
+
+
+def _fault(folder: Path) -> str | None:
+    try:
+        sizes = read_state(folder)["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{STATE} cannot be read ({error!r})"
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+    return None
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target, target_is_directory=True)
+    os.replace(temporary, link)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,288 @@
+"""The training loop: steps, records, checkpoints, resume. It knows a policy and a dataset, no configuration."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from unified_video_action.policy.base import BasePolicy
+from unified_video_action.policy.build import load_weights
+from unified_video_action.workspace import checkpoint as ckpt
+from unified_video_action.workspace.batches import MicroBatch, StepBatches
+from unified_video_action.workspace.ema import Ema
+from unified_video_action.workspace.faults import non_finite_loss, non_finite_weights
+from unified_video_action.workspace.optim import build_optimizer, learning_rate_factor
+from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+from unified_video_action.workspace.signals import StopSignals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+FINISHED, OUT_OF_TIME = "all steps are done", "the time budget is used up"  # why a run ends, besides signals
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Something the main process does between steps, with the averaged weights and in evaluation mode."""
+
+    name: str  # prefix of its metrics
+    every: int  # steps
+    run: Callable[[int, Records], Mapping[str, float]]  # (optimiser steps done, records) -> metrics
+
+
+class TrainingLoop:
+    """Train a policy.
+
+    A step is one global batch, whatever the number of processes and micro-batches: each loss is a sum over all rows
+    divided by the weight of all rows. Masks and noise belong to the samples, and dropout is seeded anew for every
+    micro-batch, so nothing random outlives a step and resuming needs no random state.
+
+    Args:
+        policy: its `model` is trained and saved.
+        dataset: samples by (index, seed), with `describe(index)`.
+        output_dir: gets `checkpoints/`, one folder each.
+        accelerator: device, precision and processes.
+        open_records: makes the run's records, given the step it continues from.
+        files: text files that belong into every checkpoint, content by name.
+    """
+
+    def __init__(
+        self,
+        policy: BasePolicy,
+        dataset: Dataset,
+        training: TrainingSettings,
+        trainer: TrainerSettings,
+        seed: int,
+        output_dir: Path,
+        accelerator: Accelerator,
+        open_records: Callable[[int], Records],
+        periodic: Sequence[Periodic] = (),
+        files: Mapping[str, str] | None = None,
+    ) -> None:
+        self.training, self.trainer, self.accelerator = training, trainer, accelerator
+        self.root = Path(output_dir) / "checkpoints"
+        self.open_records, self.periodic, self.files = open_records, periodic, dict(files or {})
+        rank, world = accelerator.process_index, accelerator.num_processes
+        self.batches = StepBatches(dataset, policy, training, seed, trainer.micro_batch, rank, world)
+        self.terms = self.batches.loss_terms()
+        self.policy, self.model = policy, policy.model
+        self.forward = accelerator.prepare_model(policy)
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
+        self.ema = Ema(self.model, training.ema)
+        self.step = 0  # optimiser steps done
+        self.saved: int | None = None  # step of the newest checkpoint
+        self.done: dict[str, int] = {}  # step at which each periodic task was done last
+        self.seconds = 0.0  # spent on this run by earlier processes
+        self.unread: list[tuple[int, Tensor]] = []  # step and losses, not yet brought from the device
+
+    def run(self) -> str:
+        """Train to the end, or until a signal or the time budget; return which of them it was."""
+        self.restore()
+        first = self.step
+        self.last = last = min(self.training.steps, self.trainer.max_steps or self.training.steps)
+        main, pin = self.accelerator.is_main_process, self.accelerator.device.type == "cuda"
+        quiet = 1.0 if sys.stderr.isatty() else 30.0  # seconds between two drawings of the bar
+        self.bar = tqdm(total=last, initial=first, unit="step", disable=not main, mininterval=quiet, dynamic_ncols=True)
+        self.records = self.open_records(self.step) if main else None
+        self.started = self.mark = time.perf_counter()
+        self.policy.train()
+        stop = None
+        try:
+            with StopSignals() as signals, self.bar:
+                for micro_batches in self.batches.loader(first, last, self.trainer.num_workers, pin):
+                    stop = self.train_step(micro_batches, signals.received)
+                    self.bar.update()
+                    if self.step % self.trainer.log_every == 0:
+                        self.look_at_losses()
+                    if stop:
+                        break
+                    self.between_steps([task for task in self.periodic if self.step % task.every == 0])
+                self.save()
+                if self.step > first and stop in (None, OUT_OF_TIME):
+                    self.between_steps(self.periodic)
+        finally:
+            if self.records:
+                self.records.close()
+        logger.info("Stopped after step %d: %s. Checkpoint: %s", self.step, stop or FINISHED, self.root / "latest")
+        return stop or FINISHED
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def train_step(self, micro_batches: list[MicroBatch], signal: str | None = None) -> str | None:
+        """Do one optimiser step; return why the run should stop after it, if it should."""
+        weights, time_used, stop = self.agree(micro_batches, signal)
+        rate = self.training.optimizer.learning_rate * learning_rate_factor(
+            self.training.schedule, self.step, self.training.steps, time_used
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+        total = torch.zeros(len(self.terms) + 1, device=self.accelerator.device)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            on_device = micro_batch.to(self.accelerator.device)
+            torch.manual_seed(micro_batch.seed)
+            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.forward):
+                losses = self.forward(on_device.batch, on_device.draws, weights)
+                # DDP averages gradients over processes; here they must add up.
+                self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
+            zero = total.new_zeros(())
+            total += torch.stack([losses.get(name, zero).detach() for name in ("loss", *self.terms)])
+        norm = total.new_full((1,), math.nan)
+        if self.training.optimizer.clip is not None:
+            norm[0] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.unread.append((self.step, torch.cat([total, norm])))
+        self.step += 1
+        self.ema.update(self.model, self.step)
+        return stop
+
+    def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, float], float, str | None]:
+        """What all processes must know alike in a step.
+
+        Returns:
+            the weight of each loss term in the global batch, the share of the time budget used, and why to stop, if so.
+        """
+        weights = [sum(part.weights.get(name, 0.0) for part in micro_batches) for name in self.terms]
+        seconds = self.elapsed()
+        if self.accelerator.num_processes > 1:
+            mine = seconds if self.accelerator.is_main_process else 0.0
+            values = torch.tensor([*weights, mine, float(signal is not None)], device=self.accelerator.device)
+            *weights, seconds, signals = self.accelerator.reduce(values, "sum").tolist()
+            signal = signal or ("signal to another process" if signals else None)
+        budget = self.trainer.time_budget_minutes
+        time_used = seconds / (60 * budget) if budget else 0.0
+        stop = signal or (OUT_OF_TIME if time_used >= 1 else None)
+        return dict(zip(self.terms, weights)), time_used, stop
+
+    def elapsed(self) -> float:
+        """Seconds spent on this run, earlier processes included."""
+        return self.seconds + time.perf_counter() - self.started
+
+    # -- between steps -------------------------------------------------------------------------------------------------
+
+    def look_at_losses(self) -> None:
+        """Bring the losses of the last steps from the device, record their means, and stop on one that is not finite.
+
+        Raises:
+            NonFiniteLoss: with the step and its samples.
+        """
+        if not self.unread:
+            return
+        values = torch.stack([losses for _, losses in self.unread]).double()  # (steps, 1 + terms + 1)
+        if self.accelerator.num_processes > 1:
+            values[:, :-1] = self.accelerator.reduce(values[:, :-1].contiguous(), "sum")
+        values = values.cpu()
+        steps = [step for step, _ in self.unread]
+        self.unread.clear()
+        names = ("loss", *self.terms)
+        for step, row in zip(steps, values[:, :-1].tolist()):
+            if not all(map(math.isfinite, row)):
+                raise non_finite_loss(self.batches, step, dict(zip(names, row)), self.root)
+
+        mean = dict(zip(names, values[:, :-1].mean(0).tolist()))
+        now = time.perf_counter()
+        rate, self.mark = self.training.batch_size * len(steps) / (now - self.mark), now
+        metrics = {f"train/{name}": value for name, value in mean.items()}
+        metrics |= {"train/learning_rate": self.optimizer.param_groups[0]["lr"], "train/samples_per_second": rate}
+        norm = float(values[:, -1].mean())
+        if math.isfinite(norm):
+            metrics["train/gradient_norm"] = norm
+        if self.records:
+            self.records.write(self.step, metrics)
+        self.bar.set_postfix({name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"})
+        budget = self.trainer.time_budget_minutes
+        if budget:  # the bar counts steps: guess how many the time allows
+            self.bar.total = min(self.last, round(self.step * 60 * budget / self.elapsed()))
+
+    def between_steps(self, due: Sequence[Periodic]) -> None:
+        """Save when it is time, or when a score is about to be measured; then do what is due."""
+        began = time.perf_counter()
+        due = [task for task in due if self.done.get(task.name) != self.step]
+        every = self.trainer.checkpoint_every
+        scored = any(self.trainer.monitor.startswith(f"{task.name}/") for task in due)
+        if scored or (every and self.step % every == 0):
+            self.save()
+        if due:
+            if self.records:
+                self._carry_out(due)
+            self.done |= {task.name: self.step for task in due}
+            self.accelerator.wait_for_everyone()
+        self.mark += time.perf_counter() - began  # samples per second are those of training
+
+    def _carry_out(self, due: Sequence[Periodic]) -> None:
+        metrics: dict[str, float] = {}
+        self.policy.eval()
+        with self.ema.applied_to(self.model), self.accelerator.autocast():
+            for task in due:
+                metrics |= {f"{task.name}/{name}": value for name, value in task.run(self.step, self.records).items()}
+        self.policy.train()
+        self.records.write(self.step, metrics)
+        score = metrics.get(self.trainer.monitor)
+        if score is not None:
+            ckpt.record_score(self.root, self.step, score)
+            ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step, unless there is one."""
+        if self.saved == self.step:
+            return
+        self.look_at_losses()  # nothing bad is ever saved
+        if self.accelerator.is_main_process:
+            model = self.model.state_dict()
+            if not all(torch.isfinite(value).all() for value in model.values() if value.is_floating_point()):
+                raise non_finite_weights(self.step, self.root)
+            tensors = {
+                "model.safetensors": model,
+                "ema.safetensors": {**model, **self.ema.state_dict()},
+                "trainer_state.safetensors": ckpt.optimizer_tensors(self.optimizer, self.model),
+            }
+            scaler = self.accelerator.scaler
+            state = {"elapsed_seconds": self.elapsed(), "scaler": scaler.state_dict() if scaler else None}
+            ckpt.write_checkpoint(self.root, self.step, tensors, self.files, state)
+            ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)
+        self.saved = self.step
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Continue from the newest complete checkpoint, if there is one.
+
+        Raises:
+            ValueError: there is one, but `trainer.resume` is off, or it does not fit.
+        """
+        found = ckpt.checkpoints(self.root)
+        self.accelerator.wait_for_everyone()  # nobody looks for checkpoints any more
+        if self.accelerator.is_main_process:
+            ckpt.remove_unfinished(self.root)
+        if not found:
+            return
+        folder = found[-1]
+        if not self.trainer.resume:
+            raise ValueError(f"trainer.resume=false, but {folder} exists; choose another output_dir, or remove it")
+        state = ckpt.read_state(folder)
+        load_weights(self.model, folder / "model.safetensors")
+        self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
+        ckpt.load_optimizer_tensors(self.optimizer, self.model, load_file(folder / "trainer_state.safetensors"))
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = self.saved = state["step"]
+        self.seconds = state["elapsed_seconds"]
+        logger.info("Continuing from %s", folder)
