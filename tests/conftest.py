@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def pusht_store(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., Path]:
-    """Function make_store(name="store.zarr", **options of write_pusht_store) -> path of a fresh store a test may damage."""
+    """make_store(name="store.zarr", **options of write_pusht_store) -> path of a store that a test may damage."""
 
     def make(name: str = "store.zarr", **options) -> Path:
         return write_pusht_store(tmp_path / name, **options)

@@ -1,4 +1,4 @@
-"""A policy and a dataset of a few numbers, with the interfaces of the real ones: for what the training loop itself does."""
+"""A policy and a dataset of a few numbers, with the interfaces of the real ones, for what the loop itself does."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +59,12 @@ class FakePolicy(nn.Module):
         super().__init__()
         layers = [nn.Linear(6, 16), nn.LayerNorm(16), nn.Dropout(dropout), nn.SiLU()]
         self.model = nn.ModuleDict(
-            {"trunk": nn.Sequential(*layers), "video": nn.Linear(16, 6), "action": nn.Linear(16, 2), "idle": nn.Linear(3, 3)}
+            {
+                "trunk": nn.Sequential(*layers),
+                "video": nn.Linear(16, 6),
+                "action": nn.Linear(16, 2),
+                "idle": nn.Linear(3, 3),
+            }
         )
 
     def training_draws(self, seeds, modes) -> Draws:
@@ -147,9 +151,9 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--kill-at", type=int, help="send this process --signal when this step begins")
+    parser.add_argument("--kill-at", type=int, help="send this process --send during this step")
     parser.add_argument("--kill-in-write", type=int, help="die while the checkpoint of this step is being written")
-    parser.add_argument("--signal", default="SIGKILL")
+    parser.add_argument("--send", default="SIGKILL")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch)
@@ -158,9 +162,9 @@ def main() -> None:
         step = loop.train_step
 
         def train_step(*arguments):
-            if loop.step == options.kill_at:
-                os.kill(os.getpid(), getattr(signal, options.signal))
-            return step(*arguments)
+            if loop.step == options.kill_at and loop.accelerator.is_main_process:
+                os.kill(os.getpid(), getattr(signal, options.send))
+            step(*arguments)
 
         loop.train_step = train_step
     if options.kill_in_write is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, interpolate, pad
+from torch.nn.functional import conv1d, interpolate, pad
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,24 @@ class VideoAugmentation:
         blurs, sigma = rng.random() < self.blur_probability, rng.uniform(*self.blur_sigma)
         if not (crops or blurs):
             return frames
+        # Cropping, resizing and blurring are linear and separable: together they are one matrix for each axis.
+        rows, columns = (
+            self._matrix(size, place if crops else None, sigma if blurs else None)
+            for size, place in zip(frames.shape[-2:], corner, strict=True)
+        )
         video = torch.from_numpy(np.ascontiguousarray(frames)).float()
-        if crops:
-            video = self._crop(video, corner)
-        if blurs:
-            video = self._blur(video, sigma)
+        video = rows @ video @ columns.T  # (T, 3, H, W)
         return video.round_().clamp_(0, 255).to(torch.uint8).numpy()
 
-    def _crop(self, video: Tensor, corner: np.ndarray) -> Tensor:
-        height, width = video.shape[-2:]
-        rows, columns = int(height * self.crop), int(width * self.crop)
-        top, left = int(corner[0] * (height - rows + 1)), int(corner[1] * (width - columns + 1))
-        window = video[..., top : top + rows, left : left + columns]  # (T, 3, rows, columns)
-        return interpolate(window, size=(height, width), mode="bilinear", align_corners=False)  # (T, 3, H, W)
-
-    def _blur(self, video: Tensor, sigma: float) -> Tensor:
-        reach = self.blur_kernel // 2
-        taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
-        taps = taps / taps.sum()
-        flat = video.flatten(0, 1)[:, None]  # (T * 3, 1, H, W)
-        flat = pad(flat, (reach, reach, reach, reach), mode="reflect")
-        flat = conv2d(conv2d(flat, taps.reshape(1, 1, 1, -1)), taps.reshape(1, 1, -1, 1))
-        return flat[:, 0].unflatten(0, video.shape[:2])  # (T, 3, H, W)
+    def _matrix(self, size: int, place: float | None, sigma: float | None) -> Tensor:
+        """(size, size): what happens along one axis; `place` in [0, 1) says where the crop begins, if there is one."""
+        axis = torch.eye(size)[:, None]  # (size of the input, 1, size of the output)
+        if place is not None:
+            kept = int(size * self.crop)
+            first = int(place * (size - kept + 1))
+            axis = interpolate(axis[..., first : first + kept], size=size, mode="linear", align_corners=False)
+        if sigma is not None:
+            reach = self.blur_kernel // 2
+            taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
+            axis = conv1d(pad(axis, (reach, reach), mode="reflect"), (taps / taps.sum())[None, None])
+        return axis[:, 0].T

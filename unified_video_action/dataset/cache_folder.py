@@ -115,7 +115,9 @@ def _fill(
     for group, layout in groups.items():
         for name, (shape, dtype) in layout.items():
             place = path / group / name
-            stores[group][name] = RowStore(place) if place.exists() else RowStore.create(place, rows, shape, dtype, block)
+            stores[group][name] = (
+                RowStore(place) if place.exists() else RowStore.create(place, rows, shape, dtype, block)
+            )
     done = {group: np.all([store.written() for store in arrays.values()], axis=0) for group, arrays in stores.items()}
     with tqdm(total=rows * len(groups), desc=f"building {path.name}", unit="frame", disable=not progress) as bar:
         for number, start in enumerate(range(0, rows, block)):

@@ -41,7 +41,6 @@ class LatentCache:
         frames: Frames,
         source: str,
         variants: Sequence[str] = ("plain",),
-        recipe: str = "",
         rebuild: bool = False,
         progress: bool = True,
         block: int = 128,
@@ -52,12 +51,11 @@ class LatentCache:
             rows: number of frames.
             frames: gives the frames of a variant.
             source: fingerprint of the data.
-            variants: those needed; more may be added later.
-            recipe: how variants are made (the augmentation), as text.
+            variants: those needed; more may be added later. A name says all that makes its frames differ.
             rebuild, progress, block: as for `fill_cache`.
 
         Raises:
-            StaleCacheError: the cache there is of another codec, image size, recipe or source.
+            StaleCacheError: the cache there is of another codec, image size or source.
             ValueError: a latent that float16 cannot hold.
         """
 
@@ -74,12 +72,7 @@ class LatentCache:
         layout: Layout = {"mean": (shape, "float16")}
         if encode(variants[0], 0, 1).logvar.max() > LOGVAR_FLOOR:
             layout["logvar"] = (shape, "float16")
-        key = {
-            "codec": codec.key(),
-            "image size": str(codec.image_size),
-            "source": source,
-            "augmentation": recipe,
-        }
+        key = {"codec": codec.key(), "image size": str(codec.image_size), "source": source}
         groups = {variant: layout for variant in variants}
         return cls(fill_cache(Path(path), key, rows, groups, produce, rebuild, progress, block), codec)
 

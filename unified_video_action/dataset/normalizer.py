@@ -56,6 +56,12 @@ class Normalizer(nn.Module):
         """Leave each field (name -> D) as it is."""
         return cls({name: {"scale": torch.ones(dim), "offset": torch.zeros(dim)} for name, dim in dims.items()})
 
+    def fields(self) -> dict[str, dict[str, Tensor]]:
+        """What the constructor takes."""
+        return {
+            name: {"scale": self.scale(name), "offset": self.offset(name), **self.stats[name]} for name in self.names
+        }
+
     def __contains__(self, name: str) -> bool:
         return name in self.names
 
@@ -77,14 +83,7 @@ class Normalizer(nn.Module):
 
     def to_json(self) -> str:
         """The fields as JSON; float32 values survive the round trip exactly."""
-        fields = {
-            name: {
-                "scale": self.scale(name).tolist(),
-                "offset": self.offset(name).tolist(),
-                **{key: value.tolist() for key, value in self.stats[name].items()},
-            }
-            for name in self.names
-        }
+        fields = {name: {k: v.tolist() for k, v in field.items()} for name, field in self.fields().items()}
         return json.dumps(fields, indent=2)
 
     @classmethod

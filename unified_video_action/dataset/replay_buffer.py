@@ -117,7 +117,7 @@ class ReplayBuffer:
         rows = (array.shards or array.chunks)[0]
         for chunk in chunk_grid(array, start, stop):
             if not chunk_exists(array, chunk):
-                raise StoreError(f"{self.location}: {path} lacks chunk {chunk} (rows from {chunk[0] * rows})")
+                raise self._lacks(path, array, chunk)
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # whatever a decoder, a zip or a network raises
@@ -125,6 +125,13 @@ class ReplayBuffer:
                 for first in range(start - start % rows, stop, rows):
                     self._read(path, first, min(first + rows, stop))
             raise StoreError(f"{self.location}: {path}[{start}:{stop}] cannot be read ({error})") from error
+
+    def _lacks(self, path: str, array: zarr.Array, chunk: tuple[int, ...]) -> StoreError:
+        row = chunk[0] * (array.shards or array.chunks)[0]
+        return StoreError(
+            f"{self.location}: {path} lacks chunk {chunk} (rows from {row}); the store is truncated, or was written "
+            "with write_empty_chunks=False"
+        )
 
     def _read_episode_ends(self) -> np.ndarray:
         array = self._member(MARKER)
@@ -156,13 +163,12 @@ class ReplayBuffer:
         size = int(np.prod(array.chunks)) * array.dtype.itemsize
         if size > LARGEST_CHUNK:
             raise StoreError(
-                f"{self.location}: data/{name} has chunks of {array.chunks[0]} frames ({size / 2**30:.1f} GiB), too large "
-                "to read by window; rewrite the array with chunks of at most a few hundred frames"
+                f"{self.location}: data/{name} has chunks of {array.chunks[0]} frames ({size / 2**30:.1f} GiB), too "
+                "large to read by window; rewrite the array with chunks of a few hundred frames at most"
             )
         for chunk in _evenly(chunk_grid(array), CHUNKS_CHECKED):
             if not chunk_exists(array, chunk):
-                row = chunk[0] * (array.shards or array.chunks)[0]
-                raise StoreError(f"{self.location}: data/{name} lacks chunk {chunk} (rows from {row}); it is truncated")
+                raise self._lacks(f"data/{name}", array, chunk)
 
     def _read_vectors(self, name: str) -> np.ndarray:
         array = self._check_rows(name)

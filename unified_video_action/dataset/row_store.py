@@ -82,7 +82,9 @@ class RowStore:
         """Write the rows of one block, (<= block, *row_shape); they are on disk when this returns."""
         expected = (min(self.rows - block * self.block, self.block), *self.row_shape)
         if values.shape != expected or values.dtype != self.dtype:
-            raise ValueError(f"{self.path}: block {block} takes {self.dtype} {expected}, got {values.dtype} {values.shape}")
+            raise ValueError(
+                f"{self.path}: block {block} takes {self.dtype} {expected}, got {values.dtype} {values.shape}"
+            )
         size = self.block * self._row_bytes
         offset = self._start + block * size
         with open(self._file, "r+b") as handle:

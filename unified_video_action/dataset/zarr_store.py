@@ -54,8 +54,12 @@ def open_root(location: str) -> zarr.Group:
         else:
             store, root = _open_path(Path(location))
         return zarr.open_group(store, mode="r", path=root, use_consolidated=False)
+    except (FileNotFoundError, StoreError):
+        raise
     except zipfile.BadZipFile as error:
         raise StoreError(f"{location}: not a readable zip ({error}); it may be truncated, fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{location}: cannot be opened ({error})") from error
 
 
 def chunk_grid(array: zarr.Array, start: int = 0, stop: int | None = None) -> list[tuple[int, ...]]:
@@ -84,7 +88,9 @@ def _chunk_path(array: zarr.Array, chunk: tuple[int, ...]) -> str:
 def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
     if path.is_dir():
         found = [path / name for name in MARKER_FILES if (path / name).exists()]
-        found = found or [hit for name in MARKER_FILES for depth in ("*", "*/*") for hit in path.glob(f"{depth}/{name}")]
+        found = found or [
+            hit for name in MARKER_FILES for depth in ("*", "*/*") for hit in path.glob(f"{depth}/{name}")
+        ]
         root = _only_root([file.relative_to(path).as_posix() for file in found], str(path))
         return LocalStore(path, read_only=True), root
     if not path.exists():
@@ -100,7 +106,7 @@ def _open_url(url: str) -> tuple[FsspecStore, str]:
     import fsspec
     from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
-    files = fsspec.filesystem("zip", fo=url)
+    files = fsspec.filesystem("zip", fo=url.removeprefix("zip::"))
     root = _only_root(files.find(""), url)
     return FsspecStore(AsyncFileSystemWrapper(files, asynchronous=True), path="", read_only=True), root
 

@@ -31,10 +31,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A tick's label: 0.25, 300, 10k, 3e-05."""
+    """A tick's label: 0.25, 300, 10k, 3e-5."""
     if abs(value) >= 10_000:
         return f"{value / 1000:g}k"
-    return f"{value:.4g}"
+    return f"{value:.4g}".replace("e-0", "e-")
 
 
 class _Plot:

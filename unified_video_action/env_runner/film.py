@@ -6,6 +6,7 @@ that filming changes nothing in the rollout.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def imagine_episode(
         session.observe(observation, slot=0)
         if step % action_steps == 0:
             imagined.append(Imagination(step, offsets, session.imagine([0])[0]))
+            session.plan([0])  # as in the episode, so that the session knows the actions that follow
     return imagined
 
 
@@ -105,10 +107,10 @@ def _draw(
         pen.text((left, top), f"imagined +{moment.offsets[place]}", ACCENT, _font(12))
         canvas.paste(_scaled(moment.frames[place], SMALL), (left, top + LINE))
         if at < len(real):
-            pen.text((left, lower), f"what happened, step {at}", FAINT, _font(11))
+            pen.text((left, lower), f"what happened, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
         else:
-            pen.text((left, lower), "after the end", FAINT, _font(11))
+            pen.text((left, lower), "after the end", FAINT, _font(12))
             pen.rectangle((left, lower + LINE, left + small_width - 1, lower + LINE + SMALL - 1), outline=TRACK)
     return np.asarray(canvas)  # (H, W, 3)
 
@@ -119,6 +121,7 @@ def _bar(pen: ImageDraw.ImageDraw, width: int, top: int, score: float) -> None:
         pen.rectangle((MARGIN, top, MARGIN + (width - 2 * MARGIN) * min(score, 1.0), top + 3), ACCENT)
 
 
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size)
 

@@ -125,8 +125,8 @@ def _scores(episodes: Sequence[Mapping[str, Any]], metrics: Mapping[str, float])
     lines.append(Line(thin(list(enumerate(best.tolist(), 1)), 150), "line mean", "mean of the best score so far"))
     curves = line_chart(lines, "control step", "score", y_range=(0.0, 1.0))
     key = (
-        '<p class="key"><i class="success"></i>successful episode <i class="failure"></i>other episode '
-        '<i class="mean"></i>mean of the best score so far</p>'
+        '<p class="key"><span><i class="success"></i>successful</span><span><i class="failure"></i>not</span>'
+        '<span><i class="mean"></i>mean of the best so far</span></p>'
     )
     return f'<div class="charts"><div>{bars}</div><div>{curves}{key}</div></div>'
 
@@ -158,7 +158,9 @@ def _entry(line: str) -> dict[str, Any]:
 
 def _table(episodes: Sequence[Mapping[str, Any]]) -> str:
     maxima = [name for name in max(episodes, key=len) if name.startswith("max_")]
-    names = ["seed", "score", *(name.replace("_", " ") for name in maxima), "success", "steps", "crashed"]
+    names = ["seed", "score", *(name.replace("_", " ") for name in maxima), "success", "steps"]
+    if crashed := any(episode["crashed"] for episode in episodes):
+        names.append("crashed")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = []
     for episode in episodes:
@@ -169,8 +171,9 @@ def _table(episodes: Sequence[Mapping[str, Any]]) -> str:
             *(f"{episode[name]:.3f}" if name in episode else "" for name in maxima),
             '<b class="yes">yes</b>' if episode["success"] else "no",
             str(episode["steps"]),
-            escape(episode["crashed"] or ""),
         ]
+        if crashed:
+            cells.append(escape(episode["crashed"] or ""))
         style = ' class="crashed"' if episode["crashed"] else ""
         rows.append(f"<tr{style}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'

@@ -120,14 +120,15 @@ class EnvRunner:
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
         films = films if output_dir is not None else 0
+        if output_dir is not None:
+            output = Path(output_dir)
+            output.mkdir(parents=True, exist_ok=True)
         with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
             recordings = Recordings(Path(folder))
             episodes = self._roll(policy, sampler, recordings if films else None, progress)
             metrics = summarise(episodes, self.metrics)
             if output_dir is None:
                 return metrics
-            output = Path(output_dir)
-            output.mkdir(parents=True, exist_ok=True)
             results = describe_results(metrics, episodes, config)
             write_json(output / "results.json", results)
             session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None

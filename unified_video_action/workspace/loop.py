@@ -106,12 +106,15 @@ class TrainingLoop:
         try:
             with StopSignals() as signals, self.bar:
                 for micro_batches in self.batches.loader(first, last, self.trainer.num_workers, pin):
-                    stop = self.train_step(micro_batches, signals.received)
+                    weights, time_used, stop = self.agree(micro_batches, signals.received)
+                    if stop:
+                        break
+                    self.train_step(micro_batches, weights, time_used)
                     self.bar.update()
                     if self.step % self.trainer.log_every == 0:
                         self.look_at_losses()
-                    if stop:
-                        break
+                    if signals.received and self.accelerator.num_processes == 1:
+                        continue  # to the stop, without beginning an evaluation
                     self.between_steps([task for task in self.periodic if self.step % task.every == 0])
                 self.save()
                 if self.step > first and stop in (None, OUT_OF_TIME):
@@ -124,9 +127,8 @@ class TrainingLoop:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, micro_batches: list[MicroBatch], signal: str | None = None) -> str | None:
-        """Do one optimiser step; return why the run should stop after it, if it should."""
-        weights, time_used, stop = self.agree(micro_batches, signal)
+    def train_step(self, micro_batches: list[MicroBatch], weights: Mapping[str, float], time_used: float) -> None:
+        """Do one optimiser step, given what `agree` returned."""
         rate = self.training.optimizer.learning_rate * learning_rate_factor(
             self.training.schedule, self.step, self.training.steps, time_used
         )
@@ -151,10 +153,9 @@ class TrainingLoop:
         self.unread.append((self.step, torch.cat([total, norm])))
         self.step += 1
         self.ema.update(self.model, self.step)
-        return stop
 
     def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, float], float, str | None]:
-        """What all processes must know alike in a step.
+        """What all processes must know alike before a step.
 
         Returns:
             the weight of each loss term in the global batch, the share of the time budget used, and why to stop, if so.
@@ -206,7 +207,7 @@ class TrainingLoop:
             metrics["train/gradient_norm"] = norm
         if self.records:
             self.records.write(self.step, metrics)
-        self.bar.set_postfix({name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"})
+        self.bar.set_postfix({name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
         budget = self.trainer.time_budget_minutes
         if budget:  # the bar counts steps: guess how many the time allows
             self.bar.total = min(self.last, round(self.step * 60 * budget / self.elapsed()))

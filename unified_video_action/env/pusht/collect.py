@@ -32,18 +32,26 @@ class Collector:
     goal: str = "fixed"  # one of GOALS
     image_size: int = 96
     max_steps: int = 300
-    variety: Variety = Variety(action_noise=1.0, choice=4.0, mistakes=0.05)
+    action_noise: float = 1.0  # this and the next two as in Variety
+    choice: float = 4.0
+    mistakes: float = 0.05
 
     def __post_init__(self) -> None:
         if self.goal not in GOALS:
             raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        self.variety()
+
+    def variety(self) -> Variety:
+        return Variety(self.action_noise, self.choice, self.mistakes)
 
     def __call__(self, attempt: int) -> Episode:
         rng = np.random.default_rng([self.seed, attempt])
         start_seed, expert_seed = (int(number) for number in rng.integers(2**31, size=2))
         goal = random_goal(rng) if self.goal == "random" else np.array(DEFAULT_GOAL)
         env = PushTEnv(goal=goal, observe_image=False)
-        expert = ScriptedExpert(goal, expert_seed, self.variety)
+        expert = ScriptedExpert(goal, expert_seed, self.variety())
         _, info = env.reset(seed=start_seed)
         states, actions, coverage, success = [], [], info["coverage"], info["is_success"]
         while not success and len(actions) < self.max_steps:
@@ -51,15 +59,14 @@ class Collector:
             actions.append(expert.act(info["state"]))
             _, _, success, _, info = env.step(actions[-1])
             coverage = max(coverage, info["coverage"])
-        success = success and bool(actions)  # nothing is learnt from a start on the goal
-        if not success:
-            return Episode({}, goal, coverage, False)
+        if not success or not actions:  # nothing can be learnt from a start on the goal
+            return Episode({}, goal, coverage, success=False)
         arrays = {
             "img": render_states(np.array(states), goal, self.image_size),
             "action": np.array(actions, np.float32),
             "state": np.array(states, np.float32),
         }
-        return Episode(arrays, goal, coverage, True)
+        return Episode(arrays, goal, coverage, success=True)
 
 
 def random_goal(rng: np.random.Generator) -> np.ndarray:

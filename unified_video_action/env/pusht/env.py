@@ -32,8 +32,8 @@ def start_state(seed: int) -> np.ndarray:
 class PushTEnv(GymPushTEnv):
     """One table with a T to push onto the goal pose.
 
-    Observations: `image` uint8 (image_size, image_size, 3), `agent_pos` float32 (2,). Actions: float32 (2,), the agent's
-    target position; 10 of them a second. All positions are table pixels, 0..512, and angles are radians.
+    Observations: `image` uint8 (image_size, image_size, 3), `agent_pos` float32 (2,). Actions: float32 (2,), the target
+    that the agent is drawn to; 10 of them a second. Positions are table pixels, 0..512, and angles are radians.
 
     `step` ends the episode on success and reports in its info `coverage` (share of the goal covered), `score`
     (min(coverage / 0.95, 1)), `is_success` (coverage > 0.95) and `state` (agent x, y, block x, y, block angle).

@@ -26,7 +26,11 @@ class Variety:
 
     action_noise: float = 0.0  # pixels, standard deviation of a slow drift added to every target
     choice: float = 0.0  # control steps; a push whose value is so much worse is still chosen with 1/e of the chance
-    mistakes: float = 0.0  # chance that a push is replaced by one without gain
+    mistakes: float = 0.0  # chance that a random push is made instead, from which the expert then recovers
+
+    def __post_init__(self) -> None:
+        if min(self.action_noise, self.choice, self.mistakes) < 0 or self.mistakes >= 1:
+            raise ValueError(f"variety must not be negative, and mistakes must be below 1, got {self}")
 
 
 class ScriptedExpert:
@@ -64,10 +68,15 @@ class ScriptedExpert:
             yield self._agent - RETREAT * push.direction
 
     def _choose(self) -> Push | None:
+        if self._rng.random() < self._variety.mistakes:
+            pushes = self._planner.detours(self._pose)
+            return pushes[self._rng.integers(len(pushes))] if pushes else None
         pushes = self._planner.plan(self._agent, self._pose)
-        if not pushes:
-            return None
-        return pushes[0]
+        if not pushes or self._variety.choice == 0:
+            return pushes[0] if pushes else None
+        worse = np.array([push.value - pushes[0].value for push in pushes])
+        chances = np.exp(-worse / self._variety.choice)
+        return pushes[self._rng.choice(len(pushes), p=chances / chances.sum())]
 
     def _travel(self, end: np.ndarray) -> Iterator[np.ndarray]:
         yield from self._way(end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class Contacts:
     normals: np.ndarray  # (N, 2), unit length, out of the T
 
 
+@cache
 def outline_contacts(spacing: float) -> Contacts:
     """Contacts about `spacing` pixels apart along every side of the T, at least one on each."""
     points, normals = [], []

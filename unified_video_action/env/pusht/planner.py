@@ -19,11 +19,12 @@ from unified_video_action.env.pusht.geometry import (
 from unified_video_action.env.pusht.navigation import inside_reach
 from unified_video_action.env.pusht.table import Table
 
-GAP = 4.0  # pixels between the agent and the T before a push
+GAP = 4.0  # pixels between the agent and the contact before a push
+LEAST_GAP = 1.5  # and between it and any other part of the T
 TRAVEL_SPEED = 14.0  # pixels per control step, for guessing how long the way to a push takes
 SETTLING_STEPS = 4  # control steps that every change of contact costs besides the way
 PATIENCE = 5  # a rollout ends after so many steps without a new best
-DISTANCE_AT_SUCCESS = 1.5  # mean corner distance at which coverage is safely beyond the threshold
+DISTANCE_AT_SUCCESS = 1.5  # from the goal, at which coverage is safely beyond the threshold
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ STAGES = (
 )
 LOOKAHEAD = 6  # first pushes from which a second one is tried
 LOOKAHEAD_CONTACTS = 5
-DETOURS = 24  # pushes without gain that are tried when no push gains much
-DETOUR_LENGTHS = (6, 10, 14)
+DETOURS = 8  # random pushes that are tried when no push gains much
+DETOUR_SPACING = 25.0  # as in Stage, and so below
+DETOUR_SPEED = 6.0  # at least
+DETOUR_LENGTHS = (6, 10, 14)  # control steps
+LEAST_SLOPE = -0.01  # pixels gained per pixel of push, below which a contact is not tried
 TOO_LITTLE = 0.93  # a plan that leaves more than this share of the distance is stuck
 
 
@@ -71,7 +75,6 @@ class Planner:
         self.distance = GoalDistance(goal)
         self._rng = rng
         self._table = Table()
-        self._contacts = {}
 
     def plan(self, agent: np.ndarray, pose: Pose) -> list[Push]:
         """Pushes worth making now, best value first; empty when the T cannot be reached at all."""
@@ -81,7 +84,7 @@ class Planner:
         firsts.sort(key=lambda push: travel_steps(agent, push) + push.steps + steps_to_go(push.distance))
         plans = [self.look_ahead(agent, push, stage) for push in firsts[:LOOKAHEAD]]
         if not plans or min(push.distance for push in plans) > TOO_LITTLE * now:
-            plans += [self.look_ahead(agent, push, stage) for push in self.detours(pose, stage)]
+            plans += [self.look_ahead(agent, push, stage) for push in self.detours(pose)]
         return sorted(plans, key=lambda push: push.value)
 
     def look_ahead(self, agent: np.ndarray, push: Push, stage: Stage) -> Push:
@@ -95,9 +98,10 @@ class Planner:
 
     def gaining_pushes(self, pose: Pose, stage: Stage, count: int) -> list[Push]:
         """Pushes that bring the T closer, from the `count` contacts where its first pixel gains most."""
-        contacts = self._contacts.setdefault(stage.spacing, outline_contacts(stage.spacing))
+        contacts = outline_contacts(stage.spacing)
         slopes = self.distance.push_slopes(pose, contacts)
-        order = [index for index in np.argsort(slopes) if slopes[index] < -0.01][:count]
+        order = np.argsort(slopes)[:count]
+        order = order[slopes[order] < LEAST_SLOPE]
         pushes = []
         for start, direction in self.starts(pose, contacts.points[order], contacts.normals[order], stage.angles):
             push = self.roll_out(pose, start, direction, stage)
@@ -105,12 +109,12 @@ class Planner:
                 pushes.append(push)
         return pushes
 
-    def detours(self, pose: Pose, stage: Stage) -> list[Push]:
-        """Pushes of a set length from anywhere, whether they gain or not."""
-        speed = max(stage.speed, 6.0)
-        contacts = self._contacts.setdefault(25.0, outline_contacts(25.0))
+    def detours(self, pose: Pose) -> list[Push]:
+        """A few random pushes from anywhere, in several lengths, whether they gain or not."""
+        contacts = outline_contacts(DETOUR_SPACING)
         starts = self.starts(pose, contacts.points, contacts.normals, (-0.5, 0.0, 0.5))
-        chosen = self._rng.permutation(len(starts))[: DETOURS // len(DETOUR_LENGTHS)]
+        chosen = self._rng.permutation(len(starts))[:DETOURS]
+        speed = max(stage_at(self.distance(pose)).speed, DETOUR_SPEED)
         pushes = []
         for start, direction in (starts[index] for index in chosen):
             self._table.place(start, pose)
@@ -132,7 +136,7 @@ class Planner:
         for angle in angles:
             directions = -normals @ rotation(angle).T @ turn.T  # (N, 2)
             places = to_table(points, pose) - (AGENT_RADIUS + GAP) * directions  # (N, 2)
-            fits = inside_reach(places) & (clearance(places, pose) >= AGENT_RADIUS + 1.5)
+            fits = inside_reach(places) & (clearance(places, pose) >= AGENT_RADIUS + LEAST_GAP)
             result += list(zip(places[fits], directions[fits], strict=True))
         return result
 
@@ -153,6 +157,7 @@ class Planner:
         return best
 
     def _push(self, start: np.ndarray, direction: np.ndarray, speed: float, steps: int) -> Push:
+        """The push whose rollout has brought the table to where it is."""
         pose = self._table.pose
         return Push(start, direction, speed, steps, pose, tuple(self._table.agent), self.distance(pose))
 

@@ -18,7 +18,7 @@ class StateRenderer:
         """`state` (agent x, y, block x, y, block angle) and `goal` (x, y, angle) -> uint8 (size, size, 3)."""
         self._table.goal_pose = checked_vector("goal", goal, 3)
         self._table.place(checked_vector("state", state, 5))
-        return self._table._render()
+        return self._table.get_obs()["image"]
 
 
 def render_state(state: Sequence[float], goal: Sequence[float] = DEFAULT_GOAL, size: int = 96) -> np.ndarray:

@@ -1,0 +1,174 @@
+"""Time a policy: latency by part (the rows of the paper's Table VII, and those of frame generation), and training.
+
+    python scripts/benchmark.py --config-name uva_pusht_small
+    python scripts/benchmark.py --checkpoint outputs/run/checkpoints/latest --sampler ddim10 --json times.json
+    python scripts/benchmark.py --config-name uva_pusht --device cuda --precision bf16 vae.weights=random
+    python scripts/benchmark.py --config-name uva_pusht_mini --only loader --workers 2
+
+A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
+first where there is none. Where Hydra is not installed, --config takes the configuration that
+`python train.py --config-name=... --cfg job --resolve` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified_video_action.dataset.window_dataset import WindowDataset
+    from unified_video_action.evaluation.timing import Rows
+    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
+log = logging.getLogger("benchmark")
+PARTS = ("latency", "training", "loader")
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
+
+
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The resolved configuration that the options name."""
+    if options.config_name:
+        from hydra import compose, initialize_config_dir
+        from omegaconf import OmegaConf
+
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = compose(options.config_name, options.overrides)
+        return OmegaConf.to_container(config, resolve=True)
+    if options.overrides:
+        raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
+    import yaml
+
+    path = options.config or options.checkpoint / "config.yaml"
+    return yaml.safe_load(path.read_text())
+
+
+def make_policy(config: dict[str, Any], checkpoint: Path | None) -> UnifiedVideoActionPolicy:
+    from unified_video_action.dataset.normalizer import Normalizer
+    from unified_video_action.policy.build import build_policy, load_policy
+
+    if checkpoint:
+        return load_policy(checkpoint)
+    meta = config["task"]["shape_meta"]
+    dims = {name: each["shape"][0] for name, each in meta["obs"].items() if each["type"] == "low_dim"}
+    normalizer = Normalizer.identity({"action": meta["action"]["shape"][0], **dims})
+    try:
+        return build_policy(config, normalizer)
+    except FileNotFoundError as error:
+        log.warning("%s\nThe frame codec is timed with random weights.", error)
+        return build_policy({**config, "vae": {**config["vae"], "weights": "random"}}, normalizer)
+
+
+def open_data(config: dict[str, Any], policy: UnifiedVideoActionPolicy) -> WindowDataset:
+    """The training data, read as training reads it."""
+    from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+    from unified_video_action.instantiate import build_dataclass
+
+    dataset = build_dataset(config)
+    open_frames(dataset, build_dataclass(DataSettings, config.get("data", {}), "data"), policy.codec)
+    return dataset
+
+
+def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """Milliseconds by part, and each part's share of the total, as text."""
+    width = max(map(len, (title, *rows)))
+    lines = [f"{title:{width}}  {'median':>10} {'min':>10} {'max':>10}   share"]
+    for part, times in rows.items():
+        share = times["median"] / rows["total"]["median"]
+        lines.append(f"{part:{width}}  {times['median']:10.2f} {times['min']:10.2f} {times['max']:10.2f}  {share:5.0%}")
+    return "\n".join(lines)
+
+
+def benchmark(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure, show tables on the way, and return everything."""
+    import torch
+
+    from unified_video_action.env_runner.results import git_commit, machine, versions
+    from unified_video_action.evaluation.timing import Bench, time_latency, time_loader, time_training
+    from unified_video_action.instantiate import build_dataclass
+    from unified_video_action.workspace.settings import TrainingSettings
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    bench = Bench(torch.device(device), dtype, options.repeats, options.warmup)
+    config = read_config(options)
+    policy = make_policy(config, options.checkpoint).to(bench.device)
+
+    where = {**machine(), "threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
+    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
+    samplers = [f"{sampler.kind}{sampler.steps}" for sampler in policy.config.samplers(options.sampler)]
+    results: dict[str, Any] = {
+        "machine": where,
+        "versions": versions(),
+        "commit": git_commit(),
+        "parameters": parameters,
+        "samplers": dict(zip(("actions", "frames"), samplers)),
+        "batch": options.batch,
+        "repeats": options.repeats,
+    }
+    log.info("\n".join(f"{name}: {value}" for name, value in where.items()))
+    log.info("model: %.2f M parameters, %d video tokens", parameters / 1e6, policy.model.spec.tokens)
+    log.info("sampler: %s for actions, %s for frames", *samplers)
+    if "latency" in options.only:
+        image = config["task"]["shape_meta"]["obs"][policy.observations.main]["shape"][1:]
+        results["latency_ms"] = time_latency(policy, bench, tuple(image), options.batch, options.sampler)
+        log.info("\nLatency in ms, for %d environments at a time, over %d repeats", options.batch, options.repeats)
+        for title, rows in results["latency_ms"].items():
+            log.info("\n%s", table(title, rows))
+    training = build_dataclass(TrainingSettings, config["training"], "training")
+    training = dataclasses.replace(training, batch_size=options.training_batch or training.batch_size)
+    size = training.batch_size
+    throughput: dict[str, Callable[[], Rows]] = {
+        "training": lambda: time_training(policy, bench, training),
+        "loader": lambda: time_loader(policy, bench, training, open_data(config, policy), options.workers),
+    }
+    for part in (part for part in throughput if part in options.only):
+        rows = throughput[part]()
+        rate = 1000 * size / rows["total"]["median"]
+        results[part] = {"batch": size, "samples_per_second": rate, "ms": rows}
+        log.info("\n%s", table(f"{part}, ms per batch of {size}", rows))
+        log.info("%.1f samples a second", rate)
+    return results
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config-name", help="a configuration of config/; Hydra overrides may follow")
+    what.add_argument("--config", type=Path, help="a resolved configuration file")
+    what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
+    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
+    parser.add_argument("--batch", type=int, default=1, help="environments that are planned for at a time")
+    parser.add_argument("--training-batch", type=int, help="samples of a training step (default: the configuration's)")
+    parser.add_argument("--workers", type=int, default=0, help="loader processes; 0: none (default)")
+    parser.add_argument("--sampler", help="kind and steps: ancestral100, ddim10, dpm16 (default: the configuration's)")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
+    options = parser.parse_args(arguments)
+    options.only = options.only or ["latency", "training"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        if options.repeats < 1 or options.batch < 1 or options.warmup < 0:
+            raise ValueError("--repeats and --batch must be at least 1, --warmup at least 0")
+        results = benchmark(options)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        log.info("\nWritten to %s", options.json)
+
+
+if __name__ == "__main__":
+    main()

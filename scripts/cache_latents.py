@@ -1,0 +1,54 @@
+"""Encode a data set's frames once, so that training never runs the frame codec.
+
+python scripts/cache_latents.py --config-name uva_pusht_mini
+python scripts/cache_latents.py --config-name uva_pusht data.n_views=4 --device cuda
+
+Training builds the same caches on first use; this does it beforehand, on another machine or device. Interrupted, it
+goes on where it stopped; --rebuild encodes everything anew.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
+log = logging.getLogger("cache_latents")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-name", required=True, help="as for train.py")
+    parser.add_argument("--device", help="where to encode; cuda where there is one, else cpu")
+    parser.add_argument("--rebuild", action="store_true", help="delete existing caches first")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    options = parser.parse_intermixed_args(arguments)
+
+    import torch
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from unified_video_action.dataset.build import DataSettings, build_dataset
+    from unified_video_action.instantiate import build_dataclass, instantiate
+
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            config = OmegaConf.to_container(compose(options.config_name, options.overrides), resolve=True)
+        settings = build_dataclass(DataSettings, config["data"], "data")
+        dataset = build_dataset(config)
+        codec = instantiate(config["vae"], "vae")
+        codec.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        started = time.monotonic()
+        dataset.latents(codec, settings.cache_dir, settings.n_views, options.rebuild)
+    except (HydraException, OSError, ValueError) as error:
+        log.error("error: %s", error)
+        return 1
+    log.info("the latents of all frames are ready after %.0f s", time.monotonic() - started)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""What the paper's published code computes, computed here (see tests/golden/README.md)."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.reseed import GOLDEN, MODEL_SEED, VAE_SEED, reseed
+from unified_video_action.compat.reference_names import load_reference, reference_name
+from unified_video_action.compat.reference_spec import infer_spec
+from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.model.diffusion import Sampler
+from unified_video_action.model.inputs import ModelInputs, Visibility, patchify
+from unified_video_action.model.masking import TrainingDraws
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.model.uva import UVA, ModelConfig, Targets
+from unified_video_action.vae.kl import SCALE, AutoencoderKL
+
+ABSOLUTE, RELATIVE, VAE_ABSOLUTE = 1e-4, 1e-4, 1e-3
+ROWS = slice(None, None, 31)  # of the joint latent that are kept
+PIXELS = slice(None, None, 7)  # of the decoded image
+TOKENS, ACTIONS = 1024, 16
+YES, NO = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool)
+EMPTY = torch.empty(0)
+
+Golden = dict[str, Tensor]
+
+
+def close(found: Tensor, expected: Tensor, absolute: float = ABSOLUTE) -> None:
+    torch.testing.assert_close(found.reshape(expected.shape), expected, atol=absolute, rtol=0)
+
+
+def close_relative(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.reshape(expected.shape), expected, atol=1e-7, rtol=RELATIVE)
+
+
+def build(name: str) -> UVA:
+    state = reseed(name, MODEL_SEED)
+    model = UVA(infer_spec(shapes_of(state)), ModelConfig()).eval()
+    load_reference(model, state, f"{name}_keys.json")
+    return model
+
+
+# --- two models; the names and the tensors are those of PushT and of LIBERO-10 ----------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pusht() -> Golden:
+    return load_file(GOLDEN / "pusht.safetensors")
+
+
+@pytest.fixture(scope="module")
+def pusht_model() -> Iterator[UVA]:
+    yield build("pusht")
+
+
+@pytest.fixture(scope="module")
+def z_policy(pusht: Golden, pusht_model: UVA) -> Tensor:
+    return joint_latent(pusht_model, ModelInputs(pusht["inputs/cond"]), None)
+
+
+@torch.no_grad()
+def joint_latent(model: UVA, inputs: ModelInputs, masked: Tensor | None, sees_history: Tensor = YES) -> Tensor:
+    masked = torch.ones(1, TOKENS, dtype=torch.bool) if masked is None else masked.reshape(1, TOKENS) > 0.5
+    sees_actions = YES if inputs.actions is not None else NO
+    return model.mar(inputs, Visibility(masked, sees_history, sees_actions, YES))
+
+
+def test_joint_latent_of_policy(pusht: Golden, z_policy: Tensor) -> None:
+    close(z_policy[:, ROWS], pusht["z_policy"])
+
+
+def test_joint_latent_of_inverse_dynamics(pusht: Golden, pusht_model: UVA) -> None:
+    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"])
+    close(joint_latent(pusht_model, inputs, torch.zeros(TOKENS), sees_history=NO)[:, ROWS], pusht["z_inverse"])
+
+
+def test_joint_latent_of_policy_and_video(pusht: Golden, pusht_model: UVA) -> None:
+    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"])
+    close(joint_latent(pusht_model, inputs, pusht["mask_partial"])[:, ROWS], pusht["z_full_dynamic_partial"])
+
+
+def test_joint_latent_of_forward_dynamics(pusht: Golden, pusht_model: UVA) -> None:
+    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"], actions=pusht["nactions"])
+    close(joint_latent(pusht_model, inputs, pusht["mask_partial"])[:, ROWS], pusht["z_dynamic_partial"])
+
+
+@pytest.mark.parametrize("steps", [16, 100])
+def test_actions(pusht: Golden, pusht_model: UVA, z_policy: Tensor, steps: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        actions = pusht_model.action_head.sample_chunk(z_policy, Sampler("ancestral", steps, 0.95), generator)
+    close(actions, pusht[f"policy{steps}"])
+
+
+def test_video_in_two_iterations(pusht: Golden, pusht_model: UVA) -> None:
+    order = np.arange(256)
+    np.random.RandomState(0).shuffle(order)
+    made = pusht_model.sample(
+        ModelInputs(pusht["inputs/cond"]),
+        TASK_MODES["policy_and_video"],  # the published video mode samples actions too
+        sampler=Sampler("ancestral", 4, 0.95),
+        iterations=2,
+        generator=torch.Generator().manual_seed(0),
+        order=torch.from_numpy(order).unsqueeze(0),
+        resample_actions=True,
+    )
+    close(made.actions, pusht["video4_iter2_action4"])
+    # Four steps of a network with random weights leave values up to 1e5, so agreement is relative to their size.
+    close(made.frames, pusht["video4_iter2"], ABSOLUTE * float(pusht["video4_iter2"].abs().max()))
+
+
+class Step:
+    """One training step of one sample, with the noise and masks that the published code drew."""
+
+    def __init__(self, model: UVA, golden: Golden, mode: TaskMode) -> None:
+        self.golden, self.key, self.mode, self.model = golden, f"loss/{mode.reference_name}", mode, model
+        text = golden.get("inputs/text_latents")
+        self.inputs = ModelInputs(self["cond"], future=self["z"], actions=self["actions"], text=text)
+        self.draws = self._draws()
+        self.targets = Targets(torch.ones(1, 4, dtype=torch.bool), torch.ones(1, ACTIONS, dtype=torch.bool))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.golden[f"{self.key}/{name}"]
+
+    def _draws(self) -> TrainingDraws:
+        masked = self["captured/mask"].reshape(1, TOKENS) > 0.5
+        frames = self.mode.learns_frames
+        return TrainingDraws(
+            sees_history=YES,
+            sees_actions=NO,
+            sees_text=YES,
+            masked=torch.ones_like(masked) if self.mode.future == "masked" else masked,
+            video_samples=torch.arange(int(frames)),
+            video_rows=torch.arange(TOKENS).unsqueeze(0),
+            video_t=self["captured/diffloss/t"].reshape(1, 1, TOKENS) if frames else EMPTY,
+            video_noise=self["captured/diffloss/noise"].reshape(1, 1, TOKENS, -1) if frames else EMPTY,
+            wrist_t=EMPTY,
+            wrist_noise=EMPTY,
+            action_samples=torch.arange(1),
+            action_t=self["captured/diffactloss/t"].reshape(1, 1, ACTIONS),
+            action_noise=self["captured/diffactloss/noise"].reshape(1, 1, ACTIONS, -1),
+            proprio_t=EMPTY,
+            proprio_noise=EMPTY,
+        )
+
+    def check_rows(self) -> None:
+        """Squared error and bound of every row, before they are averaged."""
+        d, z = self.draws, joint_latent(self.model, ModelInputs(**self._seen()), self.draws.masked)
+        with torch.no_grad():
+            mse, vb = self.model.action_head.chunk_loss(
+                z, self["actions"], self.targets.action_valid, d.action_t, d.action_noise
+            )
+            close_relative(mse, self["captured/diffactloss/mse"])
+            close_relative(vb, self["captured/diffactloss/vb"])
+            if self.mode.learns_frames:
+                x0 = patchify(self["z"], 1).unsqueeze(1)  # (1, 1, T*S, C)
+                mse, vb = self.model.video_head.loss(z.unsqueeze(1), x0, d.video_t, d.video_noise)
+                close_relative(mse.mean(-1), self["captured/diffloss/mse"])
+                close_relative(vb.mean(-1), self["captured/diffloss/vb"])
+
+    def _seen(self) -> dict[str, Tensor | None]:
+        return {**vars(self.inputs), "actions": None}
+
+    def check_losses_and_gradients(self, norms: dict[str, float]) -> None:
+        terms = self.model.loss_terms(self.inputs, self.targets, self.draws)
+        losses = {name: term.total / term.weight for name, term in terms.items()}
+        close_relative(losses["action"], self["act_loss"])
+        close_relative(losses.get("video", torch.zeros(())), self["video_loss"])
+        loss = sum(losses.values())
+        close_relative(loss, self["loss"])
+        self.model.zero_grad(set_to_none=True)
+        loss.backward()
+        found = {
+            reference_name(name): float(parameter.grad.norm())
+            for name, parameter in self.model.named_parameters()
+            if parameter.grad is not None
+        }
+        self.model.zero_grad(set_to_none=True)
+        unexpected = {name: norm for name, norm in found.items() if name not in norms and norm > 0}
+        assert not unexpected
+        assert found.keys() >= norms.keys()
+        assert {name: found[name] for name in norms} == pytest.approx(norms, rel=RELATIVE)
+
+
+def grad_norms(name: str, mode: TaskMode) -> dict[str, float]:
+    return json.loads((GOLDEN / f"{name}_grad_norms.json").read_text())[f"loss/{mode.reference_name}"]
+
+
+@pytest.mark.parametrize("mode", ["policy", "policy_and_video"])
+def test_losses_and_gradients(pusht: Golden, pusht_model: UVA, mode: str) -> None:
+    step = Step(pusht_model, pusht, TASK_MODES[mode])
+    step.check_rows()
+    step.check_losses_and_gradients(grad_norms("pusht", TASK_MODES[mode]))
+
+
+def test_a_model_with_language() -> None:
+    golden, model, mode = load_file(GOLDEN / "libero10.safetensors"), build("libero10"), TASK_MODES["policy_and_video"]
+    made = model.sample(
+        ModelInputs(golden["inputs/cond"], text=golden["inputs/text_latents"]),
+        TASK_MODES["policy"],
+        sampler=Sampler("ancestral", 16, 0.95),
+        generator=torch.Generator().manual_seed(0),
+    )
+    close(made.actions, golden["policy16"])
+    step = Step(model, golden, mode)
+    step.check_rows()
+    step.check_losses_and_gradients(grad_norms("libero10", mode))
+
+
+# --- the VAE ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> AutoencoderKL:
+    """kl-f16 loaded as users load it, from a file like MAR's kl16.ckpt."""
+    path = tmp_path_factory.mktemp("vae") / "kl16.ckpt"
+    torch.save({"model": reseed("vae", VAE_SEED)}, path)
+    codec = AutoencoderKL(weights=str(path))
+    path.unlink()
+    return codec
+
+
+def test_vae(codec: AutoencoderKL, tmp_path: Path) -> None:
+    golden = load_file(GOLDEN / "vae.safetensors")
+    moments = codec.moments(golden["image"].unsqueeze(0))
+    close(moments.mean, golden["mean"], VAE_ABSOLUTE)
+    close(moments.logvar, golden["logvar"], VAE_ABSOLUTE)
+    close(codec.encode(golden["image"].unsqueeze(0)), golden["mean"] * SCALE, VAE_ABSOLUTE)
+    with torch.no_grad():
+        decoded = codec.decode_images(golden["z"])
+    close(decoded[:, :, PIXELS, PIXELS], golden["decoded"], VAE_ABSOLUTE)
+    frames = codec.decode(golden["z"].unsqueeze(0) * SCALE)
+    close(frames[..., PIXELS, PIXELS], golden["decoded"].clamp(-1, 1), VAE_ABSOLUTE)
+
+    codec.save(tmp_path / "kl16.safetensors")
+    assert AutoencoderKL(weights=str(tmp_path / "kl16.safetensors")).key() == codec.key()

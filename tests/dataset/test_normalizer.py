@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import torch
+
+from unified_video_action.dataset.normalizer import Normalizer
+
+
+def test_limits_map_the_datas_range_onto_minus_one_to_one():
+    data = np.array([[0.0, 10.0], [4.0, 30.0], [2.0, 14.0]], np.float32)
+    normalizer = Normalizer.limits({"action": data})
+    assert normalizer.normalize("action", torch.from_numpy(data)).tolist() == [[-1, -1], [1, 1], [0, -0.6]]
+    assert normalizer.scale("action").tolist() == [0.5, pytest.approx(0.1)]
+    assert normalizer.offset("action").tolist() == [-1, -2]
+    assert normalizer.stats["action"]["mean"].tolist() == [2, 18]
+
+
+def test_a_constant_dimension_is_centred():
+    data = np.full((5, 2), 7.0, np.float32)
+    data[:, 1] += np.linspace(0, 9e-5, 5)
+    normalizer = Normalizer.limits({"x": data})
+    assert normalizer.scale("x").tolist() == [1, 1]
+    assert normalizer.normalize("x", torch.from_numpy(data)).abs().max() < 1e-4
+    narrow = Normalizer.limits({"x": data}, range_eps=1e-6)
+    assert narrow.normalize("x", torch.from_numpy(data))[:, 1].max() == pytest.approx(1, abs=1e-2)
+
+
+def test_unnormalize_undoes_normalize_for_any_leading_shape():
+    normalizer = Normalizer.limits({"x": np.random.default_rng(0).normal(5, 3, (50, 4, 3))})
+    x = torch.randn(2, 5, 7, 3)
+    assert torch.allclose(normalizer.unnormalize("x", normalizer.normalize("x", x)), x, atol=1e-5)
+
+
+def test_json_keeps_every_bit():
+    normalizer = Normalizer.limits({"action": np.random.default_rng(0).normal(size=(9, 2)), "agent_pos": np.eye(3)})
+    copy = Normalizer.from_json(normalizer.to_json())
+    assert copy.names == ("action", "agent_pos") and "action" in copy
+    for name in copy.names:
+        assert torch.equal(copy.scale(name), normalizer.scale(name))
+        assert torch.equal(copy.offset(name), normalizer.offset(name))
+        assert all(torch.equal(value, normalizer.stats[name][key]) for key, value in copy.stats[name].items())
+
+
+def test_identity_leaves_values_alone_and_has_no_parameters():
+    normalizer = Normalizer.identity({"x": 3})
+    x = torch.randn(4, 3)
+    assert torch.equal(normalizer.normalize("x", x), x)
+    assert not list(normalizer.parameters()) and set(normalizer.state_dict()) == {"x_scale", "x_offset"}
+
+
+def test_unknown_fields_and_bad_values_are_named():
+    with pytest.raises(KeyError, match="speed.*action"):
+        Normalizer.identity({"action": 2}).normalize("speed", torch.zeros(2))
+    with pytest.raises(ValueError, match="'action'.*row 1 is not finite"):
+        Normalizer.limits({"action": np.array([[0.0], [np.nan]])})
+    with pytest.raises(ValueError, match="'action'.*contains 0"):
+        Normalizer({"action": {"scale": torch.tensor([0.0]), "offset": torch.tensor([0.0])}})
+    with pytest.raises(ValueError, match="scale"):
+        Normalizer.from_json('{"action": {"offset": [0]}}')

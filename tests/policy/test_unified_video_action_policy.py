@@ -1,0 +1,153 @@
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from tests.policy.conftest import MeanCodec, config
+from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy import build
+
+
+def noise(seed=0):
+    return [torch.Generator().manual_seed(seed + i) for i in range(3)]
+
+
+def test_five_modes_answer_in_the_datas_units(make_policy, obs):
+    policy = make_policy()
+    future = {"image": obs["image"].flip(1)}
+    acted = policy.predict_action(obs, noise())
+    assert acted["action"].shape == (3, 8, 2) and acted["action_pred"].shape == (3, 16, 2)
+    assert acted["action_pred"].min() >= 0 and acted["action_pred"].max() <= 512  # clamped to the data's limits
+    both = policy.predict_action_and_video(obs, noise())
+    inverse = policy.predict_inverse_dynamics(obs, future, generator=noise())
+    hidden = policy.predict_inverse_dynamics(obs, future, hide_history=True, generator=noise())
+    assert both["action_pred"].shape == inverse["action_pred"].shape == (3, 16, 2)
+    assert not torch.equal(inverse["action_pred"], hidden["action_pred"])
+    forward = policy.predict_forward_dynamics(obs, acted["action_pred"], noise())
+    for made in (both, forward, policy.predict_video(obs, noise())):
+        assert made["frames"].shape == (3, 4, 3, 32, 32) and made["frames"].dtype == torch.uint8
+    moved = policy.predict_forward_dynamics(obs, acted["action_pred"] + 100, noise())
+    assert not torch.equal(forward["latents"], moved["latents"])
+
+
+def test_latents_stand_in_for_frames(make_policy, obs):
+    policy = make_policy()
+    latents = {"latents": {"image": policy.encode(obs["image"])}, "agent_pos": obs["agent_pos"]}
+    assert torch.equal(
+        policy.predict_action(obs, noise())["action_pred"], policy.predict_action(latents, noise())["action_pred"]
+    )
+
+
+def test_relative_actions_move_with_what_they_are_relative_to(make_policy, obs):
+    policy = make_policy(relative_to="agent_pos")
+    actions = torch.rand(3, 16, 2) * 512
+    relative = policy._normalize_actions(actions, obs)
+    shifted = policy._normalize_actions(actions + 30, {**obs, "agent_pos": obs["agent_pos"] + 30})
+    assert torch.allclose(relative, shifted, atol=1e-5)
+    origin = obs["agent_pos"]  # a normalised 0 action is the middle of the limits, away from the origin
+    assert torch.allclose(policy.normalizer.unnormalize("action", relative) + origin, actions, atol=1e-3)
+
+
+def test_training_losses_divide_by_the_given_weights(make_policy, batch):
+    policy = make_policy()
+    draws = policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3)
+    weights = policy.loss_weights(batch, draws)
+    assert weights["action"] == 2 * 16  # the third sample has no actions
+    own, given = policy(batch, draws), policy(batch, draws, weights)
+    double = policy(batch, draws, {name: 2 * weight for name, weight in weights.items()})
+    assert own["loss"] == own["video"] + own["action"]
+    for name in own:
+        assert torch.allclose(own[name], given[name]) and torch.allclose(own[name], 2 * double[name])
+
+
+def test_loss_scales_apply_to_the_sum_only(make_policy, batch):
+    policy = make_policy(loss_scale={"video": 0.5})
+    losses = policy(batch, policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3))
+    assert torch.allclose(losses["loss"], 0.5 * losses["video"] + losses["action"])
+
+
+def test_only_the_model_is_trained_and_saved_but_everything_moves(make_policy, obs):
+    policy = make_policy()
+    assert all(name.startswith("model.") for name in policy.state_dict())
+    assert len(list(policy.parameters())) == len(list(policy.model.parameters()))
+    policy.double()
+    assert policy.codec.scale.dtype == policy.normalizer.scale("action").dtype == torch.float64
+
+
+@pytest.fixture
+def checkpoint(make_policy, tmp_path, monkeypatch) -> Path:
+    policy = make_policy()
+    monkeypatch.setattr(build, "instantiate", lambda node, where: MeanCodec())  # the tests' codec is not the package's
+    save_file(policy.model.state_dict(), tmp_path / "ema.safetensors")
+    OmegaConf.save(OmegaConf.create(config()), tmp_path / "config.yaml")
+    (tmp_path / "normalizer.json").write_text(policy.normalizer.to_json())
+    return tmp_path
+
+
+def test_a_checkpoint_acts_as_what_was_saved(make_policy, checkpoint, obs):
+    loaded = build.load_policy(checkpoint)
+    expected = make_policy().predict_action(obs, noise())["action_pred"]
+    assert torch.equal(loaded.predict_action(obs, noise())["action_pred"], expected)
+
+
+def test_weights_that_do_not_fit_are_all_listed(checkpoint):
+    weights = load_file(checkpoint / "ema.safetensors")
+    del weights["mar.inputs.mix.bias"]
+    weights["mar.extra"] = torch.zeros(1)
+    weights["mar.input_norm.bias"] = torch.zeros(3)
+    save_file(weights, checkpoint / "ema.safetensors")
+    with pytest.raises(ValueError) as error:
+        build.load_policy(checkpoint)
+    for part in (
+        "missing mar.inputs.mix.bias",
+        "unexpected mar.extra",
+        "input_norm.bias has shape (3,), expected (32,)",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "normalizer.json", "ema.safetensors"])
+def test_a_missing_file_is_named(checkpoint, name):
+    (checkpoint / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        build.load_policy(checkpoint)
+
+
+def test_a_hostile_config_is_refused(make_policy, tmp_path):
+    policy, hostile = make_policy(), config()
+    hostile["vae"] = {"_target_": "os.system", "command": f"touch {tmp_path}/owned"}
+    save_file(policy.model.state_dict(), tmp_path / "ema.safetensors")
+    OmegaConf.save(OmegaConf.create(hostile), tmp_path / "config.yaml")
+    (tmp_path / "normalizer.json").write_text(policy.normalizer.to_json())
+    with pytest.raises(ValueError, match="os.system"):
+        build.load_policy(tmp_path)
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"action_steps": 17}, "17 exceeds the chunk of 16"),
+        ({"action_steps": 0}, "action_steps"),
+        ({"sampler": "euler5"}, "euler"),
+        ({"loss_scale": {"sound": 1.0}}, "sound"),
+        ({"relative_to": "block_pos"}, "block_pos"),
+        ({"temperature": 3.0}, "temperature"),
+        ({"colour": "red"}, "policy.colour"),
+    ],
+)
+def test_bad_options_are_refused(make_policy, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(**options)
+
+
+def test_missing_observations_are_named(make_policy, obs):
+    policy = make_policy()
+    with pytest.raises(ValueError, match="'image' is missing"):
+        policy.predict_action({"agent_pos": obs["agent_pos"]})
+    with pytest.raises(ValueError, match="'agent_pos' is missing"):
+        policy.predict_action({"image": obs["image"]})
+    with pytest.raises(ValueError, match="3 frames of history given, the policy needs 4"):
+        policy.predict_action({**obs, "image": obs["image"][:, :3]})

@@ -1,0 +1,134 @@
+"""scripts/benchmark.py, and the timing behind it, on a model of a few thousand weights."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+CONFIG = {
+    "task": {
+        "shape_meta": {
+            "obs": {
+                "image": {"shape": [3, 48, 48], "type": "rgb"},
+                "agent_pos": {"shape": [2], "type": "low_dim"},
+            },
+            "action": {"shape": [2]},
+        },
+        "horizon": {"history": 4, "future": 2, "stride": 4, "actions": 8},
+    },
+    "model": {
+        "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
+        "video_head": {"width": 32, "depth": 1},
+        "action_head": {"width": 32, "depth": 1, "pool": 2},
+    },
+    "vae": {"_target_": "unified_video_action.vae.tiny.TAEF2", "weights": "random", "image_size": 32},
+    "policy": {"action_steps": 8, "sampler": "ddim2", "video_sampler": "ddim3"},
+    "training": {"steps": 10, "batch_size": 5},
+}
+PARTS = {"VAE encode", "transformer", "action diffusion", "total"}
+VIDEO_PARTS = PARTS | {"video diffusion", "VAE decode"}
+
+
+@pytest.fixture(scope="module")
+def script() -> dict[str, Any]:
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture
+def run(script: dict[str, Any], tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """run(*arguments, config=CONFIG) -> what the script wrote with --json."""
+
+    def run(*arguments: str, config: dict[str, Any] = CONFIG) -> dict[str, Any]:
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        fixed = ["--config", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "times.json"), "--device", "cpu"]
+        script["main"]([*fixed, "--repeats", "2", "--warmup", "1", *arguments])
+        return json.loads((tmp_path / "times.json").read_text())
+
+    return run
+
+
+def test_every_part_is_measured(run: Callable[..., dict[str, Any]]) -> None:
+    results = run()
+    latency = results["latency_ms"]
+    assert set(latency) == {"policy, 4 new frames", "policy, 2 new frames", "policy and video"}
+    assert set(latency["policy, 4 new frames"]) == set(latency["policy, 2 new frames"]) == PARTS
+    assert set(latency["policy and video"]) == VIDEO_PARTS
+    for rows in (*latency.values(), results["training"]["ms"]):
+        for times in rows.values():
+            assert 0 < times["min"] <= times["median"] <= times["max"]
+        parts = sum(times["min"] for part, times in rows.items() if part != "total")
+        assert parts <= rows["total"]["max"]
+    training = results["training"]
+    assert training["batch"] == 5
+    assert training["samples_per_second"] == pytest.approx(5000 / training["ms"]["total"]["median"])
+    assert results["samplers"] == {"actions": "ddim2", "frames": "ddim3"}
+    assert results["machine"]["device"] == "cpu" and results["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_options_choose_what_is_measured(run: Callable[..., dict[str, Any]]) -> None:
+    results = run("--only", "latency", "--batch", "2", "--sampler", "ddim4", "--precision", "bf16")
+    assert "training" not in results
+    assert results["batch"] == 2 and results["samplers"] == {"actions": "ddim4", "frames": "ddim4"}
+    results = run("--only", "training", "--training-batch", "2")
+    assert "latency_ms" not in results and results["training"]["batch"] == 2
+
+
+def test_the_loader_reads_the_training_data(
+    run: Callable[..., dict[str, Any]], pusht_store: Path, tmp_path: Path
+) -> None:
+    dataset = {"_target_": "unified_video_action.dataset.pusht.PushTDataset", "paths": str(pusht_store)}
+    shapes = CONFIG["task"]["shape_meta"]
+    stored = {**shapes, "obs": {**shapes["obs"], "image": {"shape": [3, 96, 96], "type": "rgb"}}}
+    config = {
+        **CONFIG,
+        "task": {**CONFIG["task"], "shape_meta": stored, "dataset": dataset},
+        "data": {"frames": "latents", "cache_dir": str(tmp_path / "cache")},
+    }
+    results = run("--only", "loader", config=config)
+    assert results["loader"]["batch"] == 5 and results["loader"]["samples_per_second"] > 0
+    assert not {"latency_ms", "training"} & set(results)
+
+
+def test_timing_counts_the_new_frames_and_leaves_the_policy_as_it_was(script: dict[str, Any]) -> None:
+    from unified_video_action.evaluation.timing import Bench, time_latency
+
+    policy = script["make_policy"](CONFIG, None)
+    moments, encoded = policy.codec.encode_images, []
+    policy.codec.encode_images = lambda images: encoded.append(len(images)) or moments(images)
+    before = set(vars(policy.codec)), set(vars(policy.model.mar))
+    time_latency(policy, Bench(torch.device("cpu"), repeats=1, warmup=0), (48, 48))
+    assert (set(vars(policy.codec)), set(vars(policy.model.mar))) == before
+    assert encoded == [4, 4, 2, 4]  # a plan; a plan, then one that remembers half of it; a plan with video
+
+
+def test_tables_show_shares(script: dict[str, Any]) -> None:
+    rows = {"transformer": dict(median=1.0, min=0.9, max=1.5), "total": dict(median=4.0, min=3.0, max=5.0)}
+    lines = script["table"]("policy", rows).splitlines()
+    assert lines[0].split() == ["policy", "median", "min", "max", "share"]
+    assert lines[1].split() == ["transformer", "1.00", "0.90", "1.50", "25%"]
+
+
+def test_mistakes_are_named(run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture) -> None:
+    for arguments, message in (
+        (["vae.weights=random"], "overrides go with --config-name"),
+        (["--repeats", "0"], "--repeats"),
+        (["--sampler", "magic3"], "magic"),
+    ):
+        with pytest.raises(SystemExit):
+            run("--only", "latency", *arguments)
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(config={**CONFIG, "model": {"widht": 1}})
+    assert "model.widht" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda(run: Callable[..., dict[str, Any]]) -> None:
+    results = run("--device", "cuda", "--precision", "bf16")
+    assert results["latency_ms"]["policy and video"]["total"]["median"] > 0

@@ -1,0 +1,153 @@
+"""eval_sim.py on a small untrained checkpoint, in the real simulator; and what it says to mistakes."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+import eval_sim
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.policy.build import build_policy
+
+HEAD = {"width": 32, "depth": 1, "pool": 2}
+CONFIG = {
+    "name": "small",
+    "task": {
+        "shape_meta": {
+            "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}},
+            "action": {"shape": [2]},
+        },
+        "horizon": {},
+        "env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv"},
+        "env_runner": {
+            "_target_": "unified_video_action.env_runner.runner.EnvRunner",
+            "n_episodes": 20,
+            "start_seed": 100000,
+            "max_steps": 300,
+            "metrics": ["coverage"],
+        },
+    },
+    "model": {
+        "patch_size": 4,
+        "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
+        "video_head": HEAD,
+        "action_head": HEAD,
+    },
+    "vae": {"_target_": "unified_video_action.vae.pusht_tiny.PushTTiny", "weights": "random"},
+    "policy": {"sampler": "ddim2", "video_sampler": "ddim2"},
+}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with one checkpoint and a log."""
+    run = tmp_path_factory.mktemp("run")
+    folder = run / "checkpoints" / "step_00000010"
+    folder.mkdir(parents=True)
+    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
+    normalizer = Normalizer.limits({"action": corners, "agent_pos": corners})
+    torch.manual_seed(0)
+    policy = build_policy(CONFIG, normalizer)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    OmegaConf.save(CONFIG, folder / "config.yaml")
+    (folder / "normalizer.json").write_text(normalizer.to_json())
+    save_file(policy.model.state_dict(), folder / "ema.safetensors")
+    (run / "metrics.jsonl").write_text('{"step": 5, "train/loss": 2.0}\n{"step": 10, "train/loss": 1.0}\n')
+    return run
+
+
+@pytest.fixture
+def checkpoint(run_folder: Path) -> Path:
+    return run_folder / "checkpoints" / "step_00000010"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["eval_sim.py", *map(str, arguments)])
+    eval_sim.main()
+
+
+def test_a_checkpoint_is_evaluated(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    options = ("--n-episodes", 3, "--n-envs", 2, "--seed", 7, "--films", 1, "--device", "cpu", "--sampler", "ddim3")
+    with caplog.at_level("INFO"):
+        call(monkeypatch, "--checkpoint", checkpoint, *options, "--output", tmp_path / "out",
+             "--set", "task.env_runner.max_steps=20", "task.env.goal=[200,200,0]")  # fmt: skip
+    assert "mean_score" in caplog.text and "report.html" in caplog.text
+
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [episode["seed"] for episode in results["episodes"]] == [7, 8, 9]
+    assert {episode["steps"] for episode in results["episodes"]} == {20}
+    assert all(0 <= episode["score"] <= 1 for episode in results["episodes"])
+    assert results["metrics"]["episodes"] == 3 and results["metrics"]["crashed"] == 0
+    assert results["config"]["task"]["env"]["goal"] == [200, 200, 0]
+    assert {"torch", "gymnasium", "pymunk"} <= results["versions"].keys()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "train/loss" in page and "ddim3" in page and page.count("<video") == 1
+
+
+def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    curves = []
+    for n_envs in (1, 3):
+        output = tmp_path / str(n_envs)
+        call(monkeypatch, "--checkpoint", checkpoint, "--n-episodes", 3, "--n-envs", n_envs, "--films", 0,
+             "--seed", 100006, "--output", output, "--set", "task.env_runner.max_steps=24")  # fmt: skip
+        curves.append([episode["curve"] for episode in json.loads((output / "results.json").read_text())["episodes"]])
+    assert np.max(curves) > 0.3
+    np.testing.assert_allclose(curves[0], curves[1], atol=1e-3)
+
+
+def test_the_default_output_lies_in_the_run(checkpoint: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--n-episodes", 1, "--films", 0, "--set", "task.env_runner.max_steps=8")
+    call(monkeypatch, "--checkpoint", checkpoint, *options)
+    (made,) = (run_folder / "evaluation").iterdir()
+    assert made.name.startswith("step_00000010_ema_")
+    assert sorted(path.name for path in made.iterdir()) == ["report.html", "results.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sampler", "euler10"], "must be ancestral, ddim or dpm, got 'euler'"),
+        (["--sampler", "ddim"], "sampler 'ddim': expected a kind and a step count"),
+        (["--weights", "model"], "model.safetensors is missing"),
+        (["--n-episodes", "0"], "n_episodes must be at least 1, got 0"),
+        (["--set", "task.env_runner.n_episode=3"], "task.env_runner.n_episode: EnvRunner has no such field"),
+        (["--set", "policy.sampler=ddim3"], "--set policy.sampler=ddim3: expected KEY=VALUE"),
+        (["--set", "task.env.goal"], "--set task.env.goal: expected KEY=VALUE"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--output", "."], "exists already; choose another with --output"),
+    ],
+)
+def test_mistakes_are_named(checkpoint: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(checkpoint)
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, "--checkpoint", checkpoint, *arguments)
+    assert message in str(stopped.value)
+
+
+def test_missing_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cases = {
+        tmp_path / "none": "none: no such folder",
+        tmp_path: "config.yaml is missing",
+    }
+    for folder, message in cases.items():
+        with pytest.raises(SystemExit, match=message):
+            call(monkeypatch, "--checkpoint", folder)
+    (tmp_path / "config.yaml").write_text("task: {}")
+    with pytest.raises(SystemExit, match="task.env is not set"):
+        call(monkeypatch, "--checkpoint", tmp_path)
+    (tmp_path / "config.yaml").write_text("task: [")
+    with pytest.raises(SystemExit, match="config.yaml is no YAML"):
+        call(monkeypatch, "--checkpoint", tmp_path)
+    (tmp_path / "config.yaml").write_text((checkpoint / "config.yaml").read_text())
+    with pytest.raises(SystemExit, match="normalizer.json is missing"):
+        call(monkeypatch, "--checkpoint", tmp_path)

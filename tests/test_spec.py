@@ -1,0 +1,37 @@
+import pytest
+
+from unified_video_action.spec import Horizon, LatentShape, ModelSpec
+
+
+def test_default_horizon_is_the_papers():
+    horizon = Horizon()
+    assert horizon.history_offsets == (-12, -8, -4, 0)
+    assert horizon.future_offsets == (4, 8, 12, 16)
+    assert horizon.action_offsets == tuple(range(16))
+    assert Horizon(action_offset=1).action_offsets == tuple(range(1, 17))
+    assert horizon.history_action_offsets == tuple(range(-16, 0))
+
+
+@pytest.mark.parametrize("field", ["history", "future", "stride", "actions"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_bad_horizons_name_the_field_and_value(field, value):
+    with pytest.raises(ValueError, match=rf"Horizon.{field}.*{value}"):
+        Horizon(**{field: value})
+
+
+def test_tokens_follow_from_the_latent_and_the_patch():
+    spec = ModelSpec(Horizon(future=3), LatentShape(16, 12, 12), action_dim=2, patch_size=4)
+    assert (spec.grid, spec.tokens_per_frame, spec.tokens, spec.token_dim) == ((3, 3), 9, 27, 256)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"patch_size": 5}, "patch_size 5 does not divide"),
+        ({"action_dim": 0}, "action_dim"),
+        ({"proprio_dim": 2}, "go together"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelSpec(**{"horizon": Horizon(), "latent": LatentShape(16, 12, 12), "action_dim": 2, **options})

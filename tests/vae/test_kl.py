@@ -1,0 +1,35 @@
+"""kl-f16's weights: where they come from. What it computes is compared in tests/compat/test_parity.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.reseed import tensor_list
+from unified_video_action.compat import kl16
+from unified_video_action.vae.kl import AutoencoderKL, build_network
+
+
+def test_missing_weights_stop_with_path_address_and_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"vae/kl16.safetensors.*https://\S+kl16.ckpt.*vae.weights=random"):
+        AutoencoderKL()
+    with pytest.raises(FileNotFoundError, match="nowhere.ckpt"):
+        AutoencoderKL(weights=str(tmp_path / "nowhere.ckpt"))
+
+
+def test_names_map_onto_the_network_both_ways() -> None:
+    ldm = {name: torch.zeros(shape) for name, shape in tensor_list("vae").items()}
+    with torch.device("meta"):
+        network = build_network()
+    ours = kl16.to_diffusers(ldm)
+    assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in network.state_dict().items()}
+    back = kl16.to_ldm(ours, list(ldm))
+    assert {name: tuple(x.shape) for name, x in back.items()} == tensor_list("vae")
+
+
+def test_wrong_weights_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "kl16.ckpt"
+    torch.save({"model": {"encoder.mid.block_1.conv1.weight": torch.zeros(1), "extra": torch.zeros(2)}}, path)
+    with pytest.raises(ValueError, match=r"(?s)kl16.ckpt: 313 tensors.*missing: encoder.conv_in.*extra: extra.*misshap"):
+        AutoencoderKL(weights=str(path))

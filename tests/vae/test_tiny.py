@@ -1,0 +1,94 @@
+"""TAEF2 with its public weights, on real frames."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from unified_video_action.compat.tensors import read_safetensors
+from unified_video_action.vae.base import resize
+from unified_video_action.vae.tiny import TAEF2, read_weights
+
+
+@pytest.fixture(scope="module")
+def weights(data_dir: Path) -> str:
+    path = data_dir / "vae" / "taef2"
+    if not path.is_dir():
+        pytest.skip(f"{path} is missing: no TAEF2 weights")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def frames(data_dir: Path) -> Tensor:
+    """(24, 1, 3, 96, 96) uint8, spread over the PushT demonstrations."""
+    import zarr
+
+    path = data_dir / "pusht" / "pusht_cchi_v7_replay_uint8.zarr.zip"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing: no real PushT frames")
+    images = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")["data/img"]
+    chosen = [images[int(index)] for index in np.linspace(0, images.shape[0] - 1, 24)]
+    return torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).unsqueeze(1)
+
+
+@pytest.mark.parametrize(("size", "expected", "count"), [(96, 33.0, 24), (128, 37.5, 12), (256, 41.9, 3)])
+def test_frames_come_back(weights: str, frames: Tensor, size: int, expected: float, count: int) -> None:
+    codec = TAEF2(weights, image_size=size)
+    truth = resize(frames[:count, 0].float() / 127.5 - 1, size)
+    decoded = codec.decode(codec.encode(frames[:count]))[:, 0]
+    squared_error = ((decoded - truth) / 2).square().mean()
+    assert -10 * torch.log10(squared_error) == pytest.approx(expected, abs=0.7)
+
+
+def test_latents_have_about_unit_deviation_and_no_posterior(weights: str, frames: Tensor) -> None:
+    codec = TAEF2(weights)
+    latents = codec.encode(frames)
+    assert latents.shape == (24, 1, 32, 12, 12)
+    assert latents.std() == pytest.approx(1, abs=0.1)
+    assert latents.mean((0, 1, 3, 4)).abs().max() < 0.25
+    sampled = TAEF2(weights, posterior="sample").encode(frames[:2], torch.Generator().manual_seed(0))
+    torch.testing.assert_close(sampled, latents[:2], atol=1e-5, rtol=1e-5)
+
+
+def test_the_hub_layout_is_the_same_network(weights: str, tmp_path: Path) -> None:
+    hub = {}
+    for name, tensor in read_weights(Path(weights)).items():
+        part, index, rest = name.split(".", 2)
+        hub[f"{part}.layers.{int(index) - (part == 'decoder')}.{rest}"] = tensor
+    save_file(hub, tmp_path / "taef2.safetensors")
+    codec = TAEF2(str(tmp_path / "taef2.safetensors"))
+    assert codec.key() == TAEF2(weights).key()
+    codec.save(tmp_path / "saved.safetensors")
+    assert TAEF2(str(tmp_path / "saved.safetensors")).key() == codec.key()
+
+
+def test_missing_and_damaged_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*huggingface.co/madebyollin/taef2.*vae.weights=PATH"):
+        TAEF2(str(tmp_path / "nowhere"))
+    damaged = tmp_path / "taef2.safetensors"
+    damaged.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="taef2.safetensors is not a readable safetensors file"):
+        TAEF2(str(damaged))
+    with pytest.raises(FileNotFoundError, match="taef2_encoder.safetensors"):
+        TAEF2(str(tmp_path))
+
+
+def test_without_a_network_the_hub_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", _offline)
+    with pytest.raises(FileNotFoundError, match=r"no weights for the taef2 codec.*vae.weights=PATH"):
+        TAEF2()
+
+
+def _offline(*_: str) -> str:
+    raise OSError("no connection")
+
+
+def test_random_weights_need_no_file() -> None:
+    codec = TAEF2("random", image_size=16)
+    assert codec.decode(codec.encode(torch.zeros(1, 2, 3, 16, 16))).shape == (1, 2, 3, 16, 16)
+    with pytest.raises(FileNotFoundError):
+        read_safetensors("nowhere.safetensors")

@@ -1,0 +1,67 @@
+"""Which samples, modes and noise a step has depends on the seed and the step alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.workspace.fakes import FakePolicy, Points, training_settings
+from unified_video_action.workspace.batches import StepBatches, map_tensors
+
+
+def batches(**options) -> StepBatches:
+    return StepBatches(Points(), FakePolicy(), training_settings(), seed=3, **options)
+
+
+def tensors(parts) -> list[torch.Tensor]:
+    found = []
+    map_tensors(parts, lambda tensor: found.append(tensor) or tensor)
+    return found
+
+
+def test_any_number_of_workers_gives_the_same_batches():
+    alone = [tensors(parts) for parts in batches().loader(0, 5)]
+    helped = [tensors(parts) for parts in batches().loader(0, 5, workers=2)]
+    assert len(alone) == len(helped) == 5
+    for mine, theirs in zip(alone, helped):
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_starting_late_continues_the_same_order():
+    all_steps = list(batches().loader(0, 9))
+    late = list(batches().loader(6, 9))
+    for a, b in zip(all_steps[6:], late, strict=True):
+        assert torch.equal(a[0].batch["x"], b[0].batch["x"]) and torch.equal(a[0].draws.noise, b[0].draws.noise)
+
+
+def test_processes_and_micro_batches_cut_the_same_batch():
+    (whole,) = batches().loader(2, 3)
+    shares = [next(batches(micro_batch=4, rank=rank, world=2).loader(2, 3)) for rank in range(2)]
+    assert [[len(part.batch["x"]) for part in share] for share in shares] == [[3, 3], [3, 3]]
+    cut = [part for share in shares for part in share]
+    for name in ("x", "index"):
+        assert torch.equal(torch.cat([part.batch[name] for part in cut]), whole[0].batch[name])
+    assert torch.equal(torch.cat([part.draws.noise for part in cut]), whole[0].draws.noise)
+    for name, weight in whole[0].weights.items():
+        assert sum(part.weights.get(name, 0) for part in cut) == weight
+
+
+def test_a_step_names_its_samples():
+    (parts,) = batches().loader(4, 5)
+    named = batches(rank=1, world=2).whole(4)
+    assert [index for index, _, _ in named] == parts[0].batch["index"].tolist()
+    assert {mode.name for _, _, mode in named} == {
+        "policy", "video", "forward_dynamics", "inverse_dynamics", "policy_and_video"
+    }  # fmt: skip
+
+
+def test_loss_terms_are_those_of_the_mix():
+    assert batches().loss_terms() == ("action", "video")
+    only_video = replace(training_settings().mode_mix, quotas={"video": 1.0, "policy": 0.0})
+    training = training_settings(mode_mix=only_video)
+    assert StepBatches(Points(), FakePolicy(), training, seed=3).loss_terms() == ("video",)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match=r"training.batch_size=12 cannot be shared equally by 5 processes"):
+        batches(world=5)

@@ -1,0 +1,126 @@
+"""Checkpoint folders: whole or absent, found again, scored, pruned."""
+
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from unified_video_action.workspace import checkpoint as ckpt
+
+
+def write(root, step, value=0.0):
+    tensors = {"model.safetensors": {"w": torch.full((3,), value)}}
+    return ckpt.write_checkpoint(root, step, tensors, {"config.yaml": "name: test\n"}, {"elapsed_seconds": 1.5})
+
+
+def test_a_folder_holds_what_was_given(tmp_path):
+    folder = write(tmp_path, 1000, 2.0)
+    assert folder == tmp_path / "step_00001000"
+    assert sorted(os.listdir(folder)) == ["config.yaml", "model.safetensors", "trainer_state.json"]
+    state = ckpt.read_state(folder)
+    assert state["step"] == 1000 and state["elapsed_seconds"] == 1.5
+    assert (tmp_path / "latest").resolve() == folder
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is missing"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "has 3 bytes"),
+        (lambda folder: (folder / "trainer_state.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_written_anew(tmp_path, caplog, damage, reason):
+    write(tmp_path, 1)
+    damage(write(tmp_path, 2))
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000001"]
+    assert reason in caplog.text
+    write(tmp_path, 2, 5.0)
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
+
+
+def test_unfinished_folders_are_no_checkpoints(tmp_path):
+    write(tmp_path, 1)
+    (tmp_path / ".step_00000002.99.tmp").mkdir()
+    assert len(ckpt.checkpoints(tmp_path)) == 1
+    ckpt.remove_unfinished(tmp_path)
+    assert not list(tmp_path.glob(".step*"))
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("max", {3, 4, 6}), ("min", {1, 2, 6})])
+def test_the_best_and_the_newest_are_kept(tmp_path, mode, kept):
+    for step, score in {1: 0.1, 2: 0.2, 3: 0.9, 4: 0.5, 5: None, 6: None}.items():
+        write(tmp_path, step)
+        if score is not None:
+            ckpt.record_score(tmp_path, step, score)
+    ckpt.prune(tmp_path, keep=2, mode=mode)
+    assert {ckpt.step_of(path) for path in ckpt.checkpoints(tmp_path)} == kept
+    best = 3 if mode == "max" else 1
+    assert (tmp_path / "best").resolve().name == f"step_{best:08d}"
+    assert json.loads((tmp_path / "scores.json").read_text())["3"] == 0.9
+
+
+def test_initial_weights_must_fit(tmp_path):
+    torch.manual_seed(0)
+    source = nn.ModuleDict({"trunk": nn.Linear(2, 3), "old": nn.Linear(2, 2)})
+    target = nn.ModuleDict({"trunk": nn.Linear(2, 4), "action_head": nn.Linear(2, 2)})
+    save_file(source.state_dict(), tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError) as caught:
+        ckpt.load_initial_weights(target, tmp_path / "ema.safetensors")
+    for part in (
+        "missing action_head.weight",
+        "unexpected old.bias",
+        "trunk.weight has shape (3, 2), expected (4, 2)",
+        "init_allow_missing",
+    ):
+        assert part in str(caught.value)
+
+
+def test_initial_weights_may_lack_what_is_allowed(tmp_path):
+    source, target = (
+        nn.ModuleDict({"trunk": nn.Linear(2, 3)}),
+        nn.ModuleDict({"trunk": nn.Linear(2, 3), "head": nn.Linear(2, 2)}),
+    )
+    save_file(source.state_dict(), tmp_path / "ema.safetensors")
+    head = target["head"].weight.clone()
+    assert ckpt.load_initial_weights(target, tmp_path / "ema.safetensors", ("head",)) == ["head.weight", "head.bias"]
+    assert torch.equal(target["trunk"].weight, source["trunk"].weight) and torch.equal(target["head"].weight, head)
+
+
+def test_no_initial_weights_names_the_path_and_the_way_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere/ema.safetensors.*init_from=null to train from scratch"):
+        ckpt.load_initial_weights(nn.Linear(1, 1), tmp_path / "nowhere" / "ema.safetensors")
+
+
+def test_optimizer_state_survives_as_tensors():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+
+    def steps(optimizer, count):
+        for _ in range(count):
+            model(torch.ones(2, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def make():
+        return torch.optim.AdamW([{"params": [model[1].bias]}, {"params": list(model.parameters())[:3]}], fused=True)
+
+    optimizer = make()
+    steps(optimizer, 3)
+    kept, tensors = {k: v.clone() for k, v in model.state_dict().items()}, ckpt.optimizer_tensors(optimizer, model)
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    assert {"0.weight.exp_avg", "0.weight.exp_avg_sq", "0.weight.step"} <= tensors.keys()
+    steps(optimizer, 2)
+    expected = {k: v.clone() for k, v in model.state_dict().items()}
+
+    model.load_state_dict(kept)
+    other = make()
+    ckpt.load_optimizer_tensors(other, model, tensors)
+    steps(other, 2)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    with pytest.raises(ValueError, match=r"do not train here: 7.weight"):
+        ckpt.load_optimizer_tensors(other, model, {"7.weight.exp_avg": torch.zeros(1)})

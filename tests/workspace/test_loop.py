@@ -1,0 +1,184 @@
+"""The training loop, in this process, on a policy of a few numbers."""
+
+import os
+import re
+import signal
+
+import pytest
+import torch
+
+from tests.workspace.fakes import (
+    Points,
+    build_loop,
+    metrics,
+    trainer_settings,
+    training_settings,
+    weights,
+)
+from unified_video_action.workspace import checkpoint as ckpt
+from unified_video_action.workspace.faults import NonFiniteLoss
+from unified_video_action.workspace.loop import FINISHED, OUT_OF_TIME, Periodic
+from unified_video_action.workspace.settings import OptimizerSettings, ScheduleSettings
+
+
+def assert_equal(mine: dict, theirs: dict) -> None:
+    assert mine.keys() == theirs.keys()
+    different = [name for name in mine if not torch.equal(mine[name], theirs[name])]
+    assert not different, different
+
+
+def test_training_lowers_the_loss_and_leaves_a_checkpoint(tmp_path):
+    loop = build_loop(tmp_path, training_settings(steps=60))
+    assert loop.run() == FINISHED
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert lines[-1]["train/loss"] < 0.7 * lines[0]["train/loss"]
+    assert {"train/video", "train/action", "train/learning_rate", "train/samples_per_second"} <= lines[0].keys()
+    folder = (tmp_path / "checkpoints" / "latest").resolve()
+    assert sorted(os.listdir(folder)) == [
+        "config.yaml", "ema.safetensors", "model.safetensors", "trainer_state.json", "trainer_state.safetensors"
+    ]  # fmt: skip
+
+
+def test_a_run_in_three_parts_equals_one(tmp_path):
+    whole = build_loop(tmp_path / "whole", dropout=0.3)
+    whole.run()
+    for max_steps in (4, 11, None):
+        parts = build_loop(tmp_path / "parts", trainer=trainer_settings(max_steps=max_steps), dropout=0.3)
+        parts.run()
+    assert parts.step == 20
+    assert_equal(weights(parts), weights(whole))
+    losses = [[line["train/loss"] for line in metrics(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[0] == losses[1]
+
+
+def test_how_often_one_looks_changes_nothing(tmp_path):
+    loops = [
+        build_loop(
+            tmp_path / str(every), trainer=trainer_settings(log_every=every, checkpoint_every=every, num_workers=w)
+        )
+        for every, w in ((1, 0), (7, 2))
+    ]
+    for loop in loops:
+        loop.run()
+    assert_equal(weights(loops[0]), weights(loops[1]))
+    means = [line["train/loss"] for line in metrics(tmp_path / "7")]
+    each = [line["train/loss"] for line in metrics(tmp_path / "1")]
+    assert means[0] == pytest.approx(sum(each[:7]) / 7)
+
+
+@pytest.mark.parametrize("micro_batch", [5, 1])
+def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, micro_batch):
+    whole = build_loop(tmp_path / "whole")
+    cut = build_loop(tmp_path / "cut", trainer=trainer_settings(micro_batch=micro_batch))
+    whole.run()
+    cut.run()
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(cut)[name], value, rtol=1e-4, atol=1e-6)
+    for a, b in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "cut")):
+        for name in ("train/loss", "train/video", "train/action", "train/gradient_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4)
+
+
+def test_a_loss_that_is_not_a_number_names_its_samples_and_is_not_saved(tmp_path):
+    healthy = build_loop(tmp_path, trainer=trainer_settings(checkpoint_every=2, log_every=3, max_steps=2))
+    healthy.run()
+    step = next(step for step in range(2, 20) if 17 in [index for index, *_ in healthy.batches.whole(step)])
+    settings = trainer_settings(checkpoint_every=1, log_every=3)
+    with pytest.raises(NonFiniteLoss) as caught:
+        build_loop(tmp_path, trainer=settings, dataset=Points(broken=(17,))).run()
+    message = str(caught.value)
+    assert f"the loss of step {step} is not finite: loss nan" in message
+    for index, seed, mode in healthy.batches.whole(step):
+        assert re.search(rf"index {index}, seed {seed}, mode {mode.name}: points.zarr, episode {index // 10}", message)
+    assert re.search(r"index 17, .*episode 1, step 7  <- not finite: x", message)
+    assert message.count("<- not finite") == 1
+    last = ckpt.checkpoints(tmp_path / "checkpoints")[-1]
+    assert ckpt.step_of(last) == step  # the step before it is the last that was saved
+    loop = build_loop(tmp_path)
+    loop.restore()
+    assert all(torch.isfinite(value).all() for value in weights(loop).values())
+
+
+def test_weights_ruined_by_a_gradient_are_not_saved(tmp_path):
+    training = training_settings(
+        optimizer=OptimizerSettings(learning_rate=1e38), schedule=ScheduleSettings(warmup_steps=0)
+    )
+    loop = build_loop(tmp_path, training, trainer_settings(max_steps=1))
+    with torch.no_grad():
+        loop.model["idle"].weight.fill_(torch.inf)
+    with pytest.raises(NonFiniteLoss, match=r"after step 0 the weights are not finite"):
+        loop.run()
+    assert not ckpt.checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(tmp_path, name):
+    def send(step, records):
+        os.kill(os.getpid(), getattr(signal, name))
+        return {}
+
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    loop = build_loop(tmp_path, periodic=[Periodic("trouble", 7, send)])
+    assert loop.run() == name
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
+    assert loop.step == 7 and (tmp_path / "checkpoints" / "latest").resolve().name == "step_00000007"
+    rest = build_loop(tmp_path)
+    rest.run()
+    whole = build_loop(tmp_path / "whole")
+    whole.run()
+    assert_equal(weights(rest), weights(whole))
+
+
+def test_a_time_budget_ends_the_run_and_counts_earlier_parts(tmp_path):
+    training = training_settings(steps=10**6)
+    loop = build_loop(
+        tmp_path, training, trainer_settings(time_budget_minutes=0.5 / 60, checkpoint_every=None, max_steps=9)
+    )
+    loop.run()
+    used = ckpt.read_state(tmp_path / "checkpoints" / "latest")["elapsed_seconds"]
+    assert 0 < used < 0.5
+    loop = build_loop(tmp_path, training, trainer_settings(time_budget_minutes=0.5 / 60, checkpoint_every=None))
+    assert loop.run() == OUT_OF_TIME
+    assert loop.seconds == used
+    used = ckpt.read_state(tmp_path / "checkpoints" / "latest")["elapsed_seconds"]
+    assert 0.5 <= used < 2
+    assert metrics(tmp_path)[-1]["train/learning_rate"] < 1e-4
+
+
+def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
+    seen, scores = {}, {4: 0.2, 8: 0.9, 12: 0.5, 16: 0.1, 20: 0.3}
+
+    def evaluate(step, records):
+        assert not loop.policy.training
+        seen[step] = {name: value.clone() for name, value in loop.model.named_parameters()}
+        return {"mean_score": scores[step]}
+
+    trainer = trainer_settings(checkpoint_every=3, keep_top_k=2, monitor="evaluation/mean_score")
+    loop = build_loop(tmp_path, trainer=trainer, periodic=[Periodic("evaluation", 4, evaluate)])
+    loop.run()
+    assert loop.policy.training
+    assert list(seen) == [4, 8, 12, 16, 20]
+    average = loop.ema.state_dict()
+    assert all(torch.equal(value, average[name]) for name, value in seen[20].items())
+    assert [ckpt.step_of(path) for path in ckpt.checkpoints(tmp_path / "checkpoints")] == [8, 12, 20]
+    assert (tmp_path / "checkpoints" / "best").resolve().name == "step_00000007"
+    recorded = {
+        line["step"]: line["evaluation/mean_score"] for line in metrics(tmp_path) if "evaluation/mean_score" in line
+    }
+    assert recorded == scores
+
+
+def test_tasks_are_done_once_more_at_the_end(tmp_path):
+    steps = []
+    task = Periodic("validation", 8, lambda step, records: steps.append(step) or {"loss": 1.0})
+    build_loop(tmp_path, periodic=[task]).run()
+    assert steps == [8, 16, 20]
+    build_loop(tmp_path, periodic=[task]).run()  # nothing left to do
+    assert steps == [8, 16, 20]
+
+
+def test_an_old_run_is_not_overwritten(tmp_path):
+    build_loop(tmp_path, trainer=trainer_settings(max_steps=2)).run()
+    with pytest.raises(ValueError, match=r"trainer.resume=false, but .*step_00000002 exists"):
+        build_loop(tmp_path, trainer=trainer_settings(resume=False)).run()

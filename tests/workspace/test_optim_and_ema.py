@@ -1,0 +1,74 @@
+"""Parameter groups, learning rates and averages against their definitions."""
+
+import pytest
+import torch
+from torch import nn
+
+from unified_video_action.workspace.ema import Ema
+from unified_video_action.workspace.optim import build_optimizer, learning_rate_factor, parameter_groups
+from unified_video_action.workspace.settings import EmaSettings, OptimizerSettings, ScheduleSettings
+
+
+def test_matrices_decay_and_vectors_do_not():
+    module = nn.ModuleDict({"conv": nn.Conv1d(2, 3, 3), "norm": nn.LayerNorm(4), "frozen": nn.Linear(2, 2)})
+    module.register_parameter("table", nn.Parameter(torch.zeros(1, 5, 2)))
+    module["frozen"].requires_grad_(False)
+    vectors, matrices = parameter_groups(module.named_parameters(), 0.02)
+    assert vectors["weight_decay"] == 0 and matrices["weight_decay"] == 0.02
+    assert [p.shape for p in vectors["params"]] == [(3,), (4,), (4,)]
+    assert {p.shape for p in matrices["params"]} == {(3, 2, 3), (1, 5, 2)}
+    optimizer = build_optimizer(module, OptimizerSettings(learning_rate=3e-4))
+    assert optimizer.defaults["fused"] and optimizer.defaults["lr"] == 3e-4
+
+
+def test_cosine_equals_diffusers():
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = get_cosine_schedule_with_warmup(optimizer, 10, 50)
+    for step in range(50):
+        expected = reference.get_last_lr()[0]
+        assert learning_rate_factor(ScheduleSettings(warmup_steps=10), step, 50) == pytest.approx(expected, abs=1e-12)
+        optimizer.step()
+        reference.step()
+
+
+def test_a_time_budget_brings_the_rate_to_zero():
+    schedule = ScheduleSettings(warmup_steps=0)
+    assert learning_rate_factor(schedule, 10, 1000, time_used=0.5) == pytest.approx(0.5)
+    assert learning_rate_factor(schedule, 10, 1000, time_used=1.2) == 0
+    assert learning_rate_factor(schedule, 900, 1000, time_used=0.1) < 0.03  # the steps are further on
+    assert learning_rate_factor(ScheduleSettings("constant", 10), 500, 1000, time_used=0.9) == 1
+
+
+def test_average_follows_the_schedule_of_diffusers():
+    from diffusers.training_utils import EMAModel
+
+    torch.manual_seed(0)
+    module = nn.Linear(3, 2)
+    reference = EMAModel(module.parameters(), decay=0.9, power=0.75, use_ema_warmup=True, inv_gamma=1.0)
+    ema = Ema(module, EmaSettings(power=0.75, max_decay=0.9))
+    for update in range(1, 40):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        reference.step(module.parameters())
+        ema.update(module, update)
+        for mine, theirs in zip(ema.weights, reference.shadow_params):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_weights_are_exchanged_and_come_back():
+    module = nn.Linear(3, 2)
+    ema = Ema(module, EmaSettings(decay=0.5))
+    original = module.weight.detach().clone()
+    with torch.no_grad():
+        module.weight.add_(1)
+    ema.update(module, 1)
+    torch.testing.assert_close(ema.state_dict()["weight"], original + 0.5)
+    with ema.applied_to(module):
+        torch.testing.assert_close(module.weight.detach(), original + 0.5)
+    assert torch.equal(module.weight.detach(), original + 1)
+    other = Ema(nn.Linear(3, 2), EmaSettings())
+    other.load_state_dict(ema.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(other.weights, ema.weights))

@@ -1,0 +1,223 @@
+"""Tensor names of the paper's published code, and ours, both ways.
+
+The published model has the same parts as ours under other names; no tensor changes shape. `proprioception_image_proj_cond`
+exists in every checkpoint with proprioception, though only models with a wrist camera use it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of
+
+log = logging.getLogger(__name__)
+
+# Published module or parameter -> ours.
+PARTS = {
+    "fake_latent_x": "mar.inputs.masked_frame",
+    "fake_latent_wrist_x": "mar.inputs.masked_wrist",
+    "fake_latent_history_action": "mar.inputs.masked_history_action",
+    "fake_action_latent": "mar.inputs.masked_action",
+    "fake_latent": "mar.inputs.masked_text",
+    "temporal_pos_embed": "mar.inputs.temporal_position",
+    "spatial_pos_embed": "mar.inputs.spatial_position",
+    "text_pos_embed": "mar.inputs.text_position",
+    "z_proj": "mar.inputs.future_proj",
+    "z_proj_cond": "mar.inputs.history_proj",
+    "z_proj_wrist": "mar.inputs.wrist_future_proj",
+    "proprioception_image_proj_cond": "mar.inputs.wrist_history_proj",
+    "proprioception_proj_cond": "mar.inputs.proprio_proj",
+    "history_action_proj_cond": "mar.inputs.history_action_proj",
+    "action_proj_cond": "mar.inputs.action_proj",
+    "text_proj_cond": "mar.inputs.text_proj",
+    "proj_cond_x_layer": "mar.inputs.mix",
+    "z_proj_ln": "mar.input_norm",
+    "encoder_blocks": "mar.encoder.blocks",
+    "encoder_norm": "mar.encoder.norm",
+    "decoder_embed": "mar.decoder_embed",
+    "decoder_temporal_pos_embed": "mar.decoder_temporal_position",
+    "decoder_spatial_pos_embed": "mar.decoder_spatial_position",
+    "decoder_text_pos_embed": "mar.decoder_text_position",
+    "decoder_blocks": "mar.decoder.blocks",
+    "decoder_norm": "mar.decoder.norm",
+    "diffusion_temporal_embed": "mar.latent_temporal_position",
+    "diffusion_spatial_embed": "mar.latent_spatial_position",
+}
+HEADS = {
+    "diffloss": "video_head",
+    "diffloss_wrist": "wrist_head",
+    "diffactloss": "action_head",
+    "diffproploss": "proprio_head",
+}
+# Inside a head; `#` stands for the number of a block.
+HEAD_PARTS = {
+    "net.time_embed": "net.time_embed",
+    "net.cond_embed": "net.cond_embed",
+    "net.input_proj": "net.input_proj",
+    "net.res_blocks.#.in_ln": "net.blocks.#.norm",
+    "net.res_blocks.#.mlp": "net.blocks.#.mlp",
+    "net.res_blocks.#.adaLN_modulation": "net.blocks.#.modulation",
+    "net.final_layer.linear": "net.final.linear",
+    "net.final_layer.adaLN_modulation": "net.final.modulation",
+    "conv.0": "trunk.conv",
+    "fc": "trunk.fc",
+    "interpolate": "trunk.interpolate",
+    "refine": "trunk.refine",
+}
+UNUSED = ("proprioception_image_proj_cond.weight", "proprioception_image_proj_cond.bias")  # without a wrist camera
+
+
+def _rules(flip: bool = False) -> list[tuple[re.Pattern[str], str]]:
+    """(pattern of a name, its counterpart), in both of which a block's number stands for `#`."""
+    heads = [(f"{a}.{c}", f"{b}.{d}") for a, b in HEADS.items() for c, d in HEAD_PARTS.items()]
+    pairs = [pair[::-1] if flip else pair for pair in (*PARTS.items(), *heads)]
+    return [
+        (re.compile(re.escape(source).replace(r"\#", r"(?P<number>\d+)") + r"(?P<rest>\..+)?"), target)
+        for source, target in pairs
+    ]
+
+
+TO_OURS, TO_REFERENCE = _rules(), _rules(flip=True)
+
+
+def _translate(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
+    for pattern, target in rules:
+        if match := pattern.fullmatch(name):
+            found = match.groupdict(default="")
+            return target.replace("#", found.get("number", "")) + found["rest"]
+    return None
+
+
+def our_name(name: str) -> str | None:
+    """Published tensor name -> ours; None when there is no counterpart."""
+    return _translate(name, TO_OURS)
+
+
+def reference_name(name: str) -> str | None:
+    """Our tensor name -> the published one; None when there is no counterpart."""
+    return _translate(name, TO_REFERENCE)
+
+
+def to_ours(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> dict[str, Tensor]:
+    """Published tensors -> ours.
+
+    Args:
+        state: tensors of the published model, without the prefix `model.`.
+        expected: names and shapes of our model. source: the file, for messages.
+
+    Raises:
+        ValueError: listing every tensor that is missing, extra or misshapen, by its published name.
+    """
+    wanted = _published_shapes(expected)
+    used = {name: tensor for name, tensor in state.items() if name in wanted or name not in UNUSED}
+    require_same(wanted, shapes_of(used), source)
+    return {our_name(name): tensor for name, tensor in used.items()}
+
+
+def to_reference(state: Mapping[str, Tensor], names: Iterable[str] = ()) -> dict[str, Tensor]:
+    """Our tensors -> the published model's, for export.
+
+    Args:
+        state: our model's tensors. names: published names that must be there; of those we have no tensor for, only
+            the ones that the published code never uses may be listed, and become zeros.
+    """
+    _published_shapes(shapes_of(state))
+    exported = {reference_name(name): tensor for name, tensor in state.items()}
+    for name in names:
+        if name in exported:
+            continue
+        if name not in UNUSED:
+            raise ValueError(f"cannot export {name}: the model has no such part")
+        exported[name] = torch.zeros_like(exported[name.replace("proprioception_image_proj_cond", "z_proj_cond")])
+    return exported
+
+
+def load_reference(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a published model into ours; raises ValueError listing every tensor that does not fit."""
+    load_exactly(model, to_ours(state, shapes_of(model.state_dict()), source), source)
+
+
+def _published_shapes(ours: Mapping[str, tuple[int, ...]]) -> Shapes:
+    shapes = {reference_name(name): tuple(shape) for name, shape in ours.items()}
+    without = [name for name in ours if reference_name(name) is None]
+    if without:
+        raise ValueError(f"the published code has no counterpart of {', '.join(without)}")
+    return shapes
+
+
+@dataclass
+class PublishedPolicy:
+    """A published policy's tensors by part, prefixes removed."""
+
+    model: dict[str, Tensor] = field(default_factory=dict)
+    codec: dict[str, Tensor] = field(default_factory=dict)  # kl-f16 under LDM names
+    text: dict[str, Tensor] = field(default_factory=dict)  # CLIP; only models with language
+    normalizer: dict[str, Tensor] = field(default_factory=dict)  # `<field>.scale`, `<field>.input_stats.min`, ...
+
+
+PREFIXES = {
+    "model.": "model",
+    "vae_model.": "codec",
+    "text_model.": "text",
+    "normalizer.params_dict.": "normalizer",
+}
+
+
+def split_policy(state: Mapping[str, Tensor], source: str) -> PublishedPolicy:
+    """Sort a published policy's tensors into parts; raises ValueError listing those of no known part."""
+    parts, unknown = PublishedPolicy(), []
+    for name, tensor in state.items():
+        name = name.replace("module.", "")
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+        if prefix:
+            getattr(parts, PREFIXES[prefix])[name.removeprefix(prefix)] = tensor
+        elif name != "_dummy_variable":
+            unknown.append(name)
+    if unknown:
+        raise ValueError(f"{source}: tensors of no known part: {', '.join(unknown)}")
+    if not parts.model:
+        raise ValueError(f"{source}: no tensors of the model (none starts with 'model.')")
+    return parts
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a partial load did."""
+
+    taken: list[str]  # our tensors that were overwritten
+    left: list[str]  # tensors of the file that fit nowhere
+    kept: list[str]  # our tensors that kept their values
+
+
+def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Transfer:
+    """Start from a published model: copy the tensors whose name and shape fit, and say which.
+
+    For MAR's `model_ema` (stage 1 starts from MAR-B) and for the published stage-1 weights (stage 2 starts from them).
+
+    Raises:
+        ValueError: nothing fits.
+    """
+    ours = model.state_dict()
+    fitting = {
+        our_name(name): tensor
+        for name, tensor in state.items()
+        if our_name(name) in ours and ours[our_name(name)].shape == tensor.shape
+    }
+    transfer = Transfer(
+        taken=sorted(fitting),
+        left=sorted(name for name in state if our_name(name) not in fitting),
+        kept=sorted(name for name in ours if name not in fitting),
+    )
+    if not fitting:
+        raise ValueError(f"{source}: no tensor fits the model by name and shape")
+    with torch.no_grad():
+        for name, tensor in fitting.items():
+            ours[name].copy_(tensor)
+    log.info("%s: took %d tensors; %d kept their values", source, len(transfer.taken), len(transfer.kept))
+    return transfer

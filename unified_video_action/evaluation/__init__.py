@@ -1,0 +1,1 @@
+"""Measures of a trained policy that need no simulator."""
