@@ -31,38 +31,31 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Build the policy, its runner and the options of the run; mistakes in the arguments are found here."""
-    from unified_video_action.env_runner.preparation import (
-        choose_device,
-        learns_frames,
-        read_config,
-        require_new,
-        run_folder,
-    )
+    from unified_video_action.env_runner import preparation
     from unified_video_action.instantiate import instantiate
     from unified_video_action.model.diffusion import Sampler
     from unified_video_action.policy.build import load_policy
 
     if args.sampler is not None:
         Sampler.parse(args.sampler)
-    config = read_config(args.checkpoint, args.set)
-    run, name = run_folder(args.checkpoint), args.checkpoint.resolve().name
+    config = preparation.read_config(args.checkpoint, args.set)
+    run, name = preparation.run_folder(args.checkpoint), args.checkpoint.resolve().name
     output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
-    require_new(output)
+    preparation.require_new(output)
     asked = {"n_episodes": args.n_episodes, "n_envs": args.n_envs, "start_seed": args.seed}
     settings = config["task"]["env_runner"] | {key: value for key, value in asked.items() if value is not None}
     runner = instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
-    policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
-    log = run / "metrics.jsonl"
+    policy = load_policy(args.checkpoint, args.weights, device := preparation.choose_device(args.device))
     facts = {"checkpoint": name, "weights": args.weights, "sampler": args.sampler or policy.config.sampler}
     return policy, runner, {
         "output_dir": output,
         "sampler": args.sampler,
         "films": args.films,
-        "imagine": learns_frames(config),
+        "imagine": preparation.learns_frames(config),
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts | {"device": device},
         "config": config,
-        "training_log": log if log.is_file() else None,
+        "training_log": run / "metrics.jsonl",
     }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ def _fill(
         zarr.create_group(path, attributes=dict(key), zarr_format=3, overwrite=True)
     stores: Stores = {group: {} for group in groups}
     for group, layout in groups.items():
+        zarr.open_group(path / group, mode="a", zarr_format=3)
         for name, (shape, dtype) in layout.items():
             place = path / group / name
             stores[group][name] = (

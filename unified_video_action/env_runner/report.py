@@ -42,7 +42,7 @@ def write_report(
 
     Args:
         results: what `results.describe_results` returned.
-        training_log: metrics.jsonl of the training run, one JSON object with `step` per line.
+        training_log: metrics.jsonl of the training run, one JSON object with `step` per line; it may be absent.
         facts: short lines for the head of the page (checkpoint, weights, sampler, ...).
     """
     episodes = [episode for episode in results["episodes"] if episode["crashed"] is None]
@@ -50,7 +50,7 @@ def write_report(
     if films:
         sections.append(_section("Films", _films(films)))
     sections.append(_section("Scores", _scores(episodes, results["metrics"])))
-    if training_log is not None and (curves := _training(training_log)):
+    if training_log is not None and training_log.is_file() and (curves := _training(training_log)):
         sections.append(_section("Training", curves))
     sections.append(_section("Episodes", _table(results["episodes"])))
     sections.append(_section("How this was made", _provenance(results)))

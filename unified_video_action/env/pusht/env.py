@@ -82,7 +82,7 @@ class PushTEnv(GymPushTEnv):
         return observation, {**info, **self._progress()}
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """Move the agent towards `action` (2,) for a tenth of a second."""
+        """Draw the agent to `action` (2,) for a tenth of a second; targets off the table are followed, not clipped."""
         action = checked_vector("action", action, 2)
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, float(reward), bool(terminated), truncated, {**info, **self._progress(info["coverage"])}

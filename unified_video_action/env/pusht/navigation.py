@@ -9,6 +9,7 @@ import numpy as np
 from unified_video_action.env.pusht.geometry import CONVEX_CORNERS, OUTLINE, Pose, clearance, to_table
 
 REACH = (14.0, 498.0)  # the agent's centre stays between these, in x and y
+BEVEL = np.tan(np.pi / 8)  # paths cut a right corner as an octagon's side does
 SAMPLE = 6.0  # pixels between the points at which a straight piece of a path is checked
 
 
@@ -76,9 +77,6 @@ def visible_pairs(nodes: np.ndarray, pose: Pose, margin: float) -> np.ndarray:
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
-
-
-BEVEL = np.tan(np.pi / 8)  # a right corner is cut by an octagon's side
 
 
 def waypoints(path: np.ndarray, spacing: float) -> np.ndarray:

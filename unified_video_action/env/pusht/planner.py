@@ -172,5 +172,5 @@ def travel_steps(agent: np.ndarray, push: Push) -> float:
 
 
 def steps_to_go(distance: float) -> float:
-    """Guess of the control steps to success from this distance: the last pixels cost as much as the first hundred."""
+    """Guess of the control steps to success: the last ten pixels cost as much as the hundred before them."""
     return 20 * math.log2(1 + max(distance - DISTANCE_AT_SUCCESS, 0) / 2)

@@ -1,0 +1,419 @@
+"""Samples of the PushT dataset against the store they are cut from."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from torch.utils.data import DataLoader
+
+from unified_video_action.dataset.pusht import PushTDataset, mirror_frames, mirror_points, mirror_state
+from unified_video_action.dataset.sampling import StepBatchSampler
+from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.spec import Horizon
+
+FULL = {"pad_before": 15, "pad_after": 16}  # every step is `now` once
+NOW, LATE, EARLY = 20, 35, 2  # rows of episode 0, which has 40
+
+
+@pytest.fixture
+def arrays(pusht_store):
+    root = zarr.open_group(pusht_store, mode="r")
+    return {name: root[f"data/{name}"][:] for name in ("img", "action", "state")}
+
+
+def whole(store, **options):
+    """All four episodes in training, every step a window, so that window i of the plain part is row i."""
+    return PushTDataset(str(store), val_ratio=0, **FULL | options)
+
+
+def flat(sample, prefix=""):
+    """Nested dictionaries to one: "history.image" -> tensor."""
+    items = {}
+    for name, value in sample.items():
+        items |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return items
+
+
+def equal(a, b):
+    a, b = flat(a), flat(b)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def chw(frames):
+    return np.moveaxis(frames, -1, -3)
+
+
+def test_a_sample_holds_the_rows_of_its_window(pusht_store, arrays):
+    sample = whole(pusht_store)[(NOW, 7)]
+    history, future = [NOW - 12, NOW - 8, NOW - 4, NOW], [NOW + 4, NOW + 8, NOW + 12, NOW + 16]
+    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][history]))
+    assert np.array_equal(sample["future"]["image"], chw(arrays["img"][future]))
+    assert np.array_equal(sample["action"], arrays["action"][NOW : NOW + 16])
+    assert np.array_equal(sample["low_dim"]["agent_pos"], arrays["state"][history, :2])
+    assert not sample["action_is_pad"].any() and not sample["frame_is_pad"].any() and sample["has_action"]
+    assert (sample["index"], sample["seed"]) == (NOW, 7)
+    assert "auxiliary" not in sample and "history_action" not in sample
+    assert sample["action"].dtype == sample["low_dim"]["agent_pos"].dtype == torch.float32
+    assert sample["history"]["image"].dtype == torch.uint8
+
+
+def test_beyond_the_end_frames_and_actions_repeat_and_are_masked(pusht_store, arrays):
+    sample = whole(pusht_store)[(LATE, 0)]
+    assert np.array_equal(sample["future"]["image"], chw(arrays["img"][[39, 39, 39, 39]]))
+    assert sample["frame_is_pad"].tolist() == [False, True, True, True]  # row 39 is the last
+    assert sample["action_is_pad"].tolist() == [False] * 5 + [True] * 11
+    assert (sample["action"][5:].numpy() == arrays["action"][39]).all()
+
+
+def test_before_the_start_history_repeats(pusht_store, arrays):
+    sample = whole(pusht_store)[(EARLY, 0)]
+    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][[0, 0, 0, EARLY]]))
+    assert np.array_equal(sample["low_dim"]["agent_pos"], arrays["state"][[0, 0, 0, EARLY], :2])
+    assert not sample["action_is_pad"].any()
+
+
+def test_windows_never_cross_into_the_next_episode(pusht_store, arrays):
+    sample = whole(pusht_store)[(40, 0)]  # first step of episode 1
+    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][[40, 40, 40, 40]]))
+
+
+def test_options_choose_what_a_sample_holds(pusht_store, arrays):
+    horizon = Horizon(history=2, future=3, stride=5, actions=6, action_offset=1)
+    dataset = PushTDataset(
+        str(pusht_store),
+        horizon,
+        val_ratio=0,
+        pad_before=9,
+        pad_after=15,
+        low_dim_steps=1,
+        history_actions=True,
+        auxiliary=True,
+    )
+    sample = dataset[(NOW, 0)]
+    frames = [NOW - 5, NOW, NOW + 5, NOW + 10, NOW + 15]
+    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][frames[:2]]))
+    assert np.array_equal(sample["future"]["image"], chw(arrays["img"][frames[2:]]))
+    assert np.array_equal(sample["action"], arrays["action"][NOW + 1 : NOW + 7])
+    assert np.array_equal(sample["history_action"], arrays["action"][NOW - 5 : NOW + 1])
+    assert np.array_equal(sample["low_dim"]["agent_pos"], arrays["state"][NOW : NOW + 1, :2])
+    state = arrays["state"][frames]
+    assert sample["auxiliary"].shape == (5, 6)
+    assert np.allclose(sample["auxiliary"][:, :4], state[:, :4] / 256 - 1, atol=1e-6)
+    assert np.allclose(np.arctan2(*sample["auxiliary"][:, [5, 4]].T) % (2 * np.pi), state[:, 4], atol=1e-4)
+
+
+def test_a_batch_is_its_samples(pusht_store):
+    dataset = whole(pusht_store, mirror=True, auxiliary=True, augmentation=True, history_frequency="random")
+    items = [(3, 11), (170, 12), (3, 13), (299, 14)]
+    batch = flat(dataset.__getitems__(items))
+    for row, item in enumerate(items):
+        assert equal({name: value[row] for name, value in batch.items()}, dataset[item])
+
+
+def test_the_seed_decides_every_random_choice(pusht_store):
+    dataset = whole(pusht_store, augmentation=True, history_frequency="random")
+    torch_state = torch.random.get_rng_state()
+    first = dataset[(NOW, 5)]
+    assert equal(first, dataset[(NOW, 5)])
+    history = {dataset[(NOW, seed)]["low_dim"]["agent_pos"].numpy().tobytes() for seed in range(20)}
+    assert len(history) > 10
+    assert torch.equal(torch.random.get_rng_state(), torch_state)  # the global generator is left alone
+
+
+# -- mirror image ------------------------------------------------------------------------------------------------------
+
+
+def test_mirrored_episodes_follow_the_plain_ones(pusht_store, arrays):
+    dataset = whole(pusht_store, mirror=True, auxiliary=True)
+    assert len(dataset) == 2 * 150
+    plain, mirrored = dataset[(NOW, 0)], dataset[(150 + NOW, 0)]
+    assert "mirrored" in dataset.describe(150 + NOW) and "mirrored" not in dataset.describe(NOW)
+    for part in ("history", "future"):
+        assert np.array_equal(mirrored[part]["image"], mirror_frames(plain[part]["image"].numpy()))
+    assert np.allclose(mirrored["action"], 512 - arrays["action"][NOW : NOW + 16, ::-1])
+    assert np.allclose(mirrored["low_dim"]["agent_pos"], mirror_points(plain["low_dim"]["agent_pos"].numpy()))
+    aux, own = plain["auxiliary"], mirrored["auxiliary"]
+    assert np.allclose(own[:, :4], -aux[:, [1, 0, 3, 2]], atol=1e-5)
+    assert np.allclose(own[:, 4:], aux[:, [5, 4]], atol=1e-5)  # cos(pi/2 - a) = sin a
+
+
+def test_mirroring_twice_changes_nothing(arrays):
+    twice = mirror_state(mirror_state(arrays["state"]))
+    assert np.allclose(np.exp(1j * twice[:, 4]), np.exp(1j * arrays["state"][:, 4]), atol=1e-5)
+    assert np.allclose(twice[:, :4], arrays["state"][:, :4], atol=1e-4)
+    assert np.array_equal(mirror_frames(mirror_frames(chw(arrays["img"]))), chw(arrays["img"]))
+
+
+def test_mirrored_frames_show_the_mirrored_state(arrays):
+    """The synthetic frames' disk lies where the mirrored agent position says."""
+    frames, states = mirror_frames(chw(arrays["img"])), mirror_state(arrays["state"])
+    for frame, state in zip(frames[::10], states[::10], strict=True):
+        rows, columns = np.nonzero((frame == np.array([65, 105, 225])[:, None, None]).all(0))
+        centre = (np.array([columns.mean(), rows.mean()]) + 0.5) * 512 / 96
+        assert np.abs(centre - state[:2]).max() < 4
+
+
+def test_real_mirrored_frames_equal_renderings_of_mirrored_states(pusht_zip):
+    renderer = pytest.importorskip("unified_video_action.env.pusht.renderer")
+    store = PushTDataset(str(pusht_zip)).tables[0].store
+    rows = np.array([0, 5_000, 11_111, 20_000, 25_000])
+    mirrored = mirror_frames(chw(store.frames("img", rows))).astype(int)
+    rendered = chw(renderer.render_states(mirror_state(store.vectors["state"][rows]))).astype(int)
+    assert np.abs(mirrored - rendered).mean() < 0.7  # edges are drawn half a pixel apart; unmirrored: 4.8
+    assert (np.abs(mirrored - rendered).max(axis=1) > 64).mean() < 0.01
+
+
+# -- splits, sources, normaliser ---------------------------------------------------------------------------------------
+
+
+def test_validation_is_plain_and_apart_from_training(pusht_store):
+    dataset = PushTDataset(str(pusht_store), val_ratio=0.25, mirror=True, augmentation=True, **FULL)
+    held = dataset.validation()
+    training = {dataset.describe(i).split(", ")[1] for i in range(len(dataset))}
+    assert {held.describe(i).split(", ")[1] for i in range(len(held))}.isdisjoint(training)
+    assert len(training) == 3 and len(dataset) == 2 * (150 - len(held))
+    assert not any("mirrored" in held.describe(i) for i in range(len(held)))
+    assert equal({**held[(0, 1)], "seed": torch.tensor(0)}, {**held[(0, 2)], "seed": torch.tensor(0)})
+    with pytest.raises(ValueError, match="val_ratio=0"):
+        whole(pusht_store).validation()
+
+
+def test_fewer_training_episodes_keep_the_held_out_ones(pusht_store):
+    dataset = PushTDataset(str(pusht_store), val_ratio=0.25, max_train_episodes=1, **FULL)
+    assert len({dataset.describe(i).split(", ")[1] for i in range(len(dataset))}) == 1
+    assert len(dataset.validation()) == len(PushTDataset(str(pusht_store), val_ratio=0.25, **FULL).validation())
+
+
+def test_several_stores_are_one_dataset(pusht_store, make_store):
+    other = make_store(lengths=(30, 30), seed=5)
+    both = PushTDataset([str(pusht_store), str(other)], val_ratio=0, **FULL)
+    assert len(both) == 150 + 60
+    assert "store.zarr, episode 1, step 2" in both.describe(150 + 32)
+    first, second = whole(pusht_store), whole(other)
+    a, b = both[(10, 0)], both[(150 + 32, 0)]
+    assert torch.equal(a["action"], first[(10, 0)]["action"])
+    assert torch.equal(b["action"], second[(32, 0)]["action"])
+    assert torch.equal(b["history"]["image"], second[(32, 0)]["history"]["image"])
+
+
+def test_weights_share_the_samples_between_sources(pusht_store, make_store):
+    other = make_store(lengths=(30, 30), seed=5)
+    sources = [{"path": str(pusht_store), "weight": 1}, {"path": str(other), "weight": 3}]
+    dataset = PushTDataset(sources, val_ratio=0, **FULL)
+    names = [dataset.describe(i) for i in range(len(dataset))]
+    from_other = sum("store.zarr" in name for name in names)
+    assert from_other == 3 * (len(names) - from_other) == 450
+    assert len(set(names)) == 210  # every window at least once
+    with pytest.raises(ValueError, match="to every source, or to none"):
+        PushTDataset([sources[0], str(other)])
+
+
+def test_a_video_without_actions(pusht_store, make_store):
+    path = make_store(lengths=(30, 30), seed=5)
+    shutil.rmtree(path / "data" / "action")
+    with pytest.raises(StoreError, match="data/action is missing"):
+        whole(path)
+    sources = [str(pusht_store), {"path": str(path), "has_action": False}]
+    dataset = PushTDataset(sources, val_ratio=0, mirror=True, **FULL)
+    batch = dataset.__getitems__([(NOW, 0), (300 + NOW, 0)])
+    assert batch["has_action"].tolist() == [True, False]
+    assert batch["action_is_pad"].any(1).tolist() == [False, True] and batch["action_is_pad"][1].all()
+    assert not batch["action"][1].any() and batch["action"][0].any()
+    assert not batch["frame_is_pad"][1, 0] and batch["history"]["image"].shape == (2, 4, 3, 96, 96)
+    alone = whole(pusht_store, mirror=True).fit_normalizer()
+    assert torch.equal(dataset.fit_normalizer().scale("action"), alone.scale("action"))
+    only_video = PushTDataset(sources[1], val_ratio=0, **FULL)
+    assert only_video.fit_normalizer().scale("action").tolist() == [1, 1]
+
+
+def test_a_video_without_states_needs_no_low_dim_input(make_store):
+    path = make_store()
+    shutil.rmtree(path / "data" / "state"), shutil.rmtree(path / "data" / "action")
+    source = {"path": str(path), "has_action": False}
+    with pytest.raises(StoreError, match="data/state is missing"):
+        PushTDataset(source)
+    sample = PushTDataset(source, low_dim=[])[(0, 0)]
+    assert sample["low_dim"] == {} and not sample["has_action"]
+
+
+def test_the_normaliser_spans_all_episodes(pusht_store, arrays):
+    dataset = PushTDataset(str(pusht_store), val_ratio=0.5)
+    normalizer = dataset.fit_normalizer()
+    for name, values in (("action", arrays["action"]), ("agent_pos", arrays["state"][:, :2])):
+        normalised = normalizer.normalize(name, torch.from_numpy(values))
+        assert torch.allclose(normalised.amin(0), torch.tensor(-1.0), atol=1e-5)
+        assert torch.allclose(normalised.amax(0), torch.tensor(1.0), atol=1e-5)
+
+
+def test_relative_actions_are_normalised_over_every_chunk(pusht_store):
+    dataset = whole(pusht_store, mirror=True)
+    batch = dataset.__getitems__([(i, 0) for i in range(len(dataset))])
+    relative = (batch["action"] - batch["low_dim"]["agent_pos"][:, -1:])[~batch["action_is_pad"]]
+    normalizer = dataset.fit_normalizer(relative_to="agent_pos")
+    assert torch.allclose(normalizer.stats["action"]["min"], relative.amin(0))
+    assert torch.allclose(normalizer.stats["action"]["max"], relative.amax(0))
+    with pytest.raises(ValueError, match="relative_to='gripper'"):
+        dataset.fit_normalizer("gripper")
+
+
+# -- caches ------------------------------------------------------------------------------------------------------------
+
+
+def test_latents_of_samples_equal_encoding_their_frames(pusht_store, toy_codec, tmp_path):
+    codec, dataset = toy_codec(), whole(pusht_store, mirror=True)
+    items = [(NOW, 0), (150 + NOW, 1), (LATE, 2)]
+    frames = dataset.__getitems__(items)
+    dataset.use_latents(dataset.latents(codec, tmp_path, progress=False))
+    latents = dataset.__getitems__(items)
+    for part in ("history", "future"):
+        assert latents[part]["image"].dtype == torch.float32
+        assert torch.allclose(latents[part]["image"], codec.encode(frames[part]["image"]), atol=1e-3)
+    assert torch.equal(latents["action"], frames["action"])
+
+
+def test_latents_of_several_stores_stay_apart(pusht_store, make_store, toy_codec, tmp_path):
+    other = make_store(lengths=(30, 30), seed=5)
+    codec, dataset = toy_codec(), PushTDataset([str(pusht_store), str(other)], val_ratio=0, **FULL)
+    items = [(160, 0), (10, 1), (200, 2), (20, 3)]
+    expected = codec.encode(dataset.__getitems__(items)["history"]["image"])
+    dataset.use_latents(dataset.latents(codec, tmp_path / "caches", progress=False))
+    assert torch.allclose(dataset.__getitems__(items)["history"]["image"], expected, atol=1e-3)
+    assert len(list((tmp_path / "caches").glob("*.latents.zarr"))) == 2
+
+
+def test_augmented_views_vary_between_samples_but_not_within_one(pusht_store, toy_codec, tmp_path):
+    dataset = PushTDataset(str(pusht_store), val_ratio=0.25, augmentation=True, **FULL)
+    cache = dataset.latents(toy_codec(), tmp_path, n_views=4, progress=False)
+    dataset.use_latents(cache)
+    by_view = {}
+    for seed in range(60):
+        sample = dataset[(NOW, seed)]
+        video = torch.cat([sample["history"]["image"], sample["future"]["image"]])
+        by_view.setdefault(video.numpy().tobytes(), video)
+    assert 2 <= len(by_view) <= 4
+    held = dataset.validation()
+    assert equal({**held[(0, 1)], "seed": torch.tensor(0)}, {**held[(0, 2)], "seed": torch.tensor(0)})
+    with pytest.raises(ValueError, match="n_views=2"):
+        whole(pusht_store).latents(toy_codec(), tmp_path, n_views=2)
+
+
+def test_cached_frames_equal_decoded_ones(pusht_store, tmp_path):
+    dataset = whole(pusht_store, mirror=True, augmentation=True)
+    items = [(NOW, 0), (150 + NOW, 1), (LATE, 2)]
+    decoded = dataset.__getitems__(items)
+    dataset.use_frames(tmp_path, cached=True, progress=False)
+    assert equal(decoded, dataset.__getitems__(items))
+    dataset.use_frames()
+    assert equal(decoded, dataset.__getitems__(items))
+
+
+@pytest.mark.parametrize("kind", ["decoded", "latents"])
+def test_any_number_of_workers_gives_the_same_batches(pusht_store, toy_codec, tmp_path, kind):
+    dataset = whole(pusht_store, mirror=True, augmentation=True, history_frequency="random")
+    if kind == "latents":
+        codec = toy_codec(noisy=True, posterior="sample")
+        dataset.use_latents(dataset.latents(codec, tmp_path, n_views=2, progress=False))
+    dataset[(0, 0)]  # opens files in this process, which workers must not share
+    sampler = StepBatchSampler(len(dataset), 6, seed=1, stop_step=5)
+    loaded = []
+    for workers in (0, 1, 3):
+        loader = DataLoader(dataset, batch_sampler=sampler, num_workers=workers, collate_fn=lambda batch: batch)
+        loaded.append(list(loader))
+    for batches in loaded[1:]:
+        assert all(equal(a, b) for a, b in zip(batches, loaded[0], strict=True))
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "width"), [("action", 3), ("state", 4)])
+def test_arrays_of_another_width_are_refused(make_store, name, width):
+    path = make_store()
+    data = zarr.open_group(path)["data"]
+    data.create_array(name, data=np.zeros((150, width), np.float32) + 1, overwrite=True)
+    with pytest.raises(StoreError, match=rf"data/{name} has shape \(150, {width}\)"):
+        PushTDataset(str(path))
+
+
+def test_frames_that_cannot_be_batched_are_refused(make_store, pusht_store):
+    small = make_store(size=48)
+    with pytest.raises(ValueError, match="different sizes"):
+        PushTDataset([str(small), str(pusht_store)])
+    data = zarr.open_group(small)["data"]
+    data.create_array("img", data=np.ones((150, 48, 40, 3), np.uint8), overwrite=True)
+    with pytest.raises(StoreError, match="48 x 40"):
+        PushTDataset(str(small))
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"history_frequency": "sometimes"}, "history_frequency='sometimes'"),
+        ({"low_dim_steps": 5}, "low_dim_steps=5"),
+        ({"low_dim": ["gripper"]}, "gripper"),
+        ({"pad_after": 40}, "pad_after=40"),
+        ({"val_ratio": 1.0}, "val_ratio=1.0"),
+    ],
+)
+def test_bad_options_are_named(pusht_store, option, message):
+    with pytest.raises(ValueError, match=message):
+        PushTDataset(str(pusht_store), **option)
+
+
+def test_bad_sources_are_named(pusht_store, make_store):
+    with pytest.raises(ValueError, match="expected a path, or a mapping"):
+        PushTDataset([{"path": str(pusht_store), "wieght": 2}])
+    with pytest.raises(ValueError, match="weight=-1"):
+        PushTDataset([{"path": str(pusht_store), "weight": -1}])
+    with pytest.raises(ValueError, match="no episode is long enough"):
+        PushTDataset(str(make_store(lengths=(12, 14))))
+
+
+def test_without_data_the_message_names_the_variable(monkeypatch):
+    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    with pytest.raises(FileNotFoundError, match="UVA_DATA_DIR is not set"):
+        PushTDataset()
+
+
+# -- the published archive ---------------------------------------------------------------------------------------------
+
+
+def test_the_published_archive_has_the_papers_windows(pusht_zip, monkeypatch):
+    dataset = PushTDataset(str(pusht_zip))
+    store = dataset.tables[0].store
+    held = np.random.default_rng(42).choice(206, size=4, replace=False)
+    lengths = np.diff(store.episode_ends, prepend=0)
+    assert len(dataset.validation()) == (lengths[held] - 23).sum()
+    assert len(dataset) == (np.delete(lengths, held) - 23).sum()
+    normalizer = dataset.fit_normalizer()
+    assert normalizer.stats["action"]["min"].tolist() == [12, 25]
+    assert normalizer.stats["action"]["max"].tolist() == [511, 511]
+
+
+MEASURE = """
+import json, resource, sys
+from unified_video_action.dataset.pusht import PushTDataset
+from unified_video_action.dataset.sampling import StepBatchSampler
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+dataset = PushTDataset(sys.argv[1], mirror=True)
+for items in StepBatchSampler(len(dataset), 4, seed=0, stop_step=10):
+    dataset.__getitems__(items)
+print(json.dumps(peak() - before))
+"""
+
+
+def test_reading_the_published_archive_takes_little_memory(pusht_zip):
+    """The frames alone are 2.8 GB as stored."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(pusht_zip)], capture_output=True, text=True, env=environment, check=True
+    )
+    assert json.loads(result.stdout) < 600  # MB

@@ -1,0 +1,273 @@
+"""Reading stores in every published form, and refusing damaged ones with file, array and index."""
+
+import pickle
+import shutil
+import zipfile
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+
+from unified_video_action.dataset import replay_buffer
+from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.zarr_store import StoreError
+
+ROWS = np.array([[0, 17], [80, 149]])
+
+
+def open_buffer(path):
+    return ReplayBuffer(path, images=["img"], vectors=["action", "state"])
+
+
+def stored(path):
+    """What is in a store, read by zarr alone."""
+    root = zarr.open_group(path, mode="r")
+    return {name: root[f"data/{name}"][:] for name in ("img", "action", "state")}
+
+
+def zipped(folder, archive, prefix=""):
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                file.write(path, f"{prefix}{path.relative_to(folder)}")
+    return archive
+
+
+def same_as(buffer, arrays):
+    return (
+        np.array_equal(buffer.frames("img", ROWS), arrays["img"][ROWS])
+        and np.array_equal(buffer.vectors["action"], arrays["action"])
+        and np.array_equal(buffer.vectors["state"], arrays["state"])
+    )
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("image_dtype", ["uint8", "float32"])
+def test_both_formats_and_image_types(make_store, zarr_format, image_dtype):
+    path = make_store(zarr_format=zarr_format, image_dtype=image_dtype)
+    buffer = open_buffer(path)
+    assert same_as(buffer, stored(path))
+    assert buffer.frames("img", ROWS).dtype == np.uint8
+    assert buffer.episode_ends.tolist() == [40, 73, 125, 150] and len(buffer) == 150
+    assert [buffer.locate(row) for row in (0, 39, 40, 149)] == [(0, 0), (0, 39), (1, 0), (3, 24)]
+
+
+def test_a_sharded_store_is_read(make_store):
+    path = make_store(zarr_format=3)
+    frames = stored(path)["img"]
+    zarr.open_group(path)["data"].create_array(
+        "img", data=frames, chunks=(8, 96, 96, 3), shards=(32, 96, 96, 3), overwrite=True
+    )
+    assert same_as(open_buffer(path), stored(path))
+
+
+@pytest.mark.parametrize("prefix", ["", "pusht/pusht_cchi_v7_replay.zarr/"])
+def test_zips_with_the_store_at_the_root_or_nested(pusht_store, tmp_path, prefix):
+    assert same_as(open_buffer(zipped(pusht_store, tmp_path / "demos.zip", prefix)), stored(pusht_store))
+
+
+def test_a_folder_that_contains_the_store(pusht_store, tmp_path):
+    shutil.copytree(pusht_store, tmp_path / "outer" / "inner" / "store.zarr")
+    assert same_as(open_buffer(tmp_path / "outer"), stored(pusht_store))
+
+
+def test_fsspec_urls(pusht_store, tmp_path, file_server):
+    shutil.copytree(pusht_store, tmp_path / "store.zarr")
+    zipped(pusht_store, tmp_path / "demos.zip", "a/b.zarr/")
+    fsspec.filesystem("memory").put(str(pusht_store), "/uva_test_store.zarr", recursive=True)
+    for url in (
+        f"file://{tmp_path}/store.zarr",
+        f"{file_server.url}/store.zarr",
+        f"{file_server.url}/demos.zip",
+        "memory://uva_test_store.zarr",
+    ):
+        assert same_as(open_buffer(url), stored(pusht_store)), url
+
+
+def test_variables_in_paths(pusht_store, monkeypatch):
+    monkeypatch.setenv("UVA_TEST_DATA", str(pusht_store.parent))
+    assert len(open_buffer("${UVA_TEST_DATA}/pusht.zarr")) == 150
+    with pytest.raises(FileNotFoundError, match="UVA_NOWHERE is not set"):
+        open_buffer("${UVA_NOWHERE}/pusht.zarr")
+
+
+def test_frames_in_memory_are_bounded(make_store, monkeypatch):
+    path = make_store(chunk=10)
+    monkeypatch.setattr(replay_buffer, "FRAMES_IN_MEMORY", 3 * 10 * 96 * 96 * 3)
+    buffer = open_buffer(path)
+    for row in range(150):
+        buffer.frames("img", np.array([row]))
+    assert len(buffer._decoded) == 3
+
+
+def test_a_chunk_is_decoded_once_for_neighbouring_frames(make_store, monkeypatch):
+    buffer, reads = open_buffer(make_store(chunk=50)), []
+    original = buffer._read
+    monkeypatch.setattr(buffer, "_read", lambda *key: reads.append(key) or original(*key))
+    for row in range(0, 40, 4):
+        buffer.frames("img", np.arange(row, row + 4))
+    assert reads == [("data/img", 0, 50)]
+
+
+def test_a_pickled_buffer_opens_the_store_anew(pusht_store):
+    buffer = open_buffer(pusht_store)
+    buffer.frames("img", ROWS)
+    data = pickle.dumps(buffer)
+    assert len(data) < 20_000  # numbers, no frames
+    assert same_as(pickle.loads(data), stored(pusht_store))
+
+
+def test_the_fingerprint_follows_the_frames_not_the_place(make_store, tmp_path):
+    path = make_store()
+    shutil.copytree(path, tmp_path / "moved.zarr")
+    before = open_buffer(path).fingerprint()
+    assert open_buffer(tmp_path / "moved.zarr").fingerprint() == before
+    zarr.open_group(path)["data/img"][77, 5, 5, 0] = 1
+    assert open_buffer(path).fingerprint() != before
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def damage(path, name, value):
+    """Replace an array of a store."""
+    group, _, leaf = name.rpartition("/")
+    chunks = tuple(max(1, size) for size in value.shape)
+    zarr.open_group(path)[group].create_array(leaf, data=value, chunks=chunks, overwrite=True)
+
+
+def with_value(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+FAULTS = {
+    "ends beyond data": (
+        "meta/episode_ends",
+        lambda a: with_value(a, 3, 200),
+        r"meta/episode_ends\[3\] = 200.*\(150, 96",
+    ),
+    "ends short of data": ("meta/episode_ends", lambda a: a[:3], r"meta/episode_ends\[2\] = 125.*\(150, 96"),
+    "ends not increasing": ("meta/episode_ends", lambda a: with_value(a, 2, 73), r"meta/episode_ends\[2\] = 73"),
+    "ends start at zero": ("meta/episode_ends", lambda a: with_value(a, 0, 0), r"meta/episode_ends\[0\] = 0"),
+    "ends are floats": ("meta/episode_ends", lambda a: a.astype(float), r"meta/episode_ends is float64"),
+    "no episodes": ("meta/episode_ends", lambda a: np.zeros((0,), np.int64), r"meta/episode_ends is int64 \(0,\)"),
+    "NaN action": ("data/action", lambda a: with_value(a, (41, 1), np.nan), r"data/action\[41, 1\] = nan"),
+    "infinite state": ("data/state", lambda a: with_value(a, (149, 4), np.inf), r"data/state\[149, 4\] = inf"),
+    "flat action": ("data/action", lambda a: a[:, 0], r"data/action is float32 \(150,\)"),
+    "short action": ("data/action", lambda a: a[:149], r"data/action has shape \(149, 2\)"),
+    "text state": ("data/state", lambda a: a.astype(complex), r"data/state is complex128"),
+    "integer image": ("data/img", lambda a: a.astype(np.int32), r"data/img is int32"),
+    "grey image": ("data/img", lambda a: a[..., 0], r"data/img is uint8 \(150, 96, 96\)"),
+    "short image": ("data/img", lambda a: a[:120], r"data/img has shape \(120,"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_inconsistent_stores_are_refused_on_opening(make_store, fault):
+    path = make_store(chunk=64)
+    name, change, message = FAULTS[fault]
+    damage(path, name, change(zarr.open_group(path, mode="r")[name][:]))
+    with pytest.raises(StoreError, match=f"store.zarr.*{message}"):
+        open_buffer(path)
+
+
+@pytest.mark.parametrize("value", [0.5, 256.0, -1.0, np.nan])
+def test_pixels_that_are_no_whole_numbers_are_refused_on_reading(make_store, value):
+    path = make_store(image_dtype="float32")
+    zarr.open_group(path)["data/img"][33, 1, 2, 0] = value
+    buffer = open_buffer(path)
+    buffer.frames("img", np.array([0, 31]))
+    with pytest.raises(StoreError, match=rf"store.zarr.*data/img\[33\] holds {value}"):
+        buffer.frames("img", np.array([32]))
+
+
+@pytest.mark.parametrize(("name", "chunk"), [("img", "3.0.0.0"), ("action", "2.0")])
+def test_a_missing_chunk_is_refused_on_opening(make_store, name, chunk):
+    path = make_store()
+    (path / "data" / name / chunk).unlink()
+    with pytest.raises(StoreError, match=rf"data/{name} lacks chunk .*rows from {16 * int(chunk[0])}"):
+        open_buffer(path)
+
+
+def test_a_chunk_lost_after_opening_is_not_read_as_black(make_store):
+    path = make_store()
+    buffer = open_buffer(path)
+    (path / "data" / "img" / "3.0.0.0").unlink()
+    with pytest.raises(StoreError, match="lacks chunk"):
+        buffer.frames("img", np.array([50]))
+
+
+def test_unreadable_chunks_are_named(make_store):
+    path = make_store()
+    (path / "data" / "img" / "2.0.0.0").write_bytes(b"noise" * 50)
+    buffer = open_buffer(path)
+    assert buffer.frames("img", np.array([0])).shape == (1, 96, 96, 3)
+    with pytest.raises(StoreError, match=r"data/img\[32:48\] cannot be read"):
+        buffer.frames("img", np.array([40]))
+    (path / "data" / "state" / "5.0").write_bytes(b"noise" * 50)
+    with pytest.raises(StoreError, match=r"data/state\[80:96\] cannot be read"):
+        open_buffer(path)
+
+
+def test_a_missing_array_is_named(make_store):
+    path = make_store()
+    shutil.rmtree(path / "data" / "state")
+    with pytest.raises(StoreError, match="data/state is missing"):
+        open_buffer(path)
+
+
+def test_a_truncated_zip_is_refused(pusht_store, tmp_path):
+    archive = zipped(pusht_store, tmp_path / "demos.zip")
+    archive.write_bytes(archive.read_bytes()[:-5000])
+    with pytest.raises(StoreError, match="demos.zip: not a readable zip"):
+        open_buffer(archive)
+
+
+def test_a_zip_with_a_flipped_byte_is_refused_on_reading(pusht_store, tmp_path):
+    archive = zipped(pusht_store, tmp_path / "demos.zip")
+    with zipfile.ZipFile(archive) as file:
+        place = file.getinfo("data/img/4.0.0.0").header_offset + 200
+    content = bytearray(archive.read_bytes())
+    content[place] ^= 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(StoreError, match=r"demos.zip: data/img\[64:80\] cannot be read"):
+        open_buffer(archive).frames("img", np.array([70]))
+
+
+def test_what_is_no_store_is_refused(tmp_path, pusht_store):
+    with pytest.raises(FileNotFoundError, match="nothing.zarr"):
+        open_buffer(tmp_path / "nothing.zarr")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no array meta/episode_ends"):
+        open_buffer(tmp_path / "empty")
+    (tmp_path / "text.zip").write_text("hello")
+    with pytest.raises(StoreError, match="text.zip: not a readable zip"):
+        open_buffer(tmp_path / "text.zip")
+    for name in ("a.zarr", "b.zarr"):
+        shutil.copytree(pusht_store, tmp_path / "two" / name)
+    with pytest.raises(StoreError, match="several episode stores .a.zarr, b.zarr."):
+        open_buffer(tmp_path / "two")
+
+
+def test_chunks_too_large_to_read_by_window_are_refused(make_store, monkeypatch):
+    monkeypatch.setattr(replay_buffer, "LARGEST_CHUNK", 10 * 96 * 96 * 3)
+    with pytest.raises(StoreError, match="chunks of 16 frames .* too large"):
+        open_buffer(make_store())
+
+
+# -- the published archive ---------------------------------------------------------------------------------------------
+
+
+def test_the_published_archive_and_its_uint8_copy_agree(pusht_zip):
+    buffer = open_buffer(pusht_zip)
+    assert (len(buffer), buffer.n_episodes, buffer.frame_shape("img")) == (25_650, 206, (96, 96))
+    copy = pusht_zip.parent / "pusht_cchi_v7_replay_uint8.zarr.zip"
+    if not copy.is_file():
+        pytest.skip(f"{copy} is missing")
+    other, rows = open_buffer(copy), np.array([0, 1, 161, 12_345, 25_649])
+    assert np.array_equal(buffer.frames("img", rows), other.frames("img", rows))
+    assert np.array_equal(buffer.vectors["state"], other.vectors["state"])
+    assert np.array_equal(buffer.vectors["action"], other.vectors["action"])

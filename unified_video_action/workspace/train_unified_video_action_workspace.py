@@ -1,0 +1,179 @@
+"""A training run from its configuration: data, codec, policy, and what is measured along the way."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
+from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.model.uva import ModelConfig
+from unified_video_action.policy.build import build_policy
+from unified_video_action.policy.unified_video_action_policy import PolicyConfig
+from unified_video_action.spec import Horizon
+from unified_video_action.workspace.accelerator import build_accelerator
+from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights
+from unified_video_action.workspace.loop import Periodic, TrainingLoop
+from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+from unified_video_action.workspace.validation import Validation
+
+logger = logging.getLogger(__name__)
+
+KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing"}  # single values
+GROUPS = {"task", "model", "vae", "policy", "data", "training", "trainer"}
+RECIPE = ("seed", "task", "model", "vae", "policy", "data", "training")  # should not change when a run is resumed
+
+
+class TrainUnifiedVideoActionWorkspace:
+    """Everything a training run needs, built and checked; `run` trains.
+
+    Args:
+        config: composed by Hydra from `config/`, or the config.yaml of an earlier run.
+
+    Raises:
+        ValueError: a wrong key or value, named, before data or weights are read.
+        FileNotFoundError: data or weights that are not there.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config = OmegaConf.to_container(config, resolve=True)
+        check_config(self.config)
+        self.training = build_dataclass(TrainingSettings, self.config["training"], "training")
+        self.trainer = build_dataclass(TrainerSettings, self.config["trainer"], "trainer")
+        data = build_dataclass(DataSettings, self.config["data"], "data")
+        relative_to = build_dataclass(PolicyConfig, self.config["policy"], "policy").relative_to
+        self.runner = self._env_runner()
+        self.accelerator = build_accelerator(self.trainer)
+        self.output_dir = self._shared_output_dir()
+        main = self.accelerator.is_main_process
+        if not main:
+            logging.getLogger("unified_video_action").setLevel(logging.WARNING)
+
+        self.dataset = build_dataset(self.config)
+        codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
+        open_frames(self.dataset, data, codec, progress=main)
+        self.normalizer = self.dataset.fit_normalizer(relative_to)
+        torch.manual_seed(self.config["seed"])
+        self.policy = build_policy(self.config, self.normalizer, codec)
+        if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
+            self._initialise(Path(self.config["init_from"]))
+        size = sum(parameter.numel() for parameter in self.policy.model.parameters())
+        logger.info(
+            "%s: %.1f M parameters, %d windows to train on, %s, results in %s",
+            self.config["name"],
+            size / 1e6,
+            len(self.dataset),
+            self.accelerator.device,
+            self.output_dir,
+        )
+
+    def run(self) -> str:
+        """Train, or continue; return why the run ended."""
+        self._warn_of_changes()
+        text = OmegaConf.to_yaml(self.config)
+        if self.accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "config.yaml").write_text(text)
+        loop = TrainingLoop(
+            self.policy,
+            self.dataset,
+            self.training,
+            self.trainer,
+            self.config["seed"],
+            self.output_dir,
+            self.accelerator,
+            lambda step: Records(self.output_dir, self.trainer, step, self.config["name"], self.config),
+            self._periodic(),
+            {"config.yaml": text, "normalizer.json": self.normalizer.to_json()},
+        )
+        return loop.run()
+
+    def _periodic(self) -> list[Periodic]:
+        trainer, tasks = self.trainer, []
+        if trainer.validate_every or trainer.sheet_every:
+            held_out = self.dataset.validation()
+            held_out.use_frames()
+            modes = [TASK_MODES[name] for name, share in self.training.mode_mix.quotas.items() if share > 0]
+            validation = Validation(self.policy, held_out, modes, trainer.validation_windows)
+            draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
+            tasks += [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
+            tasks += [Periodic("sheet", trainer.sheet_every, draw)] if trainer.sheet_every else []
+        if trainer.evaluate_every:
+            tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate))
+        return tasks
+
+    def _evaluate(self, step: int, records: Records) -> Mapping[str, float]:
+        folder = self.output_dir / "evaluation" / f"step_{step:08d}"
+        return self.runner.run(self.policy, folder, films=0, config=self.config)
+
+    def _env_runner(self) -> EnvRunner | None:
+        if not self.trainer.evaluate_every:
+            return None
+        if not self.config["task"].get("env_runner"):
+            raise ValueError("trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing")
+        return instantiate(self.config["task"]["env_runner"], "task.env_runner", env_config=self.config["task"]["env"])
+
+    def _shared_output_dir(self) -> Path:
+        """The main process's folder: each process has resolved the time in its name for itself."""
+        from accelerate.utils import broadcast_object_list
+
+        folder = [self.config["output_dir"]]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(folder)
+        self.config["output_dir"] = folder[0]
+        return Path(folder[0])
+
+    def _initialise(self, folder: Path) -> None:
+        allowed = tuple(self.config["init_allow_missing"])
+        absent = load_initial_weights(self.policy.model, folder / "ema.safetensors", allowed)
+        logger.info("Weights from %s", folder)
+        if absent:
+            logger.warning("%d tensors are not in it and start anew: %s", len(absent), ", ".join(absent))
+
+    def _warn_of_changes(self) -> None:
+        found = checkpoints(self.output_dir / "checkpoints")
+        if not found:
+            return
+        before = OmegaConf.to_container(OmegaConf.load(found[-1] / "config.yaml"))
+        changed = [key for part in RECIPE for key in differences(before.get(part), self.config[part], part)]
+        if changed:
+            logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for keys that nothing reads and for values that no part accepts; nothing is loaded."""
+    for key in config.keys() - KEYS - GROUPS:
+        raise ValueError(f"{key}: there is no such key; known are {', '.join(sorted(KEYS | GROUPS))}")
+    for key in (KEYS | GROUPS) - config.keys():
+        raise ValueError(f"{key} is missing in the configuration")
+    seed = config["seed"]
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    task = config["task"]
+    build_dataclass(Horizon, task["horizon"], "task.horizon")
+    build_dataclass(ModelConfig, config["model"], "model")
+    built = {"vae": config["vae"], "task.dataset": task["dataset"]}
+    built |= {f"task.{name}": task[name] for name in ("env", "env_runner") if task.get(name)}
+    for where, node in built.items():
+        target = resolve_target(node.get("_target_"), where)
+        known = inspect.signature(target).parameters
+        for key in node.keys() - known.keys() - {"_target_"}:
+            raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
+
+
+def differences(before: Any, after: Any, where: str) -> list[str]:
+    """Dotted keys under which two configurations differ."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        keys = sorted(before.keys() | after.keys())
+        return [found for key in keys for found in differences(before.get(key), after.get(key), f"{where}.{key}")]
+    return [] if before == after else [where]
