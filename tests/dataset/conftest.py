@@ -89,7 +89,7 @@ class FileServer(http.server.SimpleHTTPRequestHandler):
 def file_server(tmp_path: Path) -> Iterator[http.server.ThreadingHTTPServer]:
     """A local HTTP server of `tmp_path`.
 
-    `.url`; `.ranges`: whether it knows byte ranges; `.cut`: bytes after which it hangs up; `.ranges_asked`: the headers.
+    `.url`; `.ranges`: whether it knows byte ranges; `.cut`: bytes after which it hangs up; `.ranges_asked`: headers.
     """
     handler = functools.partial(FileServer, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

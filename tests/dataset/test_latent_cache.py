@@ -1,8 +1,8 @@
 """The caches on disk: valid zarr, resumable, safe under two builders, never stale."""
 
+import copy
 import multiprocessing
 import os
-import pickle
 import signal
 import time
 
@@ -47,13 +47,13 @@ def test_a_row_store_is_a_zarr_array_whose_missing_blocks_are_empty(tmp_path):
     assert not array[5:10].any()
 
 
-def test_rows_are_read_in_any_order_also_after_pickling(tmp_path):
+def test_rows_are_read_in_any_order_by_any_copy(tmp_path):
     store = RowStore.create(tmp_path / "rows", 9, (4,), "int32", block=4)
     values = np.arange(36, dtype=np.int32).reshape(9, 4)
     for block in range(3):
         store.write(block, values[block * 4 : block * 4 + 4])
     rows, out = np.array([8, 0, 3, 3]), np.empty((4, 4), np.int32)
-    for opened in (store, pickle.loads(pickle.dumps(store)), RowStore(tmp_path / "rows")):
+    for opened in (store, copy.copy(store), RowStore(tmp_path / "rows")):
         opened.read(rows, out)
         assert np.array_equal(out, values[rows])
     with pytest.raises(ValueError, match="row 9 of 9"):
@@ -218,7 +218,7 @@ def test_progress_counts_frames(tmp_path, capsys):
 def test_cached_frames_equal_the_source(tmp_path):
     cache = FrameCache.build(tmp_path / "f.zarr", 50, lambda a, b: FRAMES[a:b], "source", progress=False)
     rows = np.array([[0, 49], [7, 8]])
-    assert np.array_equal(pickle.loads(pickle.dumps(cache)).read(rows), FRAMES[rows])
+    assert np.array_equal(cache.read(rows), FRAMES[rows])
     with pytest.raises(StaleCacheError, match="another source"):
         FrameCache.build(tmp_path / "f.zarr", 50, lambda a, b: FRAMES[a:b], "other", progress=False)
 

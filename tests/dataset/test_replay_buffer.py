@@ -115,7 +115,7 @@ def test_a_pickled_buffer_opens_the_store_anew(pusht_store):
     buffer.frames("img", ROWS)
     data = pickle.dumps(buffer)
     assert len(data) < 20_000  # numbers, no frames
-    assert same_as(pickle.loads(data), stored(pusht_store))
+    assert same_as(pickle.loads(data), stored(pusht_store))  # noqa: S301 - as a worker process does
 
 
 def test_the_fingerprint_follows_the_frames_not_the_place(make_store, tmp_path):

@@ -77,7 +77,7 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     assert base64.b64decode(data) == film.read_bytes()
     assert checker.count("svg") == 4, "two of scores, two of training"
     assert checker.count("tr") == 1 + 9
-    for part in ("Toy <evaluation>", "mean score", "95 % interval", "success rate", "mean max coverage", "train/loss"):
+    for part in ("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss"):
         assert part in checker.text
     for part in ("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"):
         assert part in checker.text

@@ -98,7 +98,7 @@ def _draw(
     pen.text((canvas.width - MARGIN, MARGIN), now, INK, _font(15), anchor="ra")
     _bar(pen, canvas.width, MARGIN + LINE + 4, score)
 
-    pen.text((MARGIN, top), "real", FAINT, _font(12))
+    pen.text((MARGIN, top), "real, now", FAINT, _font(12))
     canvas.paste(_scaled(real[step], large), (MARGIN, top + LINE))
     for place in range(futures):
         at = moment.step + moment.offsets[place]
@@ -107,7 +107,7 @@ def _draw(
         pen.text((left, top), f"imagined +{moment.offsets[place]}", ACCENT, _font(12))
         canvas.paste(_scaled(moment.frames[place], SMALL), (left, top + LINE))
         if at < len(real):
-            pen.text((left, lower), f"what happened, step {at}", FAINT, _font(12))
+            pen.text((left, lower), f"real, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
         else:
             pen.text((left, lower), "after the end", FAINT, _font(12))

@@ -90,7 +90,7 @@ def _card(name: str, value: str, note: str) -> str:
 
 def _interval(metrics: Mapping[str, float], name: str, factor: float, digits: int) -> str:
     low, high = (factor * metrics[f"{name}_{end}"] for end in ("low", "high"))
-    return f"95 % interval {low:.{digits}f} to {high:.{digits}f}"
+    return f"95 %: {low:.{digits}f} to {high:.{digits}f}"
 
 
 def _films(films: Sequence[Film]) -> str:

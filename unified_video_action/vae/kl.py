@@ -68,9 +68,12 @@ class AutoencoderKL(FrameCodec):
             path = Path(weights) if weights else in_data_folder("kl16.safetensors", "kl16.ckpt")
             if path is None or not path.is_file():
                 raise missing(self.name, path or "$UVA_DATA_DIR/vae/kl16.safetensors", KL16_URL)
-        self.network = build_network()
-        if weights != "random":
+            with torch.device("meta"):  # the random start would take seconds and is not used
+                network = build_network()
+            self.network = network.to_empty(device=self.scale.device)
             load_exactly(self.network, read_weights(path), str(path))
+        else:
+            self.network = build_network()
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:

@@ -1,0 +1,122 @@
+"""Datasets from configurations, and the script that fills caches."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from omegaconf import OmegaConf
+
+from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+from unified_video_action.vae.tiny import TAEF2
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(pusht_store):
+    return {
+        "task": {
+            "horizon": {"history": 2, "future": 2, "stride": 4, "actions": 8},
+            "shape_meta": {
+                "obs": {
+                    "image": {"shape": [3, 96, 96], "type": "rgb"},
+                    "agent_pos": {"shape": [2], "type": "low_dim", "steps": 1},
+                },
+                "action": {"shape": [2]},
+                "auxiliary_dim": 6,
+            },
+            "dataset": {
+                "_target_": "unified_video_action.dataset.pusht.PushTDataset",
+                "paths": str(pusht_store),
+                "val_ratio": 0.25,
+                "augmentation": {"_target_": "unified_video_action.dataset.augmentation.VideoAugmentation"},
+            },
+        },
+    }
+
+
+def test_shape_meta_and_horizon_decide_what_samples_hold(config):
+    dataset = build_dataset(OmegaConf.create(config))
+    sample = dataset[(0, 0)]
+    assert sample["history"]["image"].shape == sample["future"]["image"].shape == (2, 3, 96, 96)
+    assert sample["action"].shape == (8, 2)
+    assert sample["low_dim"]["agent_pos"].shape == (1, 2)
+    assert sample["auxiliary"].shape == (4, 6)
+    assert "history_action" not in sample
+    config["task"]["shape_meta"]["action"]["history"] = True
+    del config["task"]["shape_meta"]["obs"]["agent_pos"], config["task"]["shape_meta"]["auxiliary_dim"]
+    sample = build_dataset(config)[(0, 0)]
+    assert sample["history_action"].shape == (8, 2)
+    assert sample["low_dim"] == {} and "auxiliary" not in sample
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("shape_meta.obs.image.shape", [3, 64, 64], r"obs.image is \(3, 64, 64\), but the data has \(3, 96, 96\)"),
+        ("shape_meta.obs.agent_pos.shape", [3], "obs.agent_pos"),
+        ("shape_meta.action.shape", [7], "action"),
+        ("shape_meta.auxiliary_dim", 5, "auxiliary_dim is 5, but the data has 6"),
+        ("dataset.pad_befor", 1, "task.dataset.pad_befor"),
+        ("dataset.val_ratio", 2.0, "val_ratio=2.0"),
+        ("horizon.history", 0, "history"),
+    ],
+)
+def test_what_does_not_fit_is_named(config, place, value, message):
+    config = OmegaConf.create(config)
+    OmegaConf.update(config, f"task.{place}", value, force_add=True)
+    with pytest.raises(ValueError, match=message):
+        build_dataset(config)
+
+
+@pytest.mark.parametrize(
+    ("frames", "dtype"), [("latents", torch.float32), ("cached", torch.uint8), ("decoded", torch.uint8)]
+)
+def test_settings_choose_where_frames_come_from(config, toy_codec, tmp_path, frames, dtype):
+    dataset = build_dataset(config)
+    open_frames(dataset, DataSettings(frames, str(tmp_path / "caches"), n_views=2), toy_codec(), progress=False)
+    assert dataset[(0, 0)]["history"]["image"].dtype == dtype
+    assert (tmp_path / "caches").exists() == (frames != "decoded")
+
+
+@pytest.mark.parametrize("wrong", [{"frames": "pixels"}, {"n_views": 0}])
+def test_bad_settings_are_named(wrong):
+    with pytest.raises(ValueError, match=f"data.{next(iter(wrong))}"):
+        DataSettings(**wrong)
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("cache_latents", ROOT / "scripts" / "cache_latents.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_script_fills_caches_once_and_says_when_they_are_stale(script, make_store, tmp_path, caplog):
+    store = make_store(lengths=(30, 26))
+    arguments = ["--config-name", "uva_pusht_mini", "vae=taef2", "vae.weights=random", f"task.dataset.paths={store}"]
+    arguments += [f"data.cache_dir={tmp_path / 'caches'}", "--device", "cpu"]
+    torch.manual_seed(0)
+    assert script.main(arguments) == 0
+    (cache,) = (tmp_path / "caches").glob("*.latents.zarr")
+    latents = zarr.open_group(cache, mode="r")["plain/mean"][:]
+    torch.manual_seed(0)
+    codec = TAEF2("random", image_size=96)
+    frames = np.moveaxis(zarr.open_group(store, mode="r")["data/img"][:2], -1, 1)
+    assert np.allclose(latents[:2], codec.moments(torch.from_numpy(frames)[None]).mean[0], atol=1e-2)
+    torch.manual_seed(1)  # other weights
+    with caplog.at_level(logging.INFO):
+        assert script.main(arguments) == 1
+    assert "built for another codec" in caplog.text
+    torch.manual_seed(1)
+    assert script.main([*arguments, "--rebuild"]) == 0
+
+
+def test_the_script_names_a_wrong_key(script, caplog):
+    assert script.main(["--config-name", "uva_pusht_mini", "data.n_vews=2"]) == 1
+    assert "n_vews" in caplog.text
