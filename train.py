@@ -1,11 +1,11 @@
 """Train a policy.
 
-    python train.py --config-name=uva_pusht_mini                       one process
-    torchrun --nproc-per-node=8 train.py --config-name=uva_pusht       several GPUs
-    python train.py --config-name=uva_pusht training=video             stage 1 of the two-stage recipe: frames only
-    python train.py --config-name=uva_pusht init_from=CHECKPOINT       stage 2: continue with all modes
-    python train.py --config-name=uva_pusht output_dir=FOLDER          continue the run in FOLDER, if there is one
-    python train.py --config-name=uva_pusht --cfg job                  show the configuration
+python train.py --config-name=uva_pusht_mini                       one process
+torchrun --nproc-per-node=8 train.py --config-name=uva_pusht       several GPUs
+python train.py --config-name=uva_pusht training=video             stage 1 of the two-stage recipe: frames only
+python train.py --config-name=uva_pusht init_from=CHECKPOINT       stage 2: continue with all modes
+python train.py --config-name=uva_pusht output_dir=FOLDER          continue the run in FOLDER, if there is one
+python train.py --config-name=uva_pusht --cfg job                  show the configuration
 """
 
 import sys
@@ -21,7 +21,9 @@ def main(config: DictConfig) -> None:
     from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
     if not config:
-        sys.exit("train.py: choose a configuration with --config-name=, such as uva_pusht, uva_pusht_small, uva_pusht_mini")
+        sys.exit(
+            "train.py: choose a configuration with --config-name=, such as uva_pusht, uva_pusht_small, uva_pusht_mini"
+        )
     config.output_dir = HydraConfig.get().runtime.output_dir
     try:
         workspace = TrainUnifiedVideoActionWorkspace(config)

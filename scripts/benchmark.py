@@ -35,10 +35,14 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
     """The resolved configuration that the options name."""
     if options.config_name:
         from hydra import compose, initialize_config_dir
+        from hydra.errors import HydraException
         from omegaconf import OmegaConf
 
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = compose(options.config_name, options.overrides)
+        try:
+            with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+                config = compose(options.config_name, options.overrides)
+        except HydraException as error:
+            raise ValueError(error) from error
         return OmegaConf.to_container(config, resolve=True)
     if options.overrides:
         raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
@@ -156,7 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.only = options.only or ["latency", "training"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from pathlib import Path
 
 log = logging.getLogger("demo")
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN_MINUTES = {"cpu": 6.5, "cuda": 3.0}
+MINUTES = {"cpu": 11.0, "cuda": 5.0}  # of the whole demo, once everything is installed
+EVALUATION_MINUTES = 1.5  # left for it
+LEAST_TRAINING_MINUTES = 2.0  # even when what comes before took long
 TINY = (  # a run of seconds that passes through everything, for tests
     "training.batch_size=8",
     "trainer.max_steps=4",
@@ -36,15 +39,26 @@ def run(*command: str | Path) -> None:
 
 def try_run(*command: str | Path) -> int:
     """Show and run one of the project's commands: its exit status."""
-    words = [str(word) for word in command]
-    log.info("\n$ python %s", shlex.join([os.path.relpath(words[0], ROOT), *words[1:]]))
+    words = [inside(word) if isinstance(word, Path) else word for word in command]
+    log.info("\n$ python %s", shlex.join(words))
     return subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+
+
+def inside(path: Path) -> str:
+    """A path as a command in the project's folder takes it."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def hydra_value(path: Path) -> str:
+    """A path as the value of a Hydra override."""
+    text = inside(path)
+    return text if re.fullmatch(r"[\w./+-]+", text) else "'" + text.replace("'", r"\'") + "'"
 
 
 def human_demonstrations(folder: Path) -> Path | None:
     """The published archive: in $UVA_DATA_DIR, from an earlier download in `folder`, or from a new one."""
-    folders = [Path(value).expanduser() for value in (os.environ.get("UVA_DATA_DIR"),) if value] + [folder]
-    for candidate in folders:
+    given = os.environ.get("UVA_DATA_DIR")
+    for candidate in [Path(given).expanduser(), folder] if given else [folder]:
         archive = candidate / "pusht" / "pusht.zip"
         if archive.is_file():
             log.info("Human demonstrations: %s", archive)
@@ -69,23 +83,34 @@ def scripted_demonstrations(folder: Path, episodes: int) -> Path:
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train-minutes", type=float, help="default: 6.5 on a CPU, 3 on a GPU")
-    parser.add_argument("--episodes", type=int, default=20, help="episodes to evaluate (default: 20)")
-    parser.add_argument("--scripted", type=int, default=200, help="scripted demonstrations to make (default: 200)")
+    parser.add_argument("--minutes", type=float, help="to take altogether (default: 11 on a CPU, 5 on a GPU)")
+    parser.add_argument("--train-minutes", type=float, help="to train (default: what is left of --minutes)")
+    parser.add_argument("--episodes", type=int, default=20, help="to evaluate (default: 20)")
+    parser.add_argument("--scripted", type=int, default=120, help="scripted demonstrations to make (default: 120)")
     parser.add_argument("--scripted-only", action="store_true", help="do without the human demonstrations")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
     parser.add_argument("--output", type=Path, help="new folder of the run (default: outputs/demo_DATE)")
     parser.add_argument("--tiny", action="store_true", help="a run of seconds that learns nothing, to test the way")
     options = parser.parse_args(arguments)
-    if options.episodes < 1 or options.scripted < 1:
-        parser.error("--episodes and --scripted must be at least 1")
-    if options.train_minutes is not None and options.train_minutes <= 0:
-        parser.error("--train-minutes must be above 0")
+    for name in ("minutes", "train_minutes", "episodes", "scripted"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
     if options.tiny:
         options.scripted, options.episodes = min(options.scripted, 4), min(options.episodes, 2)
     options.data = options.data.resolve()
     options.output = (options.output or ROOT / "outputs" / f"demo_{datetime.now():%Y%m%d_%H%M%S}").resolve()
     return options
+
+
+def training_minutes(options: argparse.Namespace, spent: float) -> float:
+    """How long to train when `spent` minutes are over."""
+    if options.train_minutes is not None:
+        return options.train_minutes
+    import torch
+
+    whole = options.minutes or MINUTES["cuda" if torch.cuda.is_available() else "cpu"]
+    return max(LEAST_TRAINING_MINUTES, whole - spent - EVALUATION_MINUTES)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,18 +119,21 @@ def main(arguments: list[str] | None = None) -> None:
     started = time.monotonic()
     if subprocess.run([sys.executable, ROOT / "scripts" / "check_system.py"]).returncode:
         sys.exit("The demo needs what is named above.")
-    import torch
 
-    minutes = options.train_minutes or TRAIN_MINUTES["cuda" if torch.cuda.is_available() else "cpu"]
     human = None if options.scripted_only else human_demonstrations(options.data)
     stores = [store for store in (human, scripted_demonstrations(options.data, options.scripted)) if store]
+    data = [
+        f"task.dataset.paths=[{','.join(map(hydra_value, stores))}]",
+        f"data.cache_dir={hydra_value(options.data / 'cache')}",
+    ]
+    run(ROOT / "scripts" / "cache_latents.py", "--config-name=uva_pusht_mini", *data)
+    minutes = training_minutes(options, (time.monotonic() - started) / 60)
     run(
         ROOT / "train.py",
         "--config-name=uva_pusht_mini",
-        f"task.dataset.paths=[{','.join(repr(str(store)) for store in stores)}]",
-        f"data.cache_dir='{options.data / 'cache'}'",
-        f"trainer.time_budget_minutes={minutes:g}",
-        f"output_dir='{options.output}'",
+        *data,
+        f"trainer.time_budget_minutes={minutes:.1f}",
+        f"output_dir={hydra_value(options.output)}",
         *(TINY if options.tiny else ()),
     )
     evaluation = options.output / "evaluation"

@@ -36,7 +36,8 @@ from unified_video_action.vae.pusht_tiny import CHANNELS, NOISE, PATCH, PushTTin
 log = logging.getLogger("train_codec")
 SIZE, TABLE = 96, 512  # side of a frame in pixels, of the table in its own
 BATCH = 32
-CROP, CROP_SHARE = 48, 0.85  # training sees crops around the shapes, a quarter of the work, and whole frames at the end
+CROP, CROP_SHARE = 48, 0.8  # training sees crops around the shapes, a quarter of the work, and whole frames at the end
+STATISTICS_EVERY = 20  # steps
 LARGEST_NOISE = 2 * NOISE  # on the latents the decoder sees, relative to their deviation
 EDGE_WEIGHT = 4.0  # extra weight of a pixel per unit of contrast with its neighbours
 BOUND, BOUND_WEIGHT = 3.0, 0.1  # scaled latents beyond the bound are pulled back
@@ -114,6 +115,11 @@ def crop_to_shapes(images: Tensor) -> Tensor:
     return torch.stack([image[:, y : y + CROP, x : x + CROP] for image, (y, x) in zip(images, corner.tolist())])
 
 
+def statistics(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents (N, 16, h, w) -> the shift and the scale (16, 1, 1) that normalise them."""
+    return z.mean((0, 2, 3)).view(-1, 1, 1), 1 / z.std((0, 2, 3)).view(-1, 1, 1)
+
+
 class Trainer:
     """Adam on a weighted squared error of frames decoded from noisy, normalised latents; keeps a running average."""
 
@@ -126,7 +132,11 @@ class Trainer:
         self.steps = 0
 
     def step(self, images: Tensor, done: float) -> float:
-        """One step, `done` of the way through training; returns the weighted squared error."""
+        """One step on whole frames (N, 3, S, S), `done` of the way through training; returns the weighted error."""
+        if self.steps % STATISTICS_EVERY == 0:
+            self.follow_statistics(images)
+        if done < CROP_SHARE:
+            images = crop_to_shapes(images)
         warm = min(1.0, (self.steps + 1) / 100)
         self.optimizer.param_groups[0]["lr"] = self.learning_rate * warm * (0.01 + 0.99 * np.cos(np.pi / 2 * done) ** 2)
         error, overflow = self.loss(images.contiguous(memory_format=torch.channels_last))
@@ -139,10 +149,17 @@ class Trainer:
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1 - decay)
         return error.item()
 
+    @torch.no_grad()
+    def follow_statistics(self, images: Tensor) -> None:
+        """Move shift and scale towards those of `images`: whole frames, since crops show more than their share."""
+        shift, scale = statistics(self.codec.encoder(images))
+        self.codec.shift.lerp_(shift, 0.1)
+        self.codec.scale.lerp_(scale, 0.1)
+
     def loss(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
             z = self.codec.encoder(images).float()  # (N, 16, h, w)
-            z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.std((0, 2, 3), keepdim=True) + 1e-4)
+            z = (z - self.codec.shift) * self.codec.scale
             noise = LARGEST_NOISE * torch.rand(len(z), 1, 1, 1) * torch.randn_like(z)
             decoded = self.codec.decoder(z + noise).float()  # (N, 3, S, S)
         grey = images.mean(1, keepdim=True)
@@ -157,8 +174,8 @@ class Trainer:
                 parameter.copy_(average)
             self.codec.freeze()
             z = torch.cat([self.codec.encoder(part) for part in images.split(100)])  # (N, 16, h, w)
-            self.codec.shift.copy_(z.mean((0, 2, 3)).view(-1, 1, 1))
-            self.codec.scale.copy_(1 / z.std((0, 2, 3)).view(-1, 1, 1))
+            for mine, exact in zip((self.codec.shift, self.codec.scale), statistics(z), strict=True):
+                mine.copy_(exact)
         return self.codec
 
 
@@ -169,7 +186,7 @@ def train(trainer: Trainer, frames: np.ndarray, minutes: float, steps: int | Non
         done = 0.0
         while done < 1:
             images = to_images(frames[rng.integers(len(frames), size=BATCH)])  # (N, 3, S, S)
-            error = trainer.step(crop_to_shapes(images) if done < CROP_SHARE else images, done)
+            error = trainer.step(images, done)
             if not np.isfinite(error):
                 raise RuntimeError(f"the loss is {error} at step {trainer.steps}; use --precision fp32 or a lower rate")
             bar.set_postfix(error=f"{error:.5f}", refresh=False)

@@ -58,10 +58,19 @@ def test_a_missing_library_ends_the_demo(demo: dict[str, Any]) -> None:
         demo["main"]([])
 
 
-@pytest.mark.parametrize("arguments", [["--episodes", "0"], ["--train-minutes", "0"], ["--scripted", "0"]])
+@pytest.mark.parametrize("arguments", [["--episodes", "0"], ["--train-minutes", "0"], ["--scripted", "-1"]])
 def test_bad_options_are_refused(demo: dict[str, Any], arguments: list[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         demo["main"](arguments)
+
+
+def test_training_gets_what_is_left_of_the_time(demo: dict[str, Any]) -> None:
+    def minutes(*arguments: str) -> float:
+        return demo["training_minutes"](demo["parse_arguments"](list(arguments)), spent=3.0)
+
+    assert minutes("--minutes", "10") == 5.5  # 1.5 of it to evaluate
+    assert minutes("--minutes", "4") == 2.0
+    assert minutes("--minutes", "10", "--train-minutes", "9") == 9.0
 
 
 def test_the_whole_way_at_a_tiny_size(tmp_path: Path) -> None:

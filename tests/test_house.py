@@ -1,9 +1,11 @@
 """The rules of the house, measured: style, the arrows between packages, and what no file may contain."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,10 @@ PACKAGE = ROOT / "unified_video_action"
 LINES = 350  # no file is longer
 HELP_SECONDS = 60  # on a busy machine; alone it takes a few
 
-ENTRY_POINTS = sorted(path for path in ROOT.glob("*.py"))
+ENTRY_POINTS = sorted(path for path in ROOT.glob("*.py") if path.name != "setup.py")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
 SOURCES = sorted(PACKAGE.rglob("*.py")) + ENTRY_POINTS + SCRIPTS
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEXT_FILES = sorted(
     path
     for pattern in ("*", ".ci/*", "config/**/*", "scripts/**/*", "unified_video_action/**/*", "tests/**/*")
@@ -33,6 +36,12 @@ TASK_NAMES = re.compile(r"task_name|\b(pusht|libero|toolhang|umi)", re.IGNORECAS
 TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evaluation", "env_runner")  # packages
 
 
+COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
+    *("aiohttp", "pygame", "shapely", "torchvision"),
+    *("import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
+}
+
+
 def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
@@ -44,6 +53,13 @@ def nodes(path: Path) -> Iterator[ast.AST]:
 def faults(found: Iterator[str]) -> None:
     found = list(found)
     assert not found, "\n" + "\n".join(found)
+
+
+def imported_modules(node: ast.AST) -> list[str]:
+    """Top-level names of the modules that an import statement brings in."""
+    if isinstance(node, ast.ImportFrom):
+        return [] if node.level else [(node.module or "").split(".")[0]]
+    return [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else []
 
 
 def call_name(node: ast.Call) -> str:
@@ -100,9 +116,8 @@ def test_only_compat_opens_pickles() -> None:
         for path in SOURCES
         if "compat" not in path.parts
         for node in nodes(path)
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for module in [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-        if module.split(".")[0] in unsafe
+        for module in imported_modules(node)
+        if module in unsafe
     )
 
 
@@ -154,3 +169,23 @@ def test_help_works(script: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout) > 100, result.stdout
+
+
+def test_what_is_imported_is_pinned_and_the_other_way_round() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {}
+    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", requirement), f"{requirement}: expected name==version"
+        distribution, version = re.split(r"(?:\[\w+\])?==", requirement)
+        pinned[distribution.lower().replace("_", "-")] = version
+    owners = {
+        module: {distribution.lower().replace("_", "-") for distribution in distributions}
+        for module, distributions in importlib.metadata.packages_distributions().items()
+    }
+    imported = {module for path in SOURCES + TESTS for node in nodes(path) for module in imported_modules(node)}
+    foreign = {module for module in imported if module in owners and module != PACKAGE.name}
+    faults(f"{module} is imported but not pinned" for module in foreign if not owners[module] & set(pinned))
+    used = set().union(*(owners[module] for module in foreign)) | COMPANIONS
+    faults(f"{distribution} is pinned but not imported" for distribution in pinned if distribution not in used)
+    installed = {distribution: importlib.metadata.version(distribution) for distribution in pinned}
+    assert installed == pinned

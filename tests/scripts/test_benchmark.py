@@ -95,6 +95,13 @@ def test_the_loader_reads_the_training_data(
     assert not {"latency_ms", "training"} & set(results)
 
 
+def test_shipped_configurations_are_timed(script: dict[str, Any], tmp_path: Path) -> None:
+    arguments = ["--config-name", "uva_pusht_mini", "--device", "cpu", "--repeats", "1", "--warmup", "0"]
+    overrides = ["vae.weights=random", "training.batch_size=3"]
+    script["main"]([*arguments, "--only", "training", "--json", str(tmp_path / "times.json"), *overrides])
+    assert json.loads((tmp_path / "times.json").read_text())["training"]["batch"] == 3
+
+
 def test_timing_counts_the_new_frames_and_leaves_the_policy_as_it_was(script: dict[str, Any]) -> None:
     from unified_video_action.evaluation.timing import Bench, time_latency
 

@@ -110,8 +110,8 @@ def view_names(n_views: int, augmentation: VideoAugmentation | None) -> list[str
     """Names of the frames as they are and n_views - 1 augmented views; a name tells views of other recipes apart."""
     if n_views < 1 or (n_views > 1) != (augmentation is not None):
         raise ValueError(
-            f"data.n_views={n_views}: latents need at least 2 views with augmentation (the first is not augmented), and "
-            "1 without"
+            f"data.n_views={n_views}: latents need 2 views or more with augmentation (the first is not augmented), "
+            "and 1 without"
         )
     if augmentation is None:
         return [""]

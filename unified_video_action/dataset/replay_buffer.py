@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,10 @@ from unified_video_action.dataset.zarr_store import (
     MARKER,
     StoreError,
     chunk_bytes,
-    chunk_exists,
     chunk_grid,
     expand,
+    is_url,
+    missing_chunk,
     open_root,
 )
 
@@ -47,7 +48,8 @@ class ReplayBuffer:
         self.location = expand(location)
         self.images = tuple(images)
         self._group: zarr.Group | None = None
-        self._owner = 0  # process that opened the group
+        self._arrays: dict[str, zarr.Array] = {}
+        self._owner = 0  # process that opened them
         self._decoded: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self.episode_ends = self._read_episode_ends()
         self.episode_starts = np.concatenate([[0], self.episode_ends[:-1]])
@@ -93,45 +95,48 @@ class ReplayBuffer:
         return digest.hexdigest()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_group": None, "_decoded": OrderedDict()}
+        return self.__dict__ | {"_group": None, "_arrays": {}, "_owner": 0, "_decoded": OrderedDict()}
 
     def _array(self, name: str) -> zarr.Array:
         return self._member(f"data/{name}")
 
     def _member(self, path: str) -> zarr.Array:
-        if self._group is None or self._owner != os.getpid():  # open handles must not be shared between processes
-            self._group, self._owner = open_root(self.location), os.getpid()
-        try:
-            member = self._group[path]
-        except KeyError:
-            raise StoreError(f"{self.location}: the array {path} is missing") from None
-        except Exception as error:
-            raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
-        if not isinstance(member, zarr.Array):
-            raise StoreError(f"{self.location}: {path} is a group, expected an array")
-        return member
+        if self._owner != os.getpid():  # open files must not be shared between processes
+            self._group, self._arrays, self._owner = open_root(self.location), {}, os.getpid()
+        if path not in self._arrays:
+            try:
+                member = self._group[path]
+            except KeyError:
+                raise StoreError(f"{self.location}: the array {path} is missing") from None
+            except Exception as error:  # whatever broken metadata or a network raises
+                raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
+            if not isinstance(member, zarr.Array):
+                raise StoreError(f"{self.location}: {path} is a group, expected an array")
+            self._arrays[path] = member
+        return self._arrays[path]
 
     def _read(self, path: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of an array; every stored chunk they need must be there and intact."""
         array = self._member(path)
-        rows = (array.shards or array.chunks)[0]
-        for chunk in chunk_grid(array, start, stop):
-            if not chunk_exists(array, chunk):
-                raise self._lacks(path, array, chunk)
+        self._check_chunks(path, chunk_grid(array, start, stop))
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # whatever a decoder, a zip or a network raises
+            rows = (array.shards or array.chunks)[0]
             if stop - start > rows:  # find the chunk that fails, to name it
                 for first in range(start - start % rows, stop, rows):
                     self._read(path, first, min(first + rows, stop))
             raise StoreError(f"{self.location}: {path}[{start}:{stop}] cannot be read ({error})") from error
 
-    def _lacks(self, path: str, array: zarr.Array, chunk: tuple[int, ...]) -> StoreError:
-        row = chunk[0] * (array.shards or array.chunks)[0]
-        return StoreError(
-            f"{self.location}: {path} lacks chunk {chunk} (rows from {row}); the store is truncated, or was written "
-            "with write_empty_chunks=False"
-        )
+    def _check_chunks(self, path: str, chunks: Sequence[tuple[int, ...]]) -> None:
+        array = self._member(path)
+        missing = missing_chunk(array, chunks)
+        if missing is not None:
+            row = missing[0] * (array.shards or array.chunks)[0]
+            raise StoreError(
+                f"{self.location}: {path} lacks chunk {missing} (rows from {row}); the store is truncated, or was "
+                "written with write_empty_chunks=False"
+            )
 
     def _read_episode_ends(self) -> np.ndarray:
         array = self._member(MARKER)
@@ -166,9 +171,8 @@ class ReplayBuffer:
                 f"{self.location}: data/{name} has chunks of {array.chunks[0]} frames ({size / 2**30:.1f} GiB), too "
                 "large to read by window; rewrite the array with chunks of a few hundred frames at most"
             )
-        for chunk in _evenly(chunk_grid(array), CHUNKS_CHECKED):
-            if not chunk_exists(array, chunk):
-                raise self._lacks(f"data/{name}", array, chunk)
+        if not is_url(self.location):
+            self._check_chunks(f"data/{name}", _evenly(chunk_grid(array), CHUNKS_CHECKED))
 
     def _read_vectors(self, name: str) -> np.ndarray:
         array = self._check_rows(name)
@@ -206,7 +210,7 @@ class ReplayBuffer:
         return whole
 
 
-def _evenly(items: Sequence, most: int) -> Iterable:
+def _evenly(items: Sequence, most: int) -> Sequence:
     """All items, or `most` of them at even distances."""
     if len(items) <= most:
         return items

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import zarr
@@ -15,6 +17,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
+AT_ONCE = 64  # questions asked of a store at the same time
 
 
 class StoreError(ValueError):
@@ -70,9 +73,18 @@ def chunk_grid(array: zarr.Array, start: int = 0, stop: int | None = None) -> li
     return list(itertools.product(rows, *map(range, counts[1:])))
 
 
-def chunk_exists(array: zarr.Array, chunk: tuple[int, ...]) -> bool:
-    """False for a chunk that zarr would silently fill in."""
-    return sync(array.store.exists(_chunk_path(array, chunk)))
+def missing_chunk(array: zarr.Array, chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The first of `chunks` that is not stored, which zarr would silently fill in; None if all are there."""
+
+    async def look(some: Sequence[tuple[int, ...]]) -> list[bool]:
+        return await asyncio.gather(*(array.store.exists(_chunk_path(array, chunk)) for chunk in some))
+
+    for start in range(0, len(chunks), AT_ONCE):
+        some = chunks[start : start + AT_ONCE]
+        found = sync(look(some))
+        if not all(found):
+            return some[found.index(False)]
+    return None
 
 
 def chunk_bytes(array: zarr.Array, chunk: tuple[int, ...]) -> bytes:

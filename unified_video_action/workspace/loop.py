@@ -207,7 +207,9 @@ class TrainingLoop:
             metrics["train/gradient_norm"] = norm
         if self.records:
             self.records.write(self.step, metrics)
-        self.bar.set_postfix({name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False)
+        self.bar.set_postfix(
+            {name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False
+        )
         budget = self.trainer.time_budget_minutes
         if budget:  # the bar counts steps: guess how many the time allows
             self.bar.total = min(self.last, round(self.step * 60 * budget / self.elapsed()))

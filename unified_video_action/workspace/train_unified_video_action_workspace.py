@@ -106,7 +106,9 @@ class TrainUnifiedVideoActionWorkspace:
             modes = [TASK_MODES[name] for name, share in self.training.mode_mix.quotas.items() if share > 0]
             validation = Validation(self.policy, held_out, modes, trainer.validation_windows)
             draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
-            tasks += [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
+            tasks += (
+                [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
+            )
             tasks += [Periodic("sheet", trainer.sheet_every, draw)] if trainer.sheet_every else []
         if trainer.evaluate_every:
             tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate))

@@ -1,0 +1,127 @@
+"""Every configuration composes, and says what it should."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.instantiate import build_dataclass, instantiate
+from unified_video_action.policy.build import build_policy
+from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+from unified_video_action.workspace.train_unified_video_action_workspace import check_config, differences
+
+CONFIG = Path(__file__).parents[1] / "config"
+NAMES = sorted(path.stem for path in CONFIG.glob("uva_*.yaml"))
+GROUPS = {
+    group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml")) for group in ("model", "vae", "training")
+}
+
+
+def read(name: str, *overrides: str) -> dict:
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+
+
+def untrained(config: dict):
+    config["vae"]["weights"] = "random"
+    return build_policy(config, Normalizer.identity({"action": 2, "agent_pos": 2}))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_configuration_is_accepted(name):
+    config = read(name)
+    check_config(config)
+    training = build_dataclass(TrainingSettings, config["training"], "training")
+    build_dataclass(TrainerSettings, config["trainer"], "trainer")
+    assert config["name"] == name and config["output_dir"].startswith(f"outputs/{name}/")
+    assert training.steps > training.schedule.warmup_steps
+    runner = instantiate(config["task"]["env_runner"], "task.env_runner", env_config=config["task"]["env"])
+    assert runner.action_steps == config["policy"]["action_steps"] == 8
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
+def test_every_group_composes_with_every_configuration(group, option):
+    for name in NAMES:
+        check_config(read(name, f"{group}={option}"))
+
+
+def test_the_preset_is_the_papers_recipe():
+    config = read("uva_pusht")
+    training = build_dataclass(TrainingSettings, config["training"], "training")
+    assert (training.optimizer.learning_rate, training.optimizer.betas) == (1e-4, [0.9, 0.95])
+    assert (training.optimizer.weight_decay, training.optimizer.clip) == (0.02, None)
+    assert (training.schedule.shape, training.schedule.warmup_steps) == ("cosine", 1000)
+    assert (training.ema.power, training.ema.max_decay, training.ema.decay) == (0.75, 0.9999, None)
+    assert set(training.mode_mix.quotas.values()) == {1.0} and len(training.mode_mix.quotas) == 5
+    assert training.batch_size == 8 * config["trainer"]["micro_batch"] == 256
+    policy = untrained(config)
+    assert sum(p.numel() for p in policy.model.parameters()) == 261_079_156
+    assert policy.codec.image_size == 256 and policy.model.spec.tokens == 1024 and policy.model.spec.proprio_dim == 0
+    assert policy.config.sampler == policy.config.video_sampler == "ancestral100" and policy.config.temperature == 0.95
+    for head in (policy.model.config.video_head, policy.model.config.action_head):
+        assert (head.prediction, head.learned_variance, head.width, head.depth) == ("epsilon", True, 1024, 6)
+    masking = policy.model.config.masking
+    assert (masking.mean, masking.std, masking.low, masking.high) == (1.0, 0.25, 0.7, 1.0)
+    assert policy.model.config.transformer.dropout == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most", "tokens"), [("uva_pusht_small", 10, 25, 36), ("uva_pusht_mini", 2, 5, 9)]
+)
+def test_the_siblings_are_small(name, least, most, tokens):
+    policy = untrained(read(name))
+    assert least < sum(p.numel() for p in policy.model.parameters()) / 1e6 < most
+    assert policy.model.spec.tokens_per_frame == tokens
+    assert policy.config.relative_to == "agent_pos" and policy.model.spec.proprio_steps == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_group_training_chooses_the_modes(name):
+    for option, wanted in {
+        "joint": {"policy", "video", "forward_dynamics", "inverse_dynamics", "policy_and_video"},
+        "video": {"video"},
+        "action": {"policy"},
+        "acting": {"policy", "policy_and_video"},
+    }.items():
+        quotas = read(name, f"training={option}")["training"]["mode_mix"]["quotas"]
+        assert {mode for mode, share in quotas.items() if share > 0} == wanted
+
+
+def test_stages_differ_in_their_modes_alone():
+    changed = differences(read("uva_pusht", "training=video"), read("uva_pusht"), "config")
+    assert all(key.startswith("config.training.mode_mix.quotas.") for key in changed if key != "config.output_dir")
+
+
+@pytest.mark.parametrize("override", ["trainer.max_steps=5", "+trainer.max_steps=5", "++trainer.max_steps=5"])
+def test_overrides_work_with_and_without_a_plus(override):
+    assert read("uva_pusht_mini", override)["trainer"]["max_steps"] == 5
+
+
+@pytest.mark.parametrize("override", ["trainer.max_step=5", "model.transformer.width=3", "training=both", "colour=red"])
+def test_a_wrong_key_does_not_compose(override):
+    with pytest.raises(ConfigCompositionException):
+        read("uva_pusht_mini", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+colour=red", "colour: there is no such key"),
+        ("+model.transformer.width=3", "model.transformer.width: TransformerConfig has no such field"),
+        ("model.transformer.heads=5", "heads 5 does not divide dim 128"),
+        ("model.action_head.chunk=pairs", "chunk must be rows or vector, got 'pairs'"),
+        ("+vae.scale=2", "vae.scale: PushTTiny has no such field"),
+        ("vae._target_=os.system", "vae._target_: 'os.system' is refused"),
+        ("+task.dataset.shuffle=true", "task.dataset.shuffle: PushTDataset has no such field"),
+        ("+task.env_runner.episodes=3", "task.env_runner.episodes: EnvRunner has no such field"),
+        ("task.horizon.stride=0", "Horizon.stride must be a positive integer, got 0"),
+        ("seed=-1", "seed must be an integer >= 0, got -1"),
+    ],
+)
+def test_what_composes_but_is_wrong_is_named(override, message):
+    with pytest.raises(ValueError) as caught:
+        check_config(read("uva_pusht_mini", override))
+    assert message in str(caught.value)

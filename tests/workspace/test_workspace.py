@@ -1,0 +1,150 @@
+"""Whole runs of a small UVA on a small store, from a composed configuration to the files they leave."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from unified_video_action.policy.build import load_policy
+from unified_video_action.workspace import run
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
+
+CONFIG = Path(__file__).parents[2] / "config"
+SHRUNK = (
+    "vae.weights=random",
+    "task.dataset.val_ratio=0.25",
+    "model.transformer.dim=32",
+    "model.video_head.width=32",
+    "model.action_head.width=32",
+    "training.batch_size=6",
+    "training.steps=6",
+    "training.schedule.warmup_steps=2",
+    "trainer.device=cpu",
+    "trainer.checkpoint_every=3",
+    "trainer.log_every=1",
+    "trainer.validate_every=4",
+    "trainer.validation_windows=5",
+    "trainer.sheet_every=null",
+    "trainer.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def config(pusht_store, cache, tmp_path):
+    def make(folder: str, *overrides: str) -> DictConfig:
+        places = (f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={tmp_path / folder}")
+        with initialize_config_dir(str(CONFIG), version_base="1.3"):
+            return compose("uva_pusht_mini", [*SHRUNK, *places, *overrides])
+
+    return make
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_everything_a_policy_needs(tmp_path, config):
+    workspace = TrainUnifiedVideoActionWorkspace(
+        config("run", "trainer.sheet_every=6", "trainer.evaluate_every=6", "task.env_runner.n_episodes=2",
+               "task.env_runner.n_envs=1", "task.env_runner.max_steps=8", "policy.sampler=ddim2")
+    )  # fmt: skip
+    workspace.run()
+    folder = tmp_path / "run"
+    measured = {name: value for line in lines(folder) for name, value in line.items()}
+    assert {
+        "train/loss", "train/action", "train/video", "train/auxiliary", "train/gradient_norm",
+        "validation/policy/action", "validation/policy_and_video/video", "validation/action_error",
+        "validation/action_error_chunk", "validation/frame_psnr", "validation/frame_psnr_still",
+        "evaluation/mean_score", "evaluation/success_rate", "evaluation/mean_max_coverage",
+    } <= measured.keys()  # fmt: skip
+    assert all(np.isfinite(value) for value in measured.values())
+    assert (folder / "checkpoints" / "best").resolve().name == "step_00000006"
+    assert (folder / "evaluation" / "step_00000006" / "results.json").is_file()
+    sheet = np.asarray(Image.open(folder / "sheets" / "step_00000006.png"))
+    assert sheet.shape[0] > 4 * 2 * 96 and len(np.unique(sheet)) > 50
+
+    policy = load_policy(folder / "checkpoints" / "latest")
+    weights = load_file(folder / "checkpoints" / "latest" / "ema.safetensors")
+    assert weights.keys() == policy.model.state_dict().keys()
+    assert any(not torch.equal(v, workspace.policy.model.state_dict()[name]) for name, v in weights.items())
+    sample = workspace.dataset.__getitems__([(0, 0), (5, 1)])
+    obs = {"latents": sample["history"], **sample["low_dim"]}
+    made = policy.predict_action(obs, torch.Generator().manual_seed(0))
+    assert made["action"].shape == (2, 8, 2) and torch.isfinite(made["action"]).all()
+
+
+def test_interrupted_equals_uninterrupted(tmp_path, config):
+    """The real policy with dropout, in one go and in two parts with other workers."""
+    dropout = (
+        "model.transformer.dropout=0.2",
+        "model.transformer.attention_dropout=0.2",
+        "trainer.validate_every=null",
+    )
+    TrainUnifiedVideoActionWorkspace(config("whole", *dropout)).run()
+    TrainUnifiedVideoActionWorkspace(config("parts", *dropout, "trainer.max_steps=4", "trainer.num_workers=1")).run()
+    TrainUnifiedVideoActionWorkspace(config("parts", *dropout)).run()
+    for file in ("model.safetensors", "ema.safetensors", "trainer_state.safetensors"):
+        whole, parts = (load_file(tmp_path / name / "checkpoints" / "latest" / file) for name in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert [line["train/loss"] for line in lines(tmp_path / "whole")] == [
+        line["train/loss"] for line in lines(tmp_path / "parts")
+    ]
+
+
+def test_two_stages(tmp_path, config, caplog):
+    caplog.set_level(logging.INFO)
+    stage1 = TrainUnifiedVideoActionWorkspace(config("video", "training=video", "trainer.max_steps=2"))
+    stage1.run()
+    measured = lines(tmp_path / "video")[-1]
+    assert "validation/frame_psnr" in measured and "validation/action_error" not in measured
+    checkpoint = tmp_path / "video" / "checkpoints" / "latest"
+    stage2 = TrainUnifiedVideoActionWorkspace(config("joint", "training=joint", f"init_from={checkpoint}"))
+    given = load_file(checkpoint / "ema.safetensors")
+    assert all(torch.equal(value, given[name]) for name, value in stage2.policy.model.state_dict().items())
+
+    kept = {name: value for name, value in given.items() if not name.startswith("action_head")}
+    other = tmp_path / "without_action_head"
+    other.mkdir()
+    save_file(kept, other / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"missing action_head.*init_allow_missing"):
+        TrainUnifiedVideoActionWorkspace(config("joint", f"init_from={other}"))
+    TrainUnifiedVideoActionWorkspace(config("joint", f"init_from={other}", "init_allow_missing=[action_head]"))
+    assert "tensors are not in it and start anew: action_head." in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"nowhere/ema.safetensors.*init_from=null"):
+        TrainUnifiedVideoActionWorkspace(config("joint", f"init_from={tmp_path}/nowhere"))
+
+
+def test_actions_alone_are_neither_drawn_nor_measured_in_frames(tmp_path, config):
+    options = ("training=action", "trainer.max_steps=2", "trainer.sheet_every=2", "trainer.validate_every=2")
+    TrainUnifiedVideoActionWorkspace(config("action", *options)).run()
+    measured = lines(tmp_path / "action")[-1]
+    assert "validation/action_error" in measured and "validation/frame_psnr" not in measured
+    assert not (tmp_path / "action" / "sheets").exists()
+
+
+def test_a_changed_recipe_is_told_on_resume(config, caplog):
+    TrainUnifiedVideoActionWorkspace(config("run", "trainer.max_steps=1", "trainer.validate_every=null")).run()
+    changed = ("trainer.max_steps=2", "trainer.validate_every=null", "training.optimizer.learning_rate=0.5")
+    TrainUnifiedVideoActionWorkspace(config("run", *changed)).run()
+    assert "changed: training.optimizer.learning_rate" in caplog.text
+
+
+def test_a_resolved_file_trains_without_hydra(tmp_path, config):
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(config("plain", "trainer.validate_every=null"), resolve=True))
+    run.main([str(path), "trainer.max_steps=2"])
+    assert (tmp_path / "plain" / "checkpoints" / "latest").resolve().name == "step_00000002"
+    with pytest.raises(SystemExit, match="trainer.epochs: TrainerSettings has no such field"):
+        run.main([str(path), "trainer.epochs=2"])
