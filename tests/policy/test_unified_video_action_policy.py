@@ -101,9 +101,9 @@ def test_weights_that_do_not_fit_are_all_listed(checkpoint):
     with pytest.raises(ValueError) as error:
         build.load_policy(checkpoint)
     for part in (
-        "missing mar.inputs.mix.bias",
-        "unexpected mar.extra",
-        "input_norm.bias has shape (3,), expected (32,)",
+        "missing: mar.inputs.mix.bias (32,)",
+        "extra: mar.extra (1,)",
+        "misshapen: mar.input_norm.bias is (3,), expected (32,)",
     ):
         assert part in str(error.value)
 

@@ -31,5 +31,7 @@ def test_names_map_onto_the_network_both_ways() -> None:
 def test_wrong_weights_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "kl16.ckpt"
     torch.save({"model": {"encoder.mid.block_1.conv1.weight": torch.zeros(1), "extra": torch.zeros(2)}}, path)
-    with pytest.raises(ValueError, match=r"(?s)kl16.ckpt: 313 tensors.*missing: encoder.conv_in.*extra: extra.*misshap"):
+    with pytest.raises(
+        ValueError, match=r"(?s)kl16.ckpt: 313 tensors.*missing: encoder.conv_in.*extra: extra.*misshap"
+    ):
         AutoencoderKL(weights=str(path))

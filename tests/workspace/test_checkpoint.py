@@ -72,9 +72,9 @@ def test_initial_weights_must_fit(tmp_path):
     with pytest.raises(ValueError) as caught:
         ckpt.load_initial_weights(target, tmp_path / "ema.safetensors")
     for part in (
-        "missing action_head.weight",
-        "unexpected old.bias",
-        "trunk.weight has shape (3, 2), expected (4, 2)",
+        "missing: action_head.weight (2, 2)",
+        "extra: old.bias (2,)",
+        "misshapen: trunk.weight is (3, 2), expected (4, 2)",
         "init_allow_missing",
     ):
         assert part in str(caught.value)

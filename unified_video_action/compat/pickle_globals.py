@@ -178,7 +178,6 @@ ALLOWED: dict[str, Allowed] = {name: Allowed(name, make) for name, make in BUILD
 ALLOWED |= {name: Allowed(name) for name in MENTIONED}
 ALLOWED |= {f"torch.{kind}Storage": Allowed(f"torch.{kind}Storage", value=x) for kind, x in STORAGE_DTYPES.items()}
 ALLOWED |= {str(dtype): Allowed(str(dtype), value=dtype) for dtype in STORAGE_DTYPES.values()}
-ALLOWED |= {name.replace("builtins", "__builtin__"): x for name, x in ALLOWED.items() if name.startswith("builtins.")}
 
 _UNFINISHED = object()
 

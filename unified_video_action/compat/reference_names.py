@@ -1,12 +1,11 @@
 """Tensor names of the paper's published code, and ours, both ways.
 
-The published model has the same parts as ours under other names; no tensor changes shape. `proprioception_image_proj_cond`
-exists in every checkpoint with proprioception, though only models with a wrist camera use it.
+The published model has the same parts as ours under other names; no tensor changes shape. Every checkpoint with
+proprioception has `proprioception_image_proj_cond`, though only models with a wrist camera use it.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of
-
-log = logging.getLogger(__name__)
 
 # Published module or parameter -> ours.
 PARTS = {
@@ -188,36 +185,31 @@ def split_policy(state: Mapping[str, Tensor], source: str) -> PublishedPolicy:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a partial load did."""
+    """What of a file a new model can start from."""
 
-    taken: list[str]  # our tensors that were overwritten
-    left: list[str]  # tensors of the file that fit nowhere
-    kept: list[str]  # our tensors that kept their values
+    tensors: dict[str, Tensor]  # by our names
+    left: list[str]  # names in the file that fit nowhere
+    kept: list[str]  # our tensors that keep their values
 
 
-def load_matching(model: nn.Module, state: Mapping[str, Tensor], source: str) -> Transfer:
-    """Start from a published model: copy the tensors whose name and shape fit, and say which.
+def matching(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], source: str) -> Transfer:
+    """The tensors whose name and shape fit our model, to start a new one from.
 
-    For MAR's `model_ema` (stage 1 starts from MAR-B) and for the published stage-1 weights (stage 2 starts from them).
+    For MAR's `model_ema`, where stage 1 starts, and for the weights of the published stage 1, where stage 2 does.
 
     Raises:
         ValueError: nothing fits.
     """
-    ours = model.state_dict()
+    names = {name: our_name(name) for name in state}
     fitting = {
-        our_name(name): tensor
-        for name, tensor in state.items()
-        if our_name(name) in ours and ours[our_name(name)].shape == tensor.shape
+        ours: state[name]
+        for name, ours in names.items()
+        if ours in expected and tuple(expected[ours]) == tuple(state[name].shape)
     }
-    transfer = Transfer(
-        taken=sorted(fitting),
-        left=sorted(name for name in state if our_name(name) not in fitting),
-        kept=sorted(name for name in ours if name not in fitting),
-    )
     if not fitting:
         raise ValueError(f"{source}: no tensor fits the model by name and shape")
-    with torch.no_grad():
-        for name, tensor in fitting.items():
-            ours[name].copy_(tensor)
-    log.info("%s: took %d tensors; %d kept their values", source, len(transfer.taken), len(transfer.kept))
-    return transfer
+    return Transfer(
+        tensors=fitting,
+        left=[name for name, ours in names.items() if ours not in fitting],
+        kept=[name for name in expected if name not in fitting],
+    )

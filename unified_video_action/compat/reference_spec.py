@@ -38,7 +38,7 @@ def infer_spec(
     if side * side != cells:
         raise ValueError(f"spatial_pos_embed has {cells} cells, which is not a square grid")
     frames = size("temporal_pos_embed", 1)
-    actions = size("diffactloss.interpolate.weight", 0)
+    actions = size("diffactloss.interpolate.weight", 0, default=4 * frames)  # stage 1 has no action head
     wrist_output = "z_proj_wrist.weight" in shapes
     history_actions = "history_action_proj_cond.weight" in shapes
     proprio_dim = size("proprioception_proj_cond.weight", 1, default=0)
@@ -62,20 +62,22 @@ def infer_spec(
 
 
 def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """The network's sizes as fields of our `model` configuration.
+    """The network's sizes, of a published model or of MAR itself, as fields of our `model` configuration.
 
     Raises:
-        ValueError: a width that no published model has, so that the number of attention heads is unknown.
+        ValueError: no such model, or a width that none has, so that the number of attention heads is unknown.
     """
-    dim = shapes["fake_latent_x"][1]
+    if "encoder_norm.weight" not in shapes or "diffloss.net.input_proj.weight" not in shapes:
+        raise ValueError("not a published model: it has no encoder_norm or no diffloss")
+    dim = shapes["encoder_norm.weight"][0]
     if dim not in HEADS_BY_WIDTH:
         raise ValueError(f"model width {dim}: expected one of {', '.join(map(str, HEADS_BY_WIDTH))}")
 
     def depth(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
-    def head(prefix: str) -> dict[str, int]:
-        return {"width": shapes[f"{prefix}.net.input_proj.weight"][0], "depth": depth(f"{prefix}.net.res_blocks.")}
+    def head(name: str) -> dict[str, int]:
+        return {"width": shapes[f"{name}.net.input_proj.weight"][0], "depth": depth(f"{name}.net.res_blocks.")}
 
     return {
         "transformer": {
@@ -86,5 +88,5 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "mlp_ratio": shapes["encoder_blocks.0.mlp.fc1.weight"][0] / dim,
         },
         "video_head": head("diffloss"),
-        "action_head": head("diffactloss"),
+        "action_head": head("diffactloss" if "diffactloss.net.input_proj.weight" in shapes else "diffloss"),
     }

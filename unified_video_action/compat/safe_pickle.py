@@ -8,13 +8,14 @@ on a list; each stands for a few lines in `pickle_globals.py` that build plain d
 from __future__ import annotations
 
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from unified_video_action.compat.pickle_globals import ALLOWED, Allowed, Built, UnsafePickleError, plain
-from unified_video_action.compat.torch_archive import LegacyStorages, ZipStorages, is_zip
+from unified_video_action.compat.torch_archive import DAMAGE, LegacyStorages, ZipStorages, is_zip
 
 MARK = object()
 
@@ -53,8 +54,10 @@ class Reader:
                 self.step(opcode.name, argument)
         except UnsafePickleError:
             raise
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError) as error:
-            raise ValueError(f"damaged pickle: {type(error).__name__}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"damaged pickle: {error}") from error
+        except DAMAGE as error:
+            raise ValueError(f"damaged pickle: {error!r}") from error
         raise ValueError("damaged pickle: it has no end")
 
     def step(self, name: str, argument: Any) -> None:
@@ -195,7 +198,8 @@ def _require(value: Any, kind: type) -> Any:
 
 
 def allowed(module: str, name: str) -> Allowed:
-    """What a global stands for; raises UnsafePickleError naming one that is not on the list."""
+    """What a global stands for, also under its Python 2 name; raises UnsafePickleError if it is not on the list."""
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
     found = ALLOWED.get(f"{module}.{name}")
     if found is None:
         raise UnsafePickleError(f"{module}.{name}")
@@ -232,8 +236,10 @@ def load_checkpoint(path: str | Path) -> Any:
             return plain(content)
     except UnsafePickleError as error:
         raise UnsafePickleError(error.what, path) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{path} is damaged, perhaps not completely downloaded ({error!r})") from error
 
 
 def decode_pickles(entries: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -44,10 +43,3 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-
-
-def require_finite(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise ValueError listing the tensors of `source` that hold NaN or infinity."""
-    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
-    if wrong:
-        raise ValueError(f"{source}: NaN or infinity in {', '.join(wrong)}")

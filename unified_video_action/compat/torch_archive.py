@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,11 @@ from unified_video_action.compat.pickle_globals import Allowed, UnsafePickleErro
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip entry; the last two are the lengths of its name and extra field
+# What reading a damaged file may raise, besides ValueError.
+DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError),
+    *(LookupError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError),
+)
 MAX_PICKLE = 1 << 30  # bytes; settings and tensor descriptions take a few megabytes
 
 
@@ -37,10 +43,9 @@ class ZipStorages:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise ValueError(f"damaged zip file, perhaps not completely downloaded ({error})") from error
+        self.archive = zipfile.ZipFile(path)
+        if any(info.header_offset < 0 for info in self.archive.infolist()):
+            raise ValueError("its zip directory points outside the file")
         records = [name for name in self.archive.namelist() if name.endswith("/data.pkl")]
         if len(records) != 1:
             raise ValueError("a zip file without the data.pkl of a torch checkpoint")
@@ -108,8 +113,11 @@ class LegacyStorages:
         return self.tensors[key]
 
     def fill(self) -> None:
-        for key in self.read_pickle():
-            tensor = self.tensors[str(key)]
+        keys = [str(key) for key in self.read_pickle()]
+        if set(keys) != self.tensors.keys():
+            raise ValueError("the storages that follow are not the ones it refers to")
+        for key in keys:
+            tensor = self.tensors[key]
             (elements,) = struct.unpack("<q", self._read(8))
             if elements != tensor.numel():
                 raise ValueError(f"storage {key} has {elements} elements, expected {tensor.numel()}")

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.uva import UVA, ModelConfig
@@ -112,25 +112,7 @@ def load_policy(
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())
     policy = build_policy(config, normalizer)
-    load_weights(policy.model, folder / f"{weights}.safetensors")
+    path = folder / f"{weights}.safetensors"
+    load_exactly(policy.model, read_safetensors(path), str(path))
     log.info("loaded %s weights of %s", weights, folder)
     return policy.to(device).eval()
-
-
-def load_weights(model: torch.nn.Module, path: Path) -> None:
-    """Load a safetensors file that must fit exactly.
-
-    Raises:
-        ValueError: tensors missing, extra or misshapen; all are listed.
-    """
-    found, wanted = load_file(path), model.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(found[name].shape)}, expected {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in found and found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        raise ValueError(f"{path} does not fit the model:\n  " + "\n  ".join(problems))
-    model.load_state_dict(found)

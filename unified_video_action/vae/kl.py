@@ -18,7 +18,7 @@ SCALE = 0.2325  # latents of natural images come to about unit deviation
 
 
 def build_network() -> diffusers.AutoencoderKL:
-    """The network alone. Attention sits in the encoder's last level and in both middles, not in the decoder's levels."""
+    """The network alone; attention is in the encoder's last level and in both middles, not in the decoder's levels."""
     return diffusers.AutoencoderKL(
         in_channels=3,
         out_channels=3,

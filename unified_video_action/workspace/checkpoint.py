@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -148,21 +150,12 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
         raise FileNotFoundError(
             f"init_from: no weights at {file}. Give the folder of a checkpoint, or init_from=null to train from scratch"
         )
-    given, wanted = load_file(file), module.state_dict()
-    absent = [name for name in wanted if name not in given]
-    faults = [f"missing {name}" for name in absent if not name.startswith(allow_missing or "\0")]
-    faults += [f"unexpected {name}" for name in given if name not in wanted]
-    faults += [
-        f"{name} has shape {tuple(given[name].shape)}, expected {tuple(value.shape)}"
-        for name, value in wanted.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if faults:
-        raise ValueError(
-            f"init_from: {file} does not fit this model: {'; '.join(faults)}. "
-            "Missing tensors that should start anew are allowed by init_allow_missing=[prefix,...]"
-        )
-    module.load_state_dict({**wanted, **given})
+    given, wanted = read_safetensors(file), shapes_of(module.state_dict())
+    absent = [name for name in wanted if name not in given and name.startswith(allow_missing)]
+    needed = {name: shape for name, shape in wanted.items() if name not in absent}
+    source = f"init_from: {file} (init_allow_missing=[PREFIX,...] lets missing tensors start anew)"
+    require_same(needed, shapes_of(given), source)
+    module.load_state_dict({**module.state_dict(), **given})
     return absent
 
 

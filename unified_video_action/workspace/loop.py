@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.policy.build import load_weights
 from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.ema import Ema
@@ -281,9 +280,10 @@ class TrainingLoop:
         if not self.trainer.resume:
             raise ValueError(f"trainer.resume=false, but {folder} exists; choose another output_dir, or remove it")
         state = ckpt.read_state(folder)
-        load_weights(self.model, folder / "model.safetensors")
-        self.ema.load_state_dict(load_file(folder / "ema.safetensors"))
-        ckpt.load_optimizer_tensors(self.optimizer, self.model, load_file(folder / "trainer_state.safetensors"))
+        load_exactly(self.model, read_safetensors(folder / "model.safetensors"), f"{folder}/model.safetensors")
+        self.ema.load_state_dict(read_safetensors(folder / "ema.safetensors"))
+        moments = read_safetensors(folder / "trainer_state.safetensors")
+        ckpt.load_optimizer_tensors(self.optimizer, self.model, moments)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = state["step"]

@@ -60,10 +60,11 @@ class TrainUnifiedVideoActionWorkspace:
             logging.getLogger("unified_video_action").setLevel(logging.WARNING)
 
         self.dataset = build_dataset(self.config)
+        torch.manual_seed(self.config["seed"])
         codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
         open_frames(self.dataset, data, codec, progress=main)
         self.normalizer = self.dataset.fit_normalizer(relative_to)
-        torch.manual_seed(self.config["seed"])
+        torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
             self._initialise(Path(self.config["init_from"]))

@@ -1,4 +1,4 @@
-"""What a policy does on held-out windows: losses of every task mode, errors of actions and frames, a sheet of pictures."""
+"""What a policy does on held-out windows: losses of its task modes, errors of actions and frames, a sheet."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Validation:
 
         Returns:
             `<mode>/<term>`: losses. `action_error`: distance of the actions that would be executed from the recorded
-            ones, in the data's units, and `action_error_chunk` for whole chunks. `frame_psnr`: of imagined future frames
-            in dB, at the codec's size, and `frame_psnr_still` for repeating the newest frame instead.
+            ones, in the data's units, and `action_error_chunk` for whole chunks. `frame_psnr`: of imagined future
+            frames in dB, at the codec's size, and `frame_psnr_still` for repeating the newest frame instead.
         """
         sums: dict[str, list[float]] = {}
 
@@ -136,6 +136,6 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def psnr(frames: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of uint8 frames (B, T, 3, S, S) -> (B, T); equal frames count as 1 grey level off."""
+    """Peak signal-to-noise ratio in dB of uint8 frames (B, T, 3, S, S) -> (B, T); finite for equal frames too."""
     error = (frames.float() - true.float()).square().mean((-3, -2, -1))  # (B, T)
     return 10 * torch.log10(255**2 / error.clamp(min=1 / (3 * frames.shape[-1] ** 2)))

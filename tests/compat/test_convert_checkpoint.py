@@ -1,0 +1,196 @@
+"""scripts/convert_checkpoint.py on checkpoints laid out like the published ones."""
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scripts.convert_checkpoint import convert, write
+from tests.compat.test_reference_names import mar_shapes
+from tests.reseed import tensor_list
+from unified_video_action.compat.tensors import Shapes
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.policy.build import load_policy
+from unified_video_action.vae.kl import build_network
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def light(shapes: Shapes) -> dict[str, Tensor]:
+    """Tensors whose file is small: one value each, repeated."""
+    return {name: torch.full((1,), 0.01 * (i % 7)).expand(shape) for i, (name, shape) in enumerate(shapes.items())}
+
+
+def shallow(shapes: Shapes) -> Shapes:
+    """One block of each kind, so that what is written stays small."""
+    return {name: shape for name, shape in shapes.items() if ".blocks." not in name and not _deeper(name)}
+
+
+def _deeper(name: str) -> bool:
+    parts = name.split(".")
+    return any(kind.endswith("blocks") and number != "0" for kind, number in zip(parts, parts[1:]))
+
+
+def published(name: str, obs: dict, **policy) -> dict:
+    """A checkpoint's content, without the file."""
+    state = {f"model.{key}": value for key, value in light(shallow(tensor_list(name))).items()}
+    state |= {f"vae_model.{key}": value for key, value in light(tensor_list("vae")).items()}
+    state |= {
+        "normalizer.params_dict.action.scale": torch.tensor([0.5, 0.25]),
+        "normalizer.params_dict.action.offset": torch.tensor([-1.0, 1.0]),
+        "normalizer.params_dict.action.input_stats.min": torch.tensor([0.0, -8.0]),
+        "normalizer.params_dict.image.scale": torch.tensor([2.0]),
+        "normalizer.params_dict.image.offset": torch.tensor([-1.0]),
+        "_dummy_variable": torch.zeros(0),
+    }
+    dim = tensor_list(name)["action_proj_cond.weight"][1]
+    sampling = {"num_sampling_steps": "50", "act_diff_testing_steps": "16", "temperature": 0.9, "num_iter": 2}
+    settings = {
+        "task": {"name": name, "shape_meta": {"obs": obs, "action": {"shape": [dim]}}},
+        "model": {"policy": {"n_action_steps": 6, "autoregressive_model_params": sampling, **policy}},
+    }
+    return {"cfg": OmegaConf.create(settings), "state_dicts": {"ema_model": state}, "pickles": {"epoch": b"K\x03."}}
+
+
+PUSHT_OBS = {"agent_pos": {"shape": [2], "type": "low_dim"}, "image": {"shape": [3, 96, 96], "type": "rgb"}}
+
+
+def test_a_published_policy_becomes_a_folder_that_loads(tmp_path: Path) -> None:
+    torch.save(published("pusht", PUSHT_OBS), tmp_path / "pusht.ckpt")
+    convert(tmp_path / "pusht.ckpt", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pusht.ckpt"]  # nothing temporary is left
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"ema.safetensors", "codec.safetensors", "normalizer.json", "config.yaml"}
+    policy = load_policy(tmp_path / "out")
+    assert len(policy.model.mar.encoder.blocks) == 1
+    torch.testing.assert_close(policy.normalizer.unnormalize("action", torch.zeros(2)), torch.tensor([2.0, -4.0]))
+    assert policy.normalizer.names == ("action",)
+    assert policy.codec.latent_shape == policy.model.spec.latent
+    config = OmegaConf.load(tmp_path / "out" / "config.yaml")
+    assert (config.policy.sampler, config.policy.video_sampler) == ("ancestral16", "ancestral50")
+    assert (config.policy.action_steps, config.policy.temperature, config.policy.iterations) == (6, 0.9, 2)
+    assert config.task.env._target_.endswith("PushTEnv")  # it can be evaluated
+    with torch.no_grad():
+        obs = {"latents": {"image": torch.zeros(1, 4, 16, 16, 16)}}
+        assert policy.predict_action(obs, torch.Generator().manual_seed(0))["action"].shape == (1, 6, 2)
+    with pytest.raises(FileExistsError, match="out exists"):
+        convert(tmp_path / "pusht.ckpt", tmp_path / "out")
+
+
+def test_a_policy_of_another_task_keeps_its_own_observations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    obs = {
+        "camera0_rgb": {"shape": [3, 224, 224], "type": "rgb", "horizon": "${task.img_obs_horizon}"},
+        "robot0_eef_pos": {"shape": [3], "type": "low_dim"},
+        "robot0_eef_rot_axis_angle": {"shape": [6], "type": "low_dim"},
+        "robot0_gripper_width": {"shape": [1], "type": "low_dim"},
+        "robot0_eef_rot_axis_angle_wrt_start": {"shape": [6], "type": "low_dim"},
+    }
+    content = published("umi", obs, different_history_freq=True, shift_action=False)
+    state = content["state_dicts"]["ema_model"]
+    content["state_dicts"]["ema_model"] = {key: value for key, value in state.items() if "normalizer" not in key}
+    torch.save(content, tmp_path / "umi.ckpt")
+    saved = {}
+    monkeypatch.setattr("scripts.convert_checkpoint.save", lambda tensors, path: saved.update({path.name: tensors}))
+    convert(tmp_path / "umi.ckpt", tmp_path / "out")
+    task = OmegaConf.load(tmp_path / "out" / "config.yaml").task
+    assert set(task) == {"shape_meta", "horizon"}
+    assert task.horizon.action_offset == 1
+    assert list(task.shape_meta.obs) == list(obs)
+    assert task.shape_meta.obs.robot0_gripper_width == {"shape": [1], "type": "low_dim", "steps": 4}
+    assert (task.shape_meta.text_dim, task.shape_meta.proprio_output_dim) == (512, 6)
+    normalizer = Normalizer.from_json((tmp_path / "out" / "normalizer.json").read_text())
+    assert set(normalizer.names) == {"action", *list(obs)[1:]}  # identity
+    assert set(saved) == {"ema.safetensors", "codec.safetensors"}
+
+
+def test_mar_becomes_the_start_of_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"model_ema": light(shallow(mar_shapes())), "epoch": 800}, tmp_path / "mar.pth")
+    with caplog.at_level("INFO"):
+        convert(tmp_path / "mar.pth", tmp_path / "start")
+    assert [path.name for path in (tmp_path / "start").iterdir()] == ["ema.safetensors"]
+    with safe_open(tmp_path / "start" / "ema.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert {"mar.encoder.blocks.0.attn.qkv.weight", "video_head.net.input_proj.weight"} <= names
+    assert "class_emb.weight" in caplog.text
+    assert "init_allow_missing=[action_head,mar.decoder_spatial_position,mar.decoder_temporal_position" in caplog.text
+
+
+def test_kl16_becomes_a_weights_file(tmp_path: Path) -> None:
+    torch.save({"model": light(tensor_list("vae"))}, tmp_path / "kl16.ckpt")
+    with pytest.raises(ValueError, match="ends with .safetensors"):
+        convert(tmp_path / "kl16.ckpt", tmp_path / "folder")
+    convert(tmp_path / "kl16.ckpt", tmp_path / "kl16.safetensors")
+    found = load_file(tmp_path / "kl16.safetensors")
+    with torch.device("meta"):
+        expected = build_network().state_dict()
+    assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cfg": None}, "it has no 'cfg'"),
+        ({"state_dicts": {"model": {}}}, "no averaged weights"),
+        ({"cfg": OmegaConf.create({"model": {}})}, "no model.policy"),
+    ],
+)
+def test_incomplete_checkpoints_are_refused(tmp_path: Path, change: dict, message: str) -> None:
+    torch.save(published("pusht", PUSHT_OBS) | change, tmp_path / "pusht.ckpt")
+    with pytest.raises(ValueError, match=message):
+        convert(tmp_path / "pusht.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_camera_that_is_not_there_is_named(tmp_path: Path) -> None:
+    torch.save(published("toolhang", PUSHT_OBS), tmp_path / "toolhang.ckpt")
+    with pytest.raises(ValueError, match=r"its weights take 2 cameras, its shape_meta has \['image'\]"):
+        convert(tmp_path / "toolhang.ckpt", tmp_path / "out")
+
+
+def test_a_failure_half_way_leaves_nothing(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "ema.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write(tmp_path / "out", fail)
+    assert not list(tmp_path.iterdir())
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path) -> None:
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        script = ROOT / "scripts" / "convert_checkpoint.py"
+        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    torch.save({"state_dicts": {"model": Hostile(tmp_path / "marker")}}, tmp_path / "hostile.ckpt")
+    refused = run(tmp_path / "hostile.ckpt", "out")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("convert_checkpoint.py: ") and refused.stderr.count("\n") == 1
+    assert "posix.system" in refused.stderr
+    assert not (tmp_path / "marker").exists() and not (tmp_path / "out").exists()
+
+    (tmp_path / "list.ckpt").write_bytes(pickle.dumps([1]))
+    for arguments, message in [
+        (["nowhere.ckpt", "out"], "no checkpoint file nowhere.ckpt"),
+        (["list.ckpt", "out"], "list.ckpt"),
+    ]:
+        failed = run(*arguments)
+        assert failed.returncode == 1 and message in failed.stderr and "Traceback" not in failed.stderr
+    assert run("one").returncode == 2

@@ -1,0 +1,132 @@
+"""Checkpoints of the paper's published code: what is in one, and our settings for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unified_video_action.compat.reference_names import split_policy
+from unified_video_action.compat.reference_spec import infer_network, infer_spec
+from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.spec import Horizon, LatentShape, ModelSpec
+
+PAPER_SPEC = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)  # what MAR-B becomes the start of
+
+
+@dataclass(frozen=True)
+class Published:
+    """A policy of the published code."""
+
+    settings: dict[str, Any]  # its configuration, as plain data; interpolations are strings
+    spec: ModelSpec
+    network: dict[str, Any]  # fields of our `model` configuration
+    weights: dict[str, dict[str, Tensor]]  # "ema" and, where saved, "model"; published names without prefix
+    codec: dict[str, Tensor]  # kl-f16 under LDM names
+    normalizer: dict[str, dict[str, Tensor]]  # field -> scale, offset, min, max, mean, std
+
+    @property
+    def learns_actions(self) -> bool:
+        return any(name.startswith("diffactloss.") for name in self.weights["ema"])
+
+
+def read_published(content: Mapping[str, Any], source: str) -> Published:
+    """Sort out what `load_checkpoint` read.
+
+    Raises:
+        ValueError: parts are missing or of no known kind.
+    """
+    for key in ("cfg", "state_dicts"):
+        if not isinstance(content.get(key), dict):
+            raise ValueError(f"{source}: not a checkpoint of the published code, it has no {key!r}")
+    states = content["state_dicts"]
+    if "ema_model" not in states:
+        raise ValueError(f"{source}: it has no averaged weights (state_dicts.ema_model)")
+    parts = {
+        ours: split_policy(states[theirs], source)
+        for ours, theirs in (("ema", "ema_model"), ("model", "model"))
+        if theirs in states
+    }
+    ema, policy = parts["ema"], _policy_settings(content["cfg"], source)
+    shapes = shapes_of(ema.model)
+    spec = infer_spec(
+        shapes,
+        different_history_freq=bool(policy.get("different_history_freq")),
+        shift_action=bool(policy.get("shift_action", True)),
+    )
+    return Published(
+        settings=content["cfg"],
+        spec=spec,
+        network=infer_network(shapes),
+        weights={name: part.model for name, part in parts.items()},
+        codec=ema.codec,
+        normalizer=normalizer_fields(ema.normalizer),
+    )
+
+
+def normalizer_fields(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """`<field>.scale`, `<field>.input_stats.min`, ... by field and quantity, but images: they are not normalised."""
+    fields: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        field, key = name.removesuffix("." + name.rsplit(".", 1)[-1]), name.rsplit(".", 1)[-1]
+        field = field.removesuffix(".input_stats")
+        if "image" not in field and "rgb" not in field:
+            fields.setdefault(field, {})[key] = tensor.reshape(-1)
+    return fields
+
+
+def task_settings(published: Published, source: str) -> dict[str, Any]:
+    """Our `task` configuration for a published policy, without data and simulator: shape_meta and horizon.
+
+    Raises:
+        ValueError: the checkpoint's own shape_meta does not have the cameras or states that its tensors need.
+    """
+    spec = published.spec
+    theirs = published.settings.get("task", {}).get("shape_meta", {}).get("obs", {})
+    rgb = [name for name, meta in theirs.items() if meta.get("type") == "rgb"]
+    rgb.sort(key=lambda name: "wrist" in name or "in_hand" in name)  # the main view first
+    cameras = rgb[: 1 + (spec.wrist_input or spec.wrist_output)]
+    if len(cameras) < 1 + spec.wrist_input:
+        raise ValueError(f"{source}: its weights take {1 + spec.wrist_input} cameras, its shape_meta has {rgb}")
+    obs = {name: {"shape": list(theirs[name]["shape"]), "type": "rgb"} for name in cameras}
+    if len(cameras) > 1:
+        obs[cameras[1]]["predict"] = spec.wrist_output
+    if spec.proprio_dim:
+        states = {name: meta["shape"][0] for name, meta in theirs.items() if meta.get("type") == "low_dim"}
+        if sum(states.values()) != spec.proprio_dim:
+            raise ValueError(
+                f"{source}: its weights take a state of {spec.proprio_dim} values, its shape_meta {states}"
+            )
+        obs |= {name: {"shape": [n], "type": "low_dim", "steps": spec.proprio_steps} for name, n in states.items()}
+    return {
+        "shape_meta": {
+            "obs": obs,
+            "action": {"shape": [spec.action_dim], "history": spec.history_actions},
+            "proprio_output_dim": spec.proprio_output_dim,
+            "text_dim": spec.text_dim,
+            "auxiliary_dim": 0,
+        },
+        "horizon": asdict(spec.horizon),
+    }
+
+
+def asking_settings(published: Published, source: str) -> dict[str, Any]:
+    """Our `policy` configuration: how the published policy is asked for actions and frames."""
+    policy = _policy_settings(published.settings, source)
+    sampling = policy.get("autoregressive_model_params", {})
+    return {
+        "action_steps": int(policy.get("n_action_steps", 8)),
+        "sampler": f"ancestral{sampling.get('act_diff_testing_steps', 100)}",
+        "video_sampler": f"ancestral{sampling.get('num_sampling_steps', 100)}",
+        "temperature": float(sampling.get("temperature", 0.95)),
+        "iterations": int(sampling.get("num_iter", 1)),
+    }
+
+
+def _policy_settings(settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    policy = settings.get("model", {}).get("policy")
+    if not isinstance(policy, dict):
+        raise ValueError(f"{source}: its configuration has no model.policy")
+    return policy
