@@ -3,28 +3,21 @@
 Needs the standard library only, so that it runs before the environment exists.
 
     python3 scripts/check_system.py               exit 1 and a message naming what is missing and how to install it
-    python3 scripts/check_system.py --packages    the missing apt packages on one line, nothing when all is there
+    python3 scripts/check_system.py --packages    the missing Debian packages on one line, nothing when all is there
 """
+
+from __future__ import annotations
 
 import argparse
 import ctypes
 import importlib.util
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSIONS = ((3, 11), (3, 14))  # first supported, first unsupported; as in pyproject.toml
-LIBRARIES = {  # what OpenCV loads, which gym-pusht imports -> the Debian and Ubuntu package
-    "libGL.so.1": "libgl1",
-    "libglib-2.0.so.0": "libglib2.0-0",
-}
-MODULES = {"venv": "python3-venv", "ensurepip": "python3-venv"}  # parts of Python that some systems package apart
-
-
-def missing_packages() -> dict[str, str]:
-    """What is missing (a library or a Python module) -> the apt package that has it."""
-    missing = {name: package for name, package in MODULES.items() if importlib.util.find_spec(name) is None}
-    if sys.platform == "linux":
-        missing |= {name: package for name, package in LIBRARIES.items() if not _loads(name)}
-    return missing
+LIBRARIES = ("libGL.so.1", "libglib-2.0.so.0")  # what OpenCV loads, which gym-pusht imports
+MODULES = {"venv": "python3-venv", "ensurepip": "python3-venv"}  # parts of Python that Debian packages apart
 
 
 def version_fault(version: tuple[int, int]) -> str | None:
@@ -33,12 +26,27 @@ def version_fault(version: tuple[int, int]) -> str | None:
     if first <= version < last:
         return None
     return (
-        f"Python {version[0]}.{version[1]} at {sys.executable} is not supported: "
-        f"{first[0]}.{first[1]} to {last[0]}.{last[1] - 1} are. Name another one: make PYTHON=python3.11"
+        f"Python {version[0]}.{version[1]} ({sys.executable}) is not supported, only {first[0]}.{first[1]} to "
+        f"{last[0]}.{last[1] - 1}. Name another one: make PYTHON=python{first[0]}.{first[1]}"
     )
 
 
-def _loads(library: str) -> bool:
+def missing_packages() -> dict[str, str]:
+    """What is missing (a library or a Python module) -> the Debian package that has it."""
+    missing = {name: package for name, package in MODULES.items() if importlib.util.find_spec(name) is None}
+    if sys.platform == "linux":
+        missing |= {name: package_of(name) for name in LIBRARIES if not loads(name)}
+    return missing
+
+
+def package_of(library: str) -> str:
+    sys.path.insert(0, str(ROOT))  # the package is not installed yet
+    from unified_video_action.env.pusht.system_libraries import DEBIAN_PACKAGES
+
+    return next(package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start))
+
+
+def loads(library: str) -> bool:
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -46,23 +54,24 @@ def _loads(library: str) -> bool:
     return True
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packages", action="store_true", help="only list the missing apt packages")
-    options = parser.parse_args()
+    parser.add_argument("--packages", action="store_true", help="only list the missing Debian packages")
+    options = parser.parse_args(arguments)
+    fault = version_fault(sys.version_info[:2])
+    if fault:
+        sys.stderr.write(fault + "\n")
+        return 1
     missing = missing_packages()
     packages = " ".join(sorted(set(missing.values())))
     if options.packages:
-        if packages:
-            sys.stdout.write(packages + "\n")
+        sys.stdout.write(packages + "\n" if packages else "")
         return 0
-    faults = [fault for fault in [version_fault(sys.version_info[:2])] if fault]
-    faults += [f"missing: {name} (package {package})" for name, package in missing.items()]
-    if packages:
-        faults.append(f"install with: sudo apt-get install -y {packages}")
-    if faults:
-        sys.stderr.write("\n".join(faults) + "\n")
-    return 1 if faults else 0
+    for name, package in missing.items():
+        sys.stderr.write(f"missing: {name} (Debian package {package})\n")
+    if missing:
+        sys.stderr.write(f"install it with: sudo apt-get install -y {packages}\n")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -6,37 +6,42 @@ import pytest
 import torch
 
 from tests.workspace.fakes import FakePolicy, Points, training_settings
-from unified_video_action.workspace.batches import StepBatches, map_tensors
+from unified_video_action.workspace.batches import MicroBatch, StepBatches
+from unified_video_action.workspace.packing import map_leaves, pack
 
 
 def batches(**options) -> StepBatches:
     return StepBatches(Points(), FakePolicy(), training_settings(), seed=3, **options)
 
 
+def steps(first: int, last: int, workers: int = 0, **options) -> list[list[MicroBatch]]:
+    return [packed.unpack() for packed in batches(**options).loader(first, last, workers)]
+
+
 def tensors(parts) -> list[torch.Tensor]:
     found = []
-    map_tensors(parts, lambda tensor: found.append(tensor) or tensor)
+    map_leaves(parts, torch.Tensor, lambda tensor: found.append(tensor) or tensor)
     return found
 
 
 def test_any_number_of_workers_gives_the_same_batches():
-    alone = [tensors(parts) for parts in batches().loader(0, 5)]
-    helped = [tensors(parts) for parts in batches().loader(0, 5, workers=2)]
+    alone = [tensors(parts) for parts in steps(0, 5)]
+    helped = [tensors(parts) for parts in steps(0, 5, workers=2)]
     assert len(alone) == len(helped) == 5
     for mine, theirs in zip(alone, helped):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 def test_starting_late_continues_the_same_order():
-    all_steps = list(batches().loader(0, 9))
-    late = list(batches().loader(6, 9))
+    all_steps = steps(0, 9)
+    late = steps(6, 9)
     for a, b in zip(all_steps[6:], late, strict=True):
         assert torch.equal(a[0].batch["x"], b[0].batch["x"]) and torch.equal(a[0].draws.noise, b[0].draws.noise)
 
 
 def test_processes_and_micro_batches_cut_the_same_batch():
-    (whole,) = batches().loader(2, 3)
-    shares = [next(batches(micro_batch=4, rank=rank, world=2).loader(2, 3)) for rank in range(2)]
+    (whole,) = steps(2, 3)
+    shares = [steps(2, 3, micro_batch=4, rank=rank, world=2)[0] for rank in range(2)]
     assert [[len(part.batch["x"]) for part in share] for share in shares] == [[3, 3], [3, 3]]
     cut = [part for share in shares for part in share]
     for name in ("x", "index"):
@@ -47,7 +52,7 @@ def test_processes_and_micro_batches_cut_the_same_batch():
 
 
 def test_a_step_names_its_samples():
-    (parts,) = batches().loader(4, 5)
+    (parts,) = steps(4, 5)
     named = batches(rank=1, world=2).whole(4)
     assert [index for index, _, _ in named] == parts[0].batch["index"].tolist()
     assert {mode.name for _, _, mode in named} == {
@@ -65,3 +70,16 @@ def test_loss_terms_are_those_of_the_mix():
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match=r"training.batch_size=12 cannot be shared equally by 5 processes"):
         batches(world=5)
+
+
+def test_packing_keeps_values_types_and_structure():
+    draws = FakePolicy().training_draws([1, 2], batches().mode_mix.modes(0, 2, 0))
+    structure = [{"frames": torch.arange(7, dtype=torch.uint8), "none": None}, (torch.empty(0), draws), {"seed": 2**62}]
+    structure[0]["long"] = torch.tensor([[2**62, -1]])
+    structure[0]["scalar"] = torch.tensor(True)
+    packed = pack(structure)
+    assert packed.block.dtype == torch.uint8 and not tensors(packed.structure)
+    made = packed.unpack()
+    assert made[0]["none"] is None and made[2] == {"seed": 2**62} and type(made[1][1]) is type(draws)
+    for mine, theirs in zip(tensors(structure), tensors(made), strict=True):
+        assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)

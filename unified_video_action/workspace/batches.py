@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Generator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.policy.base import BasePolicy
+from unified_video_action.workspace.packing import Packed, pack
 from unified_video_action.workspace.settings import TrainingSettings
 from unified_video_action.workspace.signals import leave_signals_to_parent
 
@@ -29,15 +29,9 @@ class MicroBatch:
     weights: dict[str, float]  # of each loss term
     seed: int  # for whatever else is random, such as dropout
 
-    def to(self, device: torch.device) -> MicroBatch:
-        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> MicroBatch:
-        return map_tensors(self, Tensor.pin_memory)
-
 
 class StepBatches(Dataset):
-    """What one process computes in each step: a list of micro-batches.
+    """What one process computes in each step: a packed list of micro-batches.
 
     Samples, task modes and noise depend on (seed, step) alone. Processes take contiguous slices of the global batch and
     cut them into micro-batches whose sizes differ by one at most.
@@ -69,9 +63,12 @@ class StepBatches(Dataset):
         self.share = self.batch_size // world
         self.parts = 1 if micro_batch is None else -(-self.share // micro_batch)
 
-    def loader(self, first: int, last: int, workers: int = 0, pin: bool = False) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of steps first .. last-1, prepared in order by `workers` processes (0: this one)."""
-        return iter(
+    def loader(self, first: int, last: int, workers: int = 0, pin: bool = False) -> Generator[Packed, None, None]:
+        """Packed lists of micro-batches for steps first .. last-1, prepared by `workers` processes (0: this one).
+
+        Close the generator when leaving it early: the workers end with it.
+        """
+        prepared = iter(
             DataLoader(
                 self,
                 batch_size=None,
@@ -82,12 +79,16 @@ class StepBatches(Dataset):
                 generator=torch.Generator(),  # else the loader would draw from the global one
             )
         )
+        try:
+            yield from prepared
+        finally:
+            del prepared  # ends the workers, also when an error keeps this frame alive
 
-    def __getitem__(self, numbered: tuple[int, list[Key]]) -> list[MicroBatch]:
+    def __getitem__(self, numbered: tuple[int, list[Key]]) -> Packed:
         step, keys = numbered
         modes = self._modes(step)[self.rank * self.share :][: self.share]
         bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
-        return [self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)]
+        return pack([self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)])
 
     def whole(self, step: int) -> list[tuple[int, int, TaskMode]]:
         """(index, seed, mode) of all samples of a step, those of other processes too."""
@@ -110,16 +111,3 @@ class StepBatches(Dataset):
         batch = self.dataset.__getitems__(keys)
         draws = self.policy.training_draws([seed for _, seed in keys], modes)
         return MicroBatch(batch, draws, self.policy.loss_weights(batch, draws), keys[0][1])
-
-
-def map_tensors(item: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply a function to every tensor in nested mappings, sequences and dataclasses."""
-    if isinstance(item, Tensor):
-        return function(item)
-    if isinstance(item, Mapping):
-        return {key: map_tensors(value, function) for key, value in item.items()}
-    if isinstance(item, (list, tuple)):
-        return type(item)(map_tensors(value, function) for value in item)
-    if is_dataclass(item):
-        return replace(item, **{part.name: map_tensors(getattr(item, part.name), function) for part in fields(item)})
-    return item

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +94,7 @@ class TrainingLoop:
         """Train to the end, or until a signal or the time budget; return which of them it was."""
         self.restore()
         first = self.step
-        self.last = last = min(self.training.steps, self.trainer.max_steps or self.training.steps)
+        self.last = last = max(first, min(self.training.steps, self.trainer.max_steps or self.training.steps))
         main, pin = self.accelerator.is_main_process, self.accelerator.device.type == "cuda"
         quiet = 1.0 if sys.stderr.isatty() else 30.0  # seconds between two drawings of the bar
         self.bar = tqdm(total=last, initial=first, unit="step", disable=not main, mininterval=quiet, dynamic_ncols=True)
@@ -103,8 +103,10 @@ class TrainingLoop:
         self.policy.train()
         stop = None
         try:
-            with StopSignals() as signals, self.bar:
-                for micro_batches in self.batches.loader(first, last, self.trainer.num_workers, pin):
+            loader = closing(self.batches.loader(first, last, self.trainer.num_workers, pin))
+            with self.bar, StopSignals() as signals, loader as steps:
+                for packed in steps:
+                    micro_batches = packed.unpack(self.accelerator.device)
                     weights, time_used, stop = self.agree(micro_batches, signals.received)
                     if stop:
                         break
@@ -136,10 +138,9 @@ class TrainingLoop:
 
         total = torch.zeros(len(self.terms) + 1, device=self.accelerator.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
-            on_device = micro_batch.to(self.accelerator.device)
             torch.manual_seed(micro_batch.seed)
             with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.forward):
-                losses = self.forward(on_device.batch, on_device.draws, weights)
+                losses = self.forward(micro_batch.batch, micro_batch.draws, weights)
                 # DDP averages gradients over processes; here they must add up.
                 self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
             zero = total.new_zeros(())
@@ -215,11 +216,14 @@ class TrainingLoop:
 
     def between_steps(self, due: Sequence[Periodic]) -> None:
         """Save when it is time, or when a score is about to be measured; then do what is due."""
-        began = time.perf_counter()
         due = [task for task in due if self.done.get(task.name) != self.step]
         every = self.trainer.checkpoint_every
         scored = any(self.trainer.monitor.startswith(f"{task.name}/") for task in due)
-        if scored or (every and self.step % every == 0):
+        saves = scored or (every is not None and self.step % every == 0)
+        if saves:
+            self.look_at_losses()
+        began = time.perf_counter()
+        if saves:
             self.save()
         if due:
             if self.records:

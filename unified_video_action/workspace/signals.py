@@ -6,6 +6,8 @@ import signal
 import threading
 from types import FrameType
 
+GRACE = 60  # seconds that a worker lives on after SIGTERM
+
 
 class StopSignals:
     """Context in which the first SIGTERM or SIGINT is only noted; a second SIGINT interrupts as usual.
@@ -35,6 +37,9 @@ class StopSignals:
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:
-    """For loader workers: a signal sent to the whole process group is the training process's to answer."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """For loader workers: a signal to the whole process group is the training process's to answer.
+
+    Until it has finished its step a worker goes on, yet not for ever: SIGTERM is also what ends a worker that hangs.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

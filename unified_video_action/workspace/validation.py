@@ -15,7 +15,7 @@ from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import resize
-from unified_video_action.workspace.batches import map_tensors
+from unified_video_action.workspace.packing import map_leaves
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.sheet import draw_sheet
 
@@ -64,7 +64,7 @@ class Validation:
             total[1] += float(valid.sum())
 
         for batch, frames in self._batches:
-            batch = map_tensors(batch, lambda tensor: tensor.to(self.policy.device))
+            batch = map_leaves(batch, Tensor, lambda tensor: tensor.to(self.policy.device))
             seeds = batch["seed"].tolist()
             for mode in self.modes:
                 draws = self.policy.training_draws(seeds, [mode] * len(seeds)).to(self.policy.device)
