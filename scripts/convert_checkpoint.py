@@ -100,7 +100,8 @@ def model_shapes(spec: Any, model: dict[str, Any]) -> dict[str, tuple[int, ...]]
 
     from unified_video_action.compat.tensors import shapes_of
     from unified_video_action.instantiate import build_dataclass
-    from unified_video_action.model.uva import UVA, ModelConfig
+    from unified_video_action.model.config import ModelConfig
+    from unified_video_action.model.uva import UVA
 
     with torch.device("meta"):
         return shapes_of(UVA(spec, build_dataclass(ModelConfig, model, "model")).state_dict())

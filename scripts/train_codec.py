@@ -5,8 +5,8 @@ python scripts/collect_demos.py --task pusht -n 80 --seed 1 --goal random --outp
 python scripts/train_codec.py --demos demos.zarr.zip demos_m.zarr.zip --output weights.safetensors
 
 The principal components of all patches of all frames: a closed form, so the same demonstrations give the same weights.
-When UVA_DATA_DIR is set the result is also measured on human demonstrations, which are never fitted. The figures go to a
-JSON file beside the weights.
+When UVA_DATA_DIR is set the result is also measured on human demonstrations, which are never fitted. The figures go to
+a JSON file beside the weights.
 """
 
 import argparse

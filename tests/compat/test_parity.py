@@ -14,11 +14,12 @@ from tests.reseed import GOLDEN, MODEL_SEED, VAE_SEED, reseed
 from unified_video_action.compat.reference_names import load_reference, reference_name
 from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import Sampler
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify
 from unified_video_action.model.masking import TrainingDraws
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
-from unified_video_action.model.uva import UVA, ModelConfig, Targets
+from unified_video_action.model.uva import UVA, Targets
 from unified_video_action.vae.kl import SCALE, AutoencoderKL, read_weights
 
 ABSOLUTE, RELATIVE, VAE_ABSOLUTE = 1e-4, 1e-4, 1e-3

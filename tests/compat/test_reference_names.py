@@ -20,7 +20,8 @@ from unified_video_action.compat.reference_names import (
 from unified_video_action.compat.reference_spec import infer_network, infer_spec
 from unified_video_action.compat.tensors import Shapes, shapes_of
 from unified_video_action.instantiate import build_dataclass
-from unified_video_action.model.uva import UVA, ModelConfig
+from unified_video_action.model.config import ModelConfig
+from unified_video_action.model.uva import UVA
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PUSHT = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)

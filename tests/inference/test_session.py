@@ -10,9 +10,8 @@ from torch import nn
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.inference.session import PolicySession
-from unified_video_action.model.heads import HeadConfig
-from unified_video_action.model.mar import TransformerConfig
-from unified_video_action.model.uva import UVA, ModelConfig
+from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
+from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
 from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, ModelSpec

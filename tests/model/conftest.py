@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from unified_video_action.model.heads import HeadConfig
+from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.inputs import ModelInputs
-from unified_video_action.model.mar import TransformerConfig
 from unified_video_action.model.masking import draw_training
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.model.uva import UVA, ModelConfig, Targets
+from unified_video_action.model.uva import UVA, Targets
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PLAIN = ModelSpec(Horizon(), LatentShape(4, 4, 4), action_dim=2, patch_size=2)

@@ -21,9 +21,10 @@ from torch import Tensor
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.workspace.batches import MicroBatch, StepBatches
+from unified_video_action.workspace.batches import StepBatches
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
+from unified_video_action.workspace.packing import Packed
 from unified_video_action.workspace.settings import TrainingSettings
 
 Times = dict[str, float]  # part -> seconds
@@ -154,10 +155,10 @@ def time_training(policy: UnifiedVideoActionPolicy, bench: Bench, training: Trai
         ema.update(policy.model, 1)
 
     def measure() -> Times:
-        micro_batches: list[MicroBatch] = []
+        packed: list[Packed] = []
         losses: dict[str, Tensor] = {}
-        times = {"masks and noise": bench.time(lambda: micro_batches.extend(next(loader)))}
-        (inputs,) = (each.to(bench.device) for each in micro_batches)
+        times = {"masks and noise": bench.time(lambda: packed.append(next(loader)))}
+        (inputs,) = packed[0].unpack(bench.device)
         with bench.autocast():
             times["forward"] = bench.time(lambda: losses.update(policy(inputs.batch, inputs.draws, inputs.weights)))
         times["backward"] = bench.time(lambda: losses["loss"].backward())

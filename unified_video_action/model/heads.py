@@ -1,43 +1,13 @@
 """Light diffusion heads that decode the joint latent: into frames, and into actions (paper, section III-C)."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unified_video_action.model.config import HeadConfig
 from unified_video_action.model.diffusion import Diffusion, Generators, Sampler
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """Size and diffusion of one head."""
-
-    width: int = 1024  # of the denoising network
-    depth: int = 6  # residual blocks
-    diffusion_steps: int = 1000  # length of the training chain
-    prediction: Literal["epsilon", "v", "sample"] = "epsilon"  # v and sample are beyond the paper
-    learned_variance: bool = True
-    noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
-    rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
-    chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
-    pool: int = 4  # actions: side of the grid that the trunk pools each frame to
-    sample_clamp: float | None = (
-        None  # bound on predicted x0 for every sampler; the paper: 1 for actions, none for video
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("width", "depth", "diffusion_steps", "noise_draws", "pool"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"HeadConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"HeadConfig.rows must be a positive integer or null, got {self.rows!r}")
-        if self.chunk not in ("rows", "vector"):
-            raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
-        if self.prediction not in ("epsilon", "v", "sample"):
-            raise ValueError(f"HeadConfig.prediction must be epsilon, v or sample, got {self.prediction!r}")
 
 
 class TimestepEmbedding(nn.Module):

@@ -3,7 +3,6 @@
 All tokens pass through both stacks; nothing is dropped, so masking only changes what a token says.
 """
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,35 +10,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unified_video_action.model.config import TransformerConfig
 from unified_video_action.model.inputs import InputStage, ModelInputs, Visibility, join_positions
 from unified_video_action.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Size of the encoder and decoder."""
-
-    dim: int = 768  # width of a token
-    encoder_depth: int = 12
-    decoder_depth: int = 12
-    heads: int = 12
-    mlp_ratio: float = 4.0
-    dropout: float = 0.1  # of projections and MLPs, in training
-    attention_dropout: float = 0.1  # of attention weights, in training
-    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more time
-    fused_attention: bool = (
-        True  # torch's scaled_dot_product_attention; False writes it out (faster for tiny CPU models)
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("dim", "encoder_depth", "decoder_depth", "heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"TransformerConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
-        if self.dim % self.heads:
-            raise ValueError(f"TransformerConfig.heads {self.heads} does not divide dim {self.dim}")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"TransformerConfig.{name} must lie in [0, 1), got {getattr(self, name)!r}")
 
 
 class Stack(nn.Module):

@@ -7,40 +7,13 @@ change what is masked, which noise is added, or which instruction is dropped.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from unified_video_action.model.config import MaskConfig, ModelConfig
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from unified_video_action.model.uva import ModelConfig
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Share of a frame's cells hidden in training: a truncated normal (paper, section IV; MAR)."""
-
-    mean: float = 1.0
-    std: float = 0.25
-    low: float = 0.7
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.low <= self.high <= 1:
-            raise ValueError(f"MaskConfig needs 0 < low <= high <= 1, got low {self.low!r} and high {self.high!r}")
-        if not self.std > 0:
-            raise ValueError(f"MaskConfig.std must be above 0, got {self.std!r}")
-
-    def ratio(self, generator: torch.Generator) -> float:
-        """One draw. Every sample has its own (the paper's code shares one in the batch)."""
-        bounds = (torch.tensor([self.low, self.high], dtype=torch.float64) - self.mean) / self.std
-        low, high = torch.special.ndtr(bounds)
-        uniform = torch.rand((), generator=generator, dtype=torch.float64)
-        drawn = self.mean + self.std * float(torch.special.ndtri(low + uniform * (high - low)))
-        return min(max(drawn, self.low), self.high)
 
 
 @dataclass
@@ -69,6 +42,15 @@ class TrainingDraws:
         )
 
 
+def mask_ratio(config: MaskConfig, generator: torch.Generator) -> float:
+    """Draw the share of cells to hide. Every sample has its own (the paper's code shares one in the batch)."""
+    bounds = (torch.tensor([config.low, config.high], dtype=torch.float64) - config.mean) / config.std
+    low, high = torch.special.ndtr(bounds)
+    uniform = torch.rand((), generator=generator, dtype=torch.float64)
+    drawn = config.mean + config.std * float(torch.special.ndtri(low + uniform * (high - low)))
+    return min(max(drawn, config.low), config.high)
+
+
 def spatial_order(cells: int, generator: torch.Generator | None) -> Tensor:
     """(cells,) a random order of a frame's cells, on the generator's device."""
     return torch.randperm(cells, generator=generator, device=None if generator is None else generator.device)
@@ -84,7 +66,7 @@ def generation_schedule(cells: int, iterations: int) -> list[int]:
 
 
 def draw_training(
-    spec: ModelSpec, config: "ModelConfig", seeds: Sequence[int], modes: Sequence[TaskMode]
+    spec: ModelSpec, config: ModelConfig, seeds: Sequence[int], modes: Sequence[TaskMode]
 ) -> TrainingDraws:
     """Draw a batch's randomness.
 
@@ -120,14 +102,14 @@ def draw_training(
     )
 
 
-def _draw_sample(spec: ModelSpec, config: "ModelConfig", seed: int, mode: TaskMode) -> dict[str, Tensor]:
+def _draw_sample(spec: ModelSpec, config: ModelConfig, seed: int, mode: TaskMode) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(int(seed) % 2**63)
     cells, frames = spec.tokens_per_frame, spec.horizon.future
     drawn = {"sees_text": torch.rand((), generator=generator) >= config.text_dropout}
 
     # The same cells are hidden in every frame.
     hidden = torch.zeros(cells, dtype=torch.bool)
-    hidden[spatial_order(cells, generator)[: math.ceil(cells * config.masking.ratio(generator))]] = True
+    hidden[spatial_order(cells, generator)[: math.ceil(cells * mask_ratio(config.masking, generator))]] = True
     if mode.future != "partial":
         hidden[:] = mode.future == "masked"
     drawn["masked"] = hidden.repeat(frames)  # (T*S,)

@@ -1,38 +1,19 @@
 """UVA: the joint latent of MAR, decoded by diffusion heads; one loss and one sampler for all task modes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import Generators, Sampler
-from unified_video_action.model.heads import ActionHead, HeadConfig, VideoHead
+from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
-from unified_video_action.model.mar import MAR, TransformerConfig
-from unified_video_action.model.masking import MaskConfig, TrainingDraws, generation_schedule, spatial_order
+from unified_video_action.model.mar import MAR
+from unified_video_action.model.masking import TrainingDraws, generation_schedule, spatial_order
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything about the network that is not a size of its data."""
-
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    video_head: HeadConfig = field(default_factory=HeadConfig)
-    action_head: HeadConfig = field(default_factory=HeadConfig)
-    masking: MaskConfig = field(default_factory=MaskConfig)
-    text_dropout: float = 0.1  # share of samples trained without their instruction
-    patch_size: int = 1  # latent cells along the side of a token
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.text_dropout <= 1:
-            raise ValueError(f"ModelConfig.text_dropout must lie in [0, 1], got {self.text_dropout!r}")
-        if self.video_head.chunk != "rows":
-            raise ValueError("ModelConfig.video_head.chunk must be rows: video tokens are denoised each on its own")
-        if self.action_head.rows is not None:
-            raise ValueError("ModelConfig.action_head.rows must be null: it concerns video tokens")
 
 
 @dataclass

@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import build_dataclass, instantiate
-from unified_video_action.model.uva import UVA, ModelConfig
+from unified_video_action.model.config import ModelConfig
+from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
 from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
+from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.model.uva import ModelConfig
 from unified_video_action.policy.build import build_policy
 from unified_video_action.policy.unified_video_action_policy import PolicyConfig
 from unified_video_action.spec import Horizon

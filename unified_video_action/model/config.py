@@ -1,0 +1,94 @@
+"""Everything about the network that is not a size of its data, each field documented where it stands."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of the encoder and decoder."""
+
+    dim: int = 768  # width of a token
+    encoder_depth: int = 12
+    decoder_depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    dropout: float = 0.1  # of projections and MLPs, in training
+    attention_dropout: float = 0.1  # of attention weights, in training
+    gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more time
+    fused_attention: bool = True  # torch's scaled_dot_product_attention; False writes it out (faster when tiny, on CPUs)
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "encoder_depth", "decoder_depth", "heads"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.dim % self.heads:
+            raise ValueError(f"TransformerConfig.heads {self.heads} does not divide dim {self.dim}")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"TransformerConfig.{name} must lie in [0, 1), got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Size and diffusion of one head."""
+
+    width: int = 1024  # of the denoising network
+    depth: int = 6  # residual blocks
+    diffusion_steps: int = 1000  # length of the training chain
+    prediction: Literal["epsilon", "v", "sample"] = "epsilon"  # v and sample are beyond the paper
+    learned_variance: bool = True
+    noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
+    rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
+    chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
+    pool: int = 4  # actions: side of the grid that the trunk pools each frame to
+    sample_clamp: float | None = (
+        None  # bound on predicted x0 for every sampler; the paper: 1 for actions, none for video
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "diffusion_steps", "noise_draws", "pool"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"HeadConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"HeadConfig.rows must be a positive integer or null, got {self.rows!r}")
+        if self.chunk not in ("rows", "vector"):
+            raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
+        if self.prediction not in ("epsilon", "v", "sample"):
+            raise ValueError(f"HeadConfig.prediction must be epsilon, v or sample, got {self.prediction!r}")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Share of a frame's cells hidden in training: a truncated normal (paper, section IV; MAR)."""
+
+    mean: float = 1.0
+    std: float = 0.25
+    low: float = 0.7
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high <= 1:
+            raise ValueError(f"MaskConfig needs 0 < low <= high <= 1, got low {self.low!r} and high {self.high!r}")
+        if not self.std > 0:
+            raise ValueError(f"MaskConfig.std must be above 0, got {self.std!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about the network that is not a size of its data."""
+
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    video_head: HeadConfig = field(default_factory=HeadConfig)
+    action_head: HeadConfig = field(default_factory=HeadConfig)
+    masking: MaskConfig = field(default_factory=MaskConfig)
+    text_dropout: float = 0.1  # share of samples trained without their instruction
+    patch_size: int = 1  # latent cells along the side of a token
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.text_dropout <= 1:
+            raise ValueError(f"ModelConfig.text_dropout must lie in [0, 1], got {self.text_dropout!r}")
+        if self.video_head.chunk != "rows":
+            raise ValueError("ModelConfig.video_head.chunk must be rows: video tokens are denoised each on its own")
+        if self.action_head.rows is not None:
+            raise ValueError("ModelConfig.action_head.rows must be null: it concerns video tokens")
