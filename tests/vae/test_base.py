@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from unified_video_action.spec import LatentShape
 from unified_video_action.vae.base import FrameCodec, Moments, resize
+from unified_video_action.vae.pusht_tiny import PushTTiny
+from unified_video_action.vae.tiny import TAEF2
 
 
 class Averages(FrameCodec):
@@ -116,3 +118,12 @@ def test_bad_frames_and_latents_are_named(frames: Tensor) -> None:
         codec.encode(frames.long())
     with pytest.raises(ValueError, match=r"expected \(B, T, 3, 2, 2\)"):
         codec.decode(torch.zeros(1, 1, 3, 4, 4))
+
+
+@pytest.mark.parametrize("codec", [PushTTiny, TAEF2])
+def test_an_untrained_codec_is_the_same_every_time_and_leaves_the_random_numbers_alone(codec):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    assert codec("random").key() == codec("random").key()
+    assert torch.equal(torch.rand(3), expected)

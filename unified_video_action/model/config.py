@@ -16,7 +16,7 @@ class TransformerConfig:
     dropout: float = 0.1  # of projections and MLPs, in training
     attention_dropout: float = 0.1  # of attention weights, in training
     gradient_checkpointing: bool = False  # recompute blocks in the backward pass: less memory, a third more time
-    fused_attention: bool = True  # torch's scaled_dot_product_attention; False writes it out (faster when tiny, on CPUs)
+    fused_attention: bool = True  # scaled_dot_product_attention; False writes it out: faster if tiny, on a CPU
 
     def __post_init__(self) -> None:
         for name in ("dim", "encoder_depth", "decoder_depth", "heads"):
@@ -42,9 +42,7 @@ class HeadConfig:
     rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
     chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
     pool: int = 4  # actions: side of the grid that the trunk pools each frame to
-    sample_clamp: float | None = (
-        None  # bound on predicted x0 for every sampler; the paper: 1 for actions, none for video
-    )
+    sample_clamp: float | None = None  # bound on predicted x0; None: the paper's, 1 for actions and none for video
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "diffusion_steps", "noise_draws", "pool"):

@@ -224,7 +224,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         future: Mapping[str, Tensor] | None = None,
         hide_history: bool | None = None,
     ) -> Generated:
-        inputs = self._observed(obs)
+        inputs = self._observed(obs, generator)
         if inputs.history.shape[1] != self.horizon.history:
             raise ValueError(
                 f"{self.observations.main}: {inputs.history.shape[1]} frames of history given, "
@@ -233,7 +233,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if actions is not None:
             inputs.actions = self._normalize_actions(actions.to(self.device), obs)
         if future is not None:
-            inputs.future = self._latents(future[self.observations.main])
+            inputs.future = self._latents(future[self.observations.main], generator)
         for_actions, for_frames = self.config.samplers(sampler)
         return self.model.sample(
             inputs,
@@ -246,16 +246,16 @@ class UnifiedVideoActionPolicy(BasePolicy):
             hide_history=hide_history,
         )
 
-    def _observed(self, obs: Observation) -> ModelInputs:
+    def _observed(self, obs: Observation, generator: Generators = None) -> ModelInputs:
         """The part of the inputs that is observed: history frames, states, instruction."""
         spec, names = self.model.spec, self.observations
         views = obs.get("latents") or obs
         for name in names.cameras:
             if name not in views:
                 raise ValueError(f"observation {name!r} is missing; given are {', '.join(map(str, views))}")
-        inputs = ModelInputs(self._latents(views[names.main]))
+        inputs = ModelInputs(self._latents(views[names.main], generator))
         if spec.wrist_input:
-            inputs.wrist_history = self._latents(views[names.wrist])
+            inputs.wrist_history = self._latents(views[names.wrist], generator)
         if spec.proprio_dim:
             inputs.proprio = torch.cat([self._state(name, obs) for name in names.low_dim], dim=-1)  # (B, P, d)
         if spec.history_actions and obs.get("history_action") is not None:
@@ -272,9 +272,9 @@ class UnifiedVideoActionPolicy(BasePolicy):
         state = obs[name].to(self.device)[:, -self.observations.low_dim_steps :]  # (B, P, d)
         return self.normalizer.normalize(name, state)
 
-    def _latents(self, frames: Tensor) -> Tensor:
+    def _latents(self, frames: Tensor, generator: Generators = None) -> Tensor:
         """Frames become latents; latents pass."""
-        return self.encode(frames) if frames.dtype == torch.uint8 else frames.to(self.device)
+        return self.encode(frames, generator) if frames.dtype == torch.uint8 else frames.to(self.device)
 
     def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
         """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""

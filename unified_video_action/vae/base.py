@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -50,6 +51,14 @@ def gaussian(like: Tensor, generator: Generators = None) -> Tensor:
         return torch.stack([gaussian(row, own) for row, own in zip(like, generator, strict=True)])
     device = generator.device if generator is not None else like.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+@contextmanager
+def untrained() -> Iterator[None]:
+    """For weights="random": what is made inside is the same every time, so a checkpoint finds its codec again."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 class FrameCodec(nn.Module, ABC):

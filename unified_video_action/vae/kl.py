@@ -11,7 +11,7 @@ from torch import Tensor
 from unified_video_action.compat import kl16
 from unified_video_action.compat.safe_pickle import load_checkpoint
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
-from unified_video_action.vae.base import FrameCodec, Moments
+from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
 
 SCALE = 0.2325  # latents of natural images come to about unit deviation
@@ -48,7 +48,7 @@ class AutoencoderKL(FrameCodec):
 
     Args:
         weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
-            kl16.ckpt in `$UVA_DATA_DIR/vae`; "random" leaves the network as initialised.
+            kl16.ckpt in `$UVA_DATA_DIR/vae`; "random" is an untrained network, the same every time.
         image_size: side of the square images that are encoded, in pixels.
         posterior: "mean" or "sample" (the paper samples, also at inference).
 
@@ -73,7 +73,8 @@ class AutoencoderKL(FrameCodec):
             self.network = network.to_empty(device=self.scale.device)
             load_exactly(self.network, read_weights(path), str(path))
         else:
-            self.network = build_network()
+            with untrained():
+                self.network = build_network()
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import fold, unfold
 
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
-from unified_video_action.vae.base import FrameCodec, Moments
+from unified_video_action.vae.base import FrameCodec, Moments, untrained
 
 NAME = Path(__file__).stem  # one name for this file, its weights and its configuration
 PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / f"{NAME}.safetensors"
@@ -30,7 +30,8 @@ class PushTTiny(FrameCodec):
     hardly be seen, and components of equal strength, most of which would be noise to a model that predicts them.
 
     Args:
-        weights: a safetensors file; None takes the one in the package; "random" gives random orthogonal components.
+        weights: a safetensors file; None takes the one in the package; "random" is random orthogonal
+            components, the same every time.
         image_size: side of the square images that are encoded, in pixels; fitted for 96.
         posterior: "mean" or "sample", which are the same here.
 
@@ -48,7 +49,9 @@ class PushTTiny(FrameCodec):
         values = 3 * PATCH**2
         self.register_buffer("scale", self.scale, persistent=True)  # (128, 1, 1)
         self.register_buffer("centre", torch.zeros(values))  # mean patch, channel first
-        self.register_buffer("components", torch.linalg.qr(torch.randn(values, CHANNELS))[0].T.contiguous())
+        with untrained():
+            components = torch.linalg.qr(torch.randn(values, CHANNELS))[0].T  # (128, 768)
+        self.register_buffer("components", components.contiguous())
         if weights != "random":
             path = Path(weights) if weights else PACKAGED_WEIGHTS
             if not path.is_file():

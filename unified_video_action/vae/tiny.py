@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unified_video_action.compat.taef2 import split_hub_names
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
-from unified_video_action.vae.base import FrameCodec, Moments
+from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.download import (
     TAEF2_FILE,
     TAEF2_REPOSITORY,
@@ -100,8 +100,8 @@ class TAEF2(FrameCodec):
 
     Args:
         weights: one safetensors file (as on the hub), or a folder with taef2_encoder.safetensors and
-            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub; "random" leaves the
-            network as initialised.
+            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub; "random" is an
+            untrained network, the same every time.
         image_size: side of the square images that are encoded, in pixels.
         posterior: "mean" or "sample"; the same here.
 
@@ -118,8 +118,8 @@ class TAEF2(FrameCodec):
         super().__init__(image_size, posterior, scale=[1 / deviation for deviation in DEVIATION], shift=MEAN)
         if weights and weights != "random" and not Path(weights).exists():
             raise missing(self.name, weights, TAEF2_URL)
-        self.encoder = build_encoder()
-        self.decoder = build_decoder()
+        with untrained():
+            self.encoder, self.decoder = build_encoder(), build_decoder()
         if weights != "random":
             path = Path(weights) if weights else in_data_folder("taef2", TAEF2_FILE)
             path = path or from_hub(self.name, TAEF2_REPOSITORY, TAEF2_FILE)
