@@ -57,3 +57,10 @@ def test_unknown_fields_and_bad_values_are_named():
         Normalizer({"action": {"scale": torch.tensor([0.0]), "offset": torch.tensor([0.0])}})
     with pytest.raises(ValueError, match="scale"):
         Normalizer.from_json('{"action": {"offset": [0]}}')
+
+
+def test_deviations_give_mean_0_and_deviation_1_and_centre_what_does_not_vary():
+    values = np.random.default_rng(0).normal([3, -1, 7], [2, 50, 0], size=(2000, 3)).astype(np.float32)
+    normalised = Normalizer.deviations({"action": values}).normalize("action", torch.from_numpy(values))
+    assert normalised.mean(0).abs().max() < 1e-4
+    assert torch.allclose(normalised.std(0), torch.tensor([1.0, 1.0, 0.0]), atol=1e-3)

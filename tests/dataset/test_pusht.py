@@ -260,6 +260,8 @@ def test_relative_actions_are_normalised_over_every_chunk(pusht_store):
     normalizer = dataset.fit_normalizer(relative_to="agent_pos")
     assert torch.allclose(normalizer.stats["action"]["min"], relative.amin(0))
     assert torch.allclose(normalizer.stats["action"]["max"], relative.amax(0))
+    normalised = normalizer.normalize("action", relative)  # (n, 2)
+    assert normalised.mean(0).abs().max() < 1e-4 and (normalised.std(0) - 1).abs().max() < 1e-2
     with pytest.raises(ValueError, match="relative_to='gripper'"):
         dataset.fit_normalizer("gripper")
 

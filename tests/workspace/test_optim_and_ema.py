@@ -53,7 +53,7 @@ def test_average_follows_the_schedule_of_diffusers():
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter))
         reference.step(module.parameters())
-        ema.update(module, update)
+        ema.update(update)
         for mine, theirs in zip(ema.weights, reference.shadow_params):
             torch.testing.assert_close(mine, theirs)
 
@@ -64,9 +64,9 @@ def test_weights_are_exchanged_and_come_back():
     original = module.weight.detach().clone()
     with torch.no_grad():
         module.weight.add_(1)
-    ema.update(module, 1)
+    ema.update(1)
     torch.testing.assert_close(ema.state_dict()["weight"], original + 0.5)
-    with ema.applied_to(module):
+    with ema.applied():
         torch.testing.assert_close(module.weight.detach(), original + 0.5)
     assert torch.equal(module.weight.detach(), original + 1)
     other = Ema(nn.Linear(3, 2), EmaSettings())

@@ -52,6 +52,22 @@ class Normalizer(nn.Module):
         return cls(fields)
 
     @classmethod
+    def deviations(cls, data: Mapping[str, np.ndarray | Tensor], range_eps: float = 1e-4) -> Normalizer:
+        """Fit each field to mean 0 and standard deviation 1: for values with long tails, which limits would squeeze.
+
+        Args:
+            data: name -> values (..., D).
+            range_eps: a dimension that varies by less is centred on 0 with scale 1.
+        """
+        fields = {}
+        for name, values in data.items():
+            stats = _statistics(name, values)
+            flat = stats["max"] - stats["min"] < range_eps
+            scale = 1 / torch.where(flat, torch.ones_like(stats["std"]), stats["std"])
+            fields[name] = {"scale": scale, "offset": -scale * stats["mean"], **stats}
+        return cls(fields)
+
+    @classmethod
     def identity(cls, dims: Mapping[str, int]) -> Normalizer:
         """Leave each field (name -> D) as it is."""
         return cls({name: {"scale": torch.ones(dim), "offset": torch.zeros(dim)} for name, dim in dims.items()})

@@ -233,15 +233,17 @@ class WindowDataset(Dataset):
         """Limits of actions and states over all episodes, the held-out ones included (as the paper's code does).
 
         Args:
-            relative_to: low-dim name that the policy's actions are relative to (its newest value), or None.
+            relative_to: low-dim name that the policy's actions are relative to (its newest value), or None. Relative
+                actions have long tails: they are normalised by their deviation.
         """
-        data = {name: values for name, values in self._low_dim.items()}
-        actions = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
-        if actions:
-            return Normalizer.limits({"action": np.concatenate(actions), **data})
-        log.info("no source has actions: they are left as they are by the normaliser")
-        states = Normalizer.limits(data)
-        return Normalizer({**Normalizer.identity({"action": self.action_dim}).fields(), **states.fields()})
+        chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
+        if not chunks:
+            log.info("no source has actions: they are left as they are by the normaliser")
+            actions = Normalizer.identity({"action": self.action_dim})
+        else:
+            fit = Normalizer.limits if relative_to is None else Normalizer.deviations
+            actions = fit({"action": np.concatenate(chunks)})
+        return Normalizer({**actions.fields(), **Normalizer.limits(self._low_dim).fields()})
 
     def _all_actions(self, number: int, relative_to: str | None) -> np.ndarray:
         """(n, D) actions of a table; relative ones once for every chunk that they belong to."""

@@ -20,7 +20,8 @@ class Ema:
     def __init__(self, module: nn.Module, settings: EmaSettings) -> None:
         self.settings = settings
         self.names = [name for name, _ in module.named_parameters()]
-        self.weights = [parameter.detach().clone().float() for parameter in module.parameters()]
+        self.parameters = [parameter.detach() for parameter in module.parameters()]  # they share the module's memory
+        self.weights = [parameter.clone().float() for parameter in self.parameters]
 
     def decay(self, update: int) -> float:
         """Decay of update number 1, 2, ..."""
@@ -29,19 +30,18 @@ class Ema:
         return min(self.settings.max_decay, 1 - update**-self.settings.power)
 
     @torch.no_grad()
-    def update(self, module: nn.Module, update: int) -> None:
-        torch._foreach_lerp_(self.weights, [p.detach() for p in module.parameters()], 1 - self.decay(update))
+    def update(self, update: int) -> None:
+        torch._foreach_lerp_(self.weights, self.parameters, 1 - self.decay(update))
 
     @contextmanager
-    def applied_to(self, module: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Within the context the module computes with the averaged weights."""
-        parameters = [parameter.detach() for parameter in module.parameters()]
-        kept = [parameter.clone() for parameter in parameters]
-        torch._foreach_copy_(parameters, self.weights)
+        kept = [parameter.clone() for parameter in self.parameters]
+        torch._foreach_copy_(self.parameters, self.weights)
         try:
             yield
         finally:
-            torch._foreach_copy_(parameters, kept)
+            torch._foreach_copy_(self.parameters, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(zip(self.names, self.weights))

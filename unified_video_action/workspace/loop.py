@@ -83,6 +83,7 @@ class TrainingLoop:
         self.policy, self.model = policy, policy.model
         self.forward = accelerator.prepare_model(policy)
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
+        self.parameters = list(self.model.parameters())
         self.ema = Ema(self.model, training.ema)
         self.step = 0  # optimiser steps done
         self.saved: int | None = None  # step of the newest checkpoint
@@ -147,12 +148,12 @@ class TrainingLoop:
             total += torch.stack([losses.get(name, zero).detach() for name in ("loss", *self.terms)])
         norm = total.new_full((1,), math.nan)
         if self.training.optimizer.clip is not None:
-            norm[0] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.training.optimizer.clip)
+            norm[0] = self.accelerator.clip_grad_norm_(self.parameters, self.training.optimizer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.unread.append((self.step, torch.cat([total, norm])))
         self.step += 1
-        self.ema.update(self.model, self.step)
+        self.ema.update(self.step)
 
     def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, float], float, str | None]:
         """What all processes must know alike before a step.
@@ -235,7 +236,7 @@ class TrainingLoop:
     def _carry_out(self, due: Sequence[Periodic]) -> None:
         metrics: dict[str, float] = {}
         self.policy.eval()
-        with self.ema.applied_to(self.model), self.accelerator.autocast():
+        with self.ema.applied(), self.accelerator.autocast():
             for task in due:
                 metrics |= {f"{task.name}/{name}": value for name, value in task.run(self.step, self.records).items()}
         self.policy.train()

@@ -10,8 +10,8 @@ from torch.nn.functional import interpolate
 
 TILE = 96  # smallest side of a frame, pixels
 GAP = 3
-LABELS = 74  # width of the column of labels
-PAPER, INK, FAINT = (255, 255, 255), (30, 33, 40), (120, 126, 138)
+LABELS, HEADING = 74, 22  # width of the column and height of the line of labels
+PAPER, INK, FAINT = (226, 229, 234), (30, 33, 40), (95, 101, 113)
 
 
 def draw_sheet(path: Path, history: Tensor, future: Tensor, imagined: Tensor, is_pad: Tensor) -> None:
@@ -23,24 +23,27 @@ def draw_sheet(path: Path, history: Tensor, future: Tensor, imagined: Tensor, is
     """
     from PIL import Image, ImageDraw
 
-    true = torch.cat([history, future], dim=1)  # (B, H+F, 3, S, S)
-    unseen = torch.full_like(history, 255)  # history is not repeated below itself
-    made = torch.cat([unseen, imagined], dim=1)  # (B, H+F, 3, S, S)
-    pale = torch.cat([torch.zeros(len(history), history.shape[1], dtype=torch.bool), is_pad], dim=1)  # (B, H+F)
-    scale = max(1, -(-TILE // true.shape[-1]))
-    side = true.shape[-1] * scale
-    steps = true.shape[1]
-    sheet = Image.new("RGB", (LABELS + steps * (side + GAP) + GAP, len(true) * (2 * side + 3 * GAP) + 22), PAPER)
+    seen, steps = history.shape[1], history.shape[1] + future.shape[1]
+    scale = max(1, -(-TILE // history.shape[-1]))
+    side = history.shape[-1] * scale
+    block = 2 * side + 4 * GAP  # height of a sample's two rows
+    sheet = Image.new("RGB", (LABELS + steps * (side + GAP) + GAP, HEADING + len(history) * block), PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((LABELS, 5), "history", FAINT)
-    pen.text((LABELS + history.shape[1] * (side + GAP), 5), "future", FAINT)
-    for sample in range(len(true)):
-        for line, (label, frames) in enumerate({"recorded": true, "imagined": made}.items()):
-            top = 22 + sample * (2 * side + 3 * GAP) + line * (side + GAP)
-            pen.text((6, top + side // 2 - 5), label, INK)
-            images = interpolate(frames[sample].float(), scale_factor=float(scale), mode="nearest")  # (H+F, 3, s, s)
-            images = torch.where(pale[sample, :, None, None, None], 170 + images / 3, images).to(torch.uint8)
-            for step, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-                sheet.paste(Image.fromarray(image), (LABELS + step * (side + GAP), top))
+    pen.text((LABELS + seen * (side + GAP), 5), "future", FAINT)
+
+    def draw_row(label: str, frames: Tensor, pale: Tensor, first: int, top: int) -> None:
+        """Frames uint8 (T, 3, S, S) from column `first` on."""
+        pen.text((8, top + side // 2 - 5), label, INK)
+        images = interpolate(frames.float(), scale_factor=float(scale), mode="nearest")  # (T, 3, s, s)
+        images = torch.where(pale[:, None, None, None], 170 + images / 3, images).to(torch.uint8)
+        for step, image in enumerate(images.permute(0, 2, 3, 1).numpy(), start=first):
+            sheet.paste(Image.fromarray(image), (LABELS + step * (side + GAP), top))
+
+    for sample, pale in enumerate(is_pad):
+        top = HEADING + sample * block
+        draw_row("recorded", history[sample], torch.zeros(seen, dtype=torch.bool), 0, top)
+        draw_row("recorded", future[sample], pale, seen, top)
+        draw_row("imagined", imagined[sample], pale, seen, top + side + GAP)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
