@@ -33,7 +33,7 @@ CONFIG = {
         },
     },
     "model": {
-        "patch_size": 4,
+        "patch_size": 2,
         "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
         "video_head": HEAD,
         "action_head": HEAD,
@@ -127,10 +127,12 @@ def test_the_default_output_lies_in_the_run(checkpoint: Path, run_folder: Path, 
         (["--output", "."], "exists already; choose another with --output"),
     ],
 )
-def test_mistakes_are_named(checkpoint: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch):
+def test_mistakes_are_named(
+    checkpoint: Path, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     monkeypatch.chdir(checkpoint)
     with pytest.raises(SystemExit) as stopped:
-        call(monkeypatch, "--checkpoint", checkpoint, *arguments)
+        call(monkeypatch, "--checkpoint", checkpoint, "--output", tmp_path / "new", *arguments)
     assert message in str(stopped.value)
 
 

@@ -152,7 +152,7 @@ def time_training(policy: UnifiedVideoActionPolicy, bench: Bench, training: Trai
     def update() -> None:
         optimizer.step()
         optimizer.zero_grad()
-        ema.update(policy.model, 1)
+        ema.update(1)
 
     def measure() -> Times:
         packed: list[Packed] = []
