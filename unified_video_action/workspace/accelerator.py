@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
     if settings.precision == "fp16" and cpu:
         raise ValueError("trainer.precision=fp16 needs a CUDA device; take bf16 or no")
     AcceleratorState._reset_state()  # accelerate keeps one per process; a sweep runs several trainings in one
+    atexit.register(close_process_group)
     return Accelerator(
         cpu=cpu,
         mixed_precision=settings.precision,
@@ -39,3 +41,9 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
+
+
+def close_process_group() -> None:
+    """Part from the other processes in order; threads of an open group may abort the process when Python exits."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
