@@ -44,9 +44,8 @@ class Normalizer(nn.Module):
         fields = {}
         for name, values in data.items():
             stats = _statistics(name, values)
-            extent = stats["max"] - stats["min"]
-            flat = extent < range_eps
-            scale = torch.where(flat, torch.ones_like(extent), 2 / torch.where(flat, torch.ones_like(extent), extent))
+            flat, extent = _extent(stats, range_eps)
+            scale = torch.where(flat, torch.ones_like(extent), 2 / extent)
             offset = torch.where(flat, -stats["min"], -1 - scale * stats["min"])
             fields[name] = {"scale": scale, "offset": offset, **stats}
         return cls(fields)
@@ -62,7 +61,7 @@ class Normalizer(nn.Module):
         fields = {}
         for name, values in data.items():
             stats = _statistics(name, values)
-            flat = stats["max"] - stats["min"] < range_eps
+            flat, _ = _extent(stats, range_eps)
             scale = 1 / torch.where(flat, torch.ones_like(stats["std"]), stats["std"])
             fields[name] = {"scale": scale, "offset": -scale * stats["mean"], **stats}
         return cls(fields)
@@ -123,6 +122,13 @@ def _vector(name: str, part: str, values: Tensor) -> Tensor:
     if vector.ndim != 1:
         raise ValueError(f"normaliser field {name!r}: {part} has shape {tuple(vector.shape)}, expected (D,)")
     return vector
+
+
+def _extent(stats: Mapping[str, Tensor], range_eps: float) -> tuple[Tensor, Tensor]:
+    """Which dimensions hardly vary (D,), and the range of each (D,), 1 where it hardly varies."""
+    extent = stats["max"] - stats["min"]
+    flat = extent < range_eps
+    return flat, torch.where(flat, torch.ones_like(extent), extent)
 
 
 def _statistics(name: str, values: np.ndarray | Tensor) -> dict[str, Tensor]:

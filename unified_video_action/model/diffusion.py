@@ -7,7 +7,7 @@ diffusers for few steps.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -61,9 +61,6 @@ class Sampler:
                 f"sampler {text!r}: expected a kind and a step count, such as ancestral100, ddim10 or dpm16"
             )
         return cls(kind, int(steps))
-
-    def with_steps(self, steps: int) -> "Sampler":
-        return replace(self, steps=steps)
 
 
 def cosine_betas(steps: int) -> np.ndarray:
