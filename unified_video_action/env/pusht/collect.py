@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv
 from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
 from unified_video_action.env.pusht.renderer import render_states
 
@@ -26,7 +26,11 @@ class Episode:
 
 @dataclass(frozen=True)
 class Collector:
-    """Calling it with an attempt number gives that attempt's episode; the same one in any process and any order."""
+    """Calling it with an attempt number gives that attempt's episode; the same one in any process and any order.
+
+    A disturbance leads the expert off its way while its own choices are what is recorded, so that a policy learns the
+    way back (DART, Laskey et al. 2017). Such an episode's actions do not replay to its states.
+    """
 
     seed: int = 0
     goal: str = "fixed"  # one of GOALS
@@ -35,12 +39,15 @@ class Collector:
     action_noise: float = 1.0  # this and the next two as in Variety
     choice: float = 4.0
     mistakes: float = 0.05
+    disturbance: float = 0.0  # pixels, standard deviation of a slow drift of what is done, but not of what is recorded
 
     def __post_init__(self) -> None:
         if self.goal not in GOALS:
             raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        if self.disturbance < 0:
+            raise ValueError(f"disturbance must be >= 0, got {self.disturbance}")
         self.variety()
 
     def variety(self) -> Variety:
@@ -54,10 +61,12 @@ class Collector:
         expert = ScriptedExpert(goal, expert_seed, self.variety())
         _, info = env.reset(seed=start_seed)
         states, actions, coverage, success = [], [], info["coverage"], info["is_success"]
+        drift = np.zeros(2)
         while not success and len(actions) < self.max_steps:
             states.append(info["state"])
             actions.append(expert.act(info["state"]))
-            _, _, success, _, info = env.step(actions[-1])
+            drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
+            _, _, success, _, info = env.step(np.clip(actions[-1] + drift, 0, TABLE_SIZE).astype(np.float32))
             coverage = max(coverage, info["coverage"])
         if not success or not actions:  # nothing can be learnt from a start on the goal
             return Episode({}, goal, coverage, success=False)
