@@ -150,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--action-noise", type=float, help="pixels of slow drift on every action")
     parser.add_argument("--choice", type=float, help="how freely the expert chooses among good plans, in control steps")
     parser.add_argument("--mistakes", type=float, help="chance of a random move that the expert then makes good")
-    parser.add_argument("--disturbance", type=float, help="pixels of slow drift on what is done, not on what is recorded")
+    parser.add_argument("--disturbance", type=float, help="pixels of slow drift in what is done but not recorded")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     variety = {name: getattr(options, name) for name in ("action_noise", "choice", "mistakes", "disturbance")}

@@ -59,7 +59,7 @@ def test_a_run_its_continuation_and_what_it_writes(tmp_path, pusht_store):
         (["--config-name=uva_pusht_mini", "trainer.max_step=5"], "Key 'max_step' is not in struct"),
         (
             ["--config-name=uva_pusht_mini", "trainer.precision=half"],
-            "TrainerSettings.precision must be no, bf16 or fp16",
+            "TrainerSettings.precision must be auto, no, bf16 or fp16",
         ),
         (["--config-name=uva_pusht_mini", "task.dataset.paths=/nowhere/x.zip"], "/nowhere/x.zip"),
     ],

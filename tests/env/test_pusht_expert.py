@@ -128,3 +128,16 @@ def test_the_collector_keeps_no_failure() -> None:
     assert not episode.success and not episode.arrays
     with pytest.raises(ValueError, match="goal must be one of fixed, random, got 'sideways'"):
         Collector(goal="sideways")
+
+
+def test_a_disturbance_is_done_but_not_recorded() -> None:
+    episode = Collector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
+    assert episode.success
+    state, action = episode.arrays["state"], episode.arrays["action"]
+    env = PushTEnv(observe_image=False)
+    env.reset(options={"state": state[0]})
+    reached = np.array([env.step(each)[-1]["state"] for each in action[:20]])
+    apart = np.abs(reached[:, :2] - state[1:21, :2]).max(axis=1)
+    assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"
+    with pytest.raises(ValueError, match="disturbance must be >= 0, got -1"):
+        Collector(disturbance=-1)

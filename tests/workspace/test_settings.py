@@ -3,6 +3,7 @@
 import pytest
 
 from unified_video_action.instantiate import build_dataclass
+from unified_video_action.workspace.accelerator import precision_on
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 
 
@@ -31,7 +32,7 @@ def test_training(change, message):
     ("change", "message"),
     [
         ({"max_steps": "five"}, "TrainerSettings.max_steps must be a positive integer or null, got 'five'"),
-        ({"precision": "fp8"}, "TrainerSettings.precision must be no, bf16 or fp16, got 'fp8'"),
+        ({"precision": "fp8"}, "TrainerSettings.precision must be auto, no, bf16 or fp16, got 'fp8'"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a GPU"),
         ({"log_every": 0}, "TrainerSettings.log_every must be a positive integer"),
         ({"epochs": 3}, "trainer.epochs: TrainerSettings has no such field"),
@@ -41,6 +42,17 @@ def test_trainer(change, message):
     with pytest.raises(ValueError) as caught:
         build_dataclass(TrainerSettings, change, "trainer")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("native", [True, False])
+def test_automatic_precision_is_bf16_only_where_the_device_computes_in_it(monkeypatch, caplog, device, native):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
+    assert precision_on(device, "auto") == ("bf16" if native else "no")
+    assert precision_on(device, "no") == "no" and not caplog.records
+    assert precision_on(device, "bf16") == "bf16"
+    assert ("only imitates it" in caplog.text) is not native
 
 
 def test_the_missing_key_is_named():

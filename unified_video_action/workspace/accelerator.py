@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,9 @@ from unified_video_action.workspace.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+logger = logging.getLogger(__name__)
 
 
 def build_accelerator(settings: TrainerSettings) -> Accelerator:
@@ -33,7 +37,7 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
     atexit.register(close_process_group)
     return Accelerator(
         cpu=cpu,
-        mixed_precision=settings.precision,
+        mixed_precision=precision_on("cpu" if cpu else "cuda", settings.precision),
         kwargs_handlers=[
             # A process's share of a batch need not hold every task mode, so some heads may have no gradient in it.
             DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True),
@@ -41,6 +45,18 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
+
+
+def precision_on(device: str, wanted: str) -> str:
+    """What `trainer.precision` means on a device: `auto` is bf16 where the hardware computes in it, else no."""
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_computes_in_bf16()
+    if wanted == "bf16" and not native:
+        logger.warning("trainer.precision=bf16, but this device only imitates it: `no` will be many times faster")
+    return ("bf16" if native else "no") if wanted == "auto" else wanted
+
+
+def _cpu_computes_in_bf16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported()  # no public function says so; a CPU with AMX has it too
 
 
 def close_process_group() -> None:

@@ -74,7 +74,7 @@ class TrainerSettings:
     max_steps: int | None = None  # stop after this step, short of training.steps; the schedule stays as it is
     time_budget_minutes: float | None = None  # end the schedule within this time, earlier parts of the run included
     device: str = "auto"  # auto (an accelerator if there is one), cpu or cuda
-    precision: str = "no"  # no (float32), bf16 or fp16
+    precision: str = "no"  # no (float32), bf16, fp16, or auto: bf16 where the device computes in it, else float32
     num_workers: int = 0  # processes that prepare batches; 0: the training process does
     micro_batch: int | None = None  # most samples on a device at once; larger batches accumulate gradients
     resume: bool = True  # continue from the newest checkpoint in output_dir, if there is one
@@ -101,7 +101,7 @@ class TrainerSettings:
             _require(self, name, lambda x: x >= 0, ">= 0")
         _require(self, "time_budget_minutes", lambda x: x is None or x > 0, "above 0, or null")
         _require(self, "device", lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda")
-        _require(self, "precision", lambda x: x in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+        _require(self, "precision", lambda x: x in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16")
         _require(self, "monitor_mode", lambda x: x in ("max", "min"), "max or min")
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("TrainerSettings.precision fp16 needs a GPU; take bf16 or no with trainer.device=cpu")
