@@ -1,6 +1,7 @@
 """Evaluate a checkpoint in the simulator it was trained for.
 
     python eval_sim.py --checkpoint outputs/my_run/checkpoints/latest --n-episodes 50
+    torchrun --nproc-per-node 8 eval_sim.py --checkpoint ...       several GPUs share the episodes
 
 Writes results.json (every episode, and what made it), films/*.mp4 and report.html into the output folder.
 """
@@ -32,7 +33,6 @@ def parse_arguments() -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Build the policy, its runner and the options of the run; mistakes in the arguments are found here."""
     from unified_video_action.env_runner import preparation
-    from unified_video_action.instantiate import instantiate
     from unified_video_action.model.diffusion import Sampler
     from unified_video_action.policy.build import load_policy
 
@@ -42,18 +42,16 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     run, name = preparation.run_folder(args.checkpoint), args.checkpoint.resolve().name
     output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
     preparation.require_new(output)
-    asked = {"n_episodes": args.n_episodes, "n_envs": args.n_envs, "start_seed": args.seed}
-    settings = config["task"]["env_runner"] | {key: value for key, value in asked.items() if value is not None}
-    runner = instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
+    runner = preparation.build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := preparation.choose_device(args.device))
-    facts = {"checkpoint": name, "weights": args.weights, "sampler": args.sampler or policy.config.sampler}
+    facts = {"checkpoint": name, "weights": args.weights, "digest": preparation.weights_digest(policy)}
     return policy, runner, {
         "output_dir": output,
         "sampler": args.sampler,
         "films": args.films,
         "imagine": preparation.learns_frames(config),
         "title": f"{config.get('name', run.name)}: evaluation",
-        "facts": facts | {"device": device},
+        "facts": facts | {"sampler": args.sampler or policy.config.sampler, "device": device},
         "config": config,
         "training_log": run / "metrics.jsonl",
     }  # fmt: skip
@@ -61,17 +59,20 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
 
 def main() -> None:
     args = parse_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        policy, runner, options = prepare(args)
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
-        sys.exit(f"eval_sim.py: {error}")
-    try:
-        metrics = runner.run(policy, **options)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    from unified_video_action.env_runner import processes
+
+    with processes.joined() as first:
+        logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+        try:
+            policy, runner, options = prepare(args)
+        except (FileNotFoundError, FileExistsError, ValueError) as error:
+            sys.exit(f"eval_sim.py: {error}")
+        try:
+            metrics = runner.run(policy, **options)
+        except KeyboardInterrupt:
+            sys.exit(130)
     for name, value in metrics.items():
-        logging.info("%-18s %s", name, f"{value:.4f}" if isinstance(value, float) else value)
+        logging.info("%-24s %s", name, f"{value:.4f}" if isinstance(value, float) else value)
     logging.info("report: %s", options["output_dir"] / "report.html")
 
 

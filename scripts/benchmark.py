@@ -3,7 +3,11 @@
     python scripts/benchmark.py --config-name uva_pusht_small
     python scripts/benchmark.py --checkpoint outputs/run/checkpoints/latest --sampler ddim10 --json times.json
     python scripts/benchmark.py --config-name uva_pusht --device cuda --precision bf16 vae.weights=random
-    python scripts/benchmark.py --config-name uva_pusht_mini --only loader --workers 2
+    python scripts/benchmark.py --config-name uva_pusht --only training training.batch_size=2 vae.weights=random
+    python scripts/benchmark.py --config-name uva_pusht_mini --only loader --workers 1
+    torchrun --nproc-per-node 2 scripts/benchmark.py --config-name uva_pusht_mini --only scaling
+    python scripts/benchmark.py --config-name uva_pusht_mini --only steadiness --calls 10000
+    python scripts/benchmark.py --config-name uva_pusht --compare naive --repeats 5 --json naive.json vae.weights=random
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
 first where there is none. Where Hydra is not installed, --config takes the configuration that
@@ -16,6 +20,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unified_video_action.dataset.window_dataset import WindowDataset
-    from unified_video_action.evaluation.timing import Rows
+    from unified_video_action.evaluation.timing import Bench
     from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 log = logging.getLogger("benchmark")
-PARTS = ("latency", "training", "loader")
+PARTS = ("latency", "training", "loader", "scaling", "steadiness")
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
 
 
@@ -88,14 +93,24 @@ def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def shown(value: Any) -> str:
+    """A figure as text, to four digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, show tables on the way, and return everything."""
     import torch
 
     from unified_video_action.env_runner.results import git_commit, machine, versions
-    from unified_video_action.evaluation.timing import Bench, time_latency, time_loader, time_training
+    from unified_video_action.evaluation.floors import floors
+    from unified_video_action.evaluation.inference_timing import peak_memory, time_steadiness
+    from unified_video_action.evaluation.timing import Bench, time_latency
+    from unified_video_action.evaluation.training_timing import time_loader, time_scaling, time_training
     from unified_video_action.instantiate import build_dataclass
-    from unified_video_action.workspace.settings import TrainingSettings
+    from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -120,26 +135,58 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     log.info("\n".join(f"{name}: {value}" for name, value in where.items()))
     log.info("model: %.2f M parameters, %d video tokens", parameters / 1e6, policy.model.spec.tokens)
     log.info("sampler: %s for actions, %s for frames", *samplers)
+    image = tuple(config["task"]["shape_meta"]["obs"][policy.observations.main]["shape"][1:])
+    if options.compare:
+        return results | compare(policy, bench, image, trained=options.checkpoint is not None)
+    if "steadiness" in options.only:
+        steady = results["steadiness"] = time_steadiness(policy, bench, image, options.calls, options.sampler)
+        log.info("\nSteadiness over %d plans with remembered frames", options.calls)
+        log.info("\n".join(f"{name}: {value:.3f}" for name, value in steady.items()))
     if "latency" in options.only:
-        image = config["task"]["shape_meta"]["obs"][policy.observations.main]["shape"][1:]
-        results["latency_ms"] = time_latency(policy, bench, tuple(image), options.batch, options.sampler)
+        results["latency_ms"] = time_latency(policy, bench, image, options.batch, options.sampler)
+        results["floor_ms"] = floors(policy, image, options.precision, options.batch, options.sampler)
         log.info("\nLatency in ms, for %d environments at a time, over %d repeats", options.batch, options.repeats)
         for title, rows in results["latency_ms"].items():
             log.info("\n%s", table(title, rows))
     training = build_dataclass(TrainingSettings, config["training"], "training")
-    training = dataclasses.replace(training, batch_size=options.training_batch or training.batch_size)
-    size = training.batch_size
-    throughput: dict[str, Callable[[], Rows]] = {
-        "training": lambda: time_training(policy, bench, training),
+    trainer = build_dataclass(TrainerSettings, config.get("trainer", {}), "trainer")
+    at_once = min(training.batch_size, trainer.micro_batch or training.batch_size)  # as training does
+    training = dataclasses.replace(training, batch_size=options.training_batch or at_once)
+    trainer = dataclasses.replace(trainer, device=bench.device.type, precision=options.precision)
+    throughput: dict[str, Callable[[], dict[str, Any]]] = {
+        "training": lambda: time_training(policy, bench, training, options.workers, trainer.compile),
         "loader": lambda: time_loader(policy, bench, training, open_data(config, policy), options.workers),
+        "scaling": lambda: time_scaling(policy, bench, training, trainer),
     }
     for part in (part for part in throughput if part in options.only):
-        rows = throughput[part]()
-        rate = 1000 * size / rows["total"]["median"]
-        results[part] = {"batch": size, "samples_per_second": rate, "ms": rows}
-        log.info("\n%s", table(f"{part}, ms per batch of {size}", rows))
-        log.info("%.1f samples a second", rate)
+        measured = results[part] = throughput[part]()
+        log.info("\n%s", table(f"{part}, ms per batch of {training.batch_size}", measured["ms"]))
+        log.info("\n".join(f"{name}: {shown(value)}" for name, value in measured.items() if name != "ms"))
+    results["peak_memory_mib"] = peak_memory(bench.device)
     return results
+
+
+def compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], trained: bool) -> dict[str, Any]:
+    """The session against the same pipeline without its measures, in turns."""
+    from unified_video_action.evaluation.inference_timing import compare_naive, peak_memory, wake
+
+    if not trained:
+        wake(policy)
+    compared = compare_naive(policy, bench, image)
+    frames = next(iter(compared.values()))
+    log.info(
+        "\nOne environment in the steady state: after %d executed actions %d of %d history frames are new, the others "
+        "are remembered. Medians of %d plans each way, in turns. The naive pipeline encodes all frames.",
+        policy.action_steps, frames["new_frames"], frames["history_frames"], bench.repeats,
+    )  # fmt: skip
+    for name, row in compared.items():
+        log.info(
+            "%-10s fast %.1f ms, naive %.1f ms, ratio %.3f, largest difference of normalised actions %.1e",
+            name, row["fast_ms"], row["naive_ms"], row["ratio"], row["max_abs_diff"],
+        )  # fmt: skip
+    memory = peak_memory(bench.device)
+    log.info("peak memory, both pipelines in one process: %.0f MiB", memory)
+    return {**compared, "peak_memory_mib": memory}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -149,11 +196,15 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--config", type=Path, help="a resolved configuration file")
     what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
+    parser.add_argument("--compare", choices=("naive",), help="only time plans with and without what makes them fast")
+    parser.add_argument("--calls", type=int, default=1000, help="plans of the steadiness part (default: 1000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
     parser.add_argument("--batch", type=int, default=1, help="environments that are planned for at a time")
-    parser.add_argument("--training-batch", type=int, help="samples of a training step (default: the configuration's)")
+    parser.add_argument(
+        "--training-batch", type=int, help="samples of a training step (default: one micro-batch of the configuration)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="loader processes; 0: none (default)")
     parser.add_argument("--sampler", help="kind and steps: ancestral100, ddim10, dpm16 (default: the configuration's)")
     parser.add_argument("--repeats", type=int, default=20)
@@ -162,14 +213,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
     options = parser.parse_intermixed_args(arguments)
     options.only = options.only or ["latency", "training"]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:
-        if options.repeats < 1 or options.batch < 1 or options.warmup < 0:
-            raise ValueError("--repeats and --batch must be at least 1, --warmup at least 0")
+        if options.repeats < 1 or options.batch < 1 or options.warmup < 0 or options.calls < 10:
+            raise ValueError("--repeats and --batch must be at least 1, --warmup at least 0, --calls at least 10")
         results = benchmark(options)
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    if options.json:
+    if options.json and first:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
         log.info("\nWritten to %s", options.json)
 

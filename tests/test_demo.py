@@ -1,4 +1,4 @@
-"""scripts/demo.py: where demonstrations come from, and the whole way at a tiny size."""
+"""scripts/demo.py: what comes first, how long it trains, and the whole way at a tiny size."""
 
 import json
 import os
@@ -18,44 +18,32 @@ SCRIPT = ROOT / "scripts" / "demo.py"
 def demo(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The script's functions, with every command replaced by one that fails."""
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 1))
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
     return runpy.run_path(str(SCRIPT))
-
-
-def archive_in(folder: Path) -> Path:
-    path = folder / "pusht" / "pusht.zip"
-    path.parent.mkdir(parents=True)
-    path.touch()
-    return path
-
-
-def test_the_data_folder_comes_first(demo: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    downloaded = archive_in(tmp_path / "downloaded")
-    assert demo["human_demonstrations"](tmp_path / "downloaded") == downloaded
-    mine = archive_in(tmp_path / "mine")
-    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "mine"))
-    assert demo["human_demonstrations"](tmp_path / "downloaded") == mine
-    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "empty"))
-    assert demo["human_demonstrations"](tmp_path / "downloaded") == downloaded
-
-
-def test_without_a_network_it_says_what_it_learns_from(
-    demo: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level("INFO"):
-        assert demo["human_demonstrations"](tmp_path) is None
-    assert "download_data.py pusht" in caplog.text
-    assert "scripted ones alone" in caplog.text
-
-
-def test_a_failing_step_ends_the_demo(demo: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"collect_demos\.py failed"):
-        demo["scripted_demonstrations"](tmp_path, 3)
 
 
 def test_a_missing_library_ends_the_demo(demo: dict[str, Any]) -> None:
     with pytest.raises(SystemExit, match="needs what is named above"):
         demo["main"]([])
+
+
+def test_the_shipped_policy_comes_first(
+    demo: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda words, **kwargs: commands.append(words) or subprocess.CompletedProcess(words, 0)
+    )
+    with caplog.at_level("INFO"):
+        demo["show_shipped"](tmp_path / "policy", tmp_path / "out", tiny=False)
+        assert not commands and "No policy is shipped" in caplog.text
+        (tmp_path / "policy").mkdir()
+        intervals = {"mean_score": {"low": 0.75, "high": 0.85}, "success_rate": {"low": 0.28, "high": 0.36}}
+        figures = {"mean_score": 0.8, "success_rate": 0.32, "episodes": 500, "intervals": intervals}
+        (tmp_path / "policy" / "metrics.json").write_text(json.dumps(figures))
+        demo["show_shipped"](tmp_path / "policy", tmp_path / "out", tiny=False)
+    assert "scored 0.80 (95 %: 0.75 to 0.85) over 500 episodes and succeeded in 32 % (28 to 36)" in caplog.text
+    ((_, script, *words),) = commands
+    assert script == "eval_sim.py" and words[:2] == ["--checkpoint", str(tmp_path / "policy")]
 
 
 @pytest.mark.parametrize("arguments", [["--episodes", "0"], ["--train-minutes", "0"], ["--scripted", "-1"]])
@@ -83,11 +71,13 @@ def test_the_whole_way_at_a_tiny_size(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
     for command in ("collect_demos.py", "train.py", "eval_sim.py"):
         assert command in result.stdout
-    report = output / "evaluation" / "report.html"
+    report = output / "evaluation" / "stored" / "report.html"
     assert str(report) in result.stdout.splitlines()[-1]
-    assert "<video" in report.read_text()
+    assert "<video" in report.read_text() and "train/loss" in report.read_text()
     results = json.loads((report.parent / "results.json").read_text())
     assert [episode["crashed"] for episode in results["episodes"]] == [None, None]
-    assert (output / "checkpoints" / "latest" / "ema.safetensors").is_file()
+    figures = json.loads((output / "result" / "metrics.json").read_text())
+    assert figures["episodes"] == 2 and figures["mean_score"] == results["metrics"]["mean_score"]
+    assert "No policy is shipped" in result.stdout or (output / "shipped" / "report.html").is_file()
     assert (output / "metrics.jsonl").read_text().count("\n") >= 2
     assert list((tmp_path / "data" / "pusht").glob("scripted_4.zarr.zip"))

@@ -1,6 +1,7 @@
 """eval_sim.py on a small untrained checkpoint, in the real simulator; and what it says to mistakes."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -111,6 +112,18 @@ def test_the_default_output_lies_in_the_run(checkpoint: Path, run_folder: Path, 
     (made,) = (run_folder / "evaluation").iterdir()
     assert made.name.startswith("step_00000010_ema_")
     assert sorted(path.name for path in made.iterdir()) == ["report.html", "results.json"]
+
+
+def test_a_shipped_checkpoint_is_not_written_beside(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shipped = tmp_path / "project" / "checkpoints" / "mine"
+    shutil.copytree(checkpoint, shipped)
+    (shipped / "metrics.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "project")
+    call(monkeypatch, "--checkpoint", shipped, "--n-episodes", 1, "--films", 0, "--set", "task.env_runner.max_steps=8")
+    assert sorted(path.name for path in Path().iterdir()) == ["checkpoints", "outputs"]
+    (made,) = Path("outputs/shipped/mine/evaluation").iterdir()
+    facts = json.loads((made / "results.json").read_text())["facts"]
+    assert facts["checkpoint"] == "mine" and facts["sampler"] == "ddim2" and len(facts["digest"]) == 16
 
 
 @pytest.mark.parametrize(

@@ -108,11 +108,11 @@ def test_a_sampled_posterior_follows_the_samples_seed(tmp_path, toy_codec):
 def test_a_complete_cache_is_not_computed_again_and_variants_can_be_added(tmp_path, toy_codec):
     codec = toy_codec()
     build(tmp_path / "cache.zarr", codec)
-    codec.encoded = 0
+    assert codec.encoded == 50  # every frame once
     build(tmp_path / "cache.zarr", codec)
-    assert codec.encoded == 1  # one frame, to see whether there is a posterior
+    assert codec.encoded == 50
     build(tmp_path / "cache.zarr", codec, ("plain", "negative"))
-    assert codec.encoded == 1 + 1 + 50
+    assert codec.encoded == 50 + 50
 
 
 def test_a_stale_cache_is_an_error_that_says_what_differs_and_what_to_do(tmp_path, toy_codec):
@@ -149,7 +149,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, toy_codec):
     assert RowStore(path / "plain" / "mean").written().sum() == 3
     codec = toy_codec()
     resumed = build(path, codec)
-    assert codec.encoded == 1 + 50 - 3 * BLOCK
+    assert codec.encoded == 50 - 3 * BLOCK
     whole = build(tmp_path / "whole.zarr", toy_codec())
     rows = np.arange(50)[None]
     assert torch.equal(resumed.read(rows, ["plain"], [0]), whole.read(rows, ["plain"], [0]))
@@ -189,7 +189,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(tmp_path, toy_codec):
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert encoded.value == 50 + 2  # each frame once, and one look by each process
+    assert encoded.value in (50, 50 + BLOCK)  # each frame once; the second process may have begun with a look at some
     assert correct.value == 2
 
 

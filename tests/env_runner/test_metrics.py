@@ -56,6 +56,7 @@ def test_summary_leaves_crashed_episodes_out():
     assert (summary["success_rate_low"], summary["success_rate_high"]) == wilson_interval(1, 2)
     assert summary["mean_score_low"] == 0.5 and summary["mean_score_high"] == 1.0
     assert summary["mean_max_coverage"] == pytest.approx(0.68)
+    assert (summary["mean_max_coverage_low"], summary["mean_max_coverage_high"]) == bootstrap_interval([0.96, 0.4])
     assert summary["mean_steps"] == 2.5
     assert (summary["episodes"], summary["crashed"]) == (2, 1)
 

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from unified_video_action.model.diffusion import Diffusion, Sampler, cosine_betas, randn
+from unified_video_action.model.diffusion import Diffusion, cosine_betas, randn
+from unified_video_action.model.samplers import Sampler
 
 
 def test_schedule_has_the_published_values():
@@ -14,11 +15,11 @@ def test_schedule_has_the_published_values():
 
 def test_respacing_keeps_the_published_steps():
     diffusion = Diffusion()
-    assert diffusion.respaced(16).timesteps.tolist() == [
+    assert [step.t for step in reversed(diffusion.chain(Sampler("ancestral", 16)))] == [
         0, 67, 133, 200, 266, 333, 400, 466, 533, 599, 666, 733, 799, 866, 932, 999,
     ]  # fmt: skip
-    hundred = diffusion.respaced(100).timesteps
-    assert hundred[1] == 10 and hundred[-1] == 999 and len(hundred) == 100
+    hundred = [step.t for step in diffusion.chain(Sampler())]
+    assert hundred[-2] == 10 and hundred[0] == 999 and len(hundred) == 100
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
@@ -73,3 +74,30 @@ def test_bad_samplers_are_refused(text):
 def test_few_step_solvers_demand_a_clamp():
     with pytest.raises(ValueError, match="clamp"):
         Diffusion().sample(lambda x, t: x, (1, 2), torch.zeros(()), Sampler("ddim", 4))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
+@pytest.mark.parametrize("sampler", ["ddim1", "ddim3", "ddim7", "ddim10", "ddim16", "dpm1", "dpm2", "dpm10", "dpm16"])
+def test_few_step_solvers_equal_those_of_diffusers(prediction, sampler):
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
+    sampler, diffusion = Sampler.parse(sampler), Diffusion(prediction=prediction)
+    shared = dict(trained_betas=diffusion.betas, prediction_type="sample", timestep_spacing="trailing")
+    if sampler.kind == "ddim":
+        scheduler = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
+    else:
+        scheduler = DPMSolverMultistepScheduler(**shared, final_sigmas_type="zero", lower_order_final=True)
+    scheduler.set_timesteps(sampler.steps)
+
+    def network(x, t):  # any smooth function of both
+        return torch.cat([torch.sin(3 * x + t.unsqueeze(-1) / 300), x], dim=-1)
+
+    x = randn((50, 3), torch.Generator().manual_seed(0), torch.zeros(()))
+    for t in scheduler.timesteps.tolist():
+        at = diffusion.tables.at(torch.full(x.shape[:1], t))
+        x0 = diffusion._x0(network(x, torch.full(x.shape[:1], t))[:, :3], x, at).clamp(-1, 1)
+        x = scheduler.step(x0, t, x, return_dict=False)[0]
+    drawn = diffusion.sample(network, (50, 3), x, sampler, torch.Generator().manual_seed(0), clamp=1.0)
+    assert [step.t for step in diffusion.chain(sampler)] == scheduler.timesteps.tolist()
+    # A difference of rounding in x counts 2e4-fold in x0 where the network predicts noise and x0 is not clamped.
+    assert torch.allclose(drawn, x, atol=1e-4)

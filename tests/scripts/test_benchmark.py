@@ -102,16 +102,55 @@ def test_shipped_configurations_are_timed(script: dict[str, Any], tmp_path: Path
     assert json.loads((tmp_path / "times.json").read_text())["training"]["batch"] == 3
 
 
-def test_timing_counts_the_new_frames_and_leaves_the_policy_as_it_was(script: dict[str, Any]) -> None:
+def test_timing_counts_the_new_frames(script: dict[str, Any]) -> None:
     from unified_video_action.evaluation.timing import Bench, time_latency
 
     policy = script["make_policy"](CONFIG, None)
     moments, encoded = policy.codec.encode_images, []
     policy.codec.encode_images = lambda images: encoded.append(len(images)) or moments(images)
-    before = set(vars(policy.codec)), set(vars(policy.model.mar))
     time_latency(policy, Bench(torch.device("cpu"), repeats=1, warmup=0), (48, 48))
-    assert (set(vars(policy.codec)), set(vars(policy.model.mar))) == before
     assert encoded == [4, 4, 2, 4]  # a plan; a plan, then one that remembers half of it; a plan with video
+
+
+def test_the_stopwatch_leaves_the_engine_as_it_was(script: dict[str, Any]) -> None:
+    from unified_video_action.evaluation.timing import Bench
+    from unified_video_action.inference.engine import Engine
+
+    engine = Engine(script["make_policy"](CONFIG, None))
+    before = set(vars(engine))
+    with Bench(torch.device("cpu")).stopwatch(engine) as times:
+        engine.decode(torch.zeros(1, 2, 32, 4, 4))
+    assert set(vars(engine)) == before and set(times) == {"VAE decode"}
+
+
+def test_fast_and_naive_plans_agree(run: Callable[..., dict[str, Any]]) -> None:
+    results = run("--compare", "naive")
+    assert not {"latency_ms", "training"} & set(results) and results["peak_memory_mib"] > 0
+    for name in ("policy_100", "policy_16"):
+        compared = results[name]
+        assert (compared["new_frames"], compared["history_frames"]) == (2, 4)
+        assert compared["ratio"] == pytest.approx(compared["fast_ms"] / compared["naive_ms"])
+        assert compared["max_abs_diff"] < 1e-4
+
+
+def test_the_comparison_notices_a_difference(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from unified_video_action.evaluation import inference_timing
+    from unified_video_action.evaluation.timing import Bench
+    from unified_video_action.inference.engine import Engine
+
+    encode = Engine.encode
+    monkeypatch.setattr(Engine, "encode", lambda engine, frames: encode(engine, frames // 2))
+    policy = script["make_policy"](CONFIG, None)
+    inference_timing.wake(policy)
+    compared = inference_timing.compare_naive(policy, Bench(torch.device("cpu"), repeats=1, warmup=0), (48, 48))
+    assert compared["policy_16"]["max_abs_diff"] > 1e-4  # an untrained model that is not woken would say 0
+
+
+def test_steadiness_is_measured(run: Callable[..., dict[str, Any]]) -> None:
+    steady = run("--only", "steadiness", "--calls", "20")["steadiness"]
+    assert steady["calls"] == 20 and 0 < steady["p50_ms"] <= steady["p99_ms"]
+    assert steady["ratio"] == pytest.approx(steady["p99_ms"] / steady["p50_ms"])
+    assert steady["device_growth_mib"] == 0 and steady["resident_growth_mib"] < 100
 
 
 def test_tables_show_shares(script: dict[str, Any]) -> None:
@@ -125,6 +164,7 @@ def test_mistakes_are_named(run: Callable[..., dict[str, Any]], capsys: pytest.C
     for arguments, message in (
         (["vae.weights=random"], "overrides go with --config-name"),
         (["--repeats", "0"], "--repeats"),
+        (["--calls", "5"], "--calls"),
         (["--sampler", "magic3"], "magic"),
     ):
         with pytest.raises(SystemExit):

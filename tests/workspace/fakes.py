@@ -48,8 +48,17 @@ class Points(Dataset):
 @dataclass
 class Draws:
     noise: Tensor  # (B, 6)
-    video: Tensor  # (B,) bool
-    action: Tensor  # (B,) bool
+    video: Tensor  # (V,) samples that learn frames
+    action: Tensor  # (A,) samples that learn actions
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.linear(x))
 
 
 class FakePolicy(nn.Module):
@@ -61,6 +70,7 @@ class FakePolicy(nn.Module):
         self.model = nn.ModuleDict(
             {
                 "trunk": nn.Sequential(*layers),
+                "blocks": nn.ModuleList(Residual() for _ in range(2)),
                 "video": nn.Linear(16, 6),
                 "action": nn.Linear(16, 2),
                 "idle": nn.Linear(3, 3),
@@ -69,20 +79,23 @@ class FakePolicy(nn.Module):
 
     def training_draws(self, seeds, modes) -> Draws:
         noise = [torch.randn(6, generator=torch.Generator().manual_seed(seed // 2)) for seed in seeds]
-        flags = [[mode.learns_frames, mode.learns_actions] for mode in modes]
-        return Draws(torch.stack(noise), *torch.tensor(flags).unbind(1))
+        video = [i for i, mode in enumerate(modes) if mode.learns_frames]
+        action = [i for i, mode in enumerate(modes) if mode.learns_actions]
+        return Draws(torch.stack(noise), torch.tensor(video).long(), torch.tensor(action).long())
 
     def loss_weights(self, batch, draws) -> dict[str, float]:
-        counts = {"video": float(draws.video.sum() * 6), "action": float(draws.action.sum())}
+        counts = {"video": 6.0 * len(draws.video), "action": float(len(draws.action))}
         return {name: count for name, count in counts.items() if count}
 
     def forward(self, batch, draws, weights) -> dict[str, Tensor]:
         hidden = self.model["trunk"](batch["x"] + draws.noise)
+        for block in self.model["blocks"]:
+            hidden = block(hidden)
         losses = {}
-        if draws.video.any():
+        if len(draws.video):
             error = (self.model["video"](hidden) - batch["x"])[draws.video]
             losses["video"] = error.square().sum() / weights["video"]
-        if draws.action.any():
+        if len(draws.action):
             error = (self.model["action"](hidden) - batch["x"][:, :2])[draws.action]
             losses["action"] = error.square().sum() / weights["action"]
         return {"loss": sum(losses.values()), **losses}
@@ -140,8 +153,9 @@ def weights(loop: TrainingLoop) -> dict[str, Tensor]:
     """Everything that training leaves: weights, their average, the optimiser's state."""
     from unified_video_action.workspace.checkpoint import optimizer_tensors
 
-    average = {f"ema.{name}": value for name, value in loop.ema.state_dict().items()}
-    return {**loop.model.state_dict(), **average, **optimizer_tensors(loop.optimizer, loop.model)}
+    trainee = loop.trainee
+    average = {f"ema.{name}": value for name, value in trainee.ema.state_dict().items()}
+    return {**trainee.model.state_dict(), **average, **optimizer_tensors(trainee.optimizer, trainee.model)}
 
 
 def main() -> None:
@@ -151,13 +165,17 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--micro-batch", type=int)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=12)
+    parser.add_argument("--sharding", default="none")
+    parser.add_argument("--per-batch", action="store_true", help="one task mode for a whole batch")
     parser.add_argument("--kill-at", type=int, help="send this process --send during this step")
     parser.add_argument("--kill-in-write", type=int, help="die while the checkpoint of this step is being written")
     parser.add_argument("--send", default="SIGKILL")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch)
-    loop = build_loop(options.output, trainer=trainer, dropout=options.dropout)
+    trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch, sharding=options.sharding)
+    training = training_settings(batch_size=options.batch, mode_mix=ModeMix(per_batch=options.per_batch))
+    loop = build_loop(options.output, training, trainer, dropout=options.dropout)
     if options.kill_at is not None:
         step = loop.train_step
 
@@ -170,14 +188,14 @@ def main() -> None:
     if options.kill_in_write is not None:
         from unified_video_action.workspace import checkpoint
 
-        save_file = checkpoint.save_file
+        write = checkpoint.write_safetensors
 
-        def save_and_die(tensors, path):
-            save_file(tensors, path)
+        def write_and_die(path, tensors):
+            write(path, tensors)
             if f"{options.kill_in_write:08d}" in str(path) and path.name == "ema.safetensors":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoint.save_file = save_and_die
+        checkpoint.write_safetensors = write_and_die
     loop.run()
 
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from unified_video_action.compat.tensors import write_safetensors
 from unified_video_action.workspace import checkpoint as ckpt
 
 
@@ -89,6 +90,30 @@ def test_initial_weights_may_lack_what_is_allowed(tmp_path):
     head = target["head"].weight.clone()
     assert ckpt.load_initial_weights(target, tmp_path / "ema.safetensors", ("head",)) == ["head.weight", "head.bias"]
     assert torch.equal(target["trunk"].weight, source["trunk"].weight) and torch.equal(target["head"].weight, head)
+
+
+def test_initial_weights_come_in_pieces_and_in_half_precision_too(tmp_path):
+    torch.manual_seed(0)
+    source, target = nn.Linear(40, 30), nn.Linear(40, 30)
+    half = {name: value.half() for name, value in source.state_dict().items()}
+    assert len(write_safetensors(tmp_path / "ema.safetensors", half, most_bytes=2820)) == 3  # two and their index
+    assert ckpt.load_initial_weights(target, tmp_path / "ema.safetensors") == []
+    assert target.weight.dtype == torch.float32
+    assert torch.equal(target.weight, half["weight"].float()) and torch.equal(target.bias, half["bias"].float())
+
+
+def test_a_folder_replaces_another_only_when_it_is_whole(tmp_path):
+    final = tmp_path / "shipped"
+    with ckpt.written_whole(final) as folder:
+        (folder / "a").write_text("first")
+        assert not final.exists()
+    with pytest.raises(RuntimeError, match="on purpose"), ckpt.written_whole(final) as folder:
+        (folder / "a").write_text("second")
+        raise RuntimeError("on purpose")
+    assert (final / "a").read_text() == "first" and os.listdir(tmp_path) == ["shipped"]
+    with ckpt.written_whole(final) as folder:
+        (folder / "b").write_text("third")
+    assert os.listdir(final) == ["b"] and os.listdir(tmp_path) == ["shipped"]
 
 
 def test_no_initial_weights_names_the_path_and_the_way_out(tmp_path):

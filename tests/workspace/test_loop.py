@@ -108,7 +108,7 @@ def test_weights_ruined_by_a_gradient_are_not_saved(tmp_path):
     )
     loop = build_loop(tmp_path, training, trainer_settings(max_steps=1))
     with torch.no_grad():
-        loop.model["idle"].weight.fill_(torch.inf)
+        loop.trainee.model["idle"].weight.fill_(torch.inf)
     with pytest.raises(NonFiniteLoss, match=r"after step 0 the weights are not finite"):
         loop.run()
     assert not ckpt.checkpoints(tmp_path / "checkpoints")
@@ -150,16 +150,16 @@ def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
     seen, scores = {}, {4: 0.2, 8: 0.9, 12: 0.5, 16: 0.1, 20: 0.3}
 
     def evaluate(step, records):
-        assert not loop.policy.training
-        seen[step] = {name: value.clone() for name, value in loop.model.named_parameters()}
+        assert not loop.trainee.policy.training
+        seen[step] = {name: value.clone() for name, value in loop.trainee.model.named_parameters()}
         return {"mean_score": scores[step]}
 
     trainer = trainer_settings(checkpoint_every=3, keep_top_k=2, monitor="evaluation/mean_score")
     loop = build_loop(tmp_path, trainer=trainer, periodic=[Periodic("evaluation", 4, evaluate)])
     loop.run()
-    assert loop.policy.training
+    assert loop.trainee.policy.training
     assert list(seen) == [4, 8, 12, 16, 20]
-    average = loop.ema.state_dict()
+    average = loop.trainee.ema.state_dict()
     assert all(torch.equal(value, average[name]) for name, value in seen[20].items())
     assert [ckpt.step_of(path) for path in ckpt.checkpoints(tmp_path / "checkpoints")] == [8, 12, 20]
     assert (tmp_path / "checkpoints" / "best").resolve().name == "step_00000008"

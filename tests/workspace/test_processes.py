@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.workspace.fakes import build_loop, metrics, weights
+from tests.workspace.fakes import build_loop, metrics, trainer_settings, training_settings, weights
+from unified_video_action.model.task_modes import ModeMix
 from unified_video_action.workspace import checkpoint as ckpt
 
 ROOT = Path(__file__).parents[2]
@@ -75,22 +76,50 @@ def test_sigterm_saves_and_exits_well(tmp_path, whole):
     finish_and_compare(tmp_path, whole)
 
 
-def test_two_processes_equal_one_and_one_continues_two(tmp_path):
-    """With micro-batches too, and resumed by a single process. Sums are taken in another order, hence the tolerance."""
-    alone = build_loop(tmp_path / "alone")
-    alone.run()
-    ended = start(tmp_path / "two", "--max-steps", 12, "--micro-batch", 4, processes=2)
+def agree_but_for_rounding(mine: Path, theirs: Path) -> None:
+    """Two whole runs: losses and what is left at the end. Sums are taken in another order, hence the tolerance."""
+    for a, b in zip(metrics(mine), metrics(theirs), strict=True):
+        assert a.keys() == b.keys()
+        for name in ("train/loss", "train/video", "train/action", "train/gradient_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), a["step"]
+    for file in ("model.safetensors", "ema.safetensors", "trainer_state.safetensors"):
+        a, b = (load_file(folder / "checkpoints" / "latest" / file) for folder in (mine, theirs))
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            torch.testing.assert_close(b[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_processes_equal_one_and_one_continues_two(tmp_path, sharding):
+    """With micro-batches too."""
+    build_loop(tmp_path / "alone").run()
+    two = (tmp_path / "two", "--sharding", sharding)
+    ended = start(*two, "--max-steps", 12, "--micro-batch", 4, processes=2)
     assert ended.returncode == 0, ended.stderr
     assert [line["step"] for line in metrics(tmp_path / "two")] == list(range(1, 13))
     state = load_file(tmp_path / "two" / "checkpoints" / "latest" / "trainer_state.safetensors")
     assert not any(name.startswith("idle") for name in state)  # no gradient anywhere: left alone in both
-    continued = build_loop(tmp_path / "two")
-    continued.run()
-    for mine, theirs in zip(metrics(tmp_path / "alone"), metrics(tmp_path / "two"), strict=True):
-        for name in ("train/loss", "train/video", "train/action", "train/gradient_norm"):
-            assert mine[name] == pytest.approx(theirs[name], rel=1e-4), mine["step"]
-    for name, value in weights(alone).items():
-        torch.testing.assert_close(weights(continued)[name], value, rtol=1e-3, atol=1e-5)
+    build_loop(tmp_path / "two").run()
+    agree_but_for_rounding(tmp_path / "alone", tmp_path / "two")
+
+
+def test_shards_continue_what_one_process_began(tmp_path):
+    build_loop(tmp_path / "alone").run()
+    build_loop(tmp_path / "two", trainer=trainer_settings(max_steps=7)).run()
+    ended = start(tmp_path / "two", "--sharding", "full", processes=2)
+    assert ended.returncode == 0, ended.stderr
+    agree_but_for_rounding(tmp_path / "alone", tmp_path / "two")
+
+
+@pytest.mark.parametrize(("mix", "sharding"), [("two samples", "none"), ("one mode", "none"), ("two samples", "full")])
+def test_processes_without_samples_of_a_mode_stay_in_step(tmp_path, mix, sharding):
+    """One sample each, so that heads idle in one process, or one mode for the batch, so that they idle in both."""
+    options = ("--batch", 2) if mix == "two samples" else ("--per-batch",)
+    changes = {"batch_size": 2} if mix == "two samples" else {"mode_mix": ModeMix(per_batch=True)}
+    build_loop(tmp_path / "alone", training_settings(**changes)).run()
+    ended = start(tmp_path / "two", "--sharding", sharding, *options, processes=2)
+    assert ended.returncode == 0, ended.stderr
+    agree_but_for_rounding(tmp_path / "alone", tmp_path / "two")
 
 
 def test_a_signal_to_one_process_stops_all(tmp_path):

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,3 +151,30 @@ def test_a_resolved_file_trains_without_hydra(tmp_path, config):
     assert (tmp_path / "plain" / "checkpoints" / "latest").resolve().name == "step_00000002"
     with pytest.raises(SystemExit, match="trainer.epochs: TrainerSettings has no such field"):
         run.main([str(path), "trainer.epochs=2"])
+
+
+def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tmp_path, config):
+    """A fresh cache and a run of two steps, evaluated at the end; frames are encoded once."""
+    evaluated = ("trainer.evaluate_every=2", "trainer.validate_every=null", "training.steps=2", "policy.sampler=ddim2",
+                 "task.env_runner.n_episodes=3", "task.env_runner.n_envs=1", "task.env_runner.max_steps=8",
+                 "trainer.tensorboard=true")  # fmt: skip
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]),
+    ):
+        path = tmp_path / f"{name}.yaml"
+        composed = config(name, *evaluated, f"data.cache_dir={tmp_path}/{name}_cache")
+        path.write_text(OmegaConf.to_yaml(composed, resolve=True))
+        environment = {**os.environ, "PYTHONPATH": str(CONFIG.parent), "OMP_NUM_THREADS": "1"}
+        command = [*launcher, str(Path(__file__).with_name("watched_run.py")), str(path), str(tmp_path / name)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr
+    alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one_0", "two_0", "two_1"))
+    frames, views, plans = 150, 2, 1  # of the store; as they are and mirrored; of an episode, which encode one frame
+    assert alone["encoded"] == frames * views + 3 * plans
+    assert first["encoded"] == frames * views + 2 * plans and second == {"encoded": plans, "written": []}
+    here = [{path.removeprefix(name) for path in told["written"]} for name, told in (("one", alone), ("two", first))]
+    assert any("latents" in path for path in here[0]) and any("results.json" in path for path in here[1])
+    measured = [lines(tmp_path / name)[-1] for name in ("one", "two")]
+    assert measured[0]["evaluation/episodes"] == measured[1]["evaluation/episodes"] == 3
+    assert measured[0]["evaluation/mean_score"] == pytest.approx(measured[1]["evaluation/mean_score"], abs=1e-3)

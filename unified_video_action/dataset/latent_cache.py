@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ class LatentCache:
             ValueError: a latent that float16 cannot hold.
         """
 
+        @lru_cache(maxsize=1)  # the first rows say whether there is a posterior to store; they are encoded once
         def encode(variant: str, start: int, stop: int) -> Moments:
             batch = torch.from_numpy(np.ascontiguousarray(frames(variant, start, stop)))[None].to(codec.scale.device)
             return codec.moments(batch)  # (1, n, C, h, w)
@@ -68,13 +70,16 @@ class LatentCache:
             arrays = {"mean": moments.mean, "logvar": moments.logvar}
             return {name: _to_half(arrays[name], f"{path}, rows {start} to {stop}") for name in layout}
 
-        shape = tuple(vars(codec.latent_shape).values())
-        layout: Layout = {"mean": (shape, "float16")}
-        if encode(variants[0], 0, 1).logvar.max() > LOGVAR_FLOOR:
-            layout["logvar"] = (shape, "float16")
+        path = Path(path)
+        if (path / variants[0] / "mean").exists() and not rebuild:
+            has_posterior = (path / variants[0] / "logvar").exists()
+        else:
+            has_posterior = bool(encode(variants[0], 0, min(block, rows)).logvar.max() > LOGVAR_FLOOR)
+        cell = tuple(vars(codec.latent_shape).values()), "float16"
+        layout: Layout = {"logvar": cell, "mean": cell} if has_posterior else {"mean": cell}  # made in this order
         key = {"codec": codec.key(), "image size": str(codec.image_size), "source": source}
         groups = {variant: layout for variant in variants}
-        return cls(fill_cache(Path(path), key, rows, groups, produce, rebuild, progress, block), codec)
+        return cls(fill_cache(path, key, rows, groups, produce, rebuild, progress, block), codec)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -93,19 +98,20 @@ class LatentCache:
             variants: B names, one for each sample.
             seeds: B seeds of the posterior's noise, used when the codec's posterior is "sample".
         """
-        variants = list(variants)
-        mean = self._gather("mean", rows, variants)  # (B, T, C, h, w)
-        if self._samples:
-            logvar = self._gather("logvar", rows, variants)  # (B, T, C, h, w)
-            generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-            mean += torch.exp(0.5 * logvar) * gaussian(mean, generators)
-        return mean.sub_(self._shift).mul_(self._scale)
-
-    def _gather(self, name: str, rows: np.ndarray, variants: list[str]) -> Tensor:
-        half = torch.empty(*rows.shape, *self.shape, dtype=torch.float16)  # (B, T, C, h, w)
-        for own, variant, out in zip(rows, variants, half.numpy(), strict=True):
-            self._stores[variant][name].read(own, out)
-        return half.float()
+        latents = torch.empty(*rows.shape, *self.shape)  # (B, T, C, h, w)
+        half = torch.empty(2, rows.shape[1], *self.shape, dtype=torch.float16)  # one sample's means and log-variances
+        mean, logvar = half
+        # Sample by sample, so that what has been read is still in the processor's cache.
+        for own, variant, seed, out in zip(rows, variants, seeds, latents, strict=True):
+            stores = self._stores[variant]
+            stores["mean"].read(own, mean.numpy())
+            out.copy_(mean)
+            if self._samples:
+                stores["logvar"].read(own, logvar.numpy())
+                generator = torch.Generator().manual_seed(int(seed))
+                out += torch.exp(0.5 * logvar.float()) * gaussian(out[None], [generator])[0]
+            out.sub_(self._shift).mul_(self._scale)
+        return latents
 
 
 def _to_half(values: Tensor, where: str) -> np.ndarray:

@@ -8,6 +8,13 @@ import numpy as np
 
 from unified_video_action.env_runner.episode import Episode
 
+INTERVALS = {  # which intervals a summary has; results name them
+    "level": 0.95,
+    "mean_score": "percentile bootstrap over episodes, 10,000 resamples",
+    "mean_max": "percentile bootstrap over episodes, 10,000 resamples",
+    "success_rate": "Wilson score",
+}
+
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a success rate.
@@ -50,9 +57,9 @@ def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[
     """Sum up episodes; the crashed ones are counted and otherwise left out.
 
     Returns:
-        mean_score (mean over episodes of the largest score) and success_rate, each also with _low and _high, the ends
-        of its 95 % interval (bootstrap and Wilson); mean_max_<metric> for each of `metrics`; mean_steps; episodes
-        (completed) and crashed.
+        mean_score (mean over episodes of the largest score), success_rate, and mean_max_<metric> for each of `metrics`,
+        each also with _low and _high, the ends of its 95 % interval (see INTERVALS); mean_steps; episodes (completed)
+        and crashed.
 
     Raises:
         RuntimeError: no episode was completed.
@@ -63,16 +70,15 @@ def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[
         raise RuntimeError(f"no episode out of {len(episodes)} was completed; the first: {reason}")
     scores = [episode.score for episode in completed]
     successes = sum(episode.success for episode in completed)
-    score_low, score_high = bootstrap_interval(scores)
-    rate_low, rate_high = wilson_interval(successes, len(completed))
+    means = {"mean_score": scores}
+    means |= {f"mean_max_{name}": [episode.maxima[name] for episode in completed] for name in metrics}
+    summary = {name: (float(np.mean(values)), *bootstrap_interval(values)) for name, values in means.items()}
+    summary["success_rate"] = successes / len(completed), *wilson_interval(successes, len(completed))
     return {
-        "mean_score": float(np.mean(scores)),
-        "mean_score_low": score_low,
-        "mean_score_high": score_high,
-        "success_rate": successes / len(completed),
-        "success_rate_low": rate_low,
-        "success_rate_high": rate_high,
-        **{f"mean_max_{name}": float(np.mean([episode.maxima[name] for episode in completed])) for name in metrics},
+        f"{name}{end}": value
+        for name, values in summary.items()
+        for end, value in zip(("", "_low", "_high"), values, strict=True)
+    } | {
         "mean_steps": float(np.mean([episode.steps for episode in completed])),
         "episodes": len(completed),
         "crashed": len(episodes) - len(completed),

@@ -1,5 +1,6 @@
 """What an evaluation is prepared from: the checkpoint's configuration, the folder of its run, a device."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,14 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
+from unified_video_action.compat.tensors import digest
+from unified_video_action.env_runner import processes
+from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.instantiate import instantiate
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
+METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
 CHANGEABLE = ("task.env.", "task.env_runner.")  # what may differ from training; the policy is as it was trained
 
 
@@ -43,15 +50,33 @@ def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> dict[str, An
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """Folder of the training run that a checkpoint lies in; of a lone checkpoint, the folder it lies in."""
+    """Folder of the training run that a checkpoint lies in; of a lone checkpoint, the folder it lies in.
+
+    A shipped checkpoint, which says how it was made and lies in no run, has a folder in `outputs`.
+    """
     parent = checkpoint.resolve().parent
-    return parent.parent if parent.name == "checkpoints" else parent
+    run = parent.parent if parent.name == "checkpoints" else parent
+    shipped = (checkpoint / METRICS).is_file() and not (run / "metrics.jsonl").is_file()
+    return Path("outputs") / "shipped" / checkpoint.resolve().name if shipped else run
+
+
+def build_runner(config: Mapping[str, Any], **changes: int | None) -> EnvRunner:
+    """The runner of a configuration's task, with those `changes` of its arguments that are not None."""
+    settings = config["task"]["env_runner"] | {key: value for key, value in changes.items() if value is not None}
+    return instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
 
 
 def require_new(output: Path) -> None:
-    """Raise FileExistsError where `output` is anything but an empty folder or not there yet."""
+    """Raise FileExistsError where `output`, which the first process writes, is anything but an empty or no folder."""
+    if processes.place()[0] > 0:
+        return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
+
+
+def weights_digest(policy: UnifiedVideoActionPolicy) -> str:
+    """A short name of a policy's weights, by which its results can be told from those of others."""
+    return digest(policy.model.state_dict())
 
 
 def learns_frames(config: Mapping[str, Any]) -> bool:
@@ -62,13 +87,14 @@ def learns_frames(config: Mapping[str, Any]) -> bool:
 
 
 def choose_device(name: str | None) -> str:
-    """The device of that name; without one, CUDA where there is a GPU, else the CPU.
+    """The device of that name; without one, CUDA where there is a GPU (each process has its own), else the CPU.
 
     Raises:
         ValueError: there is no such device.
     """
     if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        gpu = "cuda" if processes.place()[1] == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return gpu if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:

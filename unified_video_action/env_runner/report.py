@@ -75,8 +75,9 @@ def _headline(metrics: Mapping[str, float]) -> str:
         _card("success rate", f"{100 * metrics['success_rate']:.1f} %", _interval(metrics, "success_rate", 100, 1)),
     ]
     for name, value in metrics.items():
-        if name.startswith("mean_max_"):
-            cards.append(_card(f"mean max {name.removeprefix('mean_max_')}", f"{value:.3f}", ""))
+        if name.startswith("mean_max_") and f"{name}_low" in metrics:
+            what = f"mean max {name.removeprefix('mean_max_')}"
+            cards.append(_card(what, f"{value:.3f}", _interval(metrics, name, 1, 3)))
     cards.append(_card("mean length", f"{metrics['mean_steps']:.0f}", "control steps"))
     crashed = metrics["crashed"]
     cards.append(_card("episodes", f"{metrics['episodes']}", f"{crashed} crashed" if crashed else "none crashed"))

@@ -14,17 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from unified_video_action.env_runner.episode import Episode
+from unified_video_action.env_runner.metrics import INTERVALS
 
 DISTRIBUTION = "unified-video-action"
 PACKAGES = ["torch", "numpy", "gymnasium", "pymunk"]  # recorded when this package itself is not installed
 
 
 def describe_results(
-    metrics: Mapping[str, float], episodes: Sequence[Episode], config: Mapping[str, Any] | None = None
+    metrics: Mapping[str, float],
+    episodes: Sequence[Episode],
+    config: Mapping[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Gather what results.json holds; `config` is the resolved configuration."""
+    """Gather what results.json holds; `config` is the resolved configuration, `facts` what else was chosen."""
     return {
         "metrics": dict(metrics),
+        "intervals": INTERVALS,
+        "facts": dict(facts or {}),
         "episodes": [episode.to_json() for episode in episodes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.episode import Episode
 from unified_video_action.env_runner.film import film_frames, imagine_episode, write_mp4
 from unified_video_action.env_runner.metrics import summarise
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def _cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, shared with the others of the evaluation."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // processes.on_this_machine())
 
 
 @contextmanager
@@ -45,11 +47,13 @@ def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
 class EnvRunner:
     """Rolls a policy out over fixed start seeds; the result of a seed does not depend on `n_envs`.
 
+    Under torchrun, or in a training of several processes, all of them call `run` and share the episodes.
+
     Args:
         env_config: the environment (a mapping with `_target_`), or an importable function that returns one. Its
             observations are a dict; its step info holds `score` in [0, 1] (progress now) and `is_success`.
         n_episodes: episodes, on seeds start_seed, start_seed + 1, ...
-        n_envs: environments at a time, each in a process of its own; default one per core.
+        n_envs: environments at a time of every process that evaluates, each in one of its own; default one per core.
         max_steps: control steps after which an episode ends.
         action_steps: actions executed between two plans.
         metrics: further entries of the step info whose largest value over an episode is reported.
@@ -106,10 +110,10 @@ class EnvRunner:
         training_log: Path | None = None,
         progress: bool = True,
     ) -> dict[str, float]:
-        """Evaluate `policy` and return the metrics that `metrics.summarise` describes.
+        """Evaluate `policy` and return the metrics that `metrics.summarise` describes, alike in all processes.
 
         Args:
-            output_dir: where results.json, films/*.mp4 and report.html go; nothing is written without it.
+            output_dir: where the first process writes results.json, films/*.mp4 and report.html; None: nowhere.
             sampler: name of the sampler of actions and frames; default the policy's own.
             films: episodes to film, spread from the best to the worst.
             imagine: show in the films what the policy imagines; off for one that never learned to.
@@ -119,30 +123,40 @@ class EnvRunner:
         Raises:
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
+        rank, world = processes.place()
         films = films if output_dir is not None else 0
-        if output_dir is not None:
+        progress = progress and rank == 0
+        if output_dir is not None and rank == 0:
             output = Path(output_dir)
             output.mkdir(parents=True, exist_ok=True)
         with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
             recordings = Recordings(Path(folder))
-            episodes = self._roll(policy, sampler, recordings if films else None, progress)
+            mine = self._roll(policy, self.seeds[rank::world], sampler, recordings if films else None, progress)
+            episodes = sorted(processes.gather(mine), key=lambda episode: episode.seed)
             metrics = summarise(episodes, self.metrics)
-            if output_dir is None:
+            chosen = pick_for_films(episodes, films)
+            own = [episode.seed for _, episode in chosen if episode.seed in self.seeds[rank::world]]
+            seen = dict(processes.gather([(seed, recordings.load(seed)) for seed in own]))
+            if output_dir is None or rank > 0:
                 return metrics
-            results = describe_results(metrics, episodes, config)
+            results = describe_results(metrics, episodes, config, facts)
             write_json(output / "results.json", results)
             session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None
-            chosen = pick_for_films(episodes, films)
-            made = self._film(policy, session, chosen, recordings, output / "films", progress)
+            made = self._film(policy, session, chosen, seen, output / "films", progress)
         write_report(output / "report.html", results, title, made, training_log, facts)
         return metrics
 
-    def _roll(self, policy: Any, sampler: str | None, recordings: Recordings | None, progress: bool) -> list[Episode]:
+    def _roll(
+        self, policy: Any, seeds: range, sampler: str | None, recordings: Recordings | None, progress: bool
+    ) -> list[Episode]:
+        if not seeds:
+            return []
         done: list[Episode] = []
-        session = PolicySession(policy, slots=self.n_envs, action_steps=self.action_steps, sampler=sampler)
+        n_envs = min(self.n_envs, len(seeds))
+        session = PolicySession(policy, slots=n_envs, action_steps=self.action_steps, sampler=sampler)
         with (
-            EnvProcesses(self.env_config, self.n_envs, self.timeout_s) as envs,
-            tqdm(total=len(self.seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
+            EnvProcesses(self.env_config, n_envs, self.timeout_s) as envs,
+            tqdm(total=len(seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
         ):
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
@@ -161,7 +175,7 @@ class EnvRunner:
             return rollout(
                 session,
                 envs,
-                self.seeds,
+                seeds,
                 max_steps=self.max_steps,
                 action_steps=self.action_steps,
                 metrics=self.metrics,
@@ -174,7 +188,7 @@ class EnvRunner:
         policy: Any,
         session: PolicySession | None,
         chosen: Sequence[tuple[str, Episode]],
-        recordings: Recordings,
+        recorded: Mapping[int, list[Observation]],
         folder: Path,
         progress: bool,
     ) -> list[Film]:
@@ -183,7 +197,7 @@ class EnvRunner:
         offsets, camera = policy.horizon.future_offsets, policy.observations.main
         films = []
         for label, episode in tqdm(chosen, desc="filming", unit="film", disable=not progress):
-            seen = recordings.load(episode.seed)
+            seen = recorded[episode.seed]
             imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets) if session else []
             path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
             write_mp4(path, film_frames(episode, seen, camera, imagined, label), self.fps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_video_action.inference.engine import Engine
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import Moments
+
+log = logging.getLogger(__name__)
 
 Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float (d,)
 
@@ -35,6 +39,7 @@ class Episode:
     acting: torch.Generator
     imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
     text: Tensor | None  # (text_dim,)
+    instruction: Tensor | None  # (text_tokens, d), what the engine made of it
     coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
 
     @property
@@ -49,11 +54,15 @@ class PolicySession:
     again; actions are those of a policy that encodes every frame of every history. Before there is enough history, the
     oldest observation stands in for what is missing.
 
+    Plans come from an `Engine`, which works out all it can from the weights when the session is made. After the
+    weights have changed the session refuses to plan: make a new one.
+
     Args:
         policy: on its device, in evaluation mode.
         slots: how many environments there are.
         action_steps: actions of a plan that `act` executes before it plans again; the policy's own number when None.
         sampler: overrides the policy's samplers, such as "ddim10".
+        precision: of matrix products, "no" (float32), "bf16" or "fp16".
     """
 
     def __init__(
@@ -62,6 +71,7 @@ class PolicySession:
         slots: int = 1,
         action_steps: int | None = None,
         sampler: str | None = None,
+        precision: str = "no",
     ) -> None:
         chunk = policy.horizon.actions
         action_steps = policy.action_steps if action_steps is None else action_steps
@@ -72,7 +82,11 @@ class PolicySession:
         self.policy = policy
         self.action_steps = action_steps
         self.sampler = sampler
+        self.engine = Engine(policy, sampler, precision)
         self._episodes: list[Episode | None] = [None] * slots
+        if policy.device.type == "cuda":
+            log.info("getting ready to plan in %d environments at a time", slots)
+            self.engine.warm_up(slots)
 
     def reset(self, slot: int = 0, seed: int = 0, text: Tensor | None = None) -> None:
         """Start a new episode in a slot.
@@ -93,6 +107,7 @@ class PolicySession:
             acting=torch.Generator().manual_seed(seed),
             imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
             text=text,
+            instruction=None if text is None else self.engine.instruction(text),
         )
 
     def observe(self, obs: Observation, slot: int = 0) -> None:
@@ -126,17 +141,14 @@ class PolicySession:
         The plan is taken to be executed from its start, one action between two observations, until the next plan.
         """
         episodes = self._observed(slots)
-        generators = [episode.acting for episode in episodes]
-        chunks = self._predict(self.policy.predict_action, "action_pred", episodes, generators)
+        chunks = self._each(episodes, self._plan)
         for episode, chunk in zip(episodes, chunks, strict=True):
             episode.coming = deque(chunk)
         return chunks
 
     def imagine(self, slots: Sequence[int] | None = None) -> np.ndarray:
         """What the policy expects to see next while it acts: uint8 (n, F, H, W, 3). Leaves later plans as they are."""
-        episodes = self._observed(slots)
-        generators = [episode.imagining for episode in episodes]
-        frames = self._predict(self.policy.predict_action_and_video, "frames", episodes, generators)
+        frames = self._each(self._observed(slots), self._imagine)
         return np.moveaxis(frames, 2, -1)  # (n, F, H, W, 3)
 
     def act(self, obs: Observation, slot: int = 0) -> np.ndarray:
@@ -160,23 +172,40 @@ class PolicySession:
                 raise RuntimeError(f"slot {slot} has seen nothing yet: call observe(obs, slot={slot}) first")
         return [self._episode(slot) for slot in slots]
 
-    def _predict(
-        self, predict: Callable, output: str, episodes: Sequence[Episode], generators: Sequence[torch.Generator]
-    ) -> np.ndarray:
-        """One output of a prediction for every episode: (n, ...)."""
+    def _each(self, episodes: Sequence[Episode], predict: Callable[[Sequence[Episode]], Tensor]) -> np.ndarray:
+        """What `predict` makes of a batch, (n, ...), for every episode."""
         groups = [list(range(len(episodes)))]
         if self.policy.model.spec.history_actions:  # a batch has them for all of its rows, or for none
             groups = [[row for row in groups[0] if episodes[row].knows_past is known] for known in (True, False)]
         results: dict[int, np.ndarray] = {}
         for rows in filter(None, groups):
-            chosen = [generators[row] for row in rows]
-            inputs = self._inputs([episodes[row] for row in rows], chosen)
-            predicted = predict(inputs, generator=chosen, sampler=self.sampler)[output]
+            predicted = predict([episodes[row] for row in rows])
             results |= dict(zip(rows, predicted.cpu().numpy(), strict=True))
         return np.stack([results[row] for row in range(len(episodes))])
 
-    def _inputs(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> dict:
-        """The policy's observation of a batch of episodes, with latents in place of frames."""
+    @torch.no_grad()
+    def _plan(self, episodes: Sequence[Episode]) -> Tensor:
+        """(n, A, D)"""
+        generators = [episode.acting for episode in episodes]
+        observation = self._observation(episodes, generators)
+        made = self.engine.sample(self.policy.model_inputs(observation), generators)
+        return self.policy.actions_from(made, observation)["action_pred"]
+
+    @torch.no_grad()
+    def _imagine(self, episodes: Sequence[Episode]) -> Tensor:
+        """uint8 (n, F, 3, H, W)"""
+        generators = [episode.imagining for episode in episodes]
+        observation = self._observation(episodes, generators)
+        if self.policy.config.iterations == 1:
+            made = self.engine.sample(self.policy.model_inputs(observation), generators, frames=True)
+            return self.engine.decode(made.frames)
+        if self.policy.model.spec.text_dim:  # several iterations are the policy's own business
+            observation["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+        return self.policy.predict_action_and_video(observation, generators, self.sampler)["frames"]
+
+    def _observation(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> dict:
+        """The policy's observation of a batch of episodes, with latents in place of frames, and with instructions as
+        the engine takes them."""
         spec, codec = self.policy.model.spec, self.policy.codec
         histories = [self._history(episode) for episode in episodes]
         inputs: dict = {"latents": {}}
@@ -190,7 +219,7 @@ class PolicySession:
             states = np.stack([[step.observation[name] for step in history] for history in histories])
             inputs[name] = torch.from_numpy(states).float()  # (n, H, d)
         if spec.text_dim:
-            inputs["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+            inputs["text"] = torch.stack([episode.instruction for episode in episodes])  # (n, text_tokens, d)
         if spec.history_actions and episodes[0].knows_past:
             inputs["history_action"] = torch.from_numpy(np.stack([episode.executed for episode in episodes]))
         return inputs
@@ -206,6 +235,6 @@ class PolicySession:
             return
         frames = torch.from_numpy(np.stack([step.observation[camera] for step in new]))  # (n, H, W, 3)
         frames = frames.permute(0, 3, 1, 2).unsqueeze(1)  # (n, 1, 3, H, W)
-        moments = self.policy.codec.moments(frames.to(self.policy.device))  # (n, 1, C, h, w)
+        moments = self.engine.encode(frames)  # (n, 1, C, h, w)
         for step, mean, logvar in zip(new, moments.mean[:, 0], moments.logvar[:, 0], strict=True):
             step.moments[camera] = Moments(mean, logvar)

@@ -1,18 +1,18 @@
-"""Denoising diffusion for the two heads: schedule, training loss and samplers (paper, section III-C).
+"""Denoising diffusion for the two heads: schedule, training loss and sampling (paper, section III-C).
 
 Cosine schedule with a learned variance, as in "Improved DDPM" and DiT. Every row (a video token or an action) is
-denoised on its own, given the joint latent. Samplers: the ancestral one of the paper, and DDIM and DPM-Solver++ from
-diffusers for few steps.
+denoised on its own, given the joint latent.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from unified_video_action.model.samplers import Sampler, Step, make_chain
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -31,38 +31,6 @@ def randn(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
     return torch.randn(*shape, generator=generator, device=device).to(like)
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """How a head denoises.
-
-    Raises:
-        ValueError: an unknown kind, or a step count or temperature out of range.
-    """
-
-    kind: Literal["ancestral", "ddim", "dpm"] = "ancestral"
-    steps: int = 100  # network calls
-    temperature: float = 0.95  # scales the noise added at each ancestral step, not the initial noise
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("ancestral", "ddim", "dpm"):
-            raise ValueError(f"Sampler.kind must be ancestral, ddim or dpm, got {self.kind!r}")
-        if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
-            raise ValueError(f"Sampler.steps must be an integer from 1 to 1000, got {self.steps!r}")
-        if not 0 <= self.temperature <= 2:
-            raise ValueError(f"Sampler.temperature must lie in [0, 2], got {self.temperature!r}")
-
-    @classmethod
-    def parse(cls, text: str) -> "Sampler":
-        """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`."""
-        kind = text.rstrip("0123456789")
-        steps = text[len(kind) :]
-        if not steps:
-            raise ValueError(
-                f"sampler {text!r}: expected a kind and a step count, such as ancestral100, ddim10 or dpm16"
-            )
-        return cls(kind, int(steps))
-
-
 def cosine_betas(steps: int) -> np.ndarray:
     """(steps,) float64: alpha_bar(t) = cos^2((t + 0.008) / 1.008 * pi / 2), betas capped at 0.999."""
 
@@ -75,7 +43,7 @@ def cosine_betas(steps: int) -> np.ndarray:
 class Tables(nn.Module):
     """Coefficients of a chain of diffusion steps, in float64 until stored."""
 
-    def __init__(self, betas: np.ndarray, timesteps: Sequence[int]) -> None:
+    def __init__(self, betas: np.ndarray) -> None:
         super().__init__()
         abar = np.cumprod(1 - betas)
         previous = np.append(1.0, abar[:-1])
@@ -93,7 +61,6 @@ class Tables(nn.Module):
         self.names = tuple(columns)
         table = np.stack([columns[name] for name in self.names], axis=1)
         self.register_buffer("table", torch.tensor(table, dtype=torch.float32), persistent=False)  # (steps, columns)
-        self.register_buffer("timesteps", torch.tensor(timesteps, dtype=torch.long), persistent=False)  # (steps,)
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
         """Columns at the rows' step indices, (..., 1) each."""
@@ -120,8 +87,7 @@ class Diffusion(nn.Module):
             raise ValueError(f"diffusion prediction must be epsilon, v or sample, got {prediction!r}")
         self.steps, self.prediction, self.learned_variance = steps, prediction, learned_variance
         self.betas = cosine_betas(steps)
-        self.tables = Tables(self.betas, range(steps))
-        self._respaced: dict[int, Tables] = {}
+        self.tables = Tables(self.betas)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -183,60 +149,30 @@ class Diffusion(nn.Module):
         Returns:
             (rows, C).
         """
-        x = randn(shape, generator, like)
-        if sampler.kind == "ancestral":
-            return self._ancestral(network, x, sampler, generator, clamp)
-        if clamp is None:
+        if clamp is None and sampler.kind != "ancestral":
             raise ValueError(f"sampler {sampler.kind!r} needs a clamp on the predicted x0")
-        return self._few_steps(network, x, sampler, clamp)
-
-    def _ancestral(self, network, x: Tensor, sampler: Sampler, generator: Generators, clamp: float | None) -> Tensor:
-        tables = self.respaced(sampler.steps).to(x.device)
-        for i in reversed(range(sampler.steps)):
-            t = tables.timesteps[i].expand(x.shape[0])  # the network sees the step of the training chain
-            at = {name: value.to(x.dtype) for name, value in tables.at(torch.full_like(t, i)).items()}
-            output = network(x, t)
-            x0 = self._x0(output[..., : x.shape[-1]], x, at)
+        x = randn(shape, generator, like)
+        last = torch.zeros_like(x)
+        for step in self.chain(sampler):
+            output = network(x, torch.full(shape[:1], step.t, device=x.device))  # the step of the training chain
+            mean_output, spread = output[..., : shape[1]], output[..., shape[1] :]
+            x0 = step.x0_from_x * x + step.x0_from_output * mean_output
             if clamp is not None:
                 x0 = x0.clamp(-clamp, clamp)
-            mean = at["posterior_x0"] * x0 + at["posterior_xt"] * x
-            noise = randn(x.shape, generator, x)  # drawn at the last step too, where it is not used
-            if i == 0:
-                return mean
-            x = mean + torch.exp(0.5 * self._log_variance(output, x.shape[-1], at)) * noise * sampler.temperature
-        raise AssertionError("a chain has at least one step")
-
-    def _few_steps(self, network, x: Tensor, sampler: Sampler, clamp: float) -> Tensor:
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
-        shared = dict(
-            num_train_timesteps=self.steps,
-            trained_betas=self.betas,
-            prediction_type="sample",
-            timestep_spacing="trailing",
-        )
-        if sampler.kind == "ddim":
-            scheduler = DDIMScheduler(**shared, clip_sample=False, set_alpha_to_one=True)
-        else:
-            scheduler = DPMSolverMultistepScheduler(**shared, final_sigmas_type="zero", lower_order_final=True)
-        scheduler.set_timesteps(sampler.steps)
-        for step in scheduler.timesteps.tolist():
-            t = torch.full(x.shape[:1], step, dtype=torch.long, device=x.device)
-            at = {name: value.to(x.dtype) for name, value in self.tables.at(t).items()}
-            x0 = self._x0(network(x, t)[..., : x.shape[-1]], x, at).clamp(-clamp, clamp)
-            x = scheduler.step(x0, step, x, return_dict=False)[0]
+            x = step.from_x * x + step.from_x0 * x0
+            if step.from_last:
+                x = x + step.from_last * last
+            last = x0
+            if sampler.kind == "ancestral":
+                noise = randn(shape, generator, x)  # drawn at the last step too, where it is not used
+                if step.adds_noise:
+                    log_std = step.log_std + step.log_std_slope * spread if self.learned_variance else step.log_std
+                    x = x + torch.exp(torch.as_tensor(log_std)) * noise
         return x
 
-    def respaced(self, steps: int) -> Tables:
-        """Tables of a shorter chain through evenly spaced steps of the training chain, its first and last included."""
-        if steps not in self._respaced:
-            if steps == 1:
-                kept = [self.steps - 1]
-            else:
-                kept = [round(i * (self.steps - 1) / (steps - 1)) for i in range(steps)]
-            abar = np.cumprod(1 - self.betas)[kept]
-            self._respaced[steps] = Tables(1 - abar / np.append(1.0, abar[:-1]), kept)
-        return self._respaced[steps]
+    def chain(self, sampler: Sampler) -> list[Step]:
+        """The sampler's steps for what the network predicts, from noise to data."""
+        return make_chain(sampler, self.betas, self.prediction, self.learned_variance)
 
     def _x0(self, output: Tensor, xt: Tensor, at: dict[str, Tensor]) -> Tensor:
         if self.prediction == "epsilon":

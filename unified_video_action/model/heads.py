@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_video_action.model.config import HeadConfig
-from unified_video_action.model.diffusion import Diffusion, Generators, Sampler
+from unified_video_action.model.diffusion import Diffusion, Generators
+from unified_video_action.model.samplers import Sampler
 
 
 class TimestepEmbedding(nn.Module):
@@ -125,8 +126,12 @@ class DiffusionHead(nn.Module):
             mean, rest = output[:, : self.channels], output[:, self.channels :]
             return torch.cat([free + guidance * (mean - free), rest], dim=-1)
 
-        clamp = self.clamp if self.always_clamp or sampler.kind != "ancestral" else None
-        return self.diffusion.sample(network, (cond.shape[0], self.channels), cond, sampler, generator, clamp)
+        shape = cond.shape[0], self.channels
+        return self.diffusion.sample(network, shape, cond, sampler, generator, self.clamp_for(sampler))
+
+    def clamp_for(self, sampler: Sampler) -> float | None:
+        """Bound on the predicted x0, if any."""
+        return self.clamp if self.always_clamp or sampler.kind != "ancestral" else None
 
 
 class VideoHead(DiffusionHead):
@@ -195,7 +200,7 @@ class ActionHead(DiffusionHead):
         Returns:
             squared error and variational bound, (B, K, steps) each.
         """
-        cond = self._cond(z).unsqueeze(1)  # (B, 1, rows, c)
+        cond = self.conditions(z).unsqueeze(1)  # (B, 1, rows, c)
         x0 = torch.where(valid.unsqueeze(-1), chunk, torch.zeros_like(chunk))
         x0 = x0.reshape(len(x0), 1, self.rows, self.channels).expand_as(noise)  # (B, K, rows, C)
         squared_error, bound = self.loss(cond, x0, t, noise)
@@ -211,10 +216,14 @@ class ActionHead(DiffusionHead):
         guidance: float = 1.0,
     ) -> Tensor:
         """z (B, T*S, d) -> (B, steps, row_dim)."""
-        cond = self._cond(z).flatten(0, 1)  # (B*rows, c)
-        free = None if unconditional is None else self._cond(unconditional).flatten(0, 1)
+        cond = self.conditions(z).flatten(0, 1)  # (B*rows, c)
+        free = None if unconditional is None else self.conditions(unconditional).flatten(0, 1)
         return self.sample(cond, sampler, generator, free, guidance).reshape(len(z), self.steps, self.row_dim)
 
-    def _cond(self, z: Tensor) -> Tensor:
-        cond = self.trunk(z)  # (B, steps, d)
-        return cond.flatten(1).unsqueeze(1) if self.whole else cond  # (B, rows, c)
+    def conditions(self, z: Tensor) -> Tensor:
+        """z (B, T*S, d) -> (B, rows, c): what each row is denoised with."""
+        return self.as_rows(self.trunk(z))
+
+    def as_rows(self, cond: Tensor) -> Tensor:
+        """One condition per action (B, steps, d) -> one per row (B, rows, c)."""
+        return cond.flatten(1).unsqueeze(1) if self.whole else cond

@@ -123,7 +123,7 @@ class InputStage(nn.Module):
             return torch.where(seen.masked.unsqueeze(-1), mask_token, project(patchify(latents, spec.patch_size)))
 
         def history(latents: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
-            return torch.where(visible_history, project(self._history_tokens(latents)), mask_token)
+            return torch.where(visible_history, project(self.history_tokens(latents)), mask_token)
 
         def chunk(actions: Tensor | None, visible: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if actions is None:
@@ -157,7 +157,7 @@ class InputStage(nn.Module):
         """(1, T*S, d): a frame's embedding plus a cell's."""
         return join_positions(self.temporal_position, self.spatial_position)
 
-    def _history_tokens(self, latents: Tensor) -> Tensor:
+    def history_tokens(self, latents: Tensor) -> Tensor:
         """(B, H, C, h, w) -> (B, T*S, token_dim * frames per slot); missing frames repeat the oldest."""
         wanted = self.spec.horizon.future * self.history_per_slot
         if missing := wanted - latents.shape[1]:

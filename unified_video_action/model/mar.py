@@ -75,7 +75,11 @@ class MAR(nn.Module):
 
     def forward(self, inputs: ModelInputs, seen: Visibility) -> Tensor:
         """Joint latent (B, T*S, d), one row per future video token."""
-        x = self.encoder(self.input_norm(self.inputs(inputs, seen)))  # (B, L, d)
+        return self.joint_latent(self.inputs(inputs, seen))
+
+    def joint_latent(self, x: Tensor) -> Tensor:
+        """Tokens of the input stage (B, L, d), the instruction's in front -> joint latent (B, T*S, d)."""
+        x = self.encoder(self.input_norm(x))  # (B, L, d)
         position = join_positions(self.decoder_temporal_position, self.decoder_spatial_position)  # (1, T*S, d)
         if self.text_tokens:
             position = torch.cat([self.decoder_text_position, position], dim=1)  # (1, L, d)

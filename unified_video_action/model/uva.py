@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.diffusion import Generators, Sampler
+from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
 from unified_video_action.model.mar import MAR
 from unified_video_action.model.masking import TrainingDraws, generation_schedule, spatial_order
+from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.compat.tensors import load_exactly, read_safetensors, weights_exist
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.config import ModelConfig
@@ -93,8 +93,8 @@ def load_policy(
     """Load a policy from a checkpoint folder, ready to act.
 
     Args:
-        folder: with config.yaml, normalizer.json and `<weights>.safetensors`; `codec.safetensors`, where present,
-            replaces the codec's own weights.
+        folder: with config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and in half
+            precision; `codec.safetensors`, where present, replaces the codec's own weights.
         weights: "ema" or "model".
 
     Raises:
@@ -105,15 +105,16 @@ def load_policy(
         raise ValueError(f"weights must be ema or model, got {weights!r}")
     if not folder.is_dir():
         raise FileNotFoundError(f"checkpoint {folder}: no such folder")
-    for name in ("config.yaml", "normalizer.json", f"{weights}.safetensors"):
-        if not (folder / name).is_file():
+    path = folder / f"{weights}.safetensors"
+    there = {name: (folder / name).is_file() for name in ("config.yaml", "normalizer.json")}
+    for name, exists in {**there, path.name: weights_exist(path)}.items():
+        if not exists:
             raise FileNotFoundError(f"checkpoint {folder}: {name} is missing")
     config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())
     policy = build_policy(config, normalizer)
-    path = folder / f"{weights}.safetensors"
     load_exactly(policy.model, read_safetensors(path), str(path))
     log.info("loaded %s weights of %s", weights, folder)
     return policy.to(device).eval()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.model.diffusion import Generators, Sampler
+from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.masking import TrainingDraws, draw_training
+from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Generated, Targets
 from unified_video_action.policy.base import BasePolicy, Observation, ObservationSpec
@@ -129,7 +130,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
 
     def _training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
         main, wrist = self.observations.main, self.observations.wrist
-        inputs = self._observed({**batch.get("low_dim", {}), "latents": batch["history"], "text": batch.get("text")})
+        inputs = self.model_inputs({**batch.get("low_dim", {}), "latents": batch["history"], "text": batch.get("text")})
         inputs.future = self._latents(batch["future"][main])
         if self.model.spec.wrist_output:
             inputs.wrist_future = self._latents(batch["future"][wrist])
@@ -164,7 +165,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         Returns:
             `action` (B, action_steps, D) and `action_pred` (B, A, D), in the data's units.
         """
-        return self._actions(self._run("policy", obs, generator, sampler), obs)
+        return self.actions_from(self._run("policy", obs, generator, sampler), obs)
 
     def predict_video(
         self, obs: Observation, generator: Generators = None, sampler: str | None = None
@@ -190,7 +191,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
 
         `hide_history` shows the model future frames only, as the paper's code does and as this mode is trained.
         """
-        return self._actions(
+        return self.actions_from(
             self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history), obs
         )
 
@@ -199,7 +200,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
     ) -> dict[str, Tensor]:
         """Policy with planner: `action`, `action_pred` and `frames` of one joint latent."""
         made = self._run("policy_and_video", obs, generator, sampler)
-        return {**self._actions(made, obs), **self._frames(made)}
+        return {**self.actions_from(made, obs), **self._frames(made)}
 
     @torch.no_grad()
     def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:
@@ -224,7 +225,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         future: Mapping[str, Tensor] | None = None,
         hide_history: bool | None = None,
     ) -> Generated:
-        inputs = self._observed(obs, generator)
+        inputs = self.model_inputs(obs, generator)
         if inputs.history.shape[1] != self.horizon.history:
             raise ValueError(
                 f"{self.observations.main}: {inputs.history.shape[1]} frames of history given, "
@@ -246,8 +247,12 @@ class UnifiedVideoActionPolicy(BasePolicy):
             hide_history=hide_history,
         )
 
-    def _observed(self, obs: Observation, generator: Generators = None) -> ModelInputs:
-        """The part of the inputs that is observed: history frames, states, instruction."""
+    def model_inputs(self, obs: Observation, generator: Generators = None) -> ModelInputs:
+        """The part of the model's inputs that is observed: history frames, states, instruction.
+
+        Raises:
+            ValueError: an observation is missing.
+        """
         spec, names = self.model.spec, self.observations
         views = obs.get("latents") or obs
         for name in names.cameras:
@@ -284,7 +289,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def _normalize_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         return self.normalizer.normalize("action", actions - self._origin(obs))
 
-    def _actions(self, made: Generated, obs: Observation) -> dict[str, Tensor]:
+    def actions_from(self, made: Generated, obs: Observation) -> dict[str, Tensor]:
+        """What the model made as `action` and `action_pred`, in the data's units."""
         chunk = self.normalizer.unnormalize("action", made.actions.float()) + self._origin(obs)  # (B, A, D)
         return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
 

@@ -1,4 +1,4 @@
-"""kl-f16: the paper's frame codec (LDM autoencoder, 16x downsampling, 16 channels), on diffusers' network."""
+"""kl-f16: the paper's frame codec (LDM autoencoder, 16x downsampling, 16 channels), with diffusers' modules."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from unified_video_action.compat import kl16
 from unified_video_action.compat.safe_pickle import load_checkpoint
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.vae import kl_forward
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
 
@@ -75,14 +76,15 @@ class AutoencoderKL(FrameCodec):
         else:
             with untrained():
                 self.network = build_network()
+        self.network.to(memory_format=torch.channels_last)
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:
-        mean, logvar = self.network.encode(images).latent_dist.parameters.chunk(2, dim=1)
+        mean, logvar = kl_forward.encode(self.network, images).chunk(2, dim=1)
         return Moments(mean, torch.clamp(logvar, -30.0, 20.0))
 
     def decode_images(self, z: Tensor) -> Tensor:
-        return self.network.decode(z).sample
+        return kl_forward.decode(self.network, z)
 
     def named_weights(self) -> dict[str, Tensor]:
         return self.network.state_dict()

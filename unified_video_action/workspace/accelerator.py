@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unified_video_action.workspace.cluster import find_tasks
 from unified_video_action.workspace.settings import TrainerSettings
 
 if TYPE_CHECKING:
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+PATIENCE = timedelta(hours=6)  # the others wait while the main process fills caches or measures
+
+
 def build_accelerator(settings: TrainerSettings) -> Accelerator:
-    """Make the process's Accelerator; processes come from `torchrun` or `accelerate launch`.
+    """Make the process's Accelerator; processes come from `torchrun`, `accelerate launch` or a SLURM job's tasks.
 
     Raises:
         ValueError: a device or a precision that this machine does not have.
@@ -33,16 +37,15 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
     if settings.precision == "fp16" and cpu:
         raise ValueError("trainer.precision=fp16 needs a CUDA device; take bf16 or no")
+    find_tasks()
     AcceleratorState._reset_state()  # accelerate keeps one per process; a sweep runs several trainings in one
     atexit.register(close_process_group)
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision_on("cpu" if cpu else "cuda", settings.precision),
         kwargs_handlers=[
-            # A process's share of a batch need not hold every task mode, so some heads may have no gradient in it.
-            DistributedDataParallelKwargs(find_unused_parameters=True, gradient_as_bucket_view=True),
-            # The others wait while the main process evaluates in the simulator.
-            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
 

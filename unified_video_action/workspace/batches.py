@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
@@ -16,8 +16,10 @@ from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.packing import Packed, pack
 from unified_video_action.workspace.settings import TrainingSettings
 from unified_video_action.workspace.signals import leave_signals_to_parent
+from unified_video_action.workspace.worker_memory import SharedRing, keep_freed_memory
 
 Key = tuple[int, int]  # (window index, sample seed)
+PREFETCH = 4  # steps that each worker prepares ahead
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class MicroBatch:
     draws: Any  # their masks and noise
     weights: dict[str, float]  # of each loss term
     seed: int  # for whatever else is random, such as dropout
+    modes: frozenset[str]  # names of their task modes
 
 
 class StepBatches(Dataset):
@@ -61,7 +64,14 @@ class StepBatches(Dataset):
         self.dataset, self.policy, self.mode_mix = dataset, policy, training.mode_mix
         self.batch_size, self.seed, self.rank, self.world = training.batch_size, seed, rank, world
         self.share = self.batch_size // world
+        self.task_modes = tuple(TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0)
+        self.ring: SharedRing | None = None  # in a worker
         self.parts = 1 if micro_batch is None else -(-self.share // micro_batch)
+
+    @staticmethod
+    def ahead(workers: int) -> int:
+        """Steps that lie ready when a loader with so many workers has not been asked for a while."""
+        return PREFETCH * workers
 
     def loader(self, first: int, last: int, workers: int = 0, pin: bool = False) -> Generator[Packed, None, None]:
         """Packed lists of micro-batches for steps first .. last-1, prepared by `workers` processes (0: this one).
@@ -74,13 +84,16 @@ class StepBatches(Dataset):
                 batch_size=None,
                 sampler=enumerate(self._keys(first, last, self.rank, self.world), first),
                 num_workers=workers,
+                prefetch_factor=PREFETCH if workers else None,
                 pin_memory=pin,
-                worker_init_fn=leave_signals_to_parent,
+                worker_init_fn=_begin_work,
                 generator=torch.Generator(),  # else the loader would draw from the global one
             )
         )
+        borrowed = workers > 0 and not pin  # the worker will write over it
         try:
-            yield from prepared
+            for packed in prepared:
+                yield packed.clone() if borrowed else packed
         finally:
             del prepared  # ends the workers, also when an error keeps this frame alive
 
@@ -88,7 +101,8 @@ class StepBatches(Dataset):
         step, keys = numbered
         modes = self._modes(step)[self.rank * self.share :][: self.share]
         bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
-        return pack([self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)])
+        parts = [self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)]
+        return pack(parts) if self.ring is None else pack(parts, self.ring.block)
 
     def whole(self, step: int) -> list[tuple[int, int, TaskMode]]:
         """(index, seed, mode) of all samples of a step, those of other processes too."""
@@ -97,9 +111,16 @@ class StepBatches(Dataset):
 
     def loss_terms(self) -> tuple[str, ...]:
         """Names of the losses that this mix of modes can have, in an order that all processes share."""
+        return tuple(sorted({name for mode in self.task_modes for name in self.sample(mode).weights}))
+
+    def sample(self, mode: TaskMode) -> MicroBatch:
+        """The first sample of the run, alone and in this mode."""
         (keys,) = self._keys(0, 1, 0, 1)
-        modes = [TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0]
-        return tuple(sorted({name for mode in modes for name in self._micro_batch(keys[:1], [mode]).weights}))
+        return self._micro_batch(keys[:1], [mode])
+
+    def modes(self, step: int) -> frozenset[str]:
+        """Names of the task modes in a step, over all processes."""
+        return frozenset(mode.name for mode in self._modes(step))
 
     def _keys(self, first: int, last: int, rank: int, world: int) -> StepBatchSampler:
         return StepBatchSampler(len(self.dataset), self.batch_size, self.seed, first, last, rank, world)
@@ -110,4 +131,12 @@ class StepBatches(Dataset):
     def _micro_batch(self, keys: list[Key], modes: list[TaskMode]) -> MicroBatch:
         batch = self.dataset.__getitems__(keys)
         draws = self.policy.training_draws([seed for _, seed in keys], modes)
-        return MicroBatch(batch, draws, self.policy.loss_weights(batch, draws), keys[0][1])
+        weights = self.policy.loss_weights(batch, draws)
+        return MicroBatch(batch, draws, weights, keys[0][1], frozenset(mode.name for mode in modes))
+
+
+def _begin_work(worker: int) -> None:
+    """Called in each worker, which has its own copy of the StepBatches."""
+    leave_signals_to_parent()
+    keep_freed_memory()
+    get_worker_info().dataset.ring = SharedRing(PREFETCH + 2)  # those ahead, the one being received, and one more

@@ -12,15 +12,21 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
+from unified_video_action.compat.tensors import (
+    read_safetensors,
+    require_same,
+    shapes_of,
+    weights_exist,
+    write_safetensors,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -37,22 +43,37 @@ def write_checkpoint(
         tensors: file name -> tensors by name. texts: file name -> content. state: what trainer_state.json holds.
     """
     final = root / f"step_{step:08d}"
-    temporary = root / f".{final.name}.{os.getpid()}.tmp"
-    temporary.mkdir(parents=True)
-    for name, group in tensors.items():
-        save_file({key: value.detach().cpu().contiguous() for key, value in group.items()}, temporary / name)
-    for name, content in texts.items():
-        (temporary / name).write_text(content)
-    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    (temporary / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
-    if final.exists():  # damaged, else the run would have continued from it
-        shutil.rmtree(final)
-    os.rename(temporary, final)
+    with written_whole(final) as temporary:  # in place of a damaged one, else the run would have continued from it
+        for name, group in tensors.items():
+            write_safetensors(temporary / name, group)
+        for name, content in texts.items():
+            (temporary / name).write_text(content)
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        (temporary / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
     _point(root / "latest", final.name)
     _flush(root)
     return final
+
+
+@contextmanager
+def written_whole(final: Path) -> Iterator[Path]:
+    """An empty folder; if the block succeeds, it is flushed to disk and takes the place of `final`."""
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    replaced = final.with_name(f".{final.name}.{os.getpid()}.replaced.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+        if final.exists():
+            os.rename(final, replaced)
+        os.rename(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    _flush(final.parent)
 
 
 def checkpoints(root: Path) -> list[Path]:
@@ -138,7 +159,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
 
 
 def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str, ...] = ()) -> list[str]:
-    """Load a safetensors file into a module for a new run (not to resume one).
+    """Load a safetensors file, or its pieces, into a module for a new run (not to resume one).
 
     Returns:
         the tensors that the file lacks, all of which begin with an entry of `allow_missing`; they keep their values.
@@ -146,7 +167,7 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
     Raises:
         FileNotFoundError: no such file. ValueError: tensors missing, extra or misshapen, all of them listed.
     """
-    if not file.is_file():
+    if not weights_exist(file):
         raise FileNotFoundError(
             f"init_from: no weights at {file}. Give the folder of a checkpoint, or init_from=null to train from scratch"
         )

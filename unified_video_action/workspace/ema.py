@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.workspace.settings import EmaSettings
+from unified_video_action.workspace.sharding import own_part
 
 
 class Ema:
-    """Average of a module's parameters, in float32, on the module's device.
+    """Average of a module's parameters, in float32, on the module's device; of sharded ones, of this process's part.
 
     The paper's schedule: after update n the decay is min(max_decay, 1 - n^-power), so the first update copies.
     """
@@ -20,7 +21,7 @@ class Ema:
     def __init__(self, module: nn.Module, settings: EmaSettings) -> None:
         self.settings = settings
         self.names = [name for name, _ in module.named_parameters()]
-        self.parameters = [parameter.detach() for parameter in module.parameters()]  # they share the module's memory
+        self.parameters = [own_part(parameter.detach()) for parameter in module.parameters()]  # the module's memory
         self.weights = [parameter.clone().float() for parameter in self.parameters]
 
     def decay(self, update: int) -> float:

@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,16 +17,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
+from unified_video_action.workspace.accelerator import PATIENCE
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
-from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.faults import non_finite_loss, non_finite_weights
-from unified_video_action.workspace.optim import build_optimizer, learning_rate_factor
+from unified_video_action.workspace.feeding import Feed
+from unified_video_action.workspace.matrix_rate import matrix_rate
+from unified_video_action.workspace.optim import learning_rate_factor
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.signals import StopSignals
+from unified_video_action.workspace.survey import Survey
+from unified_video_action.workspace.trainee import Trainee
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,11 +41,13 @@ FINISHED, OUT_OF_TIME = "all steps are done", "the time budget is used up"  # wh
 
 @dataclass(frozen=True)
 class Periodic:
-    """Something the main process does between steps, with the averaged weights and in evaluation mode."""
+    """Something done between steps, with the averaged weights and in evaluation mode."""
 
     name: str  # prefix of its metrics
     every: int  # steps
-    run: Callable[[int, Records], Mapping[str, float]]  # (optimiser steps done, records) -> metrics
+    # (optimiser steps done, records) -> metrics; what the main process returns counts, and it alone has records
+    run: Callable[[int, Records | None], Mapping[str, float]]
+    together: bool = False  # all processes run it and share its work; else the main one alone does
 
 
 class TrainingLoop:
@@ -80,11 +85,13 @@ class TrainingLoop:
         rank, world = accelerator.process_index, accelerator.num_processes
         self.batches = StepBatches(dataset, policy, training, seed, trainer.micro_batch, rank, world)
         self.terms = self.batches.loss_terms()
-        self.policy, self.model = policy, policy.model
-        self.forward = accelerator.prepare_model(policy)
-        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
-        self.parameters = list(self.model.parameters())
-        self.ema = Ema(self.model, training.ema)
+        if trainer.compile and self.batches.share % self.batches.parts:
+            raise ValueError(
+                f"trainer.compile=true needs micro-batches of equal size, but a process's {self.batches.share} samples "
+                f"are cut into {self.batches.parts}; choose a trainer.micro_batch that divides them"
+            )
+        self.survey = Survey(policy, self.batches)
+        self.trainee = Trainee(policy, training, trainer, accelerator, self.survey)
         self.step = 0  # optimiser steps done
         self.saved: int | None = None  # step of the newest checkpoint
         self.done: dict[str, int] = {}  # step at which each periodic task was done last
@@ -100,14 +107,19 @@ class TrainingLoop:
         quiet = 1.0 if sys.stderr.isatty() else 30.0  # seconds between two drawings of the bar
         self.bar = tqdm(total=last, initial=first, unit="step", disable=not main, mininterval=quiet, dynamic_ncols=True)
         self.records = self.open_records(self.step) if main else None
+        self.talk = None  # between the processes' hosts, so that nobody waits for a device
+        if self.accelerator.num_processes > 1:
+            self.talk = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+        peak = self.trainer.peak_tflops
+        self.peak = 1e12 * peak if peak else matrix_rate(self.accelerator.device, self.accelerator.mixed_precision)
+        self.trainee.train()
         self.started = self.mark = time.perf_counter()
-        self.policy.train()
         stop = None
         try:
             loader = closing(self.batches.loader(first, last, self.trainer.num_workers, pin))
             with self.bar, StopSignals() as signals, loader as steps:
-                for packed in steps:
-                    micro_batches = packed.unpack(self.accelerator.device)
+                self.feed = Feed(steps, self.accelerator.device)
+                for micro_batches in self.feed:
                     weights, time_used, stop = self.agree(micro_batches, signals.received)
                     if stop:
                         break
@@ -129,33 +141,23 @@ class TrainingLoop:
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def train_step(self, micro_batches: list[MicroBatch], weights: Mapping[str, float], time_used: float) -> None:
+    def train_step(self, micro_batches: list[MicroBatch], weights: Mapping[str, Tensor], time_used: float) -> None:
         """Do one optimiser step, given what `agree` returned."""
         rate = self.training.optimizer.learning_rate * learning_rate_factor(
             self.training.schedule, self.step, self.training.steps, time_used
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
         total = torch.zeros(len(self.terms) + 1, device=self.accelerator.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
             torch.manual_seed(micro_batch.seed)
-            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(self.forward):
-                losses = self.forward(micro_batch.batch, micro_batch.draws, weights)
-                # DDP averages gradients over processes; here they must add up.
-                self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
+            losses = self.trainee.backward(micro_batch, weights, last=number == len(micro_batches))
             zero = total.new_zeros(())
             total += torch.stack([losses.get(name, zero).detach() for name in ("loss", *self.terms)])
-        norm = total.new_full((1,), math.nan)
-        if self.training.optimizer.clip is not None:
-            norm[0] = self.accelerator.clip_grad_norm_(self.parameters, self.training.optimizer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.unread.append((self.step, torch.cat([total, norm])))
+        norm = self.trainee.update(self.step + 1, rate, self.batches.modes(self.step))
+        norm = total.new_tensor(math.nan) if norm is None else norm.to(total)
+        self.unread.append((self.step, torch.cat([total, norm.reshape(1)])))
         self.step += 1
-        self.ema.update(self.step)
 
-    def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, float], float, str | None]:
+    def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, Tensor], float, str | None]:
         """What all processes must know alike before a step.
 
         Returns:
@@ -165,13 +167,14 @@ class TrainingLoop:
         seconds = self.elapsed()
         if self.accelerator.num_processes > 1:
             mine = seconds if self.accelerator.is_main_process else 0.0
-            values = torch.tensor([*weights, mine, float(signal is not None)], device=self.accelerator.device)
-            *weights, seconds, signals = self.accelerator.reduce(values, "sum").tolist()
+            values = torch.tensor([*weights, mine, float(signal is not None)])
+            torch.distributed.all_reduce(values, group=self.talk)
+            *weights, seconds, signals = values.tolist()
             signal = signal or ("signal to another process" if signals else None)
         budget = self.trainer.time_budget_minutes
         time_used = seconds / (60 * budget) if budget else 0.0
         stop = signal or (OUT_OF_TIME if time_used >= 1 else None)
-        return dict(zip(self.terms, weights)), time_used, stop
+        return dict(zip(self.terms, torch.tensor(weights).unbind())), time_used, stop
 
     def elapsed(self) -> float:
         """Seconds spent on this run, earlier processes included."""
@@ -200,9 +203,15 @@ class TrainingLoop:
 
         mean = dict(zip(names, values[:, :-1].mean(0).tolist()))
         now = time.perf_counter()
-        rate, self.mark = self.training.batch_size * len(steps) / (now - self.mark), now
+        seconds, self.mark = now - self.mark, now
+        rate = self.training.batch_size * len(steps) / seconds
         metrics = {f"train/{name}": value for name, value in mean.items()}
-        metrics |= {"train/learning_rate": self.optimizer.param_groups[0]["lr"], "train/samples_per_second": rate}
+        metrics |= {
+            "train/learning_rate": self.trainee.optimizer.param_groups[0]["lr"],
+            "train/samples_per_second": rate,
+            "train/mfu": rate * self.survey.flops_per_sample / (self.peak * self.accelerator.num_processes),
+            "train/waiting": self.feed.waited() / seconds,
+        }
         norm = float(values[:, -1].mean())
         if math.isfinite(norm):
             metrics["train/gradient_norm"] = norm
@@ -227,19 +236,20 @@ class TrainingLoop:
         if saves:
             self.save()
         if due:
-            if self.records:
-                self._carry_out(due)
+            self._carry_out(due)
             self.done |= {task.name: self.step for task in due}
             self.accelerator.wait_for_everyone()
         self.mark += time.perf_counter() - began  # samples per second are those of training
 
     def _carry_out(self, due: Sequence[Periodic]) -> None:
         metrics: dict[str, float] = {}
-        self.policy.eval()
-        with self.ema.applied(), self.accelerator.autocast():
+        with self.trainee.averaged():
             for task in due:
-                metrics |= {f"{task.name}/{name}": value for name, value in task.run(self.step, self.records).items()}
-        self.policy.train()
+                if task.together or self.records:
+                    found = task.run(self.step, self.records)
+                    metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
+        if not self.records:
+            return
         self.records.write(self.step, metrics)
         score = metrics.get(self.trainer.monitor)
         if score is not None:
@@ -253,15 +263,11 @@ class TrainingLoop:
         if self.saved == self.step:
             return
         self.look_at_losses()  # nothing bad is ever saved
+        tensors = self.trainee.tensors()
         if self.accelerator.is_main_process:
-            model = self.model.state_dict()
-            if not all(torch.isfinite(value).all() for value in model.values() if value.is_floating_point()):
+            weights = tensors["model.safetensors"].values()
+            if not all(torch.isfinite(value).all() for value in weights if value.is_floating_point()):
                 raise non_finite_weights(self.step, self.root)
-            tensors = {
-                "model.safetensors": model,
-                "ema.safetensors": {**model, **self.ema.state_dict()},
-                "trainer_state.safetensors": ckpt.optimizer_tensors(self.optimizer, self.model),
-            }
             scaler = self.accelerator.scaler
             state = {"elapsed_seconds": self.elapsed(), "scaler": scaler.state_dict() if scaler else None}
             ckpt.write_checkpoint(self.root, self.step, tensors, self.files, state)
@@ -285,10 +291,7 @@ class TrainingLoop:
         if not self.trainer.resume:
             raise ValueError(f"trainer.resume=false, but {folder} exists; choose another output_dir, or remove it")
         state = ckpt.read_state(folder)
-        load_exactly(self.model, read_safetensors(folder / "model.safetensors"), f"{folder}/model.safetensors")
-        self.ema.load_state_dict(read_safetensors(folder / "ema.safetensors"))
-        moments = read_safetensors(folder / "trainer_state.safetensors")
-        ckpt.load_optimizer_tensors(self.optimizer, self.model, moments)
+        self.trainee.load(folder)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = state["step"]

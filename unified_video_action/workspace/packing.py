@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -39,9 +40,17 @@ class Packed:
     def pin_memory(self) -> Packed:
         return replace(self, block=self.block.pin_memory())
 
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on `device`; from pinned memory the copy goes on while the host does."""
+        return replace(self, block=self.block.to(device, non_blocking=True))
+
+    def clone(self) -> Packed:
+        """The same in memory of its own."""
+        return replace(self, block=self.block.clone())
+
     def unpack(self, device: torch.device | str = "cpu") -> Any:
         """The structure with its tensors, which share the block's memory on `device`."""
-        block = self.block.to(device, non_blocking=True)
+        block = self.to(device).block
 
         def view(place: Place) -> Tensor:
             return block[place.start : place.start + place.bytes].view(place.dtype).reshape(place.shape)
@@ -49,8 +58,11 @@ class Packed:
         return map_leaves(self.structure, Place, view)
 
 
-def pack(structure: Any) -> Packed:
-    """Copy all tensors of a structure, which are on the CPU, into one block."""
+NewBlock = Callable[[int], Tensor]  # bytes -> (bytes,) uint8
+
+
+def pack(structure: Any, new_block: NewBlock = partial(torch.empty, dtype=torch.uint8)) -> Packed:
+    """Copy all tensors of a structure, which are on the CPU, into one block; `new_block` makes it, given its bytes."""
     tensors: list[Tensor] = []
     places: list[Place] = []
 
@@ -61,7 +73,7 @@ def pack(structure: Any) -> Packed:
         return places[-1]
 
     placed = map_leaves(structure, Tensor, place)
-    block = torch.empty(places[-1].start + places[-1].bytes if places else 0, dtype=torch.uint8)
+    block = new_block(places[-1].start + places[-1].bytes if places else 0)
     for tensor, target in zip(tensors, Packed(block, places).unpack(), strict=True):
         target.copy_(tensor)
     return Packed(block, placed)

@@ -69,7 +69,10 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """One run: how long, on what, and what it leaves behind. Nothing here changes what a step computes."""
+    """One run: how long, on what, and what it leaves behind. Nothing here changes what a step computes.
+
+    Rounding apart: precision, compilation and the number of processes show in the last digits.
+    """
 
     max_steps: int | None = None  # stop after this step, short of training.steps; the schedule stays as it is
     time_budget_minutes: float | None = None  # end the schedule within this time, earlier parts of the run included
@@ -77,6 +80,9 @@ class TrainerSettings:
     precision: str = "no"  # no (float32), bf16, fp16, or auto: bf16 where the device computes in it, else float32
     num_workers: int = 0  # processes that prepare batches; 0: the training process does
     micro_batch: int | None = None  # most samples on a device at once; larger batches accumulate gradients
+    compile: bool = False  # fuse kernels with torch.compile; micro-batches must be of equal size
+    sharding: str = "none"  # none: every process has the whole model; full: a share of it (FSDP)
+    peak_tflops: float | None = None  # of a device, which train/mfu refers to; null: that of a matrix product, measured
     resume: bool = True  # continue from the newest checkpoint in output_dir, if there is one
     checkpoint_every: int | None = 1000  # steps; null: only at the end, and whenever a score is measured
     keep_top_k: int = 3  # checkpoints kept for their score, besides the newest
@@ -102,9 +108,14 @@ class TrainerSettings:
         _require(self, "time_budget_minutes", lambda x: x is None or x > 0, "above 0, or null")
         _require(self, "device", lambda x: x in ("auto", "cpu", "cuda"), "auto, cpu or cuda")
         _require(self, "precision", lambda x: x in ("auto", "no", "bf16", "fp16"), "auto, no, bf16 or fp16")
+        _require(self, "compile", lambda x: isinstance(x, bool), "true or false")
+        _require(self, "sharding", lambda x: x in ("none", "full"), "none or full")
+        _require(self, "peak_tflops", lambda x: x is None or x > 0, "above 0, or null")
         _require(self, "monitor_mode", lambda x: x in ("max", "min"), "max or min")
         if self.precision == "fp16" and self.device == "cpu":
             raise ValueError("TrainerSettings.precision fp16 needs a GPU; take bf16 or no with trainer.device=cpu")
+        if self.precision == "fp16" and self.sharding == "full":
+            raise ValueError("TrainerSettings.precision fp16 cannot be used with trainer.sharding=full; take bf16")
 
 
 def _positive(value: Any) -> bool:

@@ -59,10 +59,11 @@ class TrainUnifiedVideoActionWorkspace:
         if not main:
             logging.getLogger("unified_video_action").setLevel(logging.WARNING)
 
-        self.dataset = build_dataset(self.config)
-        torch.manual_seed(self.config["seed"])
-        codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
-        open_frames(self.dataset, data, codec, progress=main)
+        with self.accelerator.main_process_first():  # it alone downloads and fills caches; the others find them
+            self.dataset = build_dataset(self.config)
+            torch.manual_seed(self.config["seed"])
+            codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
+            open_frames(self.dataset, data, codec, progress=main)
         self.normalizer = self.dataset.fit_normalizer(relative_to)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec)
@@ -112,10 +113,10 @@ class TrainUnifiedVideoActionWorkspace:
             )
             tasks += [Periodic("sheet", trainer.sheet_every, draw)] if trainer.sheet_every else []
         if trainer.evaluate_every:
-            tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate))
+            tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
         return tasks
 
-    def _evaluate(self, step: int, records: Records) -> Mapping[str, float]:
+    def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
 

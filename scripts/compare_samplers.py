@@ -1,0 +1,215 @@
+"""What fewer denoising steps cost and give: a trained policy's action chunks by sampler, against a reference sampler.
+
+    python scripts/compare_samplers.py --checkpoint checkpoints/uva_pusht_mini --json samplers.json
+    python scripts/compare_samplers.py --checkpoint RUN/checkpoints/latest --n-episodes 100
+
+Observations are those of the policy's own rollouts in its simulator, on seeds that no evaluation starts with. For each
+of them a sampler draws many chunks; the table has, as means over observations, in normalised action units:
+
+energy    energy distance to the reference's draws (0: the same distribution). The first row, a second draw of the
+          reference, is the noise of this measure
+shift     distance between the mean chunks
+spread    of a sampler's chunks, relative to the reference's (1: as varied)
+head ms   one call of the action head, for one observation; plan ms: one plan of a session, new frames encoded
+score     with --n-episodes, mean score in the simulator with its 95 % interval
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
+log = logging.getLogger("compare_samplers")
+SAMPLERS = ("ddim100", "ddim16", "ddim10", "ddim5", "ancestral16", "dpm16")
+START_SEED = 200_000  # evaluations start at 100,000
+PLANS_PER_EPISODE = 8
+ROWS = 256  # chunks drawn at a time
+
+Table = dict[str, dict[str, Any]]  # sampler -> figures
+
+
+def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int) -> dict[str, Any]:
+    """Observations (count, ...) of the policy's own rollouts, for `policy.predict_action`, with frames encoded."""
+    import numpy as np
+    import torch
+
+    from unified_video_action.env_runner.rollout import rollout
+    from unified_video_action.env_runner.vector import EnvProcesses
+    from unified_video_action.inference.session import PolicySession
+
+    runner, horizon, names = config["task"]["env_runner"], policy.horizon, policy.observations
+    action_steps, max_steps = runner.get("action_steps", policy.action_steps), runner.get("max_steps", 300)
+    wanted = min(PLANS_PER_EPISODE, math.ceil(max_steps / action_steps))  # of each episode, if it is long enough
+    episodes = math.ceil(count / wanted)
+    histories: list[list[dict[str, np.ndarray]]] = []
+
+    def keep(episode: Any, seen: list[dict[str, np.ndarray]]) -> None:
+        plans = np.arange(0, max(len(seen) - 1, 1), action_steps)  # the times at which it planned
+        for now in plans[np.linspace(0, len(plans) - 1, min(wanted, len(plans))).astype(int)]:
+            histories.append([seen[max(now + offset, 0)] for offset in horizon.history_offsets])
+
+    slots = min(episodes, 4)
+    with EnvProcesses(config["task"]["env"], slots, 300.0) as envs:
+        rollout(
+            PolicySession(policy, slots=slots, action_steps=action_steps),
+            envs,
+            range(START_SEED, START_SEED + episodes),
+            max_steps=max_steps,
+            action_steps=action_steps,
+            on_end=keep,
+            keep_observations=True,
+        )
+    histories = histories[:count]
+
+    def stacked(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([[step[name] for step in history] for history in histories]))
+
+    frames = {camera: stacked(camera).movedim(-1, -3) for camera in names.cameras}  # (n, H, 3, h, w)
+    states = {name: stacked(name).float().to(policy.device) for name in names.low_dim}  # (n, H, d)
+    return {"latents": {camera: policy.encode(frame) for camera, frame in frames.items()}, **states}
+
+
+def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, draws: int, seed: int) -> Tensor:
+    """Normalised action chunks (observations, draws, A * D)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    scale = policy.normalizer.scale("action")
+    count, chunks = len(next(iter(obs["latents"].values()))), []
+    for start in range(0, count, max(ROWS // draws, 1)):
+        rows = slice(start, start + max(ROWS // draws, 1))
+        latents = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs["latents"].items()}
+        states = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs.items() if name != "latents"}
+        made = policy.predict_action({"latents": latents, **states}, generator, sampler)["action_pred"]
+        chunks.append((made * scale).flatten(1).unflatten(0, (-1, draws)))
+    return torch.cat(chunks)
+
+
+def time_sampler(policy: UnifiedVideoActionPolicy, config: dict[str, Any], sampler: str, repeats: int) -> dict:
+    """Median milliseconds of the action head, and of a whole plan, of a session that acts in one environment."""
+    import numpy as np
+
+    from unified_video_action.evaluation.timing import Bench
+    from unified_video_action.inference.session import PolicySession
+
+    bench, session = Bench(policy.device, repeats=repeats), PolicySession(policy, sampler=sampler)
+    session.reset()
+    meta = config["task"]["shape_meta"]["obs"]
+    observation = {name: np.zeros((*meta[name]["shape"][1:], 3), np.uint8) for name in policy.observations.cameras}
+    observation |= {name: np.zeros(meta[name]["shape"], np.float32) for name in policy.observations.low_dim}
+
+    def measure() -> dict[str, float]:
+        for _ in range(policy.action_steps):
+            session.observe(observation)
+        with bench.stopwatch(session.engine) as times:
+            total = bench.time(session.plan)
+        return {"head": times["action diffusion"], "plan": total}
+
+    return {f"{part}_ms": row["median"] for part, row in bench.summarise(measure).items()}
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the JSON file holds."""
+    import torch
+
+    from unified_video_action.env_runner import preparation
+    from unified_video_action.env_runner.results import git_commit, machine, versions
+    from unified_video_action.evaluation.distributions import energy_distance, spread
+    from unified_video_action.instantiate import instantiate
+    from unified_video_action.policy.build import load_policy
+
+    config = preparation.read_config(options.checkpoint)
+    policy = load_policy(options.checkpoint, device=preparation.choose_device(options.device))
+    for sampler in (options.reference, *options.samplers):
+        policy.config.samplers(sampler)
+    obs = observe(policy, config, options.observations)
+    reference = draw(policy, obs, options.reference, options.draws, seed=0)
+    table: Table = {}
+    for number, sampler in enumerate((options.reference, *options.samplers), start=1):
+        chunks = draw(policy, obs, sampler, options.draws, seed=number)
+        distances = energy_distance(chunks, reference)  # (observations,)
+        row = table[sampler] = {
+            "energy": float(distances.mean()),
+            "energy_error": float(distances.std() / math.sqrt(len(distances))),
+            "shift": float((chunks.mean(1) - reference.mean(1)).norm(dim=-1).mean()),
+            "spread": float(spread(chunks).mean() / spread(reference).mean()),
+            **time_sampler(policy, config, sampler, options.repeats),
+        }
+        if options.n_episodes:
+            settings = config["task"]["env_runner"] | {"n_episodes": options.n_episodes}
+            runner = instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
+            row |= runner.run(policy, sampler=sampler, films=0)
+    return {
+        "checkpoint": str(options.checkpoint),
+        "reference": options.reference,
+        "observations": len(reference),
+        "draws": options.draws,
+        "spread_of_reference": float(spread(reference).mean()),
+        "samplers": table,
+        "machine": {**machine(), "device": str(policy.device), "threads": str(torch.get_num_threads())},
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The table, for people and for pages."""
+    table: Table = results["samplers"]
+    scored = "mean_score" in table[results["reference"]]
+    head = ["sampler", "energy", "shift", "spread", "head ms", "plan ms"]
+    if scored:
+        head += ["mean score (95 %)", "success rate (95 %)"]
+    rows = []
+    for sampler, row in table.items():
+        cells = [
+            sampler + (" (again)" if sampler == results["reference"] else ""),
+            f"{row['energy']:.4f} ± {row['energy_error']:.4f}",
+            *(f"{row[name]:.3f}" for name in ("shift", "spread")),
+            *(f"{row[name]:.1f}" for name in ("head_ms", "plan_ms")),
+        ]
+        for name in ("mean_score", "success_rate") if scored else ():
+            cells.append(f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})")
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), help=f"default: {' '.join(SAMPLERS)}")
+    parser.add_argument(
+        "--reference", default="ancestral100", help="that they are compared with (default: the paper's)"
+    )
+    parser.add_argument("--observations", type=int, default=64, help="to plan from (default: 64)")
+    parser.add_argument("--draws", type=int, default=64, help="chunks for each observation and sampler (default: 64)")
+    parser.add_argument("--n-episodes", type=int, default=0, help="to evaluate for each sampler (default: none)")
+    parser.add_argument("--repeats", type=int, default=20, help="of what is timed (default: 20)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--json", type=Path, help="also write everything here")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        for name, least in {"observations": 2, "draws": 2, "n_episodes": 0, "repeats": 1}.items():
+            if getattr(options, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        results = compare(options)
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
+    log.info("\n%s", markdown(results))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        log.info("\nWritten to %s", options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""From nothing to a policy that can be shipped: demonstrations, latents, training, 500 episodes, checkpoints/NAME.
+
+    python scripts/train_pusht.py                                uva_pusht_small on a GPU, uva_pusht_mini on a CPU
+    python scripts/train_pusht.py --human-only                   without scripted demonstrations
+    python scripts/train_pusht.py --actions-only                 the ablation without video learning
+    python scripts/train_pusht.py --minutes 5 --episodes 20 --name short training.batch_size=32
+
+config/recipe/ says on which demonstrations, for how long, and with which settings; overrides of the configuration may
+follow. Every step is a command that can be typed by hand, and is shown before it runs. Run again after an interruption,
+it goes on where it was; the minutes already trained count. The figures are those of the weights as they are shipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unified_video_action.workspace.commands import ROOT, hydra_value, inside, run, try_run
+
+log = logging.getLogger("train_pusht")
+KINDS = ("human_only", "scripted_only", "actions_only")  # options that make another result
+RECIPES = ROOT / "config" / "recipe"
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """A recipe of config/recipe; ValueError that lists them when there is none of that name."""
+    import yaml
+
+    path = RECIPES / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise ValueError(f"there is no recipe {name!r} in {inside(RECIPES)}: take one with --recipe ({known})")
+    return yaml.safe_load(path.read_text())
+
+
+def human_demonstrations(folder: Path) -> Path | None:
+    """The published archive: in $UVA_DATA_DIR, from an earlier download in `folder`, or from a new one."""
+    given = os.environ.get("UVA_DATA_DIR")
+    for candidate in [Path(given).expanduser(), folder] if given else [folder]:
+        archive = candidate / "pusht" / "pusht.zip"
+        if archive.is_file():
+            log.info("Human demonstrations: %s", archive)
+            return archive.resolve()
+    if try_run(ROOT / "scripts" / "download_data.py", "pusht", "--output", folder) == 0:
+        return (folder / "pusht" / "pusht.zip").resolve()
+    return None
+
+
+def scripted_demonstrations(folder: Path, options: Mapping[str, float]) -> Path:
+    """Demonstrations of the scripted expert with these options of collect_demos.py, from an earlier run or made now."""
+    kind = "".join(f"_{name}{value}" for name, value in options.items() if name != "episodes")
+    store = folder / "pusht" / f"scripted_{options['episodes']}{kind}.zarr.zip"
+    if store.is_file():
+        log.info("Scripted demonstrations: %s", store)
+    else:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        script = ROOT / "scripts" / "collect_demos.py"
+        run(script, "--task", "pusht", *words, "--output", store, "--workers", str(workers))
+    return store.resolve()
+
+
+def sources(recipe: Mapping[str, Any], folder: Path, human: bool, scripted: bool) -> list[str]:
+    """Entries of task.dataset.paths, with what they name there to be read."""
+    found: list[tuple[Path, float | None]] = []
+    if human:
+        if archive := human_demonstrations(folder):
+            found.append((archive, recipe["human"]))
+        elif not scripted:
+            sys.exit("Stopped: there are no human demonstrations. The message above says how to get them.")
+        else:
+            log.info("The published demonstrations are not to be had: the model will learn from scripted ones alone.")
+    for entry in recipe["scripted"] if scripted else []:
+        options = {name: value for name, value in entry.items() if name != "share"}
+        found.append((scripted_demonstrations(folder, options), entry.get("share")))
+    if len(found) == 1:
+        return [hydra_value(found[0][0])]
+    weights = ["" if share is None else f",weight:{share}" for _, share in found]
+    return [f"{{path:{hydra_value(path)}{weight}}}" for (path, _), weight in zip(found, weights, strict=True)]
+
+
+def own_command(options: argparse.Namespace) -> str:
+    """What to type for this result, without what only says where things lie."""
+    words = ["python", "scripts/train_pusht.py", "--config-name", options.config_name, "--recipe", options.recipe]
+    words += ["--minutes", f"{options.minutes:g}", "--episodes", str(options.episodes)]
+    words += ["--scripted", str(options.scripted)] if options.scripted else []
+    words += [f"--{name.replace('_', '-')}" for name in KINDS if getattr(options, name)]
+    return shlex.join([*words, *options.overrides])
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def ship(options: argparse.Namespace, dtype: str) -> None:
+    """Evaluate the weights as they will be stored, then store them with what they scored."""
+    folder = options.run.resolve()
+    latest, stored, evaluation = folder / "checkpoints" / "latest", folder / "stored", folder / "evaluation" / "stored"
+    script = ROOT / "scripts" / "export_checkpoint.py"
+    common = ("--checkpoint", latest, "--dtype", dtype, "--training-command", own_command(options), "--replace")
+    steps = read_json(latest / "trainer_state.json")["step"]
+    if read_json(stored / "metrics.json").get("training", {}).get("steps") != steps:
+        shutil.rmtree(evaluation, ignore_errors=True)
+        run(script, *common, "--output", stored)
+    if len(read_json(evaluation / "results.json").get("episodes", [])) != options.episodes:
+        shutil.rmtree(evaluation, ignore_errors=True)  # of another number of episodes, or interrupted
+        run(
+            ROOT / "eval_sim.py",
+            *("--checkpoint", stored),
+            *("--n-episodes", str(options.episodes), "--films", str(options.films)),
+            *("--output", evaluation),
+        )
+    run(script, *common, "--output", options.output.resolve(), "--evaluation", evaluation)
+    log.info("\nReport: %s", evaluation / "report.html")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config-name", help="as for train.py (default: uva_pusht_small on a GPU, else uva_pusht_mini)"
+    )
+    parser.add_argument("--recipe", help="of config/recipe (default: that of --config-name)")
+    parser.add_argument("--minutes", type=float, help="to train, all parts of the run together (default: the recipe's)")
+    parser.add_argument("--episodes", type=int, default=500, help="to evaluate, on unseen seeds (default: 500)")
+    parser.add_argument("--films", type=int, default=3, help="episodes to film (default: 3)")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--human-only", action="store_true", help="do without scripted demonstrations")
+    kinds.add_argument("--scripted-only", action="store_true", help="do without human demonstrations")
+    parser.add_argument("--scripted", type=int, help="episodes of each kind of scripted ones (default: the recipe's)")
+    parser.add_argument("--actions-only", action="store_true", help="learn no video: the UVA-action ablation")
+    parser.add_argument("--name", help="of the result (default: the configuration's, and which of these options)")
+    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
+    parser.add_argument("--run", type=Path, help="folder of the run; one that exists goes on (default: outputs/NAME)")
+    parser.add_argument("--output", type=Path, help="checkpoint to write (default: checkpoints/NAME)")
+    parser.add_argument("--prepare", action="store_true", help="only make demonstrations and latents")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    options = parser.parse_intermixed_args(arguments)
+    for name in ("minutes", "episodes", "scripted"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name} must be above 0, got {value}")
+    if options.config_name is None:
+        import torch
+
+        options.config_name = "uva_pusht_small" if torch.cuda.is_available() else "uva_pusht_mini"
+    options.recipe = options.recipe or options.config_name
+    kind = [name for name in KINDS if getattr(options, name)]
+    options.name = options.name or "_".join([options.config_name, *(name.removesuffix("_only") for name in kind)])
+    options.run = options.run or ROOT / "outputs" / options.name
+    options.output = options.output or ROOT / "checkpoints" / options.name
+    try:
+        options.settings = read_recipe(options.recipe)
+    except ValueError as error:
+        parser.error(str(error))
+    options.minutes = options.minutes or options.settings["minutes"]
+    if options.scripted:
+        options.settings["scripted"] = [{**kind, "episodes": options.scripted} for kind in options.settings["scripted"]]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    recipe, data = options.settings, options.data.resolve()
+    paths = sources(recipe, data, human=not options.scripted_only, scripted=not options.human_only)
+    settings = [
+        f"--config-name={options.config_name}",
+        *(["training=action"] if options.actions_only else []),
+        *(recipe["overrides"] + options.overrides),
+        f"task.dataset.paths=[{','.join(paths)}]",
+        f"data.cache_dir={hydra_value(data / 'cache')}",
+    ]
+    run(ROOT / "scripts" / "cache_latents.py", *settings)
+    if options.prepare:
+        return
+    budget = f"trainer.time_budget_minutes={options.minutes:g}"
+    run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
+    ship(options, recipe["dtype"])
+    log.info("Shipped: %s", options.output)
+
+
+if __name__ == "__main__":
+    main()

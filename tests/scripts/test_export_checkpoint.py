@@ -1,0 +1,184 @@
+"""scripts/export_checkpoint.py: what it ships, that this acts as the run's weights do, and what it refuses."""
+
+import json
+import re
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import eval_sim
+from unified_video_action.policy.build import load_policy
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_checkpoint.py"
+NEEDED = {"README.md", "config.yaml", "metrics.json", "normalizer.json"}
+
+
+@pytest.fixture
+def export(trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """export(*options) -> the folder it wrote."""
+    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    main = runpy.run_path(str(SCRIPT))["main"]
+
+    def run(*options: object) -> Path:
+        output = tmp_path / "shipped"
+        main(["--checkpoint", str(trained_run / "checkpoints/latest"), "--output", str(output), *map(str, options)])
+        return output
+
+    return run
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """evaluate(checkpoint, *options) -> results.json, which lies in tmp_path/evaluation."""
+
+    def run(checkpoint: Path, *options: object, output: str = "evaluation") -> dict[str, Any]:
+        words = ["--checkpoint", checkpoint, "--films", 0, "--device", "cpu", "--output", tmp_path / output, *options]
+        monkeypatch.setattr(sys, "argv", ["eval_sim.py", *map(str, words)])
+        eval_sim.main()
+        return json.loads((tmp_path / output / "results.json").read_text())
+
+    return run
+
+
+def refusal(export: Callable, capsys: pytest.CaptureFixture, *options: object) -> str:
+    with pytest.raises(SystemExit):
+        export(*options)
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_only_what_acting_needs_is_shipped_without_paths_of_this_machine(export: Callable[..., Path]) -> None:
+    folder = export()
+    assert {path.name for path in folder.iterdir()} == NEEDED | {"ema.safetensors"}
+    assert "/elsewhere" not in "".join((folder / name).read_text() for name in NEEDED)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["output_dir"] == "outputs/little" and config["data"]["cache_dir"] is None
+    assert config["task"]["dataset"]["paths"] == [
+        {"path": "data/pusht.zip", "weight": 0.5},
+        {"path": "data/made.zip", "weight": 0.5},
+    ]
+    training = json.loads((folder / "metrics.json").read_text())["training"]
+    assert training.pop("commands") == [
+        "python train.py --config-name=uva_little training.batch_size=8 "
+        "'task.dataset.paths=[{path:data/pusht.zip,weight:0.5}]'"
+    ]
+    assert training == {"steps": 10, "batch_size": 8, "samples": 80, "seed": 3, "minutes": 1.5}
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 1e-2)])
+def test_the_shipped_policy_acts_as_the_trained_one(
+    export: Callable[..., Path], trained_run: Path, dtype: str, most: float
+) -> None:
+    folder = export("--dtype", dtype, "--max-piece-mb", 0.25)
+    assert len(list(folder.glob("ema-0000*-of-0000*.safetensors"))) > 1
+    assert all(path.stat().st_size <= 250_000 for path in folder.iterdir())
+    before, after = load_policy(trained_run / "checkpoints/latest"), load_policy(folder)
+    assert {parameter.dtype for parameter in after.parameters()} == {torch.float32}
+    changes = [float((a - b).detach().abs().max()) for a, b in zip(before.model.parameters(), after.model.parameters())]
+    storage = json.loads((folder / "metrics.json").read_text())["storage"]
+    assert storage["largest_change_of_a_weight"] == pytest.approx(max(changes)) and max(changes) <= most
+    assert (max(changes) > 0) == (dtype != "float32") and storage["dtype"] == dtype
+    frames = torch.randint(256, (1, 4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    obs = {"image": frames, "agent_pos": torch.tensor([[[100.0, 200.0]]])}
+    actions = [
+        policy.predict_action(obs, torch.Generator().manual_seed(0))["action_pred"] for policy in (before, after)
+    ]
+    torch.testing.assert_close(*actions, atol=512 * most, rtol=0)
+
+
+def test_its_figures_are_those_of_the_evaluation_and_repeat_without_options(
+    export: Callable[..., Path], evaluate: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = export("--dtype", "float16")
+    options = ("--n-episodes", 3, "--seed", 100_004, "--sampler", "ddim3", "--set", "task.env_runner.action_steps=4")
+    results = evaluate(folder, *options)
+    export("--dtype", "float16", "--evaluation", tmp_path / "evaluation", "--replace")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("mean_score", "success_rate", "mean_max_coverage"):
+        assert metrics[name] == results["metrics"][name]
+        interval = metrics["intervals"][name]
+        assert interval["low"] == results["metrics"][f"{name}_low"] <= metrics[name] <= interval["high"]
+    assert "Wilson" in metrics["intervals"]["success_rate"]["method"]
+    assert "bootstrap" in metrics["intervals"]["mean_max_coverage"]["method"]
+    evaluation = metrics["evaluation"]
+    assert evaluation["command"] == "python eval_sim.py --checkpoint checkpoints/shipped"
+    assert evaluation["weights"] == "as stored here"
+    chosen = [evaluation[name] for name in ("start_seed", "action_steps", "sampler", "max_steps")]
+    assert chosen == [100_004, 4, "ddim3", 16] and metrics["episodes"] == 3
+    again = evaluate(folder, output="again")
+    assert again["episodes"] == results["episodes"]
+    assert f"{metrics['mean_score']:.3f}" in (folder / "README.md").read_text()
+
+    export("--dtype", "bfloat16", "--replace")  # other weights than those that were evaluated
+    assert "is of other weights" in refusal(
+        export, capsys, "--dtype", "bfloat16", "--evaluation", tmp_path / "evaluation", "--replace"
+    )
+
+
+def test_an_evaluation_of_the_run_says_that_it_is_of_float32(
+    export: Callable[..., Path], evaluate: Callable[..., dict[str, Any]], trained_run: Path, tmp_path: Path
+) -> None:
+    evaluate(trained_run / "checkpoints/latest", "--n-episodes", 1)
+    folder = export("--dtype", "float16", "--evaluation", tmp_path / "evaluation")
+    assert "float32" in json.loads((folder / "metrics.json").read_text())["evaluation"]["weights"]
+
+
+def test_what_exists_is_replaced_only_on_demand_and_only_by_a_whole_folder(
+    export: Callable[..., Path], capsys: pytest.CaptureFixture
+) -> None:
+    folder = export()
+    assert "exists already; --replace replaces it" in refusal(export, capsys)
+    message = refusal(export, capsys, "--replace", "--max-mb", 0.3)
+    assert re.search(r"would have 0\.\d MB, more than 0\.3: store half precision \(--dtype float16\)", message)
+    assert load_file(folder / "ema.safetensors") and [path.name for path in folder.parent.glob(".*")] == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"init_from": "/elsewhere/old"}, "init_from: /elsewhere/old"),
+        ({"vae": {"weights": "~/codec.safetensors"}}, "vae.weights: ~/codec.safetensors"),
+        ({"task": {"dataset": {"paths": ["x.zip", "../mine/y.zip"]}}}, ""),
+    ],
+)
+def test_other_paths_of_this_machine_are_refused(
+    export: Callable[..., Path], trained_run: Path, change: dict, message: str, capsys: pytest.CaptureFixture
+) -> None:
+    from omegaconf import OmegaConf
+
+    path = trained_run / "checkpoints/latest/config.yaml"
+    OmegaConf.save(OmegaConf.merge(OmegaConf.load(path), change), path)
+    if message:
+        assert message in refusal(export, capsys)
+    else:
+        config = yaml.safe_load((export("--training-command", "make") / "config.yaml").read_text())
+        assert config["task"]["dataset"]["paths"] == ["x.zip", "data/y.zip"]
+
+
+def test_commands_are_those_given_or_recorded(
+    export: Callable[..., Path], trained_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = export("--training-command", "make data", "--training-command", "python train.py a=/elsewhere/pusht.zip")
+    commands = json.loads((folder / "metrics.json").read_text())["training"]["commands"]
+    assert commands == ["make data", "python train.py a=data/pusht.zip"]
+    message = refusal(export, capsys, "--replace", "--training-command", "python train.py x=/mine/y")
+    assert "without paths of this machine: command[0]: python train.py x=/mine/y" in message
+    (trained_run / ".hydra" / "overrides.yaml").unlink()
+    assert "give --training-command" in refusal(export, capsys, "--replace")
+
+
+def test_weights_beyond_half_precision_are_named(
+    export: Callable[..., Path], trained_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = trained_run / "checkpoints/latest/ema.safetensors"
+    weights = load_file(path)
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name] + 1e5}, path)
+    assert f"{name} has weights up to 1e+05: too large for float16" in refusal(export, capsys, "--dtype", "float16")
+    assert export("--dtype", "bfloat16").is_dir()

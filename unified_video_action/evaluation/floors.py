@@ -1,0 +1,166 @@
+"""The least time that the parts of a policy can take on a device: its arithmetic, or the reading of its weights.
+
+A part's floor is the larger of two times: its multiplications at the device's rate for large matrices, and its weights
+at the rate at which the device reads as many bytes. What can be computed once for all denoising steps (time embeddings,
+conditions, modulations) is read once, the rest of a head at every step. Both rates are measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from unified_video_action.evaluation.timing import Bench
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.workspace.matrix_rate import matrix_rate
+
+PARTS = {  # name -> what owns the method that does the work in the policy, and the method
+    "VAE encode": ("codec", "moments"),
+    "transformer": ("model.mar", "forward"),
+    "action diffusion": ("model.action_head", "sample_chunk"),
+    "video diffusion": ("model.video_head", "sample"),
+    "VAE decode": ("codec", "decode"),
+}
+ONCE = ("time_embed", "cond_embed", "modulation")  # of a denoising network: the same for all of its steps' inputs
+LARGE = 2**29  # bytes that no accelerator's cache holds
+
+
+@dataclass
+class Work:
+    """What a part has to do."""
+
+    operations: float = 0.0  # floating-point
+    uses: dict[str, int] = field(default_factory=dict)  # weight -> matrix products and convolutions it enters
+
+
+class _Counting(TorchDispatchMode):
+    def __init__(self, work: Work, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.work, self.weights = work, weights
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if count := flop_registry.get(func._overloadpacket):
+            self.work.operations += count(*args, **(kwargs or {}), out_val=out)
+            for value in args:
+                if isinstance(value, Tensor) and (name := self.weights.get(value.untyped_storage().data_ptr())):
+                    self.work.uses[name] = self.work.uses.get(name, 0) + 1
+        return out
+
+
+def _weights(policy: UnifiedVideoActionPolicy) -> dict[str, Tensor]:
+    """All that a policy computes with, by name."""
+    return {
+        f"{owner}.{name}": value
+        for owner, module in {"model": policy.model, "codec": policy.codec}.items()
+        for name, value in (*module.named_parameters(), *module.named_buffers())
+    }
+
+
+@contextmanager
+def counting(policy: UnifiedVideoActionPolicy) -> Iterator[dict[str, Work]]:
+    """Within the context the parts of the policy add their work to the mapping; attention is written out."""
+    parts: dict[str, Work] = {}
+    weights = {value.untyped_storage().data_ptr(): name for name, value in _weights(policy).items()}
+
+    def counted(part: str, method: Callable) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with _Counting(parts.setdefault(part, Work()), weights):
+                return method(*args, **kwargs)
+
+        return run
+
+    places = {part: (attrgetter(owner)(policy), method) for part, (owner, method) in PARTS.items()}
+    for part, (owner, method) in places.items():
+        setattr(owner, method, counted(part, getattr(owner, method)))
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield parts
+    finally:
+        for owner, method in places.values():
+            delattr(owner, method)  # the class's own shows again
+
+
+def reading_rate(device: torch.device, size: int) -> float:
+    """Bytes a second at which a product of a matrix of `size` bytes and a vector reads it, the best of a few.
+
+    On an accelerator at least LARGE bytes are read: a smaller read is over before its start is.
+    """
+    columns = 1024
+    rows = max((size if device.type == "cpu" else max(size, LARGE)) // (4 * columns), 1)
+    matrix, vector = torch.ones(rows, columns, device=device), torch.ones(columns, device=device)
+    bench, best = Bench(device), float("inf")
+    until = time.perf_counter() + 0.2
+    torch.mv(matrix, vector)
+    while time.perf_counter() < until:
+        best = min(best, bench.time(lambda: torch.mv(matrix, vector)))
+    return 4 * rows * columns / best
+
+
+def floors(
+    policy: UnifiedVideoActionPolicy,
+    image: tuple[int, int],
+    precision: str = "no",
+    batch: int = 1,
+    sampler: str | None = None,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The least milliseconds of each part of the plans that `timing.time_latency` times, for frames of `image`.
+
+    Args:
+        precision: of the arithmetic and of the weights that are read: no (float32), bf16 or fp16.
+
+    Returns:
+        plan -> part -> compute, weights, and their larger one, floor; and giga, the operations in units of 1e9. A part
+        "total" has the sum of the floors.
+    """
+    spec, names, horizon = policy.model.spec, policy.observations, policy.horizon
+    obs: dict[str, Any] = {
+        camera: torch.zeros(batch, horizon.history, 3, *image, dtype=torch.uint8) for camera in names.cameras
+    }
+    obs |= {name: torch.zeros(batch, names.low_dim_steps, len(policy.normalizer.scale(name))) for name in names.low_dim}
+    if spec.text_dim:
+        obs["text"] = torch.zeros(batch, spec.text_dim)
+    with torch.no_grad():
+        with counting(policy) as acting:
+            policy.predict_action(obs, sampler=sampler)
+        with counting(policy) as imagining:
+            policy.predict_action_and_video(obs, sampler=sampler)
+    rate = matrix_rate(policy.device, precision)
+    half = 1.0 if precision == "no" else 0.5
+    sizes = {name: value.nbytes for name, value in _weights(policy).items()}
+
+    def floor(work: Work, share: float = 1.0) -> dict[str, float]:
+        once = {name: any(part in name for part in ONCE) for name in work.uses}
+        read = half * sum(sizes[name] * (1 if once[name] else uses) for name, uses in work.uses.items())
+        working_set = half * sum(sizes[name] for name in work.uses if not once[name])
+        compute = 1000 * share * work.operations / rate
+        weights = 1000 * read / reading_rate(policy.device, int(working_set))
+        return {
+            "giga": share * work.operations / 1e9,
+            "compute": compute,
+            "weights": weights,
+            "floor": max(compute, weights),
+        }
+
+    new = sum(-policy.action_steps < offset for offset in horizon.history_offsets)
+    plans = {
+        f"policy, {horizon.history} new frames": {part: floor(work) for part, work in acting.items()},
+        f"policy, {new} new frames": {
+            part: floor(work, new / horizon.history if part == "VAE encode" else 1.0) for part, work in acting.items()
+        },
+        "policy and video": {part: floor(work) for part, work in imagining.items()},
+    }
+    return {
+        plan: {**parts, "total": {"floor": sum(part["floor"] for part in parts.values())}}
+        for plan, parts in plans.items()
+    }

@@ -1,0 +1,190 @@
+"""How long training takes: its step by part, beside what its matrix products take; its loader; several processes."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.evaluation.products import time_products
+from unified_video_action.evaluation.timing import Bench, Times, noise
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.workspace.accelerator import build_accelerator
+from unified_video_action.workspace.batches import MicroBatch, StepBatches
+from unified_video_action.workspace.ema import Ema
+from unified_video_action.workspace.matrix_rate import matrix_rate
+from unified_video_action.workspace.optim import build_optimizer
+from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+from unified_video_action.workspace.survey import Survey
+from unified_video_action.workspace.trainee import Trainee, compile_blocks
+
+Measured = dict[str, Any]
+
+
+def time_training(
+    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, workers: int = 0, compiled: bool = False
+) -> Measured:
+    """Time optimiser steps of one process on latents that are noise. Changes the policy's weights.
+
+    Returns:
+        ms: rows of a step's parts and its total; a step is `batch` samples. samples_per_second; matrix_tflops: rate of
+        a large matrix product; mfu: share of it that the model's own operations reach; waiting: share of the time in
+        which the step waits for its batch; products_ms: time of the step's matrix products, each measured by itself;
+        over_products: forward and backward pass, optimiser and average as a multiple of that (not where compiled).
+    """
+    policy.train()
+    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
+    survey = Survey(policy, batches)
+    if compiled:
+        compile_blocks(policy.model)
+    loader = batches.loader(0, bench.warmup + bench.repeats, workers, bench.device.type == "cuda")
+    optimizer, ema = build_optimizer(policy.model, training.optimizer), Ema(policy.model, training.ema)
+    losses: dict[str, Tensor] = {}
+    steps: list[MicroBatch] = []
+
+    def forward() -> None:
+        inputs = steps[-1]
+        with bench.autocast():
+            losses.update(policy(inputs.batch, inputs.draws, inputs.weights))
+
+    def backward() -> None:
+        losses["loss"].backward()
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.update(1)
+
+    def measure() -> Times:
+        times = {"waiting": bench.time(lambda: steps.extend(next(loader).unpack(bench.device)))}
+        times["forward"] = bench.time(forward)
+        times["backward"] = bench.time(backward)
+        times["optimizer and EMA"] = bench.time(update)
+        del steps[:-1]
+        return {**times, "total": sum(times.values())}
+
+    rows = bench.summarise(measure)
+    total, size = rows["total"]["median"] / 1000, training.batch_size
+    modes = [mode.name for _, _, mode in batches.whole(0)]
+    flops = sum(survey.work[name].flops for name in modes)
+    peak = matrix_rate(bench.device, bench.precision)
+    found = {
+        "batch": size,
+        "ms": rows,
+        "samples_per_second": size / total,
+        "matrix_tflops": peak / 1e12,
+        "tflop_per_sample": flops / size / 1e12,
+        "mfu": flops / total / peak,
+        "waiting": rows["waiting"]["median"] / 1000 / total,
+    }
+    if not compiled:
+        products = time_products(bench, lambda: (forward(), backward()))
+        optimizer.zero_grad()
+        found |= {
+            "products_ms": 1000 * products,
+            "over_products": (total - rows["waiting"]["median"] / 1000) / products,
+        }
+    return found
+
+
+def time_loader(
+    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, dataset: WindowDataset, workers: int
+) -> Measured:
+    """Time the making of batches from stored data, as fast as they are asked for.
+
+    Returns:
+        ms: one row, a step of `batch` samples; samples_per_second, and samples_per_second_per_worker where there are
+        workers: rate over all repeats, the start of the workers left out.
+    """
+    batches = StepBatches(dataset, policy, training, seed=0)
+    first = bench.warmup + 2 * batches.ahead(workers)  # what was ready before the clock began does not count
+    loader = batches.loader(0, first + bench.repeats, workers)
+    for _ in range(first):
+        next(loader)
+    began = time.perf_counter()
+    rows = Bench(bench.device, None, bench.repeats, 0).summarise(lambda: {"total": bench.time(lambda: next(loader))})
+    rate = bench.repeats * training.batch_size / (time.perf_counter() - began)
+    found = {"batch": training.batch_size, "ms": rows, "samples_per_second": rate}
+    return found | ({"samples_per_second_per_worker": rate / workers} if workers else {})
+
+
+def time_scaling(
+    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, trainer: TrainerSettings
+) -> Measured:
+    """Time steps of this process alone and of all processes together, each with `training.batch_size` samples.
+
+    All processes that torchrun has started call this; while the first one works alone the others wait.
+
+    Returns:
+        processes, sharding; samples_per_second of `one` and of `all`; efficiency: what a process does in company as a
+        share of what it does alone.
+
+    Raises:
+        ValueError: there is one process only.
+    """
+    accelerator = build_accelerator(trainer)
+    world = accelerator.num_processes
+    if world == 1:
+        raise ValueError("--only scaling compares processes: torchrun --nproc-per-node N scripts/benchmark.py ...")
+    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
+    survey = Survey(policy, batches)
+    alone = 0.0
+    if accelerator.is_main_process:
+        times = time_training(copy.deepcopy(policy).to(accelerator.device), bench, training)
+        alone = times["samples_per_second"]
+    accelerator.wait_for_everyone()
+    trainee = Trainee(policy, training, trainer, accelerator, survey)
+    trainee.train()
+    loader = batches.loader(0, bench.warmup + bench.repeats)
+
+    def step() -> None:
+        (inputs,) = next(loader).unpack(accelerator.device)
+        weights = {name: torch.tensor(world * weight) for name, weight in inputs.weights.items()}
+        trainee.backward(inputs, weights, last=True)
+        trainee.update(1, training.optimizer.learning_rate, batches.modes(0))
+
+    rows = bench.summarise(lambda: {"total": bench.time(step)})
+    together = world * training.batch_size * 1000 / rows["total"]["median"]
+    return {
+        "processes": world,
+        "sharding": trainer.sharding,
+        "batch": training.batch_size,
+        "ms": rows,
+        "samples_per_second": {"one": alone, "all": together},
+        "efficiency": together / (world * alone) if alone else None,
+    }
+
+
+class NoiseDataset:
+    """Endless random training batches of a policy's shapes, with latents in place of frames."""
+
+    def __init__(self, policy: UnifiedVideoActionPolicy) -> None:
+        self.policy = policy
+
+    def __len__(self) -> int:
+        return 2**20
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
+        spec, horizon, names = self.policy.model.spec, self.policy.horizon, self.policy.observations
+        batch, latent = len(keys), (spec.latent.channels, spec.latent.height, spec.latent.width)
+
+        def rows(name: str, steps: int) -> Tensor:
+            return torch.stack([noise(self.policy, name, steps) for _ in keys])  # (B, steps, D)
+
+        return {
+            "history": {camera: torch.randn(batch, horizon.history, *latent) for camera in names.cameras},
+            "future": {camera: torch.randn(batch, horizon.future, *latent) for camera in names.cameras},
+            "action": rows("action", horizon.actions),
+            "history_action": rows("action", horizon.actions),
+            "low_dim": {name: rows(name, horizon.history) for name in names.low_dim},
+            "future_low_dim": {name: rows(name, horizon.actions) for name in names.low_dim},
+            "auxiliary": torch.randn(batch, horizon.history + horizon.future, spec.auxiliary_dim),
+            "text": torch.randn(batch, spec.text_dim),
+            "action_is_pad": torch.zeros(batch, horizon.actions, dtype=torch.bool),
+            "frame_is_pad": torch.zeros(batch, horizon.future, dtype=torch.bool),
+            "has_action": torch.ones(batch, dtype=torch.bool),
+        }

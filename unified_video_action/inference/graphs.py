@@ -1,0 +1,70 @@
+"""Functions of tensors that a CUDA device replays as graphs, so that Python and launches cost next to nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+log = logging.getLogger(__name__)
+
+WARM_UP = 3  # runs before a capture, in which libraries choose their kernels and take their workspaces
+MOST_GRAPHS = 8  # of one function; each keeps memory of its own
+
+
+class Captured(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor | None, ...]  # what the graph reads
+    outputs: object  # what it writes
+
+
+class Replayed:
+    """A function of tensors, captured as a CUDA graph for each combination of input shapes; called as it is on a CPU.
+
+    The function may not look at values, draw random numbers or upload anything. Its inputs may lie in (pinned) host
+    memory; its outputs are the caller's own.
+
+    Args:
+        name: for messages. function: tensors, or None, to a tensor or a tuple of tensors. device: where it runs.
+        most: combinations of shapes that are captured; any others run uncaptured.
+    """
+
+    def __init__(self, name: str, function: Callable, device: torch.device, most: int = MOST_GRAPHS) -> None:
+        self.name, self.function, self.device, self.most = name, function, device, most
+        self._captured: dict[tuple, Captured] = {}
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        if self.device.type != "cuda":
+            return self.function(*inputs)
+        shapes = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
+        if shapes not in self._captured:
+            own = tuple(None if each is None else each.to(self.device, copy=True) for each in inputs)
+            if len(self._captured) == self.most:
+                return self.function(*own)
+            self._captured[shapes] = self._capture(own)
+        graph, own, outputs = self._captured[shapes]
+        for mine, given in zip(own, inputs, strict=True):
+            if mine is not None:
+                mine.copy_(given, non_blocking=True)
+        graph.replay()
+        return tree_map(torch.clone, outputs)  # the next replay writes to the same place
+
+    def _capture(self, inputs: tuple[Tensor | None, ...]) -> Captured:
+        start = time.perf_counter()
+        aside = torch.cuda.Stream(self.device)
+        aside.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UP):
+                self.function(*inputs)
+        torch.cuda.current_stream(self.device).wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.function(*inputs)
+        sizes = ", ".join("none" if each is None else "x".join(map(str, each.shape)) for each in inputs)
+        log.info("%s: captured for %s in %.1f s", self.name, sizes, time.perf_counter() - start)
+        return Captured(graph, inputs, outputs)

@@ -1,0 +1,165 @@
+"""Samplers of a diffusion head: how many denoising steps there are, and with which coefficients.
+
+A step of every sampler here is the same arithmetic on a noisy row x and the network's output for it:
+
+    x0   = x0_from_x * x + x0_from_output * output, clamped where the head says so
+    next = from_x * x + from_x0 * x0 + from_last * last + exp(log_std + log_std_slope * spread) * noise
+
+with `last` the x0 of the step before, and `spread` the network's second half of outputs, where it has one. So a chain
+of steps is a table of numbers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+KINDS = ("ancestral", "ddim", "dpm")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How a head denoises.
+
+    Raises:
+        ValueError: an unknown kind, or a step count or temperature out of range.
+    """
+
+    kind: Literal["ancestral", "ddim", "dpm"] = "ancestral"
+    steps: int = 100  # network calls
+    temperature: float = 0.95  # scales the noise added at each ancestral step, not the initial noise
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"Sampler.kind must be ancestral, ddim or dpm, got {self.kind!r}")
+        if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
+            raise ValueError(f"Sampler.steps must be an integer from 1 to 1000, got {self.steps!r}")
+        if not 0 <= self.temperature <= 2:
+            raise ValueError(f"Sampler.temperature must lie in [0, 2], got {self.temperature!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> "Sampler":
+        """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`."""
+        kind = text.rstrip("0123456789")
+        steps = text[len(kind) :]
+        if not steps:
+            raise ValueError(
+                f"sampler {text!r}: expected a kind and a step count, such as ancestral100, ddim10 or dpm16"
+            )
+        return cls(kind, int(steps))
+
+    @property
+    def noise_draws(self) -> int:
+        """How often a row is given noise: at its start, and by the ancestral sampler at every step, the last included
+        (where it is not used)."""
+        return 1 + self.steps if self.kind == "ancestral" else 1
+
+
+class Step(NamedTuple):
+    """One denoising step (see the module's formulas)."""
+
+    t: int  # step of the training chain, which the network is told
+    x0_from_x: float
+    x0_from_output: float
+    from_x: float
+    from_x0: float
+    from_last: float = 0.0
+    log_std: float = -math.inf  # of the noise that is added
+    log_std_slope: float = 0.0
+
+    @property
+    def adds_noise(self) -> bool:
+        return self.log_std > -math.inf
+
+
+def make_chain(
+    sampler: Sampler, betas: np.ndarray, prediction: Literal["epsilon", "v", "sample"], learned_variance: bool
+) -> list[Step]:
+    """The sampler's steps in the order they are taken, from noise to data.
+
+    Args:
+        betas: (T,) float64 of the training chain. prediction, learned_variance: as the head was trained.
+    """
+    if sampler.kind == "ancestral":
+        return _ancestral(sampler, betas, prediction, learned_variance)
+    abar = np.cumprod(1 - betas)
+    # "Trailing" spacing: from the last step of the training chain, evenly, to almost its first.
+    kept = (np.arange(len(betas), 0, -len(betas) / sampler.steps).round().astype(int) - 1).tolist()
+    solver = _ddim if sampler.kind == "ddim" else _dpm
+    return solver(kept, abar, prediction)
+
+
+def spaced(length: int, steps: int) -> list[int]:
+    """Evenly spaced steps of a training chain, its first and last included."""
+    return [length - 1] if steps == 1 else [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
+
+
+def _ancestral(sampler: Sampler, betas: np.ndarray, prediction: str, learned_variance: bool) -> list[Step]:
+    """The chain respaced, with the posterior's mean and a variance between its bounds (paper: 100 steps)."""
+    kept = spaced(len(betas), sampler.steps)
+    abar = np.cumprod(1 - betas)[kept]
+    previous = np.append(1.0, abar[:-1])
+    betas = 1 - abar / previous
+    variance = betas * (1 - previous) / (1 - abar)
+    low = np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas)
+    high = np.log(betas)
+    log_temperature = math.log(sampler.temperature) if sampler.temperature else -math.inf
+    steps = []
+    for i in reversed(range(sampler.steps)):
+        step = Step(
+            kept[i],
+            *_x0(prediction, abar[i]),
+            from_x=float((1 - previous[i]) * np.sqrt(1 - betas[i]) / (1 - abar[i])),
+            from_x0=float(betas[i] * np.sqrt(previous[i]) / (1 - abar[i])),
+        )
+        if i > 0 and learned_variance:  # log-variance = low + (spread + 1) / 2 * (high - low)
+            slope = float(high[i] - low[i]) / 4
+            step = step._replace(log_std=log_temperature + float(high[i] + low[i]) / 4, log_std_slope=slope)
+        elif i > 0:
+            step = step._replace(log_std=log_temperature + float(low[i]) / 2)
+        steps.append(step)
+    return steps
+
+
+def _ddim(kept: Sequence[int], abar: np.ndarray, prediction: str) -> list[Step]:
+    """DDIM without noise; what comes after a step is found as diffusers finds it."""
+    steps = []
+    for t in kept:
+        after = t - len(abar) // len(kept)
+        target = abar[after] if after >= 0 else 1.0
+        keep = math.sqrt((1 - target) / (1 - abar[t]))  # of the noise
+        from_x0 = math.sqrt(target) - keep * math.sqrt(abar[t])
+        steps.append(Step(t, *_x0(prediction, abar[t]), from_x=keep, from_x0=from_x0))
+    return steps
+
+
+def _dpm(kept: Sequence[int], abar: np.ndarray, prediction: str) -> list[Step]:
+    """DPM-Solver++ of second order with two evaluations remembered; first order at both ends."""
+
+    def half_log_snr(t: int) -> float:
+        return 0.5 * (math.log(abar[t]) - math.log1p(-abar[t]))
+
+    steps = []
+    for i, t in enumerate(kept):
+        x0 = _x0(prediction, abar[t])
+        if i == len(kept) - 1:
+            steps.append(Step(t, *x0, from_x=0.0, from_x0=1.0))
+            break
+        target = abar[kept[i + 1]]
+        stride = half_log_snr(kept[i + 1]) - half_log_snr(t)
+        weight = -math.sqrt(target) * math.expm1(-stride)
+        last = weight * stride / (2 * (half_log_snr(t) - half_log_snr(kept[i - 1]))) if i else 0.0
+        from_x = math.sqrt((1 - target) / (1 - abar[t]))
+        steps.append(Step(t, *x0, from_x=from_x, from_x0=weight + last, from_last=-last))
+    return steps
+
+
+def _x0(prediction: str, abar: float) -> tuple[float, float]:
+    """Factors of x and of the network's output in the predicted x0."""
+    return {
+        "epsilon": (math.sqrt(1 / abar), -math.sqrt(1 / abar - 1)),
+        "v": (math.sqrt(abar), -math.sqrt(1 - abar)),
+        "sample": (0.0, 1.0),
+    }[prediction]

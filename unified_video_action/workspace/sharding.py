@@ -1,0 +1,69 @@
+"""Parameters that are spread over processes (FSDP2), seen as whole tensors and as this process's share of them.
+
+On a plain tensor every function here does nothing, so callers need not ask how a model is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def shard(module: nn.Module, device: torch.device, always_used: Collection[str]) -> None:
+    """Spread a module's parameters over all processes, in place; they are gathered while they are needed.
+
+    Blocks of a list are gathered one after the other, provided every forward pass of every process runs them; what is
+    left is gathered at once.
+
+    Args:
+        always_used: names of the parameters that every forward pass uses.
+    """
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for list_name, blocks in module.named_modules():
+        if isinstance(blocks, nn.ModuleList):
+            for place, block in enumerate(blocks):
+                names = {f"{list_name}.{place}.{name}" for name, _ in block.named_parameters()}
+                if names and names <= set(always_used):
+                    fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+@contextmanager
+def without_sync(module: FSDPModule) -> Iterator[None]:
+    """Within the context gradients stay with the process and add up."""
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor; shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered; all processes call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_of_part(part: Tensor, like: Tensor) -> Tensor:
+    """A tensor laid out as `like`, of which `part` is this process's share, gathered; all processes together."""
+    if not isinstance(like, DTensor):
+        return part
+    spread = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return spread.full_tensor()
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor that every process has, laid out as `like`."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -1,0 +1,219 @@
+"""What a run trains: the model with its optimiser and average, on one process, replicated (DDP) or sharded (FSDP)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
+from unified_video_action.policy.base import BasePolicy
+from unified_video_action.workspace import checkpoint as ckpt
+from unified_video_action.workspace.batches import MicroBatch
+from unified_video_action.workspace.ema import Ema
+from unified_video_action.workspace.optim import build_optimizer
+from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+from unified_video_action.workspace.sharding import laid_out, own_part, shard, whole, whole_of_part, without_sync
+from unified_video_action.workspace.survey import Survey
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Trainee:
+    """A policy's model in training.
+
+    Args:
+        policy: moves to the accelerator's device. With `trainer.sharding: full` and several processes a sharded copy is
+            trained in its place; the policy itself waits on the CPU and gets the averaged weights while `averaged`.
+        survey: which parameters each task mode trains.
+    """
+
+    def __init__(
+        self,
+        policy: BasePolicy,
+        training: TrainingSettings,
+        trainer: TrainerSettings,
+        accelerator: Accelerator,
+        survey: Survey,
+    ) -> None:
+        self.policy, self.accelerator, self.survey = policy, accelerator, survey
+        self.clip = training.optimizer.clip
+        self.sharded = trainer.sharding == "full" and accelerator.num_processes > 1
+        trained = copy.deepcopy(policy) if self.sharded else policy
+        trained.to(accelerator.device)
+        self.model = trained.model
+        if trainer.compile:
+            compile_blocks(self.model)
+        forward = TrainingForward(trained)
+        if self.sharded:
+            shard(forward, accelerator.device, {f"policy.model.{name}" for name in survey.shared})
+        else:
+            with _frozen(p for name, p in self.model.named_parameters() if name not in survey.trained):
+                forward = accelerator.prepare_model(forward)  # DDP waits for the gradients of the others only
+        self.forward = forward
+        self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
+        self.parameters = list(self.model.parameters())
+        self.ema = Ema(self.model, training.ema)
+
+    def train(self) -> None:
+        """Switch to training mode."""
+        self.policy.train()
+        self.forward.train()
+
+    def backward(self, micro_batch: MicroBatch, weights: Mapping[str, Tensor], last: bool) -> dict[str, Tensor]:
+        """Add the gradients of a micro-batch; those of the `last` one of a step are summed over the processes.
+
+        Returns:
+            the losses, this process's part of them.
+        """
+        processes = self.accelerator.num_processes
+        absent: tuple[str, ...] = ()
+        if last and processes > 1:
+            absent = tuple(sorted(self.survey.trained - self.survey.reach(micro_batch.modes)))
+        alone = without_sync if self.sharded else self.accelerator.no_sync
+        with nullcontext() if last else alone(self.forward):
+            with self.accelerator.autocast():
+                losses = self.forward(micro_batch.batch, micro_batch.draws, weights, absent)
+            # Gradients are averaged over processes; here they must add up.
+            self.accelerator.backward(losses["loss"] * processes)
+        return losses
+
+    def update(self, number: int, rate: float, modes: Iterable[str]) -> Tensor | None:
+        """Do optimiser step `number` (1, 2, ...) at a learning rate.
+
+        Args:
+            modes: names of the task modes in the step, over all processes; what none of them trains stays as it is.
+
+        Returns:
+            the norm of the gradient, if it is clipped.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.accelerator.num_processes > 1:
+            untrained = self.survey.trained - self.survey.reach(modes)
+            if untrained:  # these have gradients of zero, for the processes' sake
+                for name, parameter in self.model.named_parameters():
+                    parameter.grad = None if name in untrained else parameter.grad
+        norm = None
+        if self.clip is not None:
+            norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.clip))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(number)
+        return norm
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the policy computes with the averaged weights, in evaluation mode; all processes enter."""
+        self.policy.eval()
+        if self.sharded:
+            average = self._whole_average()
+            self.policy.model.load_state_dict(average, strict=False)
+            self.policy.to(self.accelerator.device)
+        # Blocks are compiled for the shapes of training alone.
+        with nullcontext() if self.sharded else self.ema.applied(), torch.compiler.set_stance("force_eager"):
+            with self.accelerator.autocast():
+                yield
+        if self.sharded:
+            self.policy.to("cpu")
+        self.policy.train()
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds, file name -> whole tensors; all processes call this together."""
+        model = {name: whole(value) for name, value in self.model.state_dict().items()}
+        moments = ckpt.optimizer_tensors(self.optimizer, self.model)
+        return {
+            "model.safetensors": model,
+            "ema.safetensors": {**model, **self._whole_average()},
+            "trainer_state.safetensors": {name: whole(value) for name, value in moments.items()},
+        }
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint, however many processes have written it.
+
+        Raises:
+            ValueError: it holds other tensors than this model has.
+        """
+        state = self.model.state_dict()
+        given = read_safetensors(folder / "model.safetensors")
+        require_same(shapes_of(state), shapes_of(given), f"{folder}/model.safetensors")
+        self.model.load_state_dict({name: laid_out(value, state[name]) for name, value in given.items()})
+        average = read_safetensors(folder / "ema.safetensors")
+        parameters = dict(self.model.named_parameters())
+        self.ema.load_state_dict({name: own_part(laid_out(average[name], p)) for name, p in parameters.items()})
+        moments = {}
+        for key, value in read_safetensors(folder / "trainer_state.safetensors").items():
+            parameter = parameters.get(key.rpartition(".")[0])
+            fits = parameter is not None and parameter.shape == value.shape
+            moments[key] = laid_out(value, parameter) if fits else value
+        ckpt.load_optimizer_tensors(self.optimizer, self.model, moments)
+
+    def _whole_average(self) -> dict[str, Tensor]:
+        parameters = dict(self.model.named_parameters())
+        return {name: whole_of_part(part, parameters[name]) for name, part in self.ema.state_dict().items()}
+
+
+class TrainingForward(nn.Module):
+    """A policy's losses; parameters that a batch has no use for may be named, and get gradients of zero.
+
+    So processes whose samples have different task modes still sum the same gradients.
+    """
+
+    def __init__(self, policy: BasePolicy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, batch: Mapping[str, Any], draws: Any, weights: Mapping[str, Tensor], absent: Iterable[str] = ()
+    ) -> dict[str, Tensor]:
+        losses = self.policy(batch, draws, weights)
+        if absent:
+            parameters = dict(self.policy.model.named_parameters())
+            losses["loss"] = _Touched.apply(losses["loss"], *(parameters[name] for name in absent))
+        return losses
+
+
+class _Touched(torch.autograd.Function):
+    """The first argument; the gradients of the others are zero."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:
+        ctx.others = others
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *map(torch.zeros_like, ctx.others)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Let `torch.compile` make kernels for the blocks that a model repeats, in place; names of tensors stay.
+
+    Blocks of one kind share their kernels, so compiling takes as long for 24 of them as for one, and gradients of
+    several processes are still summed while the backward pass goes on.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                block.compile(dynamic=False)
+
+
+@contextmanager
+def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within the context these need no gradient."""
+    frozen = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
