@@ -26,7 +26,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
     add("--films", type=int, default=3, help="episodes to film, from the best to the worst (default: 3)")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="such as task.env_runner.max_steps=400")
+    override = "such as task.env_runner.max_steps=400; may be repeated"
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=override)
     return parser.parse_args()
 
 

@@ -1,7 +1,9 @@
 """eval_sim.py on a small untrained checkpoint, in the real simulator; and what it says to mistakes."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -79,7 +81,7 @@ def test_a_checkpoint_is_evaluated(
     options = ("--n-episodes", 3, "--n-envs", 2, "--seed", 7, "--films", 1, "--device", "cpu", "--sampler", "ddim3")
     with caplog.at_level("INFO"):
         call(monkeypatch, "--checkpoint", checkpoint, *options, "--output", tmp_path / "out",
-             "--set", "task.env_runner.max_steps=20", "task.env.goal=[200,200,0]")  # fmt: skip
+             "--set", "task.env_runner.max_steps=20", "--set", "task.env.goal=[200,200,0]")  # fmt: skip
     assert "mean_score" in caplog.text and "report.html" in caplog.text
 
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -166,3 +168,22 @@ def test_missing_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monkeyp
     (tmp_path / "config.yaml").write_text((checkpoint / "config.yaml").read_text())
     with pytest.raises(SystemExit, match="normalizer.json is missing"):
         call(monkeypatch, "--checkpoint", tmp_path)
+
+
+def test_two_processes_share_the_episodes(checkpoint: Path, tmp_path: Path):
+    options = ["--checkpoint", checkpoint, "--n-episodes", 3, "--n-envs", 1, "--films", 1, "--device", "cpu",
+               "--set", "task.env_runner.max_steps=16"]  # fmt: skip
+    script = Path(eval_sim.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
+        output = tmp_path / str(len(found))
+        command = [sys.executable, *launcher, script, *options, "--output", output]
+        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("mean_score ") == 1  # the first process alone tells
+        found.append(json.loads((output / "results.json").read_text()))
+    one, two = ([episode["curve"] for episode in results["episodes"]] for results in found)
+    assert [episode["seed"] for episode in found[1]["episodes"]] == [100000, 100001, 100002]
+    np.testing.assert_allclose(one, two, atol=1e-3)
+    assert len(list((tmp_path / "1" / "films").iterdir())) == 1
