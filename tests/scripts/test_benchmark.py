@@ -1,7 +1,10 @@
 """scripts/benchmark.py, and the timing behind it, on a model of a few thousand weights."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,9 @@ def test_every_part_is_measured(run: Callable[..., dict[str, Any]]) -> None:
     training = results["training"]
     assert training["batch"] == 5
     assert training["samples_per_second"] == pytest.approx(5000 / training["ms"]["total"]["median"])
+    rate = training["tflop_per_sample"] * training["samples_per_second"]
+    assert training["mfu"] == pytest.approx(rate / training["matrix_tflops"]) and 0 < training["waiting"] < 1
+    assert 0 < training["products_ms"] and training["over_products"] > 0
     assert results["samplers"] == {"actions": "ddim2", "frames": "ddim3"}
     assert results["machine"]["device"] == "cpu" and results["versions"]["torch"] == torch.__version__.split("+")[0]
 
@@ -93,6 +99,22 @@ def test_the_loader_reads_the_training_data(
     results = run("--only", "loader", config=config)
     assert results["loader"]["batch"] == 5 and results["loader"]["samples_per_second"] > 0
     assert not {"latency_ms", "training"} & set(results)
+
+
+def test_processes_are_compared_with_one(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    options = ["--config", str(tmp_path / "config.yaml"), "--json", str(tmp_path / "times.json"), "--device", "cpu"]
+    threads = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
+    done = subprocess.run(
+        [*launcher, *options, "--only", "scaling", "--repeats", "2", "--warmup", "1"],
+        env=threads, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "times.json").read_text())["scaling"]
+    rates = found["samples_per_second"]
+    assert found["processes"] == 2 and found["efficiency"] == pytest.approx(rates["all"] / (2 * rates["one"]))
+    assert done.stdout.count("efficiency: ") == 1
 
 
 def test_shipped_configurations_are_timed(script: dict[str, Any], tmp_path: Path) -> None:
@@ -166,6 +188,7 @@ def test_mistakes_are_named(run: Callable[..., dict[str, Any]], capsys: pytest.C
         (["--repeats", "0"], "--repeats"),
         (["--calls", "5"], "--calls"),
         (["--sampler", "magic3"], "magic"),
+        (["--only", "scaling"], "torchrun --nproc-per-node N"),
     ):
         with pytest.raises(SystemExit):
             run("--only", "latency", *arguments)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from unified_video_action.model.task_modes import ModeMix
-from unified_video_action.workspace.loop import TrainingLoop
+from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import (
     EmaSettings,
@@ -171,11 +171,18 @@ def main() -> None:
     parser.add_argument("--kill-at", type=int, help="send this process --send during this step")
     parser.add_argument("--kill-in-write", type=int, help="die while the checkpoint of this step is being written")
     parser.add_argument("--send", default="SIGKILL")
+    parser.add_argument("--look-every", type=int, help="steps between two sums of the averaged weights")
     options = parser.parse_args()
+
+    def look(step: int, records: Records | None) -> dict[str, float]:
+        assert not loop.trainee.policy.training
+        return {"sum": sum(float(value.abs().sum()) for value in loop.trainee.policy.model.state_dict().values())}
+
     logging.basicConfig(level=logging.INFO)
     trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch, sharding=options.sharding)
     training = training_settings(batch_size=options.batch, mode_mix=ModeMix(per_batch=options.per_batch))
-    loop = build_loop(options.output, training, trainer, dropout=options.dropout)
+    periodic = [Periodic("look", options.look_every, look, together=True)] if options.look_every else []
+    loop = build_loop(options.output, training, trainer, dropout=options.dropout, periodic=periodic)
     if options.kill_at is not None:
         step = loop.train_step
 

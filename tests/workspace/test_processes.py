@@ -1,5 +1,6 @@
 """Runs in processes of their own: killed at any moment, several at once, continued by another number of them."""
 
+import json
 import os
 import signal
 import subprocess
@@ -106,8 +107,12 @@ def test_two_processes_equal_one_and_one_continues_two(tmp_path, sharding):
 def test_shards_continue_what_one_process_began(tmp_path):
     build_loop(tmp_path / "alone").run()
     build_loop(tmp_path / "two", trainer=trainer_settings(max_steps=7)).run()
-    ended = start(tmp_path / "two", "--sharding", "full", processes=2)
+    ended = start(tmp_path / "two", "--sharding", "full", "--look-every", 20, processes=2)
     assert ended.returncode == 0, ended.stderr
+    *_, looked = lines = metrics(tmp_path / "two")
+    average = load_file(tmp_path / "two" / "checkpoints" / "latest" / "ema.safetensors")
+    assert looked["look/sum"] == pytest.approx(sum(float(value.abs().sum()) for value in average.values()))
+    (tmp_path / "two" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
     agree_but_for_rounding(tmp_path / "alone", tmp_path / "two")
 
 

@@ -33,8 +33,10 @@ class _Shape:
         return f"{self.size} {self.stride} {self.dtype}"
 
     def noise(self) -> Tensor:
-        values = torch.empty_strided(self.size, self.stride, dtype=self.dtype, device=self.device)
-        return values.normal_() if self.dtype.is_floating_point else values.zero_()
+        reach = 1 + sum((size - 1) * stride for size, stride in zip(self.size, self.stride, strict=True))
+        values = torch.zeros(reach, dtype=self.dtype, device=self.device)
+        values = values.normal_() if self.dtype.is_floating_point else values
+        return values.as_strided(self.size, self.stride)  # an expanded tensor too
 
 
 class _Recording(TorchDispatchMode):

@@ -132,7 +132,9 @@ class Engine:
             inputs.text = self.inputs.no_text.expand(batch, -1, -1)
         self.sample(inputs, [torch.Generator() for _ in range(batch)])
 
-    def draw_noise(self, head: DiffusionHead, sampler: Sampler, rows: int, generators: Sequence[torch.Generator]) -> Tensor:
+    def draw_noise(
+        self, head: DiffusionHead, sampler: Sampler, rows: int, generators: Sequence[torch.Generator]
+    ) -> Tensor:
         """All noise that a head needs, as `randn` draws it: (draws, B * rows, C) in host memory."""
         shape = sampler.noise_draws, len(generators) * rows, head.channels
         noise = torch.empty(shape, pin_memory=self.device.type == "cuda")

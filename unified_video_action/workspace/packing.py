@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -58,10 +57,11 @@ class Packed:
         return map_leaves(self.structure, Place, view)
 
 
-NewBlock = Callable[[int], Tensor]  # bytes -> (bytes,) uint8
+def _own_block(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
 
 
-def pack(structure: Any, new_block: NewBlock = partial(torch.empty, dtype=torch.uint8)) -> Packed:
+def pack(structure: Any, new_block: Callable[[int], Tensor] = _own_block) -> Packed:
     """Copy all tensors of a structure, which are on the CPU, into one block; `new_block` makes it, given its bytes."""
     tensors: list[Tensor] = []
     places: list[Place] = []

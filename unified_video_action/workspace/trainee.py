@@ -113,8 +113,7 @@ class Trainee:
         """Within the context the policy computes with the averaged weights, in evaluation mode; all processes enter."""
         self.policy.eval()
         if self.sharded:
-            average = self._whole_average()
-            self.policy.model.load_state_dict(average, strict=False)
+            self.policy.model.load_state_dict({**self.policy.model.state_dict(), **self._whole_average()})
             self.policy.to(self.accelerator.device)
         # Blocks are compiled for the shapes of training alone.
         with nullcontext() if self.sharded else self.ema.applied(), torch.compiler.set_stance("force_eager"):

@@ -1,0 +1,88 @@
+"""The engine's graphs on a GPU. Skipped where there is none."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.inference.test_engine import make_policy, make_sample, noise
+from tests.inference.test_session import make_policy as acting_policy
+from tests.model.conftest import EVERYTHING, PLAIN
+from unified_video_action.inference.denoiser import Denoiser
+from unified_video_action.inference.engine import Engine
+from unified_video_action.inference.graphs import Replayed
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.model.inputs import ModelInputs
+from unified_video_action.model.samplers import Sampler
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.mark.parametrize("sampler", ["ancestral16", "ddim10", "dpm10"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_graphs_equal_the_cpu(sampler: str, guidance: float) -> None:
+    sample = make_sample(EVERYTHING)
+    made = []
+    for device in ("cpu", "cuda"):
+        engine = Engine(make_policy(sample, sampler, guidance).to(device))
+        given = {name: value.to(device) for name, value in vars(sample.inputs).items()}
+        given["text"] = torch.stack([engine.instruction(text) for text in given["text"]])
+        for _ in range(3):  # the first call captures, the others replay
+            made.append(engine.sample(ModelInputs(**given), noise(), frames=True))
+    for other in made[1:]:
+        assert (other.actions.cpu() - made[0].actions).abs().max() < 1e-3
+        scale = made[0].frames.abs().max()
+        assert (other.frames.cpu() - made[0].frames).abs().max() < 1e-3 * scale
+    assert torch.equal(made[-1].actions, made[-2].actions)
+
+
+def test_the_loop_never_waits_for_the_device() -> None:
+    head = make_sample(PLAIN).model.cuda().action_head
+    for sampler in (Sampler("ancestral", 5), Sampler("ddim", 5)):
+        denoise = Denoiser(head, sampler, 1.0, torch.float32)
+        cond, drawn = (torch.randn(*shape, device="cuda") for shape in ((8, 32), (sampler.noise_draws, 8, 2)))
+        with torch.no_grad():
+            denoise(cond, drawn)
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                denoise(cond, drawn)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+
+def test_outputs_are_the_callers_own_and_new_shapes_beyond_the_limit_still_work() -> None:
+    double = Replayed("double", lambda x: 2 * x, torch.device("cuda"), most=2)
+    kept = [double(torch.full((n,), float(value))) for n, value in ((2, 1), (2, 2), (3, 3), (4, 4), (2, 5))]
+    assert [each.tolist() for each in kept] == [[2.0] * 2, [4.0] * 2, [6.0] * 3, [8.0] * 4, [10.0] * 2]
+    assert len(double._captured) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_close(precision: str) -> None:
+    sample = make_sample(PLAIN)
+    policy = make_policy(sample, "ddim10").to("cuda")
+    inputs = replace(sample.inputs, history=sample.inputs.history.cuda())
+    exact, low = (Engine(policy, precision=each).sample(inputs, noise()).actions for each in ("no", precision))
+    assert 0 < (exact - low).abs().mean() < 0.05
+
+
+def test_repeated_plans_hold_no_more_memory() -> None:
+    session = PolicySession(acting_policy().to("cuda"))
+    session.reset()
+    observation = {"image": np.zeros((32, 32, 3), np.uint8), "agent_pos": np.zeros(2, np.float32)}
+    used = []
+    for _ in range(60):
+        for _ in range(8):
+            session.observe(observation)
+        session.plan()
+        used.append(torch.cuda.memory_allocated())
+    assert used[-1] == used[20]
