@@ -161,7 +161,8 @@ def test_the_comparison_notices_a_difference(script: dict[str, Any], monkeypatch
     from unified_video_action.inference.engine import Engine
 
     encode = Engine.encode
-    monkeypatch.setattr(Engine, "encode", lambda engine, frames: encode(engine, frames // 2))
+    monkeypatch.setattr(Engine, "encode", lambda engine, frames: encode(engine, 255 - frames))
+    torch.manual_seed(0)
     policy = script["make_policy"](CONFIG, None)
     inference_timing.wake(policy)
     compared = inference_timing.compare_naive(policy, Bench(torch.device("cpu"), repeats=1, warmup=0), (48, 48))

@@ -30,7 +30,8 @@ def wake(policy: UnifiedVideoActionPolicy) -> None:
     """Give weights that an untrained model starts at zero random values, so that its output depends on its input."""
     for parameter in policy.model.parameters():
         if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02, generator=torch.Generator(parameter.device).manual_seed(0))
+            std = parameter.shape[-1] ** -0.5  # of weights: outputs as large as inputs
+            torch.nn.init.normal_(parameter, std=std, generator=torch.Generator(parameter.device).manual_seed(0))
 
 
 def random_observations(policy: UnifiedVideoActionPolicy, image: tuple[int, int]) -> Iterator[Observed]:

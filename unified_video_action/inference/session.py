@@ -98,7 +98,8 @@ class PolicySession:
         Raises:
             ValueError: the policy follows instructions, and there is none.
         """
-        if self.policy.model.spec.text_dim and text is None:
+        follows = self.policy.model.spec.text_dim > 0
+        if follows and text is None:
             raise ValueError("this policy follows instructions: reset(..., text=feature) needs one")
         horizon = self.policy.horizon
         self._episodes[slot] = Episode(
@@ -107,7 +108,7 @@ class PolicySession:
             acting=torch.Generator().manual_seed(seed),
             imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
             text=text,
-            instruction=None if text is None else self.engine.instruction(text),
+            instruction=self.engine.instruction(text) if follows else None,
         )
 
     def observe(self, obs: Observation, slot: int = 0) -> None:

@@ -7,7 +7,9 @@ change what is masked, which noise is added, or which instruction is dropped.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +46,17 @@ class TrainingDraws:
 
 def mask_ratio(config: MaskConfig, generator: torch.Generator) -> float:
     """Draw the share of cells to hide. Every sample has its own (the paper's code shares one in the batch)."""
-    bounds = (torch.tensor([config.low, config.high], dtype=torch.float64) - config.mean) / config.std
-    low, high = torch.special.ndtr(bounds)
+    low, high = _quantiles(config)
     uniform = torch.rand((), generator=generator, dtype=torch.float64)
     drawn = config.mean + config.std * float(torch.special.ndtri(low + uniform * (high - low)))
     return min(max(drawn, config.low), config.high)
+
+
+@lru_cache
+def _quantiles(config: MaskConfig) -> tuple[float, float]:
+    """Shares of the normal distribution below the bounds of the ratio."""
+    bounds = (torch.tensor([config.low, config.high], dtype=torch.float64) - config.mean) / config.std
+    return tuple(torch.special.ndtr(bounds).tolist())
 
 
 def spatial_order(cells: int, generator: torch.Generator | None) -> Tensor:
@@ -108,11 +116,12 @@ def _draw_sample(spec: ModelSpec, config: ModelConfig, seed: int, mode: TaskMode
     drawn = {"sees_text": torch.rand((), generator=generator) >= config.text_dropout}
 
     # The same cells are hidden in every frame.
-    hidden = torch.zeros(cells, dtype=torch.bool)
-    hidden[spatial_order(cells, generator)[: math.ceil(cells * mask_ratio(config.masking, generator))]] = True
+    hidden = np.zeros(cells, dtype=bool)
+    order = spatial_order(cells, generator).numpy()
+    hidden[order[: math.ceil(cells * mask_ratio(config.masking, generator))]] = True
     if mode.future != "partial":
         hidden[:] = mode.future == "masked"
-    drawn["masked"] = hidden.repeat(frames)  # (T*S,)
+    drawn["masked"] = torch.from_numpy(np.tile(hidden, frames))  # (T*S,)
 
     def noise(head, rows: int, channels: int, name: str) -> None:
         shape = (head.noise_draws, rows)
@@ -142,6 +151,6 @@ def _video_rows(masked: Tensor, wanted: int | None, generator: torch.Generator) 
     """Tokens to train the video head on: all of them (visible ones weigh nothing), or `wanted` random masked ones."""
     if wanted is None or wanted >= len(masked):
         return torch.arange(len(masked))
-    order = torch.randperm(len(masked), generator=generator)
-    masked_first = torch.argsort(~masked[order], stable=True)
-    return order[masked_first][:wanted]
+    order = torch.randperm(len(masked), generator=generator).numpy()
+    hidden = masked.numpy()[order]
+    return torch.from_numpy(np.concatenate([order[hidden], order[~hidden]])[:wanted])
