@@ -32,7 +32,8 @@ class Engine:
     Args:
         policy: on its device, in evaluation mode.
         sampler: overrides the policy's samplers, such as "ddim10".
-        precision: of products: "no" is float32, "bf16" and "fp16" keep norms, sums and noisy rows in float32.
+        precision: of products and of what lies between them: "no" is float32, "bf16" and "fp16" are themselves. Noisy
+            rows, their conditions' sums and what a part hands on stay in float32.
 
     Raises:
         ValueError: an unknown precision.
