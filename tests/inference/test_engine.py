@@ -73,13 +73,12 @@ def test_presets_equal_the_models(sampler: str) -> None:
     assert (fast.actions - plain.actions).abs().max() < TOLERANCE and left[0] == left[1]
 
 
-@pytest.mark.parametrize("spec", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    ("spec", "guidance"), [(PLAIN, 1.0), (EVERYTHING, 1.0), (EVERYTHING, 2.5)], ids=["plain", "everything", "guided"]
+)
 @pytest.mark.parametrize("chunk", ["rows", "vector"])
 @pytest.mark.parametrize("sampler", ["ancestral5", "ddim4"])
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_frames_and_actions_equal_the_models(spec: ModelSpec, chunk: str, sampler: str, guidance: float) -> None:
-    if guidance != 1.0 and not spec.text_dim:
-        pytest.skip("guidance needs language")
     sample = make_sample(spec, chunk=chunk)
     fast, plain, left = both(sample, make_policy(sample, sampler, guidance), "policy_and_video")
     assert (fast.actions - plain.actions).abs().max() < TOLERANCE
