@@ -109,7 +109,8 @@ def test_leaving_ends_the_processes():
 
 
 PARENT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
 from tests.env_runner import toy
 from unified_video_action.env_runner.vector import EnvProcesses
 with EnvProcesses(toy.ToyEnv, 2) as envs:
