@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,15 @@ def make_store(tmp_path: Path) -> Callable[..., Path]:
         return write_pusht_store(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture
+def exact_products():
+    """CUDA multiplies float32 matrices in float32, not in TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def write_pusht_store(

@@ -9,13 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from omegaconf import OmegaConf
-from safetensors.torch import save_file
 
 import eval_sim
-from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.policy.build import build_policy
+from tests.small_run import write_run
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG = {
@@ -50,18 +46,7 @@ CONFIG = {
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one checkpoint and a log."""
     run = tmp_path_factory.mktemp("run")
-    folder = run / "checkpoints" / "step_00000010"
-    folder.mkdir(parents=True)
-    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
-    normalizer = Normalizer.limits({"action": corners, "agent_pos": corners})
-    torch.manual_seed(0)
-    policy = build_policy(CONFIG, normalizer)
-    for parameter in policy.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    OmegaConf.save(CONFIG, folder / "config.yaml")
-    (folder / "normalizer.json").write_text(normalizer.to_json())
-    save_file(policy.model.state_dict(), folder / "ema.safetensors")
-    (run / "metrics.jsonl").write_text('{"step": 5, "train/loss": 2.0}\n{"step": 10, "train/loss": 1.0}\n')
+    write_run(run, CONFIG)
     return run
 
 

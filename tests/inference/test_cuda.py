@@ -16,15 +16,10 @@ from unified_video_action.inference.session import PolicySession
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.samplers import Sampler
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
+    pytest.mark.usefixtures("exact_products"),
+]
 
 
 @pytest.mark.parametrize("sampler", ["ancestral16", "ddim10", "dpm10"])

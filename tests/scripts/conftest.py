@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
+
+from tests.small_run import write_run
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG: dict[str, Any] = {
@@ -55,24 +54,10 @@ CONFIG: dict[str, Any] = {
 @pytest.fixture
 def trained_run(tmp_path: Path) -> Path:
     """RUN with checkpoints/latest, and what Hydra records of the command."""
-    from unified_video_action.dataset.normalizer import Normalizer
-    from unified_video_action.policy.build import build_policy
-
     run = tmp_path / "run"
-    folder = run / "checkpoints" / "step_00000010"
-    folder.mkdir(parents=True)
+    folder = write_run(run, CONFIG)
     (run / "checkpoints" / "latest").symlink_to(folder.name)
-    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
-    normalizer = Normalizer.limits({"action": corners, "agent_pos": corners})
-    torch.manual_seed(0)
-    policy = build_policy(CONFIG, normalizer)
-    for parameter in policy.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-    (folder / "normalizer.json").write_text(normalizer.to_json())
     (folder / "trainer_state.json").write_text(json.dumps({"step": 10, "elapsed_seconds": 90.0, "files": {}}))
-    save_file(policy.model.state_dict(), folder / "ema.safetensors")
-    (run / "metrics.jsonl").write_text('{"step": 10, "train/loss": 1.0}\n')
     (run / ".hydra").mkdir()
     (run / ".hydra" / "hydra.yaml").write_text(yaml.safe_dump({"hydra": {"job": {"config_name": "uva_little"}}}))
     words = ["training.batch_size=8", "task.dataset.paths=[{path:/elsewhere/pusht.zip,weight:0.5}]"]
