@@ -1,5 +1,6 @@
+# make sims   add the simulators of robots (PushT needs none of them): robosuite, robomimic, LIBERO, pybullet
 # make demo   install, train a small model, evaluate it in PushT, write a report
-# make test   install, run the whole suite
+# make test   install, simulators included, run the whole suite
 # make lint   style and import rules
 # make clean  remove the environment and what tools left behind (never data or outputs)
 
@@ -9,8 +10,9 @@ JOBS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+SIMS := $(VENV)/sims_installed
 
-.PHONY: install demo test lint clean
+.PHONY: install sims demo test lint clean
 
 install: $(STAMP)
 
@@ -20,10 +22,18 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	touch $@
 
+sims: $(SIMS)
+
+$(SIMS): $(STAMP) requirements/simulators.txt
+	$(PYTHON) scripts/check_system.py --sims
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev,sims]"
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements/simulators.txt
+	touch $@
+
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py $(DEMO_ARGS)
 
-test: $(STAMP)
+test: $(SIMS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 lint: $(STAMP)

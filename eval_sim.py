@@ -2,6 +2,7 @@
 
     python eval_sim.py --checkpoint outputs/my_run/checkpoints/latest --n-episodes 50
     torchrun --nproc-per-node 8 eval_sim.py --checkpoint ...       several GPUs share the episodes
+    python eval_sim.py --checkpoint ... --disturbance background   pictures it was not trained on (paper's Table III)
 
 Writes results.json (every episode, and what made it), films/*.mp4 and report.html into the output folder.
 """
@@ -26,20 +27,24 @@ def parse_arguments() -> argparse.Namespace:
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
     add("--films", type=int, default=3, help="episodes to film, from the best to the worst (default: 3)")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
-    override = "such as task.env_runner.max_steps=400; may be repeated"
-    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help=override)
+    add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as task.env_runner.max_steps=400")
     return parser.parse_args()
 
 
 def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Build the policy, its runner and the options of the run; mistakes in the arguments are found here."""
     from unified_video_action.env_runner import preparation
+    from unified_video_action.instantiate import instantiate
     from unified_video_action.model.diffusion import Sampler
     from unified_video_action.policy.build import load_policy
 
     if args.sampler is not None:
         Sampler.parse(args.sampler)
-    config = preparation.read_config(args.checkpoint, args.set)
+    disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
+    config = preparation.read_config(args.checkpoint, args.set + [f"task.env.{k}={v}" for k, v in disturbance.items()])
+    if disturbance:
+        instantiate(config["task"]["env"], "task.env").close()  # a simulator that knows no such thing says so here
     run, name = preparation.run_folder(args.checkpoint), args.checkpoint.resolve().name
     output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
     preparation.require_new(output)
@@ -52,7 +57,7 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
         "films": args.films,
         "imagine": preparation.learns_frames(config),
         "title": f"{config.get('name', run.name)}: evaluation",
-        "facts": facts | {"sampler": args.sampler or policy.config.sampler, "device": device},
+        "facts": facts | {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance,
         "config": config,
         "training_log": run / "metrics.jsonl",
     }  # fmt: skip

@@ -7,6 +7,7 @@
     python scripts/benchmark.py --config-name uva_pusht_mini --only loader --workers 1
     torchrun --nproc-per-node 2 scripts/benchmark.py --config-name uva_pusht_mini --only scaling
     python scripts/benchmark.py --config-name uva_pusht_mini --only steadiness --calls 10000
+    python scripts/benchmark.py --config-name uva_lift --only simulator --calls 200
     python scripts/benchmark.py --config-name uva_pusht --compare naive --repeats 5 --json naive.json vae.weights=random
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 log = logging.getLogger("benchmark")
-PARTS = ("latency", "training", "loader", "scaling", "steadiness")
+PARTS = ("latency", "training", "loader", "scaling", "steadiness", "simulator")
 CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
 
 
@@ -118,6 +119,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     bench = Bench(torch.device(device), dtype, options.repeats, options.warmup)
     config = read_config(options)
+    if options.only == ["simulator"]:
+        return benchmark_simulator(config, options.calls, {"machine": machine(), "versions": versions()})
     policy = make_policy(config, options.checkpoint).to(bench.device)
 
     where = {**machine(), "threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
@@ -166,6 +169,18 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, Any]) -> dict[str, Any]:
+    """The task's simulator alone; no policy is built."""
+    from unified_video_action.evaluation.simulator_timing import time_simulator
+
+    if not config["task"].get("env"):
+        raise ValueError("the configuration has no simulator: task.env is not set")
+    measured = time_simulator(config["task"]["env"], steps)
+    log.info("\nThe simulator of %s, %d random steps, one process", config.get("name", "the task"), steps)
+    log.info("\n".join(f"{name}: {shown(value)}" for name, value in measured.items()))
+    return {**results, "simulator": measured}
+
+
 def compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], trained: bool) -> dict[str, Any]:
     """The session against the same pipeline without its measures, in turns."""
     from unified_video_action.evaluation.inference_timing import compare_naive, peak_memory, wake
@@ -197,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
     parser.add_argument("--compare", choices=("naive",), help="only time plans with and without what makes them fast")
-    parser.add_argument("--calls", type=int, default=1000, help="plans of the steadiness part (default: 1000)")
+    parser.add_argument("--calls", type=int, default=1000, help="plans of steadiness, steps of simulator (1000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -213,6 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
     options = parser.parse_intermixed_args(arguments)
     options.only = options.only or ["latency", "training"]
+    if "simulator" in options.only and len(options.only) > 1:
+        parser.error("--only simulator: the simulator is timed alone, without the policy's other parts")
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:

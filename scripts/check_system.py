@@ -1,8 +1,9 @@
-"""Check what pip cannot install: the Python version, its venv module and the shared libraries PushT needs.
+"""Check what pip cannot install: the Python version, its venv module and the shared libraries simulators need.
 
 Needs the standard library only, so that it runs before the environment exists.
 
     python3 scripts/check_system.py               exit 1 and a message naming what is missing and how to install it
+    python3 scripts/check_system.py --sims        also what robosuite, robomimic and LIBERO draw with
     python3 scripts/check_system.py --packages    the missing Debian packages on one line, nothing when all is there
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_VERSIONS = ((3, 11), (3, 14))  # first supported, first unsupported; as in pyproject.toml
 LIBRARIES = ("libGL.so.1", "libglib-2.0.so.0")  # what OpenCV loads, which gym-pusht imports
+SIMULATOR_LIBRARIES = ("libEGL.so.1", "libOSMesa.so.8")  # what MuJoCo draws with
 MODULES = {"venv": "python3-venv", "ensurepip": "python3-venv"}  # parts of Python that Debian packages apart
 
 
@@ -31,17 +33,18 @@ def version_fault(version: tuple[int, int]) -> str | None:
     )
 
 
-def missing_packages() -> dict[str, str]:
+def missing_packages(sims: bool = False) -> dict[str, str]:
     """What is missing (a library or a Python module) -> the Debian package that has it."""
     missing = {name: package for name, package in MODULES.items() if importlib.util.find_spec(name) is None}
     if sys.platform == "linux":
-        missing |= {name: package_of(name) for name in LIBRARIES if not loads(name)}
+        libraries = (*LIBRARIES, *SIMULATOR_LIBRARIES) if sims else LIBRARIES
+        missing |= {name: package_of(name) for name in libraries if not loads(name)}
     return missing
 
 
 def package_of(library: str) -> str:
     sys.path.insert(0, str(ROOT))  # the package is not installed yet
-    from unified_video_action.env.pusht.system_libraries import DEBIAN_PACKAGES
+    from unified_video_action.env.system_libraries import DEBIAN_PACKAGES
 
     return next(package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start))
 
@@ -57,12 +60,13 @@ def loads(library: str) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", action="store_true", help="only list the missing Debian packages")
+    parser.add_argument("--sims", action="store_true", help="also what the simulators of robots need")
     options = parser.parse_args(arguments)
     fault = version_fault(sys.version_info[:2])
     if fault:
         sys.stderr.write(fault + "\n")
         return 1
-    missing = missing_packages()
+    missing = missing_packages(options.sims)
     packages = " ".join(sorted(set(missing.values())))
     if options.packages:
         sys.stdout.write(packages + "\n" if packages else "")

@@ -1,6 +1,8 @@
 """Collect demonstrations from a task's scripted expert, in the layout of the published PushT archive.
 
 python scripts/collect_demos.py --task pusht -n 200 --output data/demos.zarr.zip
+python scripts/collect_demos.py --task pusht_m -n 300 --output data/pusht_m/scripted.zarr.zip
+python scripts/collect_demos.py --task pusht --help            the options of that task's expert
 """
 
 import argparse
@@ -10,71 +12,18 @@ import importlib
 import importlib.util
 import itertools
 import logging
-import multiprocessing
-import os
 import pkgutil
-import shutil
-import zipfile
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import zarr
 from tqdm import tqdm
 
 from unified_video_action import env as environments
+from unified_video_action.dataset.demonstrations import in_order, new_store, require_new_store
 
 log = logging.getLogger("collect_demos")
-ROWS_PER_CHUNK = {"img": 32}  # frames are read a few at a time
-DEFAULT_ROWS_PER_CHUNK = 2000
-
-
-class DemonstrationStore:
-    """A zarr (format 2) folder that grows by whole episodes: data/<name> (rows, ...), meta/episode_ends (episodes,)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._root = zarr.open_group(folder, mode="w", zarr_format=2)
-        self._arrays: dict[str, zarr.Array] = {}
-        self.rows = 0
-
-    def append(self, arrays: dict[str, np.ndarray], meta: dict[str, np.ndarray]) -> None:
-        """Add one episode: arrays of equal length (T, ...), and one row of each `meta` entry."""
-        self.rows += len(next(iter(arrays.values())))
-        for name, values in arrays.items():
-            self._extend(f"data/{name}", values, ROWS_PER_CHUNK.get(name, DEFAULT_ROWS_PER_CHUNK))
-        self._extend("meta/episode_ends", np.array([self.rows], np.int64), DEFAULT_ROWS_PER_CHUNK)
-        for name, value in meta.items():
-            self._extend(f"meta/{name}", np.asarray(value)[None], DEFAULT_ROWS_PER_CHUNK)
-
-    def describe(self, **attributes: str | int | float) -> None:
-        self._root.attrs.update(attributes)
-
-    def _extend(self, path: str, values: np.ndarray, rows_per_chunk: int) -> None:
-        if path not in self._arrays:
-            self._arrays[path] = self._root.create_array(
-                path,
-                shape=(0, *values.shape[1:]),
-                chunks=(rows_per_chunk, *values.shape[1:]),
-                dtype=values.dtype,
-            )
-        self._arrays[path].append(values)
-
-
-def episodes_in_order(collect: Callable, workers: int) -> Iterator:
-    """Episodes of attempts 0, 1, 2, ... in that order, without end, made by `workers` processes (1: by this one)."""
-    if workers == 1:
-        yield from map(collect, itertools.count())
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = deque()
-        try:
-            for attempt in itertools.count():
-                running.append(pool.submit(collect, attempt))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def collect(collector: Callable, count: int, output: Path, workers: int, attributes: dict) -> None:
@@ -82,48 +31,23 @@ def collect(collector: Callable, count: int, output: Path, workers: int, attribu
 
     Raises FileExistsError when `output` exists, and RuntimeError when the expert hardly ever succeeds.
     """
-    if output.exists():
-        raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    coverages = []
-    try:
-        store = DemonstrationStore(partial)
-        episodes = episodes_in_order(collector, workers)
+    measures = []
+    with new_store(output) as store:
+        episodes = in_order(collector, itertools.count(), workers)
         with contextlib.closing(episodes), tqdm(total=count, unit="episode", desc="collecting") as bar:
             for attempts, episode in enumerate(episodes, start=1):
                 if episode.success:
-                    store.append(episode.arrays, {"goal": episode.goal})
-                    coverages.append(episode.coverage)
+                    store.append(episode.arrays, episode.meta)
+                    measures.append(episode.measures)
                     bar.update()
-                elif attempts - len(coverages) > 20 + count:
-                    raise RuntimeError(f"the expert succeeded in only {len(coverages)} of {attempts} attempts")
-                if len(coverages) == count:
+                elif attempts - store.episodes > 20 + count:
+                    raise RuntimeError(f"the expert succeeded in only {store.episodes} of {attempts} attempts")
+                if store.episodes == count:
                     break
         store.describe(**attributes)
-        publish(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    means = "".join(f", mean {name} {np.mean([each[name] for each in measures]):.3f}" for name in measures[0])
     log.info("%d episodes, %d steps, in %s", count, store.rows, output)
-    share = 100 * count / attempts
-    log.info("success %d of %d attempts (%.1f %%), mean coverage %.3f", count, attempts, share, np.mean(coverages))
-
-
-def publish(folder: Path, output: Path) -> None:
-    """Give the finished store its name at once: the folder itself, or a zip of it."""
-    if output.suffix == ".zarr":
-        folder.rename(output)
-        return
-    packed = folder.with_name(folder.name + ".zip")
-    try:
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
-                    archive.writestr(undated, path.read_bytes())
-        packed.rename(output)
-    finally:
-        packed.unlink(missing_ok=True)
+    log.info("success %d of %d attempts (%.1f %%)%s", count, attempts, 100 * count / attempts, means)
 
 
 def load_collector(task: str) -> type:
@@ -138,32 +62,41 @@ def load_collector(task: str) -> type:
     return importlib.import_module(f"{environments.__name__}.{task}.collect").Collector
 
 
+def add_options(parser: argparse.ArgumentParser, collector: type) -> None:
+    """An option for every field of a task's collector."""
+    hints = typing.get_type_hints(collector)
+    for field in filter(lambda field: field.init, dataclasses.fields(collector)):
+        kind = next((each for each in typing.get_args(hints[field.name]) if each is not type(None)), hints[field.name])
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        text = f"{field.metadata.get('help', '')} (default %(default)s)"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=text, **how)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", required=True, help="environment whose expert plays")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
+    )
+    parser.add_argument("--task", help="environment whose expert plays")
+    task = parser.parse_known_args(arguments)[0].task
+    parser.add_argument("-h", "--help", action="help", help="show this, with --task also the options of its expert")
     parser.add_argument("-n", "--episodes", type=int, default=200, help="successful episodes to collect (default 200)")
     parser.add_argument("--output", type=Path, required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
-    parser.add_argument("--goal", default="fixed", help="fixed, or random: another goal pose in every episode")
-    parser.add_argument("--image-size", type=int, default=96, help="pixels (default 96)")
-    parser.add_argument("--action-noise", type=float, help="pixels of slow drift on every action")
-    parser.add_argument("--choice", type=float, help="how freely the expert chooses among good plans, in control steps")
-    parser.add_argument("--mistakes", type=float, help="chance of a random move that the expert then makes good")
-    parser.add_argument("--disturbance", type=float, help="pixels of slow drift in what is done but not recorded")
-    options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    variety = {name: getattr(options, name) for name in ("action_noise", "choice", "mistakes", "disturbance")}
-    settings = {"seed": options.seed, "goal": options.goal, "image_size": options.image_size}
-    settings |= {name: value for name, value in variety.items() if value is not None}
     try:
+        collector = load_collector(task) if task is not None else None
+        if collector is not None:
+            add_options(parser, collector)
+        options = parser.parse_args(arguments)
+        if collector is None:
+            parser.error("the following arguments are required: --task")
         if options.episodes < 1 or options.workers < 1:
             raise ValueError("--episodes and --workers must be at least 1")
-        if options.output.suffix not in (".zarr", ".zip"):
-            raise ValueError(f"--output must end in .zarr or .zip, got {options.output}")
-        collector = load_collector(options.task)(**settings)
-        attributes = {"source": "scripted expert", "task": options.task, **dataclasses.asdict(collector)}
-        collect(collector, options.episodes, options.output, options.workers, attributes)
+        require_new_store(options.output)
+        names = [field.name for field in dataclasses.fields(collector) if field.init]
+        made = collector(**{name: getattr(options, name) for name in names})
+        attributes = {"source": "scripted expert", "task": task, **dataclasses.asdict(made)}
+        collect(made, options.episodes, options.output, options.workers, attributes)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
 

@@ -39,6 +39,7 @@ TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evalua
 COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
     *("aiohttp", "pygame", "shapely", "torchvision"),
     *("import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
+    *("bddl", "numba", "six", "termcolor"),
 }
 
 
@@ -174,7 +175,10 @@ def test_help_works(script: Path) -> None:
 def test_what_is_imported_is_pinned_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {}
-    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
+    extras = project["optional-dependencies"]
+    simulators = (ROOT / "requirements" / "simulators.txt").read_text().splitlines()
+    alone = [line.split(" #")[0] for line in simulators if not line.startswith("#")]
+    for requirement in project["dependencies"] + extras["dev"] + extras["sims"] + alone:
         assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", requirement), f"{requirement}: expected name==version"
         distribution, version = re.split(r"(?:\[\w+\])?==", requirement)
         pinned[distribution.lower().replace("_", "-")] = version

@@ -1,35 +1,58 @@
-"""Build objects from configuration, and only objects of this package.
+"""Build objects from configuration, and only objects of this package and of those that the user trusts.
 
 A configuration also arrives inside checkpoints, from strangers. `hydra.utils.instantiate` would call whatever its
-`_target_` names; here a target outside `unified_video_action` is refused before anything is imported.
+`_target_` names; here a target outside `unified_video_action` is refused before anything is imported. Whoever starts
+the program may trust further packages, their own environment's say: UVA_PLUGINS=my_package,another. No configuration
+or checkpoint can add to that list.
 """
 
 import dataclasses
 import importlib
 import inspect
+import os
+import sys
 import typing
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 PACKAGE = "unified_video_action"
+PLUGINS = "UVA_PLUGINS"  # environment variable: further packages or modules, separated by commas
+
+
+def trusted_packages() -> tuple[str, ...]:
+    """This package, and those that the user named in UVA_PLUGINS.
+
+    Raises:
+        ValueError: a name there that is none of a package, or that is the standard library's: it can do anything.
+    """
+    plugins = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
+    for name in plugins:
+        if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] in sys.stdlib_module_names:
+            raise ValueError(f"{PLUGINS}: {name!r} is refused; name packages of your own, such as {PLUGINS}=my_package")
+    return PACKAGE, *plugins
 
 
 def resolve_target(target: str, where: str = "config") -> Any:
-    """Return the class or function that a dotted path in this package names.
+    """Return the class or function that a dotted path in a trusted package names.
 
     Raises:
-        ValueError: the target lies outside the package, or does not exist.
+        ValueError: the target lies outside those packages, or does not exist.
     """
-    if not isinstance(target, str) or not target.startswith(PACKAGE + "."):
-        raise ValueError(f"{where}._target_: {target!r} is refused; only {PACKAGE}.* may be built from a configuration")
+    trusted = trusted_packages()
+    if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in trusted)):
+        raise ValueError(
+            f"{where}._target_: {target!r} is refused; a configuration may build {'.*, '.join(trusted)}.* only. If "
+            f"this is code of yours, name its package when you start the program: {PLUGINS}=my_package"
+        )
     module_name, _, attribute = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith(PACKAGE):
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a missing third-party package is its own, clear message
-        raise ValueError(f"{where}._target_: no module {module_name!r}") from error
+        hint = "" if module_name.startswith(PACKAGE) else "; is its folder in PYTHONPATH, or the package installed?"
+        raise ValueError(f"{where}._target_: no module {error.name!r}{hint}") from error
     found = getattr(module, attribute, None)
     if found is None or getattr(found, "__module__", None) != module_name:
         raise ValueError(f"{where}._target_: {module_name!r} defines no {attribute!r}")
@@ -40,7 +63,7 @@ def instantiate(node: Any, where: str = "config", **extra: Any) -> Any:
     """Build the object a configuration node describes; nested nodes with a `_target_` are built first.
 
     Args:
-        node: mapping with `_target_` (a dotted path in this package) and the constructor's arguments.
+        node: mapping with `_target_` (a dotted path in a trusted package) and the constructor's arguments.
         where: name of the node in the configuration, for messages.
         extra: further arguments; they win over the node's.
 

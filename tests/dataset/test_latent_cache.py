@@ -80,9 +80,11 @@ def test_cached_latents_equal_encoding(tmp_path, toy_codec):
     codec = toy_codec()
     cache = build(tmp_path / "cache.zarr", codec, ("plain", "negative"))
     rows = np.array([[0, 7, 8, 49], [3, 3, 20, 40]])
-    latents = cache.read(rows, ["plain", "negative"], [0, 1])
+    stored = cache.read(rows, ["plain", "negative"], [0, 1])
+    latents = stored.scaled()
     frames = torch.from_numpy(np.stack([FRAMES[rows[0]], 255 - FRAMES[rows[1]]]))
-    assert latents.dtype == torch.float32 and cache.shape == (3, 12, 12) and len(cache) == 50
+    assert stored.values.dtype == torch.float16 and latents.dtype == torch.float32
+    assert torch.equal(stored[:, 1:].scaled(), latents[:, 1:]) and cache.shape == (3, 12, 12) and len(cache) == 50
     assert torch.allclose(latents, codec.encode(frames), atol=1e-3)  # float16 on disk
 
 
@@ -98,9 +100,9 @@ def test_a_sampled_posterior_follows_the_samples_seed(tmp_path, toy_codec):
     cache = build(tmp_path / "cache.zarr", toy_codec(noisy=True, posterior="sample"))
     mean = build(tmp_path / "cache.zarr", toy_codec(noisy=True, posterior="mean"))  # the same cache serves both
     rows = np.arange(48).reshape(6, 8)
-    first = cache.read(rows, ["plain"] * 6, range(6))
-    assert torch.equal(cache.read(rows[2:3], ["plain"], [2]), first[2:3])  # whatever else is in the batch
-    noise = (first - mean.read(rows, ["plain"] * 6, range(6))) / 0.5
+    first = cache.read(rows, ["plain"] * 6, range(6)).scaled()
+    assert torch.equal(cache.read(rows[2:3], ["plain"], [2]).scaled(), first[2:3])  # whatever else is in the batch
+    noise = (first - mean.read(rows, ["plain"] * 6, range(6)).scaled()) / 0.5
     assert not torch.equal(noise[0], noise[1])
     assert noise.mean().abs() < 0.02 and abs(noise.std() - np.exp(-1)) < 0.02
 
@@ -126,7 +128,7 @@ def test_a_stale_cache_is_an_error_that_says_what_differs_and_what_to_do(tmp_pat
         LatentCache.build(path, toy_codec(), 50, frames_of, "other source", progress=False, block=BLOCK)
     rebuilt = build(path, toy_codec(gain=2.0), rebuild=True)
     expected = toy_codec(gain=2.0).encode(torch.from_numpy(FRAMES[None, :4]))
-    assert torch.allclose(rebuilt.read(np.arange(4)[None], ["plain"], [0]), expected, atol=1e-3)
+    assert torch.allclose(rebuilt.read(np.arange(4)[None], ["plain"], [0]).scaled(), expected, atol=1e-3)
 
 
 def test_latents_that_float16_cannot_hold_are_an_error(tmp_path, toy_codec):
@@ -152,7 +154,7 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, toy_codec):
     assert codec.encoded == 50 - 3 * BLOCK
     whole = build(tmp_path / "whole.zarr", toy_codec())
     rows = np.arange(50)[None]
-    assert torch.equal(resumed.read(rows, ["plain"], [0]), whole.read(rows, ["plain"], [0]))
+    assert torch.equal(resumed.read(rows, ["plain"], [0]).values, whole.read(rows, ["plain"], [0]).values)
 
 
 def test_a_build_killed_while_making_its_files_starts_anew(tmp_path, toy_codec, monkeypatch):
@@ -177,7 +179,7 @@ def test_of_two_processes_one_builds_and_the_other_waits(tmp_path, toy_codec):
         codec = toy_codec()
         start.wait()
         cache = build(path, codec, ("plain",), slow_frames)
-        latents = cache.read(np.arange(50)[None], ["plain"], [0])
+        latents = cache.read(np.arange(50)[None], ["plain"], [0]).scaled()
         expected = codec.encode(torch.from_numpy(FRAMES[None]))
         with encoded.get_lock(), correct.get_lock():
             encoded.value += codec.encoded - 50

@@ -14,12 +14,14 @@ import torch
 import zarr
 from torch.utils.data import DataLoader
 
+from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.pusht import PushTDataset, mirror_frames, mirror_points, mirror_state
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.spec import Horizon
 
 FULL = {"pad_before": 15, "pad_after": 16}  # every step is `now` once
+WITH_TARGETS = Wanted(("image",), ("agent_pos",), 2, auxiliary=True)
 NOW, LATE, EARLY = 20, 35, 2  # rows of episode 0, which has 40
 
 
@@ -95,7 +97,7 @@ def test_options_choose_what_a_sample_holds(pusht_store, arrays):
         pad_after=15,
         low_dim_steps=1,
         history_actions=True,
-        auxiliary=True,
+        wanted=WITH_TARGETS,
     )
     sample = dataset[(NOW, 0)]
     frames = [NOW - 5, NOW, NOW + 5, NOW + 10, NOW + 15]
@@ -111,7 +113,7 @@ def test_options_choose_what_a_sample_holds(pusht_store, arrays):
 
 
 def test_a_batch_is_its_samples(pusht_store):
-    dataset = whole(pusht_store, mirror=True, auxiliary=True, augmentation=True, history_frequency="random")
+    dataset = whole(pusht_store, mirror=True, wanted=WITH_TARGETS, augmentation=True, history_frequency="random")
     items = [(3, 11), (170, 12), (3, 13), (299, 14)]
     batch = flat(dataset.__getitems__(items))
     for row, item in enumerate(items):
@@ -132,7 +134,7 @@ def test_the_seed_decides_every_random_choice(pusht_store):
 
 
 def test_mirrored_episodes_follow_the_plain_ones(pusht_store, arrays):
-    dataset = whole(pusht_store, mirror=True, auxiliary=True)
+    dataset = whole(pusht_store, mirror=True, wanted=WITH_TARGETS)
     assert len(dataset) == 2 * 150
     plain, mirrored = dataset[(NOW, 0)], dataset[(150 + NOW, 0)]
     assert "mirrored" in dataset.describe(150 + NOW) and "mirrored" not in dataset.describe(NOW)
@@ -240,7 +242,7 @@ def test_a_video_without_states_needs_no_low_dim_input(make_store):
     source = {"path": str(path), "has_action": False}
     with pytest.raises(StoreError, match="data/state is missing"):
         PushTDataset(source)
-    sample = PushTDataset(source, low_dim=[])[(0, 0)]
+    sample = PushTDataset(source, wanted=Wanted(("image",), (), 2))[(0, 0)]
     assert sample["low_dim"] == {} and not sample["has_action"]
 
 
@@ -367,7 +369,7 @@ def test_frames_that_cannot_be_batched_are_refused(make_store, pusht_store):
     [
         ({"history_frequency": "sometimes"}, "history_frequency='sometimes'"),
         ({"low_dim_steps": 5}, "low_dim_steps=5"),
-        ({"low_dim": ["gripper"]}, "gripper"),
+        ({"wanted": Wanted(("image",), ("gripper",), 2)}, "gripper"),
         ({"pad_after": 40}, "pad_after=40"),
         ({"val_ratio": 1.0}, "val_ratio=1.0"),
     ],
@@ -409,6 +411,7 @@ def test_the_published_archive_has_the_papers_windows(pusht_zip, monkeypatch):
 
 MEASURE = """
 import json, resource, sys
+from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.pusht import PushTDataset
 from unified_video_action.dataset.sampling import StepBatchSampler
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -76,11 +76,12 @@ def test_a_folder_holds_the_same(script, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"--task": "chess"}, "no scripted expert for task 'chess'; there are experts for: pusht"),
+        ({"--task": "chess"}, "no scripted expert for task 'chess'; there are experts for: "),
         ({"--goal": "moon"}, "goal must be one of fixed, random, got 'moon'"),
         ({"-n": "0"}, "--episodes and --workers must be at least 1"),
         ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
         ({"--mistakes": "1.5"}, "mistakes must be below 1"),
+        ({"--task": "pusht_m", "--goal": "fixed"}, "unrecognized arguments: --goal fixed"),
     ],
 )
 def test_bad_calls_are_refused(script, tmp_path: Path, capsys, monkeypatch, changes: dict, message: str) -> None:
@@ -90,6 +91,20 @@ def test_bad_calls_are_refused(script, tmp_path: Path, capsys, monkeypatch, chan
         script.main([word for pair in options.items() for word in pair])
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_task_is_required(script, capsys) -> None:
+    with pytest.raises(SystemExit):
+        script.main(["--output", "demos.zarr"])
+    assert "the following arguments are required: --task" in capsys.readouterr().err
+
+
+def test_options_are_the_fields_of_the_tasks_collector(script, capsys) -> None:
+    for task, has_goal in (("pusht", True), ("pusht_m", False)):
+        with pytest.raises(SystemExit):
+            script.main(["--task", task, "--help"])
+        text = capsys.readouterr().out
+        assert "--action-noise" in text and ("--goal" in text) is has_goal
 
 
 def test_an_existing_output_is_left_alone(script, archive: Path, capsys) -> None:

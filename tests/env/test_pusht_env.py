@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, start_state
 from unified_video_action.env.pusht.renderer import StateRenderer, render_state, render_states
-from unified_video_action.env.pusht.system_libraries import missing_library_message
+from unified_video_action.env.system_libraries import missing_library_message
 
 OTHER_GOAL = (150.0, 340.0, -2.0)
 

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToyPolicy, ToySession
 from unified_video_action.env_runner import runner as runner_module
+from unified_video_action.env_runner.episode import Episode
+from unified_video_action.env_runner.journal import Journal
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import instantiate
 
@@ -93,3 +95,83 @@ def test_it_is_built_from_configuration():
     assert 1 <= runner.n_envs <= 2
     with pytest.raises(ValueError, match="env_runner.n_episode: EnvRunner has no such field"):
         instantiate({**node.env_runner, "n_episode": 3}, "env_runner", env_config=node.env)
+
+
+def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = make(n_episodes=3).run(ToyPolicy(), tmp_path / "whole", films=3, progress=False)
+
+    class Interrupted(ToySession):
+        def reset(self, slot=0, seed=0, text=None):
+            if seed == 12:
+                raise KeyboardInterrupt
+            super().reset(slot, seed, text)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner_module, "PolicySession", Interrupted)
+        make(n_episodes=3, n_envs=1).run(ToyPolicy(), tmp_path / "cut", progress=False, facts={"digest": "a"})
+    assert not (tmp_path / "cut" / "results.json").exists()
+    with (tmp_path / "cut" / "journal.0.jsonl").open("a") as file:
+        file.write('{"seed": 12, "ste')  # the machine went down while it wrote
+
+    with pytest.raises(ValueError, match="digest was 'a', is 'b'"):
+        make(n_episodes=3).run(ToyPolicy(), tmp_path / "cut", progress=False, facts={"digest": "b"}, resume=True)
+
+    rolled: list[int] = []
+
+    class Counted(ToySession):
+        def reset(self, slot=0, seed=0, text=None):
+            rolled.append(seed)
+            super().reset(slot, seed, text)
+
+    monkeypatch.setattr(runner_module, "PolicySession", Counted)
+    runner = make(n_episodes=3, n_envs=1)
+    metrics = runner.run(ToyPolicy(), tmp_path / "cut", films=0, progress=False, facts={"digest": "a"}, resume=True)
+    assert rolled == [12]
+    assert metrics == whole
+    names = sorted(path.name for path in (tmp_path / "cut").iterdir())
+    assert names == ["report.html", "results.json"], "the journal is gone"
+
+
+def test_films_of_a_continued_evaluation_show_the_earlier_episodes_too(tmp_path: Path):
+    runner = make(n_episodes=3)
+    journal = Journal(tmp_path, runner._settings(None))
+    results = make(n_episodes=3).run(ToyPolicy(), tmp_path / "whole", films=0, progress=False)
+    journal.begin()
+    for entry in json.loads((tmp_path / "whole" / "results.json").read_text())["episodes"][:2]:
+        maxima = {"coverage": entry["max_coverage"]}
+        journal.add(Episode(entry["seed"], entry["steps"], entry["success"], maxima, entry["curve"]))
+    metrics = runner.run(ToyPolicy(), tmp_path, films=3, progress=False, resume=True)
+    assert metrics["success_rate"] == results["success_rate"]
+    assert len(list((tmp_path / "films").iterdir())) == 3
+
+
+def test_there_must_be_something_to_continue(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="no evaluation to continue"):
+        make().run(ToyPolicy(), tmp_path, progress=False, resume=True)
+
+
+def test_an_environment_of_several_tasks_is_reported_by_task(tmp_path: Path):
+    runner = EnvRunner(toy.TaskedEnv, n_episodes=3, start_seed=20, n_envs=2, max_steps=30)
+    metrics = runner.run(ToyPolicy(), tmp_path, films=0, progress=False)
+    assert (metrics["even/episodes"], metrics["odd/episodes"]) == (2, 1)
+    rates = metrics["even/success_rate"], metrics["odd/success_rate"]
+    assert metrics["mean_task_success_rate"] == pytest.approx(sum(rates) / 2)
+    tasks = [episode["task"] for episode in json.loads((tmp_path / "results.json").read_text())["episodes"]]
+    assert tasks == ["even", "odd", "even"]
+    page = (tmp_path / "report.html").read_text()
+    assert "mean of the tasks" in page and "<td>odd</td>" in page
+
+
+def test_the_session_is_told_the_instruction(monkeypatch: pytest.MonkeyPatch):
+    told = {}
+
+    class Listening(ToySession):
+        def reset(self, slot=0, seed=0, text=None):
+            told[seed] = text
+            super().reset(slot, seed, text)
+
+    monkeypatch.setattr(runner_module, "PolicySession", Listening)
+    EnvRunner(toy.TaskedEnv, n_episodes=2, start_seed=20, n_envs=1, max_steps=3).run(ToyPolicy(), progress=False)
+    assert told == {20: "walk to the even end", 21: "walk to the odd end"}

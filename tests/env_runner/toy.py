@@ -52,6 +52,21 @@ class ToyEnv(gym.Env):
         return {"image": image, "position": np.array([self.position], np.float32)}
 
 
+class TaskedEnv(ToyEnv):
+    """Two tasks, told in words, by the parity of the seed."""
+
+    @property
+    def task(self):
+        return "odd" if self.seed % 2 else "even"
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, {**info, "task": self.task}
+
+    def _observe(self):
+        return {**super()._observe(), "instruction": f"walk to the {self.task} end"}
+
+
 class BrokenEnv(gym.Env):
     def __init__(self):
         raise FileNotFoundError("scene.xml")

@@ -12,7 +12,7 @@ class ToySession:
     def __init__(self, policy=None, slots=1, action_steps=None, sampler=None):
         self.generators, self.latest, self.seen = [None] * slots, [None] * slots, [0] * slots
 
-    def reset(self, slot=0, seed=0):
+    def reset(self, slot=0, seed=0, text=None):
         self.generators[slot], self.seen[slot] = np.random.default_rng(seed), 0
 
     def observe(self, obs, slot=0):

@@ -203,3 +203,20 @@ def test_mistakes_are_named(run: Callable[..., dict[str, Any]], capsys: pytest.C
 def test_cuda(run: Callable[..., dict[str, Any]]) -> None:
     results = run("--device", "cuda", "--precision", "bf16")
     assert results["latency_ms"]["policy and video"]["total"]["median"] > 0
+
+
+def test_the_simulator_is_timed_alone(run: Callable[..., dict[str, Any]]) -> None:
+    task = CONFIG["task"] | {"env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv", "image_size": 32}}
+    results = run("--only", "simulator", "--calls", "20", config=CONFIG | {"task": task})
+    times = results["simulator"]
+    assert times["steps_per_second"] == pytest.approx(1e3 / times["step_ms"], rel=0.9)
+    assert times["build_s"] > 0 and times["reset_s"] > 0
+    assert "latency_ms" not in results
+
+
+def test_a_task_without_a_simulator_is_named(
+    run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        run("--only", "simulator")
+    assert "task.env is not set" in capsys.readouterr().err

@@ -117,3 +117,26 @@ def test_bad_arguments_are_refused(weights: str) -> None:
         ClipText(weights, tokens=78).encode(TEXTS)
     with pytest.raises(ValueError, match="list of strings"):
         ClipText(weights).encode("push")
+
+
+def test_features_travel_as_json_and_need_no_weights(weights: str) -> None:
+    first = ClipText(weights)
+    text = first.to_json(TEXTS)
+    second = ClipText("/nowhere/clip.safetensors")
+    second.remember(text, "instructions.json")
+    assert torch.equal(second.encode(TEXTS), first.encode(TEXTS))
+    with pytest.raises(FileNotFoundError, match="clip.safetensors"):
+        second.encode(["something new"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no json", "instructions.json holds no features"),
+        ('{"features": [1]}', "instructions.json holds no features"),
+        ('{"tokens": 12, "features": {}}', "12 tokens, but text.tokens=30"),
+    ],
+)
+def test_other_files_are_no_features(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClipText().remember(text, "instructions.json")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.workspace.fakes import FakePolicy, Points, training_settings
+from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.packing import map_leaves, pack
 
@@ -72,6 +73,29 @@ def test_loss_terms_are_those_of_the_mix():
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match=r"training.batch_size=12 cannot be shared equally by 5 processes"):
         batches(world=5)
+
+
+class Stored(Points):
+    """Points with a latent each, stored in half precision."""
+
+    def stored(self, keys: list[tuple[int, int]]) -> dict:
+        values = torch.tensor([seed % 1000 for _, seed in keys]).reshape(-1, 1, 1, 1, 1).half().expand(-1, 3, 2, 4, 4)
+        shift, scale = torch.tensor([1.0, 2.0]).reshape(2, 1, 1), torch.tensor([0.5, 3.0]).reshape(2, 1, 1)
+        latents = StoredLatents(values, shift, scale)
+        return {**self.__getitems__(keys), "seed": torch.tensor([seed for _, seed in keys]), "future": latents[:, 1:]}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_stored_latents_travel_in_half_the_bytes_and_come_out_scaled(workers):
+    made = StepBatches(Stored(), FakePolicy(), training_settings(), seed=3)
+    for packed in made.loader(0, 15, workers):
+        assert packed.structure[0].batch["future"].values.dtype == torch.float16
+        batch = packed.unpack()[0].batch
+        numbers = (batch["seed"] % 1000).float()
+        expected = torch.stack([(numbers - 1) * 0.5, (numbers - 2) * 3], dim=1)  # (B, 2)
+        assert batch["future"].dtype == torch.float32 and batch["future"].shape == (12, 2, 2, 4, 4)
+        assert torch.equal(batch["future"], expected[:, None, :, None, None].expand(12, 2, 2, 4, 4))
+    assert made.sample(made.task_modes[0]).batch["future"].dtype == torch.float32
 
 
 def test_packing_keeps_values_types_and_structure():

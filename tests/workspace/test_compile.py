@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from tests.workspace.fakes import build_loop, metrics, trainer_settings, training_settings
+from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
+from unified_video_action.model.mar import Stack
+from unified_video_action.model.uva import UVA
+from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.workspace.loop import Periodic
+from unified_video_action.workspace.trainee import prepare_for_training
 
 
 def losses(folder: Path) -> list[float]:
@@ -50,6 +55,38 @@ def test_kernels_are_made_for_training_and_not_for_evaluations(tmp_path):
     loop.run()
     assert len(graphs) == 1  # two blocks of one kind and 20 steps of one shape
     assert [line["look/compiled"] for line in metrics(tmp_path) if "look/compiled" in line] == [0.0] * 5
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gathered(sharded):
+    spec = ModelSpec(Horizon(), LatentShape(4, 4, 4), action_dim=2, auxiliary_dim=6)
+    head = HeadConfig(width=16, depth=1)
+    model = UVA(spec, ModelConfig(TransformerConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), head, head))
+    prepare_for_training(model, torch.device("cpu"), compiled=True, sharded=sharded)
+    compiled = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
+    if sharded:
+        lists = ("mar.encoder.blocks", "mar.decoder.blocks", "video_head.net.blocks", "action_head.net.blocks")
+        assert compiled == {f"{name}.0" for name in lists}
+    else:
+        assert compiled == {"mar", "video_head.net", "action_head.net", "action_head.trunk", "auxiliary_head"}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_transformer_drops_what_the_eager_one_drops(checkpointing):
+    config = TransformerConfig(16, 1, 1, 2, dropout=0.2, attention_dropout=0.2, gradient_checkpointing=checkpointing)
+    torch.manual_seed(0)
+    stack = Stack(1, config)
+    x = torch.randn(2, 5, 16)
+
+    def gradients() -> list[torch.Tensor]:
+        torch.manual_seed(1)
+        out = stack(x)
+        return [out, *torch.autograd.grad(out.square().sum(), list(stack.parameters()))]
+
+    eager = gradients()
+    stack.compile(dynamic=False)
+    for found, expected in zip(gradients(), eager, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_unequal_micro_batches_are_refused(tmp_path):

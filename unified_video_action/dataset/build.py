@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.spec import Horizon
@@ -45,15 +46,19 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")
     low_dim = [name for name, entry in meta["obs"].items() if entry["type"] == "low_dim"]
     steps = {meta["obs"][name].get("steps", horizon.history) for name in low_dim}
-    dataset = instantiate(
-        task["dataset"],
-        "task.dataset",
-        horizon=horizon,
-        low_dim=low_dim,
-        low_dim_steps=max(steps, default=None),
-        history_actions=meta["action"].get("history", False),
-        auxiliary=bool(meta.get("auxiliary_dim", 0)),
-    )
+    asked = {
+        "horizon": horizon,
+        "wanted": Wanted(
+            tuple(name for name, entry in meta["obs"].items() if entry["type"] == "rgb"),
+            tuple(low_dim),
+            int(meta["action"]["shape"][0]),
+            bool(meta.get("auxiliary_dim", 0)),
+        ),
+        "low_dim_steps": max(steps, default=None),
+        "history_actions": meta["action"].get("history", False),
+        "future_low_dim": bool(meta.get("proprio_output_dim", 0)),
+    }
+    dataset = instantiate(task["dataset"], "task.dataset", **asked)
     _check_shapes(dataset, meta)
     return dataset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +19,7 @@ from unified_video_action.dataset.cache_folder import cache_path
 from unified_video_action.dataset.frame_cache import FrameCache
 from unified_video_action.dataset.latent_cache import LatentCache
 from unified_video_action.dataset.sampling import sample_seed, uniform
+from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.dataset.tables import Table
 from unified_video_action.vae.base import FrameCodec
 
@@ -28,7 +29,7 @@ VIEW, PIXELS, POSTERIOR = range(3)  # streams of random numbers drawn from a sam
 class FrameReader(Protocol):
     """Gives the frames of windows."""
 
-    def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> Mapping[str, Tensor | StoredLatents]:
         """Frames at `rows` (B, T) of tables number `tables` (B,): camera -> (B, T, ...)."""
 
     def plain(self) -> FrameReader:
@@ -74,7 +75,7 @@ class PixelReader:
 
 
 class LatentReader:
-    """Scaled latents float32 (B, T, C, h, w) from caches; a sample's seed picks one of the views.
+    """Latents (B, T, C, h, w) from caches, to be scaled; a sample's seed picks one of the views.
 
     Args:
         caches: store's location -> camera -> cache.
@@ -89,7 +90,7 @@ class LatentReader:
     def plain(self) -> LatentReader:
         return LatentReader(self.tables, self.caches)
 
-    def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> dict[str, Tensor]:
+    def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> dict[str, StoredLatents]:
         drawn = (uniform(seeds, VIEW) * len(self.views)).astype(int)
         variants = np.array([variant_name(self.tables[n], self.views[v]) for n, v in zip(tables, drawn, strict=True)])
         locations = np.array([self.tables[n].store.location for n in tables])
@@ -101,7 +102,10 @@ class LatentReader:
                 mine = np.flatnonzero(locations == location)
                 parts.append(self.caches[location][camera].read(rows[mine], variants[mine], noise[mine]))
                 order.append(mine)
-            video = parts[0] if len(parts) == 1 else torch.cat(parts)[np.argsort(np.concatenate(order))]
+            video = parts[0]  # shift and scale are the codec's, the same for all stores
+            if len(parts) > 1:
+                values = torch.cat([part.values for part in parts])[np.argsort(np.concatenate(order))]
+                video = replace(video, values=values)
             videos[camera] = video  # (B, T, C, h, w)
         return videos
 

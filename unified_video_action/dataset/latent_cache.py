@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unified_video_action.dataset.cache_folder import Layout, fill_cache
 from unified_video_action.dataset.row_store import RowStore
+from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.vae.base import FrameCodec, Moments, gaussian
 
 LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterior to store
@@ -23,8 +24,7 @@ Frames = Callable[[str, int, int], np.ndarray]
 class LatentCache:
     """Moments of all frames of one camera, in one or more variants (views) of the images, as float16 on disk.
 
-    `LatentCache.build` makes or completes it and opens it. Nothing is held in memory; the object can be pickled into
-    worker processes.
+    `LatentCache.build` makes or completes it and opens it. The object can be pickled into worker processes.
     """
 
     def __init__(self, stores: dict[str, dict[str, RowStore]], codec: FrameCodec) -> None:
@@ -90,27 +90,32 @@ class LatentCache:
         """Number of frames."""
         return self._stores[self.variants[0]]["mean"].rows
 
-    def read(self, rows: np.ndarray, variants: Iterable[str], seeds: Sequence[int]) -> Tensor:
-        """Scaled latents, float32 (B, T, C, h, w).
+    def read(self, rows: np.ndarray, variants: Iterable[str], seeds: Sequence[int]) -> StoredLatents:
+        """Latents (B, T, C, h, w), to be scaled.
 
         Args:
             rows: (B, T) int64.
             variants: B names, one for each sample.
             seeds: B seeds of the posterior's noise, used when the codec's posterior is "sample".
         """
-        latents = torch.empty(*rows.shape, *self.shape)  # (B, T, C, h, w)
-        half = torch.empty(2, rows.shape[1], *self.shape, dtype=torch.float16)  # one sample's means and log-variances
-        mean, logvar = half
-        # Sample by sample, so that what has been read is still in the processor's cache.
-        for own, variant, seed, out in zip(rows, variants, seeds, latents, strict=True):
-            stores = self._stores[variant]
-            stores["mean"].read(own, mean.numpy())
-            out.copy_(mean)
-            if self._samples:
-                stores["logvar"].read(own, logvar.numpy())
-                generator = torch.Generator().manual_seed(int(seed))
-                out += torch.exp(0.5 * logvar.float()) * gaussian(out[None], [generator])[0]
-            out.sub_(self._shift).mul_(self._scale)
+        stores = [self._stores[variant] for variant in variants]
+        latents = np.empty((*rows.shape, *self.shape), np.float16)  # (B, T, C, h, w)
+        for own, store, out in zip(rows, stores, latents, strict=True):
+            store["mean"].read(own, out)
+        if self._samples:
+            latents = self._noisy(latents, rows, stores, seeds)
+        return StoredLatents(torch.from_numpy(latents), self._shift, self._scale)
+
+    def _noisy(
+        self, means: np.ndarray, rows: np.ndarray, stores: Sequence[dict[str, RowStore]], seeds: Sequence[int]
+    ) -> np.ndarray:
+        """float16 means -> float32 samples of the posterior, of the same shape."""
+        latents = means.astype(np.float32)
+        logvar = np.empty((rows.shape[1], *self.shape), np.float16)  # of one sample
+        for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
+            store["logvar"].read(own, logvar)
+            sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
+            sample += torch.exp(0.5 * torch.from_numpy(logvar).float()) * gaussian(sample[None], [generator])[0]
         return latents
 
 

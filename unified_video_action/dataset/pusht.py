@@ -3,39 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
+from unified_video_action.dataset.mixture import MixtureDataset, Source, Wanted
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.sequence import reach
 from unified_video_action.dataset.tables import StoreSource, Table
-from unified_video_action.dataset.window_dataset import WindowDataset, WindowOptions
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.spec import Horizon
 
 PUBLISHED = "$UVA_DATA_DIR/pusht/pusht.zip"
+WANTED = Wanted(cameras=("image",), low_dim=("agent_pos",), action_dim=2)
 TABLE = 512.0  # side of the table in the units of actions and states
 STATE = ("agent x", "agent y", "block x", "block y", "block angle")
 
 
-class PushTDataset(WindowDataset):
-    """Windows of PushT demonstrations: camera "image", low-dim "agent_pos" (2), actions (2) in table pixels.
+@dataclass(frozen=True)
+class PushTSource(StoreSource, Source):
+    """A PushT store: camera "image", low-dim "agent_pos" (2), actions (2) in table pixels.
+
+    Auxiliary targets (N, 6) are agent and block position in [-1, 1], cosine and sine of the block's angle.
+    """
+
+    mirror: bool = False  # also every episode's mirror image in the diagonal, which keeps the goal and the T
+
+    def tables(self, wanted: Wanted) -> list[Table]:
+        if wanted.cameras != ("image",) or not set(wanted.low_dim) <= {"agent_pos"} or wanted.action_dim != 2:
+            raise ValueError(f"{wanted}: a PushT store has the camera image, agent_pos, and actions of 2 dimensions")
+        store = open_store(self, needs_state=bool(wanted.low_dim) or wanted.auxiliary)
+        return [_table(store, self, mirror, wanted) for mirror in ((False, True) if self.mirror else (False,))]
+
+
+class PushTDataset(MixtureDataset):
+    """Windows of PushT demonstrations, and of stores in the same format.
 
     Args:
         paths: a store or several (human and scripted demonstrations, say): zip, folder or fsspec URL, or mappings with
             the fields of `StoreSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
-        horizon: frames and actions of a sample.
-        val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
-        max_train_episodes: most episodes of each store to train on; None: all.
-        pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
-        mirror: also train on every episode's mirror image in the diagonal, which keeps the goal and the T.
-        augmentation: random crop and blur of the frames.
-        auxiliary: give `auxiliary` targets (H+F, 6): agent and block position in [-1, 1], cosine and sine of its angle.
-        low_dim: states given as inputs; empty: none.
-        low_dim_steps: newest states given; None: one for each history frame.
-        history_actions: also give the chunk of actions before now.
-        history_frequency: "fixed", or "random" for history frames at random times.
+        mirror: see `PushTSource`.
+        pad_before, pad_after: as in `MixtureDataset`; None: so far that every step of an episode is `now` once.
+        Others as in `MixtureDataset`.
 
     Raises:
         FileNotFoundError: no store there. StoreError: damaged or inconsistent. ValueError: a bad option.
@@ -44,42 +55,40 @@ class PushTDataset(WindowDataset):
     def __init__(
         self,
         paths: str | Mapping | Sequence[str | Mapping] | None = None,
-        horizon: Horizon | Mapping[str, int] | None = None,
+        horizon: Horizon | None = None,
+        wanted: Wanted = WANTED,
         val_ratio: float = 0.02,
         split_seed: int = 42,
         max_train_episodes: int | None = None,
-        pad_before: int = 1,
-        pad_after: int = 7,
+        pad_before: int | None = 1,
+        pad_after: int | None = 7,
         mirror: bool = False,
         augmentation: bool | VideoAugmentation = False,
-        auxiliary: bool = False,
-        low_dim: Sequence[str] = ("agent_pos",),
         low_dim_steps: int | None = None,
         history_actions: bool = False,
+        future_low_dim: bool = False,
         history_frequency: str = "fixed",
     ) -> None:
-        if not set(low_dim) <= {"agent_pos"}:
-            raise ValueError(f"low_dim={list(low_dim)}: PushT has only agent_pos")
-        if isinstance(augmentation, bool):
-            augmentation = VideoAugmentation() if augmentation else None
-        options = WindowOptions(
-            horizon if isinstance(horizon, Horizon) else Horizon(**(horizon or {})),
-            pad_before,
-            pad_after,
-            low_dim_steps,
-            history_actions,
-            history_frequency,
-            augmentation,
-        )
         paths = PUBLISHED if paths is None else paths
-        sources = [paths] if isinstance(paths, str | Path | Mapping) else list(paths)
-        tables = []
-        for source in map(StoreSource.parse, sources):
-            store = open_store(source, needs_state=bool(low_dim) or auxiliary)
-            tables.append(_table(store, source, False, low_dim, auxiliary))
-            if mirror:
-                tables.append(_table(store, source, True, low_dim, auxiliary))
-        super().__init__(tables, 2, options, val_ratio, split_seed, max_train_episodes)
+        given = [paths] if isinstance(paths, str | Path | Mapping) else list(paths)
+        sources = [PushTSource(**vars(StoreSource.parse(source)), mirror=mirror) for source in given]
+        horizon = horizon or Horizon()
+        before, after = reach(horizon, history_actions)
+        super().__init__(
+            sources,
+            wanted,
+            horizon,
+            val_ratio,
+            split_seed,
+            max_train_episodes,
+            before if pad_before is None else pad_before,
+            after if pad_after is None else pad_after,
+            augmentation,
+            low_dim_steps=low_dim_steps,
+            history_actions=history_actions,
+            future_low_dim=future_low_dim,
+            history_frequency=history_frequency,
+        )
 
 
 def open_store(source: StoreSource, needs_state: bool = True) -> ReplayBuffer:
@@ -120,7 +129,7 @@ def auxiliary_targets(state: np.ndarray) -> np.ndarray:
     return np.concatenate([positions, np.cos(angle), np.sin(angle)], axis=1)
 
 
-def _table(store: ReplayBuffer, source: StoreSource, mirror: bool, low_dim: Sequence[str], auxiliary: bool) -> Table:
+def _table(store: ReplayBuffer, source: PushTSource, mirror: bool, wanted: Wanted) -> Table:
     state, action = store.vectors.get("state"), store.vectors.get("action")
     if mirror:
         state = None if state is None else mirror_state(state)
@@ -128,9 +137,9 @@ def _table(store: ReplayBuffer, source: StoreSource, mirror: bool, low_dim: Sequ
     return Table(
         store=store,
         cameras={"image": "img"},
-        low_dim={"agent_pos": state[:, :2]} if low_dim else {},
+        low_dim={"agent_pos": state[:, :2]} if wanted.low_dim else {},
         action=action,
-        auxiliary=auxiliary_targets(state) if auxiliary else None,
+        auxiliary=auxiliary_targets(state) if wanted.auxiliary else None,
         weight=source.weight,
         mirror=mirror_frames if mirror else None,
     )

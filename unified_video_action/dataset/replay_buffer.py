@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
+from unified_video_action.dataset.jpeg import decode_image, register_jpeg
+from unified_video_action.dataset.store import EpisodeStore
 from unified_video_action.dataset.zarr_store import (
     MARKER,
     StoreError,
@@ -28,15 +30,16 @@ CHUNKS_CHECKED = 10_000  # at most so many chunks are looked for on opening; rea
 CHUNKS_HASHED = 256  # at most so many chunks enter the fingerprint
 
 
-class ReplayBuffer:
+class ReplayBuffer(EpisodeStore):
     """Episodes of a store in the layout of Diffusion Policy: data/<array> (N, ...) and meta/episode_ends (E,).
 
     Vectors are read on opening and kept (float32); frames stay on disk and are decoded chunk by chunk. The object can
-    be pickled or forked into worker processes, each of which opens the store for itself.
+    be pickled or forked into worker processes, each of which opens the store, and decodes, for itself.
 
     Args:
         location: folder, zip (the store at its root or nested in folders) or fsspec URL; ~ and variables are expanded.
-        images: names of frame arrays (N, H, W, 3), uint8, or floats that hold whole numbers 0..255.
+        images: names of frame arrays: (N, H, W, 3), uint8, or floats that hold whole numbers 0..255, where JPEG may be
+            the compressor of single frames; or (N,) bytes, each a JPEG or PNG, all of one size.
         vectors: names of arrays (N, D) to keep in memory.
 
     Raises:
@@ -51,23 +54,16 @@ class ReplayBuffer:
         self._arrays: dict[str, zarr.Array] = {}
         self._owner = 0  # process that opened them
         self._decoded: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._sizes: dict[str, tuple[int, int]] = {}  # (H, W) of arrays of bytes
+        register_jpeg()
         self.episode_ends = self._read_episode_ends()
-        self.episode_starts = np.concatenate([[0], self.episode_ends[:-1]])
         for name in images:
             self._check_images(name)
         self.vectors = {name: self._read_vectors(name) for name in vectors}
 
-    def __len__(self) -> int:
-        """Number of rows (time steps of all episodes)."""
-        return int(self.episode_ends[-1])
-
-    @property
-    def n_episodes(self) -> int:
-        return len(self.episode_ends)
-
     def frame_shape(self, name: str) -> tuple[int, int]:
         """(H, W) of an image array."""
-        return self._array(name).shape[1:3]
+        return self._sizes.get(name) or self._array(name).shape[1:3]
 
     def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Frames at `rows` (any shape) of an image array: uint8 (*rows.shape, H, W, 3)."""
@@ -76,13 +72,9 @@ class ReplayBuffer:
         blocks, places = np.divmod(flat, self._array(name).chunks[0])
         for block in np.unique(blocks):
             mine = blocks == block
-            frames[mine] = self._decode(name, int(block))[places[mine]]
+            values = self._decode(name, int(block))[places[mine]]
+            frames[mine] = values if name not in self._sizes else self._pictures(name, flat[mine], values)
         return frames.reshape(*np.shape(rows), *frames.shape[1:])
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """(episode, step within it) of a row."""
-        episode = int(np.searchsorted(self.episode_ends, row, side="right"))
-        return episode, int(row - self.episode_starts[episode])
 
     def fingerprint(self) -> str:
         """sha256 over episode ends, image arrays' layout and their stored chunks (256 evenly spaced ones at most)."""
@@ -102,6 +94,7 @@ class ReplayBuffer:
 
     def _member(self, path: str) -> zarr.Array:
         if self._owner != os.getpid():  # open files must not be shared between processes
+            register_jpeg()
             self._group, self._arrays, self._owner = open_root(self.location), {}, os.getpid()
         if path not in self._arrays:
             try:
@@ -161,9 +154,12 @@ class ReplayBuffer:
 
     def _check_images(self, name: str) -> None:
         array = self._check_rows(name)
-        if array.ndim != 4 or array.shape[-1] != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        if array.ndim == 1 and array.dtype.kind == "O":  # bytes of any length
+            self._check_first_picture(name)
+        elif array.ndim != 4 or array.shape[-1] != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
             raise StoreError(
-                f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected uint8 or float (N, H, W, 3)"
+                f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected uint8 or float (N, H, W, 3), "
+                "or the bytes of pictures (N,)"
             )
         size = int(np.prod(array.chunks)) * array.dtype.itemsize
         if size > LARGEST_CHUNK:
@@ -173,6 +169,29 @@ class ReplayBuffer:
             )
         if not is_url(self.location):
             self._check_chunks(f"data/{name}", _evenly(chunk_grid(array), CHUNKS_CHECKED))
+
+    def _check_first_picture(self, name: str) -> None:
+        first = self._read(f"data/{name}", 0, 1)
+        self._sizes[name] = self._picture(name, 0, first[0]).shape[:2]
+
+    def _pictures(self, name: str, rows: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+        """Decode (n,) pictures of an array of bytes: uint8 (n, H, W, 3)."""
+        pictures = [self._picture(name, int(row), picture) for row, picture in zip(rows, encoded, strict=True)]
+        for row, picture in zip(rows, pictures, strict=True):
+            if picture.shape[:2] != self._sizes[name]:
+                raise StoreError(
+                    f"{self.location}: data/{name}[{row}] is a picture of {picture.shape[:2]}, the first one of "
+                    f"{self._sizes[name]}"
+                )
+        return np.stack(pictures)
+
+    def _picture(self, name: str, row: int, encoded: object) -> np.ndarray:
+        if not isinstance(encoded, bytes):
+            raise StoreError(f"{self.location}: data/{name}[{row}] is {type(encoded).__name__}, expected bytes")
+        try:
+            return decode_image(encoded, f"data/{name}[{row}]")
+        except ValueError as error:
+            raise StoreError(f"{self.location}: {error}") from error
 
     def _read_vectors(self, name: str) -> np.ndarray:
         array = self._check_rows(name)
@@ -185,13 +204,14 @@ class ReplayBuffer:
         return values
 
     def _decode(self, name: str, block: int) -> np.ndarray:
-        """One chunk's worth of frames as uint8, from memory if it was read lately."""
+        """One chunk's worth of frames as uint8 (or of encoded pictures), from memory if it was read lately."""
         key = (name, block)
         if key not in self._decoded:
             rows = self._array(name).chunks[0]
             start, stop = block * rows, min((block + 1) * rows, len(self))
-            self._decoded[key] = self._as_uint8(name, start, self._read(f"data/{name}", start, stop))
-            while len(self._decoded) > 1 and sum(x.nbytes for x in self._decoded.values()) > FRAMES_IN_MEMORY:
+            values = self._read(f"data/{name}", start, stop)
+            self._decoded[key] = values if name in self._sizes else self._as_uint8(name, start, values)
+            while len(self._decoded) > 1 and sum(map(_bytes, self._decoded.values())) > FRAMES_IN_MEMORY:
                 self._decoded.popitem(last=False)
         self._decoded.move_to_end(key)
         return self._decoded[key]
@@ -208,6 +228,10 @@ class ReplayBuffer:
                 "numbers from 0 to 255"
             )
         return whole
+
+
+def _bytes(values: np.ndarray) -> int:
+    return values.nbytes if values.dtype != object else sum(map(len, values))
 
 
 def _evenly(items: Sequence, most: int) -> Sequence:

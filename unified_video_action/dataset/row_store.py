@@ -2,7 +2,7 @@
 
 On disk it is an ordinary zarr v3 array of a single uncompressed shard: a table of (offset, length) for each block of
 rows, then the blocks, in order. Any zarr library reads it. A block counts as written once its table entry is; the file
-therefore survives a kill at any moment. Reading uses `pread`, so nothing is held in memory.
+therefore survives a kill at any moment. The file is mapped for reading: what is held in memory is the system's cache.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RowStore:
         self.block, self._file = array.chunks[0], self.path / array.metadata.encode_chunk_key((0,) * array.ndim)
         self._row_bytes = int(np.prod(self.row_shape)) * self.dtype.itemsize
         self._start = self.blocks * ENTRY
-        self._descriptor = -1
+        self._mapped: np.ndarray | None = None
         expected = self._start + self.blocks * self.block * self._row_bytes
         if not array.shards or self._file.stat().st_size != expected:
             raise ValueError(f"{self.path}: not a cached array, or cut short; delete the folder to build it again")
@@ -97,16 +97,13 @@ class RowStore:
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy `rows` (n,) into `out` (n, *row_shape), which is contiguous and of the store's dtype."""
-        if self._descriptor < 0:
-            self._descriptor = os.open(self._file, os.O_RDONLY)
-        size, buffers = self._row_bytes, out.reshape(len(out), -1).view(np.uint8)  # (n, bytes)
-        for row, buffer in zip(rows.tolist(), buffers, strict=True):
-            if not 0 <= row < self.rows or os.preadv(self._descriptor, [buffer], self._start + row * size) != size:
+        if self._mapped is None:
+            shape = self.rows, *self.row_shape
+            self._mapped = np.asarray(np.memmap(self._file, self.dtype, "r", self._start, shape))  # (rows, *row_shape)
+        for row in rows.tolist():
+            if not 0 <= row < self.rows:
                 raise ValueError(f"{self.path}: row {row} of {self.rows} cannot be read")
+        self._mapped.take(rows, axis=0, out=out, mode="clip")  # the default mode would copy twice
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_descriptor": -1}
-
-    def __del__(self) -> None:
-        if getattr(self, "_descriptor", -1) >= 0:
-            os.close(self._descriptor)
+        return self.__dict__ | {"_mapped": None}

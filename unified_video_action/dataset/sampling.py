@@ -29,8 +29,8 @@ def sample_seed(seed: int | np.ndarray, counter: int | np.ndarray) -> np.ndarray
     return (hash64(seed, counter) >> np.uint64(1)).astype(np.int64)
 
 
-def uniform(seeds: np.ndarray, stream: int) -> np.ndarray:
-    """One float64 in [0, 1) for each seed; another `stream` number gives an independent draw."""
+def uniform(seeds: np.ndarray, stream: int | np.ndarray) -> np.ndarray:
+    """One float64 in [0, 1) for each seed; another `stream` number gives an independent draw. Arrays broadcast."""
     return (hash64(np.asarray(seeds), stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from unified_video_action.dataset.sampling import uniform
 from unified_video_action.spec import Horizon
 
 
@@ -71,14 +72,15 @@ def clamp_rows(
     return np.clip(rows, start, end - 1), (rows < start) | (rows >= end)
 
 
-def random_history(horizon: Horizon, rng: np.random.Generator) -> np.ndarray:
-    """History offsets (H,) at random times: `now`, and before it a sorted multiset from the last H * stride steps.
+def random_history(horizon: Horizon, seeds: np.ndarray) -> np.ndarray:
+    """History offsets (B, H) at random times: `now`, and before it a sorted multiset from the last H * stride steps.
 
     All multisets are equally likely (816 of them by default), as with the paper code's `different_history_freq`.
     """
     steps, earlier = horizon.history * horizon.stride, horizon.history - 1
-    drawn = np.sort(rng.choice(steps + earlier - 1, earlier, replace=False)) - np.arange(earlier) if earlier else []
-    return np.append(drawn, steps - 1).astype(np.int64) - (steps - 1)
+    order = uniform(seeds[:, None], np.arange(steps + earlier - 1)).argsort(axis=1)  # (B, steps + earlier - 1)
+    drawn = np.sort(order[:, :earlier], axis=1) - np.arange(earlier)  # (B, H - 1); a set of places makes a multiset
+    return np.column_stack([drawn, np.full(len(seeds), steps - 1)]) - (steps - 1)
 
 
 def split_episodes(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.store import EpisodeStore
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,12 @@ class StoreSource:
 class Table:
     """One store, or its mirror image, with a number of rows N."""
 
-    store: ReplayBuffer
-    cameras: Mapping[str, str]  # camera -> image array of the store
+    store: EpisodeStore
+    cameras: Mapping[str, str]  # camera -> the store's name for it
     low_dim: Mapping[str, np.ndarray]  # name -> (N, d)
     action: np.ndarray | None = None  # (N, D); None: a video without actions
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
+    instructions: tuple[str, ...] | None = None  # one for each episode; None: the task has none
     weight: float | None = None  # its source's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from unified_video_action.dataset.frame_readers import (
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.sequence import clamp_rows, random_history, split_episodes, window_rows
+from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.dataset.tables import Table, repeats
 from unified_video_action.spec import Horizon
 from unified_video_action.vae.base import FrameCodec
@@ -43,6 +44,7 @@ class WindowOptions:
     pad_after: int = 7  # and over its end
     low_dim_steps: int | None = None  # newest states given; None: one for each history frame
     history_actions: bool = False  # samples carry the chunk before now
+    future_low_dim: bool = False  # samples carry the states at the steps of the actions
     history_frequency: str = "fixed"  # "random": history frames at random times before now
     augmentation: VideoAugmentation | None = None
 
@@ -59,7 +61,8 @@ class WindowDataset(Dataset):
     A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)),
     `action` (A, D), `low_dim` (name -> (P, d)), where asked for `history_action` (A, D) and `auxiliary` (H+F, K), the
     masks `action_is_pad` (A,), `frame_is_pad` (F,) and `has_action` (), and its `index` and `seed`. Values are in the
-    data's units. Every random choice is a function of the seed.
+    data's units. Where asked for it also has `future_low_dim` (name -> (A, d)), and of sources with instructions `text`
+    (text_dim,), the feature that `use_text` was given. Every random choice is a function of the seed.
 
     Args:
         tables: sources; those of one store share its split into training and held-out episodes.
@@ -67,9 +70,10 @@ class WindowDataset(Dataset):
         val_ratio: share of each store's episodes that is held out.
         split_seed: of that draw.
         max_train_episodes: most episodes of each store to train on; None: all.
+        raw_dims: field ("action" or a state) -> dimensions that the normaliser leaves as they are.
 
     Raises:
-        ValueError: frames of several sizes, or no episode that is long enough.
+        ValueError: tables that do not fit together, or no episode that is long enough.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class WindowDataset(Dataset):
         val_ratio: float = 0.02,
         split_seed: int = 42,
         max_train_episodes: int | None = None,
+        raw_dims: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
+        self.raw_dims = dict(raw_dims or {})
         self.tables, self.action_dim, self.options = tuple(tables), action_dim, options
         sizes = {t.store.location: t.store.frame_shape(name) for t in tables for name in t.cameras.values()}
         if len(set(sizes.values())) > 1:
@@ -93,6 +99,11 @@ class WindowDataset(Dataset):
         self._has_action = np.array([table.action is not None for table in tables])
         self._action = _stack(none)
         self._low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
+        with_text = {table.instructions is not None for table in tables}
+        if len(with_text) > 1:
+            raise ValueError("some sources have instructions and others have none: give every source a task string")
+        self._instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
+        self._text: Tensor | None = None  # (instructions, text_dim)
         self._auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
         self._reader: FrameReader = PixelReader(self.tables, options.augmentation)
         self._cut([train for train, _ in self._splits])
@@ -193,6 +204,16 @@ class WindowDataset(Dataset):
 
     def __getitems__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
         """The collated batch of windows `items`, each (index, seed)."""
+        batch = self.stored(items)
+        for part in ("history", "future"):
+            batch[part] = {
+                camera: video.scaled() if isinstance(video, StoredLatents) else video
+                for camera, video in batch[part].items()
+            }
+        return batch
+
+    def stored(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """The same, but latents are `StoredLatents`: whoever uses them scales them, on the device."""
         index, seeds = np.array(items, np.int64).T.copy()  # (B,) each
         table, now, start, end = (column[index] for column in (self._table, self._now, self._start, self._end))
         options, horizon = self.options, self.options.horizon
@@ -217,6 +238,10 @@ class WindowDataset(Dataset):
         if options.history_actions:
             past_rows, _ = clamp_rows(now, start, end, horizon.history_action_offsets)  # (B, A)
             batch["history_action"] = torch.from_numpy(self._action[past_rows])  # (B, A, D)
+        if options.future_low_dim:
+            batch["future_low_dim"] = {name: torch.from_numpy(v[action_rows]) for name, v in self._low_dim.items()}
+        if self._text is not None:
+            batch["text"] = self._text[torch.from_numpy(self._instruction_numbers(table, now))]  # (B, text_dim)
         if self._auxiliary is not None:
             batch["auxiliary"] = torch.from_numpy(self._auxiliary[frame_rows])  # (B, H + F, K)
         return batch
@@ -224,8 +249,30 @@ class WindowDataset(Dataset):
     def _history_offsets(self, seeds: np.ndarray) -> np.ndarray:
         if self.options.history_frequency == "fixed":
             return np.array(self.options.horizon.history_offsets)  # (H,)
-        keys = sample_seed(seeds, HISTORY)
-        return np.stack([random_history(self.options.horizon, np.random.default_rng(key)) for key in keys])  # (B, H)
+        return random_history(self.options.horizon, sample_seed(seeds, HISTORY))  # (B, H)
+
+    # -- instructions --------------------------------------------------------------------------------------------------
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every instruction that occurs, in alphabetical order; empty for a task without language."""
+        return self._instructions
+
+    def use_text(self, features: Tensor) -> None:
+        """From now on samples carry `text`: features (instructions, text_dim), in the order of `instructions`."""
+        if len(features) != len(self._instructions):
+            raise ValueError(f"{len(features)} features for {len(self._instructions)} instructions")
+        self._text = features.float().cpu()
+
+    def _instruction_numbers(self, tables: np.ndarray, now: np.ndarray) -> np.ndarray:
+        """Places in `instructions` (B,) of the episodes that rows `now` of `tables` belong to."""
+        numbers = np.empty(len(now), np.int64)
+        for number in np.unique(tables):
+            mine = tables == number
+            own = self.tables[number]
+            episodes = np.searchsorted(own.store.episode_ends, now[mine] - self._first[number], side="right")
+            numbers[mine] = [self._instructions.index(own.instructions[episode]) for episode in episodes]
+        return numbers
 
     # -- normalisation -------------------------------------------------------------------------------------------------
 
@@ -243,7 +290,13 @@ class WindowDataset(Dataset):
         else:
             fit = Normalizer.limits if relative_to is None else Normalizer.deviations
             actions = fit({"action": np.concatenate(chunks)})
-        return Normalizer({**actions.fields(), **Normalizer.limits(self._low_dim).fields()})
+        fields = {**actions.fields(), **Normalizer.limits(self._low_dim).fields()}
+        for name, dims in self.raw_dims.items():
+            if name not in fields or not all(0 <= dim < len(fields[name]["scale"]) for dim in dims):
+                raise ValueError(f"raw_dims.{name}={list(dims)}: the data has {', '.join(fields)}; dimensions from 0")
+            fields[name]["scale"][list(dims)] = 1.0
+            fields[name]["offset"][list(dims)] = 0.0
+        return Normalizer(fields)
 
     def _all_actions(self, number: int, relative_to: str | None) -> np.ndarray:
         """(n, D) actions of a table; relative ones once for every chunk that they belong to."""

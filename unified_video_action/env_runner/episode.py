@@ -17,6 +17,7 @@ class Episode:
     maxima: dict[str, float] = field(default_factory=dict)  # largest value over the steps of each metric asked for
     curve: list[float] = field(default_factory=list)  # score after every step
     crashed: str | None = None  # why its environment was lost
+    task: str = ""  # which of several tasks it was, in an environment that has them
 
     @property
     def score(self) -> float:
@@ -33,6 +34,7 @@ class Episode:
             if name not in step.info:
                 raise ValueError(f"the environment's info has no {name!r}; it has {', '.join(sorted(step.info))}")
         self.steps += 1
+        self.task = step.task
         self.curve.append(step.info["score"])
         self.success |= bool(step.info["is_success"])
         for name in metrics:
@@ -41,6 +43,7 @@ class Episode:
     def to_json(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
+            **({"task": self.task} if self.task else {}),
             "score": self.score,
             **{f"max_{name}": value for name, value in self.maxima.items()},
             "success": self.success,

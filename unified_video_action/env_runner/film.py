@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unified_video_action.env_runner.episode import Episode
+from unified_video_action.env_runner.rollout import instruction_of
 from unified_video_action.env_runner.worker import Observation
 
 MARGIN, GAP = 16, 6  # px
@@ -41,7 +42,7 @@ def imagine_episode(
         observations: before the first step, and after each.
         offsets: control steps from now to each imagined frame.
     """
-    session.reset(slot=0, seed=seed)
+    session.reset(slot=0, seed=seed, text=instruction_of(observations[0]))
     imagined = []
     for step, observation in enumerate(observations[:-1]):
         session.observe(observation, slot=0)

@@ -1,13 +1,14 @@
 """Numbers that sum up a set of episodes, with their uncertainty."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 
 import numpy as np
 
 from unified_video_action.env_runner.episode import Episode
 
+TASK_RATE = "/success_rate"  # ends the name of a task's own success rate
 INTERVALS = {  # which intervals a summary has; results name them
     "level": 0.95,
     "mean_score": "percentile bootstrap over episodes, 10,000 resamples",
@@ -59,7 +60,8 @@ def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[
     Returns:
         mean_score (mean over episodes of the largest score), success_rate, and mean_max_<metric> for each of `metrics`,
         each also with _low and _high, the ends of its 95 % interval (see INTERVALS); mean_steps; episodes (completed)
-        and crashed.
+        and crashed. In an environment with several tasks also <task>/success_rate, <task>/mean_score and
+        <task>/episodes, and mean_task_success_rate, in which every task weighs alike.
 
     Raises:
         RuntimeError: no episode was completed.
@@ -82,4 +84,23 @@ def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[
         "mean_steps": float(np.mean([episode.steps for episode in completed])),
         "episodes": len(completed),
         "crashed": len(episodes) - len(completed),
+        **_by_task(completed),
     }
+
+
+def task_names(metrics: Iterable[str]) -> list[str]:
+    """The tasks that a summary tells apart."""
+    return [name.removesuffix(TASK_RATE) for name in metrics if name.endswith(TASK_RATE)]
+
+
+def _by_task(episodes: Sequence[Episode]) -> dict[str, float]:
+    tasks = sorted({episode.task for episode in episodes} - {""})
+    summary: dict[str, float] = {}
+    for task in tasks:
+        own = [episode for episode in episodes if episode.task == task]
+        summary[f"{task}{TASK_RATE}"] = sum(episode.success for episode in own) / len(own)
+        summary[f"{task}/mean_score"] = float(np.mean([episode.score for episode in own]))
+        summary[f"{task}/episodes"] = len(own)
+    if tasks:
+        summary["mean_task_success_rate"] = float(np.mean([summary[f"{task}{TASK_RATE}"] for task in tasks]))
+    return summary

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.env_runner.charts import Line, histogram, line_chart, thin
+from unified_video_action.env_runner.metrics import TASK_RATE, task_names
 
 STYLE = Path(__file__).with_name("report.css")
 NOT_CURVES = {"step", "time"}  # entries of metrics.jsonl that are no curves
@@ -49,6 +50,8 @@ def write_report(
     sections = [_headline(results["metrics"])]
     if films:
         sections.append(_section("Films", _films(films)))
+    if tasks := task_names(results["metrics"]):
+        sections.append(_section("Tasks", _tasks(tasks, results["metrics"])))
     sections.append(_section("Scores", _scores(episodes, results["metrics"])))
     if training_log is not None and training_log.is_file() and (curves := _training(training_log)):
         sections.append(_section("Training", curves))
@@ -106,6 +109,18 @@ def _films(films: Sequence[Film]) -> str:
     return f'<div class="films">{"".join(figures)}</div>'
 
 
+def _tasks(tasks: Sequence[str], metrics: Mapping[str, float]) -> str:
+    rows = [
+        f"<tr><td>{escape(task)}</td><td>{100 * metrics[f'{task}{TASK_RATE}']:.1f} % "
+        f'<span class="meter"><i style="width:{100 * metrics[f"{task}{TASK_RATE}"]:.1f}%"></i></span></td>'
+        f"<td>{metrics[f'{task}/mean_score']:.3f}</td><td>{metrics[f'{task}/episodes']}</td></tr>"
+        for task in tasks
+    ]
+    mean = f"<tr><td><b>mean of the tasks</b></td><td>{100 * metrics['mean_task_success_rate']:.1f} %</td></tr>"
+    head = "<tr><th>task</th><th>success rate</th><th>mean score</th><th>episodes</th></tr>"
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}{mean}</tbody></table></div>'
+
+
 def _scores(episodes: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> str:
     bars = histogram(
         [episode["score"] for episode in episodes],
@@ -159,7 +174,8 @@ def _entry(line: str) -> dict[str, Any]:
 
 def _table(episodes: Sequence[Mapping[str, Any]]) -> str:
     maxima = [name for name in max(episodes, key=len) if name.startswith("max_")]
-    names = ["seed", "score", *(name.replace("_", " ") for name in maxima), "success", "steps"]
+    tasks = any("task" in episode for episode in episodes)
+    names = ["seed", *(["task"] if tasks else []), "score", *(name.replace("_", " ") for name in maxima), "success", "steps"]
     if crashed := any(episode["crashed"] for episode in episodes):
         names.append("crashed")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
@@ -168,6 +184,7 @@ def _table(episodes: Sequence[Mapping[str, Any]]) -> str:
         bar = f'<span class="meter"><i style="width:{100 * min(episode["score"], 1):.1f}%"></i></span>'
         cells = [
             str(episode["seed"]),
+            *([escape(episode.get("task", ""))] if tasks else []),
             f"{episode['score']:.3f} {bar}",
             *(f"{episode[name]:.3f}" if name in episode else "" for name in maxima),
             '<b class="yes">yes</b>' if episode["success"] else "no",

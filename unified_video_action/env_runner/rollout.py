@@ -14,9 +14,14 @@ from unified_video_action.env_runner.worker import Observation
 class Session(Protocol):
     """The part of `inference.session.PolicySession` that a rollout needs."""
 
-    def reset(self, slot: int = 0, seed: int = 0) -> None: ...
+    def reset(self, slot: int = 0, seed: int = 0, text: str | None = None) -> None: ...
     def observe(self, obs: Observation, slot: int = 0) -> None: ...
     def plan(self, slots: Sequence[int] | None = None) -> np.ndarray: ...  # (n, A, D)
+
+
+def instruction_of(observation: Observation) -> str | None:
+    """What the environment asks for in words; None where there is no language."""
+    return str(observation["instruction"]) if "instruction" in observation else None
 
 
 def rollout(
@@ -71,7 +76,7 @@ def rollout(
             if isinstance(answer, Crash):
                 end(slot, answer)
                 continue
-            session.reset(slot=slot, seed=starts[slot])
+            session.reset(slot=slot, seed=starts[slot], text=instruction_of(answer))
             observe(slot, answer)
 
         slots = sorted(running)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.episode import Episode
 from unified_video_action.env_runner.film import film_frames, imagine_episode, write_mp4
+from unified_video_action.env_runner.journal import Journal, left
 from unified_video_action.env_runner.metrics import summarise
 from unified_video_action.env_runner.recording import Recordings, pick_for_films
 from unified_video_action.env_runner.report import Film, write_report
@@ -109,6 +110,7 @@ class EnvRunner:
         config: Mapping[str, Any] | None = None,
         training_log: Path | None = None,
         progress: bool = True,
+        resume: bool = False,
     ) -> dict[str, float]:
         """Evaluate `policy` and return the metrics that `metrics.summarise` describes, alike in all processes.
 
@@ -119,8 +121,10 @@ class EnvRunner:
             imagine: show in the films what the policy imagines; off for one that never learned to.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
+            resume: continue an evaluation in `output_dir` that was interrupted, without its finished episodes.
 
         Raises:
+            ValueError, FileNotFoundError: `resume`, but there is no evaluation in `output_dir`, or another one.
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
         rank, world = processes.place()
@@ -129,13 +133,22 @@ class EnvRunner:
         if output_dir is not None and rank == 0:
             output = Path(output_dir)
             output.mkdir(parents=True, exist_ok=True)
+        journal = None if output_dir is None else Journal(Path(output_dir), self._settings(facts), rank)
+        finished = journal.finished() if resume else {}
+        processes.gather([])  # all have read what is finished before one of them writes
+        if journal and rank == 0:
+            journal.begin()
+        todo = left(self.seeds, finished)
         with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
             recordings = Recordings(Path(folder))
-            mine = self._roll(policy, self.seeds[rank::world], sampler, recordings if films else None, progress)
-            episodes = sorted(processes.gather(mine), key=lambda episode: episode.seed)
+            mine = self._roll(policy, todo[rank::world], sampler, recordings if films else None, progress, journal)
+            before = [finished[seed] for seed in self.seeds if seed in finished]
+            episodes = sorted([*before, *processes.gather(mine)], key=lambda episode: episode.seed)
             metrics = summarise(episodes, self.metrics)
             chosen = pick_for_films(episodes, films)
-            own = [episode.seed for _, episode in chosen if episode.seed in self.seeds[rank::world]]
+            again = [episode.seed for _, episode in chosen if episode.seed in finished]  # seen by the earlier part
+            self._roll(policy, again[rank::world], sampler, recordings, False)
+            own = [episode.seed for _, episode in chosen if episode.seed in (*todo[rank::world], *again[rank::world])]
             seen = dict(processes.gather([(seed, recordings.load(seed)) for seed in own]))
             if output_dir is None or rank > 0:
                 return metrics
@@ -144,10 +157,28 @@ class EnvRunner:
             session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None
             made = self._film(policy, session, chosen, seen, output / "films", progress)
         write_report(output / "report.html", results, title, made, training_log, facts)
+        journal.remove()
         return metrics
 
+    def _settings(self, facts: Mapping[str, str] | None) -> dict[str, Any]:
+        """All that an episode depends on besides its seed."""
+        env = self.env_config
+        return {
+            **(facts or {}),
+            "env": dict(env) if isinstance(env, Mapping) else f"{env.__module__}.{env.__qualname__}",
+            "max_steps": self.max_steps,
+            "action_steps": self.action_steps,
+            "metrics": list(self.metrics),
+        }
+
     def _roll(
-        self, policy: Any, seeds: range, sampler: str | None, recordings: Recordings | None, progress: bool
+        self,
+        policy: Any,
+        seeds: Sequence[int],
+        sampler: str | None,
+        recordings: Recordings | None,
+        progress: bool,
+        journal: Journal | None = None,
     ) -> list[Episode]:
         if not seeds:
             return []
@@ -161,6 +192,8 @@ class EnvRunner:
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
                 done.append(episode)
+                if journal is not None:
+                    journal.add(episode)
                 if episode.crashed is not None:
                     log.warning("Episode with seed %d crashed: %s", episode.seed, episode.crashed)
                 elif recordings is not None:

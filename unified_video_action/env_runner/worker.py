@@ -31,6 +31,7 @@ class Step:
     terminated: bool
     truncated: bool
     info: dict[str, float]  # the scalar entries of `info`; booleans as 0 or 1
+    task: str = ""  # which of several tasks the episode is, in an environment that has them
 
 
 def build_env(source: EnvSource) -> Any:
@@ -56,7 +57,8 @@ def _steps(env: Any, actions: np.ndarray) -> list[Step]:
     steps: list[Step] = []
     for action in actions:
         observation, reward, terminated, truncated, info = env.step(action)
-        steps.append(Step(_copy(observation), float(reward), bool(terminated), bool(truncated), _scalars(info)))
+        ends = bool(terminated), bool(truncated)
+        steps.append(Step(_copy(observation), float(reward), *ends, _scalars(info), info.get("task", "")))
         if terminated or truncated:
             break
     return steps

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.evaluation.products import time_products
+from unified_video_action.evaluation.products import Products, time_products
 from unified_video_action.evaluation.timing import Bench, Times, noise
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.workspace.accelerator import build_accelerator
@@ -20,7 +20,7 @@ from unified_video_action.workspace.matrix_rate import matrix_rate
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.survey import Survey
-from unified_video_action.workspace.trainee import Trainee, compile_blocks
+from unified_video_action.workspace.trainee import Trainee, prepare_for_training
 
 Measured = dict[str, Any]
 
@@ -33,15 +33,14 @@ def time_training(
     Returns:
         ms: rows of a step's parts and its total; a step is `batch` samples. samples_per_second; matrix_tflops: rate of
         a large matrix product; mfu: share of it that the model's own operations reach; waiting: share of the time in
-        which the step waits for its batch; products_ms: time of the step's matrix products, each measured by itself;
-        over_products: forward and backward pass, optimiser and average as a multiple of that (not where compiled).
+        which the step waits for its batch; products_ms: time of the matrix products of the step, as it is without
+        torch.compile, each measured by itself; over_products: forward and backward pass, optimiser and average as a
+        multiple of that.
     """
     policy.train()
     batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
     survey = Survey(policy, batches)
-    if compiled:
-        compile_blocks(policy.model)
-    loader = batches.loader(0, bench.warmup + bench.repeats, workers, bench.device.type == "cuda")
+    loader = batches.loader(0, 1 + bench.warmup + bench.repeats, workers, bench.device.type == "cuda")
     optimizer, ema = build_optimizer(policy.model, training.optimizer), Ema(policy.model, training.ema)
     losses: dict[str, Tensor] = {}
     steps: list[MicroBatch] = []
@@ -67,12 +66,19 @@ def time_training(
         del steps[:-1]
         return {**times, "total": sum(times.values())}
 
+    steps.extend(next(loader).unpack(bench.device))
+    with Products() as products:  # before they are compiled: what is compiled hides them
+        forward()
+        backward()
+    optimizer.zero_grad()
+    prepare_for_training(policy.model, bench.device, compiled)
     rows = bench.summarise(measure)
     total, size = rows["total"]["median"] / 1000, training.batch_size
     modes = [mode.name for _, _, mode in batches.whole(0)]
     flops = sum(survey.work[name].flops for name in modes)
     peak = matrix_rate(bench.device, bench.precision)
-    found = {
+    products_time = time_products(bench, products)
+    return {
         "batch": size,
         "ms": rows,
         "samples_per_second": size / total,
@@ -80,15 +86,9 @@ def time_training(
         "tflop_per_sample": flops / size / 1e12,
         "mfu": flops / total / peak,
         "waiting": rows["waiting"]["median"] / 1000 / total,
+        "products_ms": 1000 * products_time,
+        "over_products": (total - rows["waiting"]["median"] / 1000) / products_time,
     }
-    if not compiled:
-        products = time_products(bench, lambda: (forward(), backward()))
-        optimizer.zero_grad()
-        found |= {
-            "products_ms": 1000 * products,
-            "over_products": (total - rows["waiting"]["median"] / 1000) / products,
-        }
-    return found
 
 
 def time_loader(

@@ -19,6 +19,7 @@ from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.uva import Generated
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import Moments
+from unified_video_action.vae.kl_acting import for_acting
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +55,8 @@ class Engine:
         self.inputs = FoldedInputs(self.model.mar.inputs)
         self.mar = self._in_precision(self.model.mar)
         self.action_trunk = self._in_precision(self.model.action_head.trunk)
+        plain_arithmetic = self.device.type == "cpu" and self.dtype == torch.float32
+        self.codec = for_acting(policy.codec) if plain_arithmetic else policy.codec
         self._encode = self._part("VAE encode", self._run_encode)
         self._latent = self._part("transformer", self._run_transformer)
         self._actions = self._part("action diffusion", self._run_actions)
@@ -147,7 +150,7 @@ class Engine:
     # -- what a part does ----------------------------------------------------------------------------------------------
 
     def _run_encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        moments = self.policy.codec.moments(frames)
+        moments = self.codec.moments(frames)
         return moments.mean.float(), moments.logvar.float()
 
     def _run_transformer(self, *inputs: Tensor | None) -> Tensor:

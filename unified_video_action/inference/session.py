@@ -88,19 +88,21 @@ class PolicySession:
             log.info("getting ready to plan in %d environments at a time", slots)
             self.engine.warm_up(slots)
 
-    def reset(self, slot: int = 0, seed: int = 0, text: Tensor | None = None) -> None:
+    def reset(self, slot: int = 0, seed: int = 0, text: Tensor | str | None = None) -> None:
         """Start a new episode in a slot.
 
         Args:
             seed: the episode's noise follows from it alone.
-            text: feature (text_dim,) of the instruction, for a policy that follows one.
+            text: the instruction, or its feature (text_dim,), for a policy that follows one.
 
         Raises:
             ValueError: the policy follows instructions, and there is none.
         """
         follows = self.policy.model.spec.text_dim > 0
         if follows and text is None:
-            raise ValueError("this policy follows instructions: reset(..., text=feature) needs one")
+            raise ValueError("this policy follows instructions: reset(..., text=INSTRUCTION) needs one")
+        if follows and isinstance(text, str):
+            text = self.policy.encode_text([text])[0]
         horizon = self.policy.horizon
         self._episodes[slot] = Episode(
             recent=deque(maxlen=1 - horizon.history_offsets[0]),

@@ -1,4 +1,4 @@
-"""Everything that is random in a training step, drawn on the CPU from one generator per sample.
+"""Everything that is random in a training step, drawn on the CPU by a generator that is seeded anew for every sample.
 
 So a step is a pure function of its samples' seeds: the number of processes, loader workers and micro-batches does not
 change what is masked, which noise is added, or which instruction is dropped.
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from unified_video_action.model.config import MaskConfig, ModelConfig
+from unified_video_action.model.config import HeadConfig, MaskConfig, ModelConfig
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
 
@@ -30,13 +29,13 @@ class TrainingDraws:
     video_rows: Tensor  # (V, R) their tokens that the video head is trained on
     video_t: Tensor  # (V, K, R)
     video_noise: Tensor  # (V, K, R, C)
-    wrist_t: Tensor  # (V, K, R) or empty
-    wrist_noise: Tensor  # (V, K, R, C) or empty
+    wrist_t: Tensor  # (V, K, R), or of no samples
+    wrist_noise: Tensor  # (V, K, R, C), or of no samples
     action_samples: Tensor  # (A,) samples that learn actions
     action_t: Tensor  # (A, K, rows)
     action_noise: Tensor  # (A, K, rows, channels)
-    proprio_t: Tensor  # (B, K, rows) or empty
-    proprio_noise: Tensor  # (B, K, rows, channels) or empty
+    proprio_t: Tensor  # (B, K, rows), or of no samples
+    proprio_noise: Tensor  # (B, K, rows, channels), or of no samples
 
     def to(self, device: torch.device | str) -> "TrainingDraws":
         return TrainingDraws(
@@ -44,12 +43,11 @@ class TrainingDraws:
         )
 
 
-def mask_ratio(config: MaskConfig, generator: torch.Generator) -> float:
-    """Draw the share of cells to hide. Every sample has its own (the paper's code shares one in the batch)."""
+def mask_ratios(config: MaskConfig, uniform: Tensor) -> Tensor:
+    """Shares of cells to hide (B,), made of uniform numbers (B,) float64. (The paper's code has one for a batch.)"""
     low, high = _quantiles(config)
-    uniform = torch.rand((), generator=generator, dtype=torch.float64)
-    drawn = config.mean + config.std * float(torch.special.ndtri(low + uniform * (high - low)))
-    return min(max(drawn, config.low), config.high)
+    drawn = config.mean + config.std * torch.special.ndtri(low + uniform * (high - low))
+    return drawn.clamp(config.low, config.high)
 
 
 @lru_cache
@@ -83,74 +81,76 @@ def draw_training(
     """
     if len(seeds) != len(modes):
         raise ValueError(f"{len(seeds)} seeds for {len(modes)} modes: one of each per sample is needed")
-    samples = [_draw_sample(spec, config, seed, mode) for seed, mode in zip(seeds, modes, strict=True)]
-
-    def stack(name: str, chosen: Sequence[int] = range(len(samples))) -> Tensor:
-        found = [samples[i][name] for i in chosen if name in samples[i]]
-        return torch.stack(found) if found else torch.empty(0)
-
+    batch, cells, tokens, steps = len(seeds), spec.tokens_per_frame, spec.tokens, spec.horizon.actions
     video = [i for i, mode in enumerate(modes) if mode.learns_frames]
     action = [i for i, mode in enumerate(modes) if mode.learns_actions]
+    wanted = config.video_head.rows
+    chosen = tokens if wanted is None else min(wanted, tokens)  # R
+    whole = config.action_head.chunk == "vector"
+
+    def chunk(dim: int) -> tuple[HeadConfig, int, int]:
+        return (config.action_head, 1, dim * steps) if whole else (config.action_head, steps, dim)
+
+    noisy = {  # what is denoised: samples, head, rows, channels
+        "video": (video, config.video_head, chosen, spec.token_dim),
+        "wrist": (video if spec.wrist_output else [], config.video_head, chosen, spec.token_dim),
+        "action": (action, *chunk(spec.action_dim)),
+        "proprio": (range(batch) if spec.proprio_output_dim else [], *chunk(spec.proprio_output_dim)),
+    }
+    counts = {"text": 1, "ratio": 1, "cells": cells, "tokens": tokens if chosen < tokens else 0}  # uniform numbers
+    counts |= {name: head.noise_draws * rows for name, (_, head, rows, _) in noisy.items()}
+    uniform = torch.empty(batch, sum(counts.values()), dtype=torch.float64)
+    noise = {
+        name: torch.empty(len(samples), head.noise_draws, rows, channels)
+        for name, (samples, head, rows, channels) in noisy.items()
+    }
+    # The generator fills a sample's rows in this order; whatever is made of them is computed for all samples at once.
+    targets = [[] for _ in range(batch)]
+    for name, (samples, *_) in noisy.items():
+        for sample, own in zip(samples, noise[name].unbind()):
+            targets[sample].append(own)
+    generator = torch.Generator()
+    for seed, own, rest in zip(seeds, uniform.unbind(), targets, strict=True):
+        generator.manual_seed(int(seed) % 2**63)
+        own.uniform_(generator=generator)
+        for values in rest:
+            values.normal_(generator=generator)
+
+    u = dict(zip(counts, uniform.split(list(counts.values()), dim=1), strict=True))
+    masked = _masked(config.masking, u["ratio"][:, 0], u["cells"], modes).repeat(1, spec.horizon.future)  # (B, T*S)
+    times = {
+        name: (u[name][samples] * head.diffusion_steps).long().reshape(len(samples), head.noise_draws, rows)
+        for name, (samples, head, rows, _) in noisy.items()
+    }
     return TrainingDraws(
         sees_history=torch.tensor([mode.sees_history for mode in modes]),
         sees_actions=torch.tensor([mode.sees_actions for mode in modes]),
-        sees_text=stack("sees_text"),
-        masked=stack("masked"),
+        sees_text=u["text"][:, 0] >= config.text_dropout,
+        masked=masked,
         video_samples=torch.tensor(video, dtype=torch.long),
-        video_rows=stack("video_rows", video),
-        video_t=stack("video_t", video),
-        video_noise=stack("video_noise", video),
-        wrist_t=stack("wrist_t", video),
-        wrist_noise=stack("wrist_noise", video),
+        video_rows=_video_rows(masked[video], u["tokens"][video], chosen),
+        video_t=times["video"],
+        video_noise=noise["video"],
+        wrist_t=times["wrist"],
+        wrist_noise=noise["wrist"],
         action_samples=torch.tensor(action, dtype=torch.long),
-        action_t=stack("action_t", action),
-        action_noise=stack("action_noise", action),
-        proprio_t=stack("proprio_t"),
-        proprio_noise=stack("proprio_noise"),
+        action_t=times["action"],
+        action_noise=noise["action"],
+        proprio_t=times["proprio"],
+        proprio_noise=noise["proprio"],
     )
 
 
-def _draw_sample(spec: ModelSpec, config: ModelConfig, seed: int, mode: TaskMode) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(int(seed) % 2**63)
-    cells, frames = spec.tokens_per_frame, spec.horizon.future
-    drawn = {"sees_text": torch.rand((), generator=generator) >= config.text_dropout}
-
-    # The same cells are hidden in every frame.
-    hidden = np.zeros(cells, dtype=bool)
-    order = spatial_order(cells, generator).numpy()
-    hidden[order[: math.ceil(cells * mask_ratio(config.masking, generator))]] = True
-    if mode.future != "partial":
-        hidden[:] = mode.future == "masked"
-    drawn["masked"] = torch.from_numpy(np.tile(hidden, frames))  # (T*S,)
-
-    def noise(head, rows: int, channels: int, name: str) -> None:
-        shape = (head.noise_draws, rows)
-        drawn[f"{name}_t"] = torch.randint(head.diffusion_steps, shape, generator=generator)
-        drawn[f"{name}_noise"] = torch.randn(*shape, channels, generator=generator)
-
-    if mode.learns_frames:
-        drawn["video_rows"] = _video_rows(drawn["masked"], config.video_head.rows, generator)
-        rows = len(drawn["video_rows"])
-        noise(config.video_head, rows, spec.token_dim, "video")
-        if spec.wrist_output:
-            noise(config.video_head, rows, spec.token_dim, "wrist")
-    whole = config.action_head.chunk == "vector"
-    steps = spec.horizon.actions
-
-    def chunk_noise(dim: int, name: str) -> None:
-        noise(config.action_head, 1 if whole else steps, dim * steps if whole else dim, name)
-
-    if mode.learns_actions:
-        chunk_noise(spec.action_dim, "action")
-    if spec.proprio_output_dim:
-        chunk_noise(spec.proprio_output_dim, "proprio")
-    return drawn
+def _masked(config: MaskConfig, ratio: Tensor, cells: Tensor, modes: Sequence[TaskMode]) -> Tensor:
+    """(B, S) bool: hidden cells, the same in every frame; `ratio` (B,) and `cells` (B, S) are uniform numbers."""
+    counts = torch.ceil(cells.shape[1] * mask_ratios(config, ratio))  # (B,)
+    partly = cells.argsort(dim=1).argsort(dim=1) < counts.unsqueeze(1)  # the first ones of a random order
+    partial = torch.tensor([mode.future == "partial" for mode in modes]).unsqueeze(1)  # (B, 1)
+    return torch.where(partial, partly, torch.tensor([mode.future == "masked" for mode in modes]).unsqueeze(1))
 
 
-def _video_rows(masked: Tensor, wanted: int | None, generator: torch.Generator) -> Tensor:
-    """Tokens to train the video head on: all of them (visible ones weigh nothing), or `wanted` random masked ones."""
-    if wanted is None or wanted >= len(masked):
-        return torch.arange(len(masked))
-    order = torch.randperm(len(masked), generator=generator).numpy()
-    hidden = masked.numpy()[order]
-    return torch.from_numpy(np.concatenate([order[hidden], order[~hidden]])[:wanted])
+def _video_rows(masked: Tensor, uniform: Tensor, wanted: int) -> Tensor:
+    """Tokens (V, wanted) to train the video head on: all (visible ones weigh nothing), or random ones, masked first."""
+    if wanted == masked.shape[1]:
+        return torch.arange(wanted).repeat(len(masked), 1)
+    return (uniform + ~masked).argsort(dim=1)[:, :wanted]

@@ -16,9 +16,11 @@ from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
 from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
+from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec
 
 log = logging.getLogger(__name__)
+INSTRUCTIONS = "instructions.json"  # in a checkpoint: features of the instructions that were trained on
 
 
 def observation_spec(shape_meta: Mapping[str, Any], horizon: Horizon) -> ObservationSpec:
@@ -63,14 +65,17 @@ def model_spec(config: Mapping[str, Any], observations: ObservationSpec, latent:
 
 
 def build_policy(
-    config: DictConfig | Mapping[str, Any], normalizer: Normalizer, codec: FrameCodec | None = None
+    config: DictConfig | Mapping[str, Any],
+    normalizer: Normalizer,
+    codec: FrameCodec | None = None,
+    text: ClipText | None = None,
 ) -> UnifiedVideoActionPolicy:
     """Build an untrained policy.
 
     Args:
         config: with task.shape_meta, task.horizon, model, vae and policy.
         normalizer: fitted on the training data.
-        codec: already built; otherwise `config.vae` is.
+        codec, text: already built; otherwise `config.vae` and `config.text` are.
 
     Raises:
         ValueError: a value that does not fit, named by its place.
@@ -83,8 +88,10 @@ def build_policy(
     model_config = build_dataclass(ModelConfig, config["model"], "model")
     policy_config = build_dataclass(PolicyConfig, config["policy"], "policy")
     codec = codec or instantiate(config["vae"], "vae")
+    if text is None and config.get("text"):
+        text = instantiate(config["text"], "text")
     model = UVA(model_spec(config, observations, codec.latent_shape), model_config)
-    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, policy_config)
+    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, policy_config, text)
 
 
 def load_policy(
@@ -94,7 +101,8 @@ def load_policy(
 
     Args:
         folder: with config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and in half
-            precision; `codec.safetensors`, where present, replaces the codec's own weights.
+            precision; `codec.safetensors`, where present, replaces the codec's own weights, and `instructions.json`
+            holds the features of known instructions.
         weights: "ema" or "model".
 
     Raises:
@@ -115,6 +123,9 @@ def load_policy(
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())
     policy = build_policy(config, normalizer)
+    known = folder / INSTRUCTIONS
+    if known.is_file() and policy.text is not None:
+        policy.text.remember(known.read_text(), str(known))
     load_exactly(policy.model, read_safetensors(path), str(path))
     log.info("loaded %s weights of %s", weights, folder)
     return policy.to(device).eval()

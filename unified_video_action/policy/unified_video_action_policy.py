@@ -15,6 +15,7 @@ from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Generated, Targets
 from unified_video_action.policy.base import BasePolicy, Observation, ObservationSpec
+from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec
 
 
@@ -62,6 +63,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         codec: frozen frame codec.
         normalizer: fields `action` and one for each low-dimensional observation.
         observations: names of what the policy reads.
+        text: makes features of instructions; None: they are given.
     """
 
     def __init__(
@@ -71,9 +73,11 @@ class UnifiedVideoActionPolicy(BasePolicy):
         normalizer: Normalizer,
         observations: ObservationSpec,
         config: PolicyConfig | None = None,
+        text: ClipText | None = None,
     ) -> None:
         super().__init__()
         self.model, self.observations, self.config = model, observations, config or PolicyConfig()
+        self.text = text
         # Frozen parts move with the policy but are no parameters or weights of it.
         self._frozen = {"codec": codec, "normalizer": normalizer}
         self.horizon, self.action_dim = model.spec.horizon, model.spec.action_dim
@@ -201,6 +205,16 @@ class UnifiedVideoActionPolicy(BasePolicy):
         """Policy with planner: `action`, `action_pred` and `frames` of one joint latent."""
         made = self._run("policy_and_video", obs, generator, sampler)
         return {**self.actions_from(made, obs), **self._frames(made)}
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Features (n, text_dim) of instructions.
+
+        Raises:
+            ValueError: there is nothing to encode them with. FileNotFoundError: its weights are not there.
+        """
+        if self.text is None:
+            raise ValueError(f"instructions {list(instructions)}: the configuration has no text encoder; add text=clip")
+        return self.text.encode(instructions).to(self.device)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:

@@ -7,6 +7,7 @@ projected one, not normalised: what `get_text_features` returns in transformers.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -63,6 +64,27 @@ class ClipText:
         if new:
             self._remember(new)
         return torch.stack([self._features[text] for text in instructions])  # (n, width)
+
+    def to_json(self, instructions: Sequence[str]) -> str:
+        """The features of these instructions, for a checkpoint that is to follow them without the tower's weights."""
+        features = dict(zip(instructions, self.encode(instructions).tolist(), strict=True))
+        return json.dumps({"tokens": self.tokens, "features": features})
+
+    def remember(self, text: str, source: str) -> None:
+        """Take in what `to_json` wrote to the file `source`.
+
+        Raises:
+            ValueError: it is something else, or of instructions of another length.
+        """
+        try:
+            known = json.loads(text)
+            features = {name: torch.tensor(values) for name, values in known["features"].items()}
+            tokens = known["tokens"]
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{source} holds no features of instructions ({error!r})") from error
+        if tokens != self.tokens:
+            raise ValueError(f"{source} holds features of {tokens} tokens, but text.tokens={self.tokens}")
+        self._features |= features
 
     @torch.no_grad()
     def _remember(self, texts: list[str]) -> None:

@@ -80,8 +80,12 @@ class AutoencoderKL(FrameCodec):
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:
-        mean, logvar = kl_forward.encode(self.network, images).chunk(2, dim=1)
+        mean, logvar = self.parameters_of(images).chunk(2, dim=1)
         return Moments(mean, torch.clamp(logvar, -30.0, 20.0))
+
+    def parameters_of(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) -> mean and log-variance of the posterior, (N, 2C, h, w)."""
+        return kl_forward.encode(self.network, images)
 
     def decode_images(self, z: Tensor) -> Tensor:
         return kl_forward.decode(self.network, z)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,13 +14,14 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.workspace.packing import Packed, pack
+from unified_video_action.workspace.packing import Packed, pack, scale_latents
 from unified_video_action.workspace.settings import TrainingSettings
 from unified_video_action.workspace.signals import leave_signals_to_parent
 from unified_video_action.workspace.worker_memory import SharedRing, keep_freed_memory
 
 Key = tuple[int, int]  # (window index, sample seed)
 PREFETCH = 4  # steps that each worker prepares ahead
+RING = PREFETCH + 2  # blocks of a worker: those of the steps ahead, the one being received, and one more
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class StepBatches(Dataset):
     cut them into micro-batches whose sizes differ by one at most.
 
     Args:
-        dataset: `dataset.__getitems__([(index, seed), ...])` is a collated batch.
+        dataset: `dataset.__getitems__([(index, seed), ...])` is a collated batch. If it has a method `stored`, that is
+            called in its place: its latents are unscaled, and scaled when the batch is unpacked on the device.
         policy: draws masks and noise.
         micro_batch: most samples of a micro-batch; None: no limit.
         rank, world: this process and the number of processes.
@@ -91,8 +94,11 @@ class StepBatches(Dataset):
             )
         )
         borrowed = workers > 0 and not pin  # the worker will write over it
+        seen = deque(maxlen=workers * RING)  # blocks that are held stay mapped; they come again and again
         try:
             for packed in prepared:
+                if borrowed:
+                    seen.append(packed.block)
                 yield packed.clone() if borrowed else packed
         finally:
             del prepared  # ends the workers, also when an error keeps this frame alive
@@ -116,7 +122,7 @@ class StepBatches(Dataset):
     def sample(self, mode: TaskMode) -> MicroBatch:
         """The first sample of the run, alone and in this mode."""
         (keys,) = self._keys(0, 1, 0, 1)
-        return self._micro_batch(keys[:1], [mode])
+        return scale_latents(self._micro_batch(keys[:1], [mode]))
 
     def modes(self, step: int) -> frozenset[str]:
         """Names of the task modes in a step, over all processes."""
@@ -129,7 +135,7 @@ class StepBatches(Dataset):
         return self.mode_mix.modes(step, self.batch_size, self.seed)
 
     def _micro_batch(self, keys: list[Key], modes: list[TaskMode]) -> MicroBatch:
-        batch = self.dataset.__getitems__(keys)
+        batch = getattr(self.dataset, "stored", self.dataset.__getitems__)(keys)
         draws = self.policy.training_draws([seed for _, seed in keys], modes)
         weights = self.policy.loss_weights(batch, draws)
         return MicroBatch(batch, draws, weights, keys[0][1], frozenset(mode.name for mode in modes))
@@ -139,4 +145,4 @@ def _begin_work(worker: int) -> None:
     """Called in each worker, which has its own copy of the StepBatches."""
     leave_signals_to_parent()
     keep_freed_memory()
-    get_worker_info().dataset.ring = SharedRing(PREFETCH + 2)  # those ahead, the one being received, and one more
+    get_worker_info().dataset.ring = SharedRing(RING)

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unified_video_action.dataset.stored_latents import StoredLatents
+
 ALIGNMENT = 64  # bytes
 
 
@@ -48,13 +50,13 @@ class Packed:
         return replace(self, block=self.block.clone())
 
     def unpack(self, device: torch.device | str = "cpu") -> Any:
-        """The structure with its tensors, which share the block's memory on `device`."""
+        """The structure with its tensors, which share the block's memory on `device`; stored latents are scaled."""
         block = self.to(device).block
 
         def view(place: Place) -> Tensor:
             return block[place.start : place.start + place.bytes].view(place.dtype).reshape(place.shape)
 
-        return map_leaves(self.structure, Place, view)
+        return scale_latents(map_leaves(self.structure, Place, view))
 
 
 def _own_block(size: int) -> Tensor:
@@ -77,6 +79,11 @@ def pack(structure: Any, new_block: Callable[[int], Tensor] = _own_block) -> Pac
     for tensor, target in zip(tensors, Packed(block, places).unpack(), strict=True):
         target.copy_(tensor)
     return Packed(block, placed)
+
+
+def scale_latents(structure: Any) -> Any:
+    """The structure with float32 tensors in place of stored latents."""
+    return map_leaves(structure, StoredLatents, StoredLatents.scaled)
 
 
 def map_leaves(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:

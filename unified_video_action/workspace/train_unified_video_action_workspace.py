@@ -17,9 +17,10 @@ from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.policy.build import build_policy
+from unified_video_action.policy.build import INSTRUCTIONS, build_policy
 from unified_video_action.policy.unified_video_action_policy import PolicyConfig
 from unified_video_action.spec import Horizon
+from unified_video_action.text.clip import ClipText
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing"}  # single values
 GROUPS = {"task", "model", "vae", "policy", "data", "training", "trainer"}
-RECIPE = ("seed", "task", "model", "vae", "policy", "data", "training")  # should not change when a run is resumed
+OPTIONAL = {"text"}  # groups that a configuration may lack
+RECIPE = ("seed", "task", "model", "vae", "text", "policy", "data", "training")  # not to change in a run
 
 
 class TrainUnifiedVideoActionWorkspace:
@@ -64,9 +66,10 @@ class TrainUnifiedVideoActionWorkspace:
             torch.manual_seed(self.config["seed"])
             codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
             open_frames(self.dataset, data, codec, progress=main)
+            text = self._open_text()
         self.normalizer = self.dataset.fit_normalizer(relative_to)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
-        self.policy = build_policy(self.config, self.normalizer, codec)
+        self.policy = build_policy(self.config, self.normalizer, codec, text)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
             self._initialise(Path(self.config["init_from"]))
         size = sum(parameter.numel() for parameter in self.policy.model.parameters())
@@ -86,6 +89,9 @@ class TrainUnifiedVideoActionWorkspace:
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(text)
+        texts = {"config.yaml": text, "normalizer.json": self.normalizer.to_json()}
+        if self.policy.text is not None:
+            texts[INSTRUCTIONS] = self.policy.text.to_json(self.dataset.instructions)
         loop = TrainingLoop(
             self.policy,
             self.dataset,
@@ -96,7 +102,7 @@ class TrainUnifiedVideoActionWorkspace:
             self.accelerator,
             lambda step: Records(self.output_dir, self.trainer, step, self.config["name"], self.config),
             self._periodic(),
-            {"config.yaml": text, "normalizer.json": self.normalizer.to_json()},
+            texts,
         )
         return loop.run()
 
@@ -119,6 +125,26 @@ class TrainUnifiedVideoActionWorkspace:
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
+
+    def _open_text(self) -> ClipText | None:
+        """Give the dataset the features of its instructions, for a task with language.
+
+        Raises:
+            ValueError: instructions, features and task.shape_meta.text_dim do not fit together.
+        """
+        width = self.config["task"]["shape_meta"].get("text_dim", 0)
+        if not width:
+            return None
+        if not self.config.get("text"):
+            raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add text=clip")
+        if not self.dataset.instructions:
+            raise ValueError(f"task.shape_meta.text_dim={width}, but the data in task.dataset has no instructions")
+        text = instantiate(self.config["text"], "text")
+        features = text.encode(self.dataset.instructions)
+        if features.shape[1] != width:
+            raise ValueError(f"task.shape_meta.text_dim={width}, but text features have {features.shape[1]} values")
+        self.dataset.use_text(features)
+        return text
 
     def _env_runner(self) -> EnvRunner | None:
         if not self.trainer.evaluate_every:
@@ -149,15 +175,15 @@ class TrainUnifiedVideoActionWorkspace:
         if not found:
             return
         before = OmegaConf.to_container(OmegaConf.load(found[-1] / "config.yaml"))
-        changed = [key for part in RECIPE for key in differences(before.get(part), self.config[part], part)]
+        changed = [key for part in RECIPE for key in differences(before.get(part), self.config.get(part), part)]
         if changed:
             logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raise ValueError for keys that nothing reads and for values that no part accepts; nothing is loaded."""
-    for key in config.keys() - KEYS - GROUPS:
-        raise ValueError(f"{key}: there is no such key; known are {', '.join(sorted(KEYS | GROUPS))}")
+    for key in config.keys() - KEYS - GROUPS - OPTIONAL:
+        raise ValueError(f"{key}: there is no such key; known are {', '.join(sorted(KEYS | GROUPS | OPTIONAL))}")
     for key in (KEYS | GROUPS) - config.keys():
         raise ValueError(f"{key} is missing in the configuration")
     seed = config["seed"]
@@ -167,6 +193,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     build_dataclass(Horizon, task["horizon"], "task.horizon")
     build_dataclass(ModelConfig, config["model"], "model")
     built = {"vae": config["vae"], "task.dataset": task["dataset"]}
+    built |= {"text": config["text"]} if config.get("text") else {}
     built |= {f"task.{name}": task[name] for name in ("env", "env_runner") if task.get(name)}
     for where, node in built.items():
         target = resolve_target(node.get("_target_"), where)

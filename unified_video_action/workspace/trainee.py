@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.sharding import laid_out, own_part, shard, whole, whole_of_part, without_sync
 from unified_video_action.workspace.survey import Survey
+from unified_video_action.workspace.worker_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -48,8 +50,7 @@ class Trainee:
         trained = copy.deepcopy(policy) if self.sharded else policy
         trained.to(accelerator.device)
         self.model = trained.model
-        if trainer.compile:
-            compile_blocks(self.model)
+        prepare_for_training(self.model, accelerator.device, trainer.compile, self.sharded)
         forward = TrainingForward(trained)
         if self.sharded:
             shard(forward, accelerator.device, {f"policy.model.{name}" for name in survey.shared})
@@ -115,7 +116,7 @@ class Trainee:
         if self.sharded:
             self.policy.model.load_state_dict({**self.policy.model.state_dict(), **self._whole_average()})
             self.policy.to(self.accelerator.device)
-        # Blocks are compiled for the shapes of training alone.
+        # Kernels are made for the shapes of training alone.
         with nullcontext() if self.sharded else self.ema.applied(), torch.compiler.set_stance("force_eager"):
             with self.accelerator.autocast():
                 yield
@@ -193,16 +194,29 @@ class _Touched(torch.autograd.Function):
         return gradient, *map(torch.zeros_like, ctx.others)
 
 
-def compile_blocks(model: nn.Module) -> None:
-    """Let `torch.compile` make kernels for the blocks that a model repeats, in place; names of tensors stay.
+def prepare_for_training(model: nn.Module, device: torch.device, compiled: bool, sharded: bool = False) -> None:
+    """Make the steps of a model on `device` fast, in place; names of tensors stay.
 
-    Blocks of one kind share their kernels, so compiling takes as long for 24 of them as for one, and gradients of
-    several processes are still summed while the backward pass goes on.
+    On a CPU the process keeps the memory that a step frees, for the next one. Where `compiled`, `torch.compile` makes
+    kernels for the outermost modules that are called. Of a model that will be `sharded` it makes them for the blocks of
+    its lists, one by one: parameters are gathered between two of them.
     """
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                block.compile(dynamic=False)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if not compiled:
+        return
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    for module in chain.from_iterable(lists) if sharded else _outermost_called(model):
+        module.compile(dynamic=False)
+
+
+def _outermost_called(module: nn.Module) -> Iterator[nn.Module]:
+    """Parts of a module that have a `forward` and parts of their own; what holds others and has none is passed by."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _outermost_called(child)
+        elif any(True for _ in child.children()):
+            yield child
 
 
 @contextmanager

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv
 from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
+from unified_video_action.env.pusht.goals import random_goal
 from unified_video_action.env.pusht.renderer import render_states
 
 GOALS = ("fixed", "random")
-RANDOM_GOAL_RANGE = (130.0, 382.0)  # x and y of random goals, so that the goal lies on the table at any angle
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,14 @@ class Episode:
     """What the expert did: row i of every array belongs to the moment just before action i."""
 
     arrays: dict[str, np.ndarray]  # img uint8 (T, size, size, 3), action float32 (T, 2), state float32 (T, 5)
-    goal: np.ndarray  # (3,) x, y, angle
-    coverage: float  # the most of the goal that was covered
+    meta: dict[str, np.ndarray | float]  # what a store keeps of the episode: goal (3,), x, y, angle
+    measures: dict[str, float]  # for the log: coverage, the most of the goal that was covered
     success: bool  # only then are there arrays
+
+
+def option(default: int | float | str, text: str) -> Any:
+    """A field of a collector; scripts/collect_demos.py makes an option of it, with this help."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
@@ -32,14 +38,14 @@ class Collector:
     way back (DART, Laskey et al. 2017). Such an episode's actions do not replay to its states.
     """
 
-    seed: int = 0
-    goal: str = "fixed"  # one of GOALS
-    image_size: int = 96
-    max_steps: int = 300
-    action_noise: float = 1.0  # this and the next two as in Variety
-    choice: float = 4.0
-    mistakes: float = 0.05
-    disturbance: float = 0.0  # pixels, standard deviation of a slow drift of what is done, but not of what is recorded
+    seed: int = option(0, "decides starts, goals and the expert's choices")
+    goal: str = option("fixed", "fixed, or random: another goal pose in every episode")
+    image_size: int = option(96, "pixels")
+    max_steps: int = option(300, "control steps after which an attempt is given up")
+    action_noise: float = option(1.0, "pixels, standard deviation of a slow drift added to every action")
+    choice: float = option(4.0, "how freely the expert chooses among good plans, in control steps")
+    mistakes: float = option(0.05, "chance of a random push that the expert then makes good")
+    disturbance: float = option(0.0, "pixels, as --action-noise, of what is done, but not of what is recorded")
 
     def __post_init__(self) -> None:
         if self.goal not in GOALS:
@@ -69,16 +75,10 @@ class Collector:
             _, _, success, _, info = env.step(np.clip(actions[-1] + drift, 0, TABLE_SIZE).astype(np.float32))
             coverage = max(coverage, info["coverage"])
         if not success or not actions:  # nothing can be learnt from a start on the goal
-            return Episode({}, goal, coverage, success=False)
+            return Episode({}, {}, {}, success=False)
         arrays = {
             "img": render_states(np.array(states), goal, self.image_size),
             "action": np.array(actions, np.float32),
             "state": np.array(states, np.float32),
         }
-        return Episode(arrays, goal, coverage, success=True)
-
-
-def random_goal(rng: np.random.Generator) -> np.ndarray:
-    """A goal pose anywhere on the table that the T can take: (3,)."""
-    x, y = rng.uniform(*RANDOM_GOAL_RANGE, size=2)
-    return np.array([x, y, rng.uniform(-np.pi, np.pi)])
+        return Episode(arrays, {"goal": goal}, {"coverage": coverage}, success=True)

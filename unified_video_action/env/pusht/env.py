@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from unified_video_action.env.pusht.system_libraries import explain_missing_libraries
+from unified_video_action.env.pusht.disturbances import Disturbance, Look
+from unified_video_action.env.system_libraries import explain_missing_libraries
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with explain_missing_libraries():
@@ -43,6 +44,8 @@ class PushTEnv(GymPushTEnv):
       * `goal` (3,): x, y and angle of the goal in this episode;
       * `legacy`: set the block's position before its angle, as Diffusion Policy does. The T turns about its centre of
         mass, so this moves it by tens of pixels. Default: True for a seed's start state, False for a given state.
+
+    A `disturbance` changes what pictures show, differently for every seed, and nothing else; see `Disturbance`.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class PushTEnv(GymPushTEnv):
         image_size: int = 96,
         goal: Sequence[float] = DEFAULT_GOAL,
         observe_image: bool = True,  # False leaves `image` out, for callers that need no frames
+        disturbance: str | None = None,  # background, objects or goal (paper's Table III)
+        disturbance_strength: float = 1.0,  # above 0, at most 1
     ) -> None:
         if image_size < 8:
             raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
@@ -57,6 +62,8 @@ class PushTEnv(GymPushTEnv):
         self.default_goal = checked_vector("goal", goal, 3)
         self._episode_goal = self.default_goal
         self._legacy = True
+        self._disturbance = None if disturbance is None else Disturbance(disturbance, disturbance_strength)
+        self._look: Look | None = None
         super().__init__(obs_type="pixels_agent_pos", observation_width=image_size, observation_height=image_size)
 
     def _initialize_observation_space(self) -> None:
@@ -78,6 +85,8 @@ class PushTEnv(GymPushTEnv):
                 state = start_state(int(self.np_random.integers(2**31)))
             else:
                 state = start_state(seed)
+        if self._disturbance is not None:
+            self._look = self._disturbance.look(int(self.np_random.integers(2**31)) if seed is None else seed)
         observation, info = super().reset(seed=seed, options={"reset_to_state": checked_vector("state", state, 5)})
         return observation, {**info, **self._progress()}
 
@@ -125,6 +134,17 @@ class PushTEnv(GymPushTEnv):
         self.block.position = state[2:4].tolist()
         self.space.reindex_shapes_for_body(self.agent)
         self.space.reindex_shapes_for_body(self.block)
+
+    def _draw(self) -> Any:
+        screen = super()._draw()
+        if self._look is not None:
+            self._look.apply(np.frombuffer(screen.get_view("0"), np.uint32).reshape(screen.get_size()))
+        return screen
+
+    def coverage_at(self, state: np.ndarray) -> float:
+        """Put agent and block at `state` (5,): the share of the goal that is covered there."""
+        self.place(state)
+        return float(self._get_coverage())
 
     def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> np.ndarray:
         if render_action:

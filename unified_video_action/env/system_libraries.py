@@ -1,4 +1,4 @@
-"""Says which system library is missing, and how to install it, when a simulator cannot be imported."""
+"""Says what a simulator lacks, a system library or a Python package, and how to install it."""
 
 import re
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that h
     "libGL.so": "libgl1",
     "libEGL.so": "libegl1",
     "libOpenGL.so": "libopengl0",
+    "libOSMesa.so": "libosmesa6",
     "libglib-2.0.so": "libglib2.0-0",
     "libgthread-2.0.so": "libglib2.0-0",
     "libSDL2": "libsdl2-2.0-0",
@@ -18,6 +19,7 @@ DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that h
     "libICE.so": "libice6",
     "libgeos": "libgeos-c1v5",
 }
+SIMULATORS = {"bddl", "h5py", "libero", "mujoco", "numba", "pybullet", "robomimic", "robosuite"}  # `make sims` adds
 
 
 def missing_library_message(text: str) -> str | None:
@@ -36,9 +38,16 @@ def missing_library_message(text: str) -> str | None:
 
 @contextmanager
 def explain_missing_libraries() -> Iterator[None]:
-    """Turn an ImportError about a shared library into one that names the library and the command that installs it."""
+    """Turn an ImportError about a shared library or a simulator's package into one that says how to install it."""
     try:
         yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in SIMULATORS:
+            raise
+        raise ModuleNotFoundError(
+            f"the simulator's package {package} is not installed; add the simulators with: make sims", name=error.name
+        ) from error
     except ImportError as error:
         message = missing_library_message(str(error))
         if message is None:

@@ -1,0 +1,266 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from torch.utils.data import DataLoader
+
+from tests.dataset.recordings import Episode, numbered_frames, psnr, read_numbers, write_lerobot, write_video
+from unified_video_action.dataset.lerobot import LeRobotSource
+from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.instantiate import instantiate
+from unified_video_action.spec import Horizon
+
+LENGTHS = (12, 9, 17, 11, 14, 10, 13)
+FRONT, WRIST = "observation.images.front", "observation.images.wrist"
+WANTED = Wanted(cameras=("image", "wrist"), low_dim=("state",), action_dim=3)
+ROWS = np.arange(sum(LENGTHS))
+EPISODE = np.repeat(np.arange(len(LENGTHS)), LENGTHS)
+
+
+def make_episodes() -> list[Episode]:
+    """The cameras show the row, the second one 2000 more; actions and states tell episode and step."""
+    episodes, rng = [], np.random.default_rng(0)
+    for number, (end, length) in enumerate(zip(np.cumsum(LENGTHS), LENGTHS, strict=True)):
+        rows, steps = np.arange(end - length, end), np.arange(length)
+        episodes.append(
+            Episode(
+                {FRONT: numbered_frames(rows), WRIST: numbered_frames(rows + 2000, (96, 96), tint=90)},
+                {
+                    "action": np.stack([np.full(length, number), steps, rng.uniform(-1, 1, length)], axis=1),
+                    "observation.state": np.stack([rows, rows * 0.5], axis=1),
+                    "observation.gripper": steps[:, None] / 10,
+                },
+                "push the block" if number % 3 else "open the drawer",
+            )
+        )
+    return episodes
+
+
+EPISODES = make_episodes()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two episodes in each parquet file, three in each video, so that borders never coincide; the wrist is in parquet."""
+    return write_lerobot(tmp_path_factory.mktemp("lerobot") / "set", EPISODES, pictures=[WRIST])
+
+
+@pytest.fixture
+def damaged(folder, tmp_path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(folder, tmp_path / "set"))
+
+
+def source(path: Path, **options) -> LeRobotSource:
+    roles = {"cameras": {"image": FRONT, "wrist": WRIST}, "low_dim": {"state": "observation.state"}}
+    return LeRobotSource(str(path), **{**roles, **options})
+
+
+def test_rows_frames_and_words_belong_together_across_file_borders(folder):
+    (table,) = source(folder, use_tasks=True, weight=2.0).tables(WANTED)
+    store = table.store
+    assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist() and table.weight == 2.0
+    front, wrist = store.frames(FRONT, ROWS), store.frames(WRIST, ROWS)
+    assert np.array_equal(read_numbers(front), ROWS) and np.array_equal(read_numbers(wrist), ROWS + 2000)
+    assert psnr(front, np.concatenate([episode.frames[FRONT] for episode in EPISODES])) > 28
+    assert np.array_equal(wrist, np.concatenate([episode.frames[WRIST] for episode in EPISODES]))  # PNG loses nothing
+    assert np.array_equal(table.action[:, 0], EPISODE) and table.action.dtype == np.float32
+    assert np.array_equal(table.low_dim["state"][:, 0], ROWS) and table.low_dim["state"].shape == (len(ROWS), 2)
+    assert table.instructions == tuple(episode.task for episode in EPISODES)
+    assert store.frame_shape(FRONT) == (48, 64) and store.frame_shape(WRIST) == (96, 96)
+    shuffled = np.random.default_rng(0).permutation(ROWS)[:40].reshape(8, 5)
+    for name, frames in ((FRONT, front), (WRIST, wrist)):
+        assert np.array_equal(store.frames(name, shuffled), frames[shuffled])
+        assert np.array_equal(pickle.loads(pickle.dumps(store)).frames(name, shuffled), frames[shuffled])  # noqa: S301
+
+
+def test_all_cameras_in_videos_of_another_codec(tmp_path):
+    folder = write_lerobot(tmp_path / "av1", EPISODES[:4], fps=15, episodes_per_video=4, codec="libsvtav1")
+    (table,) = source(folder).tables(WANTED)
+    rows = np.arange(sum(LENGTHS[:4]))
+    assert np.array_equal(read_numbers(table.store.frames(WRIST, rows)), rows + 2000)
+
+
+def test_features_are_put_side_by_side_and_actions_may_be_missing(folder):
+    (table,) = source(folder, low_dim={"state": ["observation.gripper", "observation.state"]}, action=None).tables(
+        WANTED
+    )
+    steps = np.concatenate([np.arange(length) for length in LENGTHS])
+    np.testing.assert_allclose(table.low_dim["state"], np.stack([steps / 10, ROWS, ROWS / 2], axis=1), atol=1e-6)
+    assert table.action is None and table.instructions is None
+    (both,) = source(folder, action=["observation.gripper", "observation.state"]).tables(WANTED)
+    assert both.action.shape == (len(ROWS), 3)
+
+
+@pytest.mark.parametrize(("chosen", "numbers"), [([5, 1], [1, 5]), ("2:5", [2, 3, 4]), (":-5", [0, 1])])
+def test_some_episodes(folder, chosen, numbers):
+    (table,) = source(folder, episodes=chosen, use_tasks=True).tables(WANTED)
+    rows = ROWS[np.isin(EPISODE, numbers)]
+    everything = np.arange(len(rows))
+    assert np.array_equal(read_numbers(table.store.frames(FRONT, everything)), rows)
+    assert np.array_equal(read_numbers(table.store.frames(WRIST, everything)), rows + 2000)
+    assert np.array_equal(table.low_dim["state"][:, 0], rows)
+    assert table.instructions == tuple(EPISODES[number].task for number in numbers)
+
+
+def test_views_of_one_folder_have_caches_of_their_own(folder):
+    views = [{}, {"episodes": [1, 2]}, {"image_size": 32}, {"image_size": 32, "crop": False}]
+    stores = [source(folder, **options).tables(WANTED)[0].store for options in views]
+    assert len({store.location for store in stores}) == len({store.fingerprint() for store in stores}) == 4
+    assert stores[0].location == source(folder, weight=3).tables(WANTED)[0].store.location
+    assert stores[2].frames(FRONT, np.arange(2)).shape == (2, 32, 32, 3)
+
+
+def test_the_fingerprint_follows_the_frames(damaged):
+    before = source(damaged).tables(WANTED)[0].store.fingerprint()
+    assert source(damaged).tables(WANTED)[0].store.fingerprint() == before
+    video = damaged / "videos" / FRONT / "chunk-000" / "file-001.mp4"
+    write_video(video, numbered_frames([4] * sum(LENGTHS[3:6])))
+    assert source(damaged).tables(WANTED)[0].store.fingerprint() != before
+
+
+def test_samples_through_workers_and_the_latent_cache(folder, tmp_path, toy_codec):
+    options = {"path": str(folder), "cameras": {"image": WRIST}, "low_dim": {}, "use_tasks": True}
+    dataset = MixtureDataset(
+        LeRobotSource(**options), Wanted(("image",), (), 3), Horizon(2, 2, stride=2, actions=4), val_ratio=0, pad_after=2
+    )
+    assert dataset.instructions == ("open the drawer", "push the block")
+    for batch in DataLoader(dataset, batch_size=None, sampler=[[(3, 0), (40, 1)]], num_workers=1):
+        shown = read_numbers(np.moveaxis(batch["future"]["image"].numpy(), 2, -1).reshape(-1, 96, 96, 3)) - 2000
+        now = np.array([dataset._now[3], dataset._now[40]])
+        assert np.array_equal(shown.reshape(2, 2), np.minimum(now[:, None] + [2, 4], dataset._end[[3, 40], None] - 1))
+        assert np.array_equal(batch["action"][:, 0, 1], now - dataset._start[[3, 40]])
+    cache = dataset.latents(toy_codec(), tmp_path / "cache", progress=False)
+    dataset.use_latents(cache)
+    assert dataset[(0, 0)]["history"]["image"].shape == (2, 3, 12, 12)
+    again = toy_codec()
+    dataset.latents(again, tmp_path / "cache", progress=False)
+    assert again.encoded == 0  # the cache is found again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cameras": {"image": "observation.images.top", "wrist": WRIST}}, r"'observation.images.top'.*is not there; "
+         r"features that can be it: observation.images.front, observation.images.wrist"),
+        ({"cameras": {"image": "action", "wrist": WRIST}}, "'action', which is to be a camera, is float32"),
+        ({"cameras": {"image": FRONT}}, "the task needs 'wrist', but cameras has image"),
+        ({"low_dim": {}}, "the task needs 'state', but low_dim has nothing"),
+        ({"action": "actions"}, r"'actions'.*null, if the data has no actions.*: action, observation.state"),
+        ({"action": "observation.state"}, "observation.state have 2 dimensions, but task.shape_meta.action has 3"),
+        ({"episodes": [3, 7]}, r"episodes=\[3, 7\]: \[7\]"),
+        ({"episodes": "7:"}, "leaves none of 7"),
+        ({"episodes": "all"}, "expected numbers, or 'start:stop'"),
+        ({"fps": 20}, "has 10 frames/s, expected fps=20"),
+        ({"image_size": "big"}, "image_size='big'"),
+    ],
+)  # fmt: skip
+def test_wrong_roles_are_named(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        source(folder, **options).tables(WANTED)
+
+
+def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        source(tmp_path / "nowhere").tables(WANTED)
+    info = json.loads((damaged / "meta" / "info.json").read_text())
+    change_info(damaged, codebase_version="v2.1")
+    with pytest.raises(StoreError, match="codebase_version is v2.1, expected v3.0; convert it with .*v21_to_v30"):
+        source(damaged).tables(WANTED)
+    change_info(damaged, codebase_version="v3.0", total_episodes=9)
+    with pytest.raises(StoreError, match="lists 7 episodes, .* not the 9 of"):
+        source(damaged).tables(WANTED)
+    info["features"][FRONT]["shape"] = [48, 64, 1]
+    change_info(damaged, total_episodes=7, features=info["features"])
+    with pytest.raises(StoreError, match=r"shape \[48, 64, 1\]; expected 3 colours"):
+        source(damaged).tables(WANTED)
+    (damaged / "meta" / "info.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has no meta/info.json"):
+        source(damaged).tables(WANTED)
+    with pytest.raises(ValueError, match="has no path"):
+        source(None or "")
+
+
+def test_missing_and_damaged_files_are_named(damaged):
+    video = damaged / "videos" / FRONT / "chunk-000" / "file-001.mp4"
+    content = video.read_bytes()
+    video.write_bytes(content[: len(content) // 2])
+    (table,) = source(damaged).tables(WANTED)
+    with pytest.raises(StoreError, match=r"file-001.mp4: not a readable video .*episode 3, observation.images.front"):
+        table.store.frames(FRONT, np.array([LENGTHS[0] * 4]))
+    video.unlink()
+    with pytest.raises(FileNotFoundError, match=r"file-001.mp4: the file is missing"):
+        source(damaged).tables(WANTED)
+    video.write_bytes(content)
+    parquet = damaged / "data" / "chunk-000" / "file-001.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:1000])
+    with pytest.raises(StoreError, match=r"file-001.parquet: not readable .*truncated"):
+        source(damaged).tables(WANTED)
+
+
+def test_counts_that_disagree_are_named(damaged):
+    index = damaged / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(index)
+    write_column(index, table, "length", [12, 9, 17, 12, 14, 10, 13])
+    with pytest.raises(StoreError, match=r"episode 3 has 12 rows, but 11.0 frames of observation.images.front"):
+        source(damaged).tables(WANTED)
+    with pytest.raises(StoreError, match=r"file-001.parquet: episode 3 has 11 rows; meta/episodes says 12"):
+        LeRobotSource(str(damaged), {"image": WRIST}).tables(Wanted(("image",), (), 3))
+    begin = np.array(table[f"videos/{FRONT}/from_timestamp"].to_pylist())
+    end = np.array(table[f"videos/{FRONT}/to_timestamp"].to_pylist())
+    for name, values in (("from", begin), ("to", end)):  # half a frame late, as if another clock had been used
+        table = write_column(index, table, f"videos/{FRONT}/{name}_timestamp", values + 0.05)
+    (shifted,) = source(damaged).tables(WANTED)
+    with pytest.raises(StoreError, match="no frame at .* the times in the index do not fit"):
+        shifted.store.frames(FRONT, np.array([5]))
+
+
+def test_values_that_are_no_numbers_are_named(damaged):
+    path = damaged / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    actions = table["action"].to_pylist()
+    write_column(path, table, "action", [*actions[:4], [0.0, float("nan"), 0.0], *actions[5:]])
+    with pytest.raises(StoreError, match="file-000.parquet: the column action .*not a number in row 4"):
+        source(damaged).tables(WANTED)
+    write_column(path, table, "action", [*actions[:4], None, *actions[5:]])
+    with pytest.raises(StoreError, match="the column action .* with 1 missing values"):
+        source(damaged).tables(WANTED)
+    assert source(damaged, action=None).tables(WANTED)[0].action is None
+
+
+def test_episodes_of_several_tasks_need_a_decision(damaged):
+    path = damaged / "data" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(path)
+    write_column(path, table, "task_index", [1, *table["task_index"].to_pylist()[1:]])
+    with pytest.raises(StoreError, match=r"episode 0 has task_index \[0, 1\]; .*set use_tasks to false"):
+        source(damaged, use_tasks=True).tables(WANTED)
+
+
+def test_the_group_builds_what_its_keys_say(folder):
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    chosen = [f"dataset.sources.path={folder}", f"dataset.sources.cameras={{image: {FRONT}}}"]
+    with initialize_config_dir(str(Path(__file__).parents[2] / "config"), version_base="1.3"):
+        config = compose(overrides=["+dataset@dataset=lerobot", *chosen, "dataset.sources.episodes='0:4'", "dataset.pad_after=2"])
+    node = OmegaConf.to_container(config.dataset, resolve=True)
+    dataset = instantiate(node, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon(2, 2, 2, 4))
+    assert dataset.tables[0].store.n_episodes == 4 and dataset.frame_shapes() == {"image": (48, 64)}
+
+
+def change_info(folder: Path, **changes) -> None:
+    path = folder / "meta" / "info.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def write_column(path: Path, table: pa.Table, name: str, values) -> pa.Table:
+    place = table.column_names.index(name)
+    table = table.set_column(place, name, pa.array(values, type=table.schema.field(name).type))
+    pq.write_table(table, path)
+    return table

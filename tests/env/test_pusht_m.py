@@ -1,0 +1,80 @@
+"""PushT-M: a goal for every seed, on the table, in the picture; its demonstrations; its mirror image."""
+
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from unified_video_action.dataset.pusht import mirror_frames, mirror_state
+from unified_video_action.env.pusht.disturbances import GOAL
+from unified_video_action.env.pusht.env import PushTEnv
+from unified_video_action.env.pusht.geometry import OUTLINE, to_table
+from unified_video_action.env.pusht.renderer import render_state, render_states
+from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
+from unified_video_action.env.pusht_m.collect import Collector
+from unified_video_action.env.pusht_m.env import PushTMEnv, goal_of
+
+
+@pytest.fixture(scope="module")
+def env() -> PushTMEnv:
+    return PushTMEnv()
+
+
+def test_every_seed_has_a_goal_on_the_table() -> None:
+    goals = np.array([goal_of(seed) for seed in range(400)])
+    corners = np.stack([to_table(OUTLINE, goal) for goal in goals])  # (N, 8, 2)
+    assert corners.min() > WALL_LOW + 2 and corners.max() < WALL_HIGH - 2
+    assert np.unique(goals, axis=0).shape == goals.shape
+    assert (goals[:, :2].max(axis=0) - goals[:, :2].min(axis=0) > 240).all()  # all over the table
+    assert np.abs(np.exp(1j * goals[:, 2]).mean()) < 0.1  # at all angles
+
+
+def test_starts_are_pushts_and_the_seed_decides_the_goal(env: PushTMEnv) -> None:
+    plain = PushTEnv(observe_image=False)
+    for seed in (0, 100000):
+        first, info = env.reset(seed=seed)
+        np.testing.assert_array_equal(info["state"], plain.reset(seed=seed)[1]["state"])
+        np.testing.assert_array_equal(info["goal_pose"], goal_of(seed))
+        env.reset(seed=7)
+        np.testing.assert_array_equal(env.reset(seed=seed)[0]["image"], first["image"])
+    assert not np.array_equal(env.reset()[1]["goal_pose"], env.reset()[1]["goal_pose"])
+    given = (200.0, 300.0, 1.0)
+    np.testing.assert_array_equal(env.reset(seed=0, options={"goal": given})[1]["goal_pose"], given)
+
+
+def test_the_goal_is_what_is_scored_and_what_is_shown(env: PushTMEnv) -> None:
+    for seed in range(4):
+        goal = goal_of(seed)
+        _, info = env.reset(seed=seed, options={"state": [20.0, 20.0, *goal]})
+        assert info["is_success"] and info["coverage"] == pytest.approx(1)
+        corner = 60.0 if goal[:2].sum() > 512 else 452.0
+        image = env.reset(seed=seed, options={"state": [corner, corner, corner, corner, 0.0]})[0]["image"]
+        rows, columns = np.nonzero((image == GOAL).all(axis=-1))
+        drawn = (np.array([columns.mean(), rows.mean()]) + 0.5) * 512 / 96
+        centre = to_table(np.array([0.0, 3600 * 15 + 2700 * 75]) / 6300, goal)  # of the bar's and the stem's areas
+        assert np.abs(drawn - centre).max() < 5
+
+
+def test_gymnasium_is_content() -> None:
+    check_env(PushTMEnv(), skip_render_check=True)
+
+
+def test_the_expert_shows_every_episode_another_goal() -> None:
+    collector = Collector(seed=3)
+    one, two = collector(0), collector(1)
+    assert one.success and one.measures["coverage"] > 0.95
+    assert not np.array_equal(one.meta["goal"], two.meta["goal"])
+    np.testing.assert_array_equal(one.arrays["img"][0], render_state(one.arrays["state"][0], one.meta["goal"]))
+    with pytest.raises(TypeError, match="goal"):
+        Collector(goal="fixed")
+
+
+def test_the_mirror_image_shows_the_mirrored_goal() -> None:
+    """The `mirror` option of the dataset knows no goals, and needs none."""
+    episode = Collector(seed=3)(0)
+    states = episode.arrays["state"][::10].astype(np.float64)
+    goal = mirror_state(np.array([[0, 0, *episode.meta["goal"]]]))[0, 2:]
+    mirrored = np.moveaxis(mirror_frames(np.moveaxis(episode.arrays["img"][::10], -1, -3)), -3, -1).astype(int)
+    rendered = render_states(mirror_state(states), goal).astype(int)
+    elsewhere = render_states(mirror_state(states), episode.meta["goal"]).astype(int)
+    assert np.abs(mirrored - rendered).mean() < 0.7  # edges are drawn half a pixel apart
+    assert np.abs(mirrored - elsewhere).mean() > 2

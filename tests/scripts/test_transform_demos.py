@@ -1,0 +1,143 @@
+"""scripts/transform_demos.py: what it writes is the human demonstrations, elsewhere on the table, with their goals."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.geometry import OUTLINE, to_table
+from unified_video_action.env.pusht.renderer import render_states
+from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
+from unified_video_action.env.pusht_m.motion import COVERAGE_LOST, KEPT, OFF_TABLE, Motion, Mover, Recording
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "transform_demos.py"
+OPTIONS = ("--episodes", "2", "--seed", "1")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("transform_demos", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def moved(script, pusht_zip: Path, tmp_path_factory) -> Path:
+    """Two copies of each of the first two human demonstrations."""
+    output = tmp_path_factory.mktemp("moved") / "new" / "human.zarr.zip"
+    script.main(["--input", str(pusht_zip), "--output", str(output), *OPTIONS, "--workers", "1"])
+    assert [path.name for path in output.parent.iterdir()] == [output.name]  # nothing partial left behind
+    return output
+
+
+def episodes(path: Path) -> list[dict]:
+    """Arrays and meta entries of every episode."""
+    buffer = ReplayBuffer(path, images=["img"], vectors=["action", "state"])
+    with zarr.storage.ZipStore(path, mode="r") as store:
+        meta = {name: array[:] for name, array in zarr.open_group(store, mode="r")["meta"].arrays()}
+    return [
+        {name: values[start:end] for name, values in buffer.vectors.items()}
+        | {"img": buffer.frames("img", np.arange(start, end))}
+        | {name: values[row] for name, values in meta.items()}
+        for row, (start, end) in enumerate(zip(buffer.episode_starts, buffer.episode_ends, strict=True))
+    ]
+
+
+def test_copies_are_their_sources_moved_with_the_goal(script, moved: Path, pusht_zip: Path) -> None:
+    sources = script.recordings(str(pusht_zip), 2)
+    copies = episodes(moved)
+    assert [copy["source_episode"] for copy in copies] == [0, 0, 1, 1]
+    assert len({copy["motion"].tobytes() for copy in copies}) == 4
+    for copy in copies:
+        source, (mirrored, angle, *shift) = sources[copy["source_episode"]], copy["motion"]
+        motion = Motion(bool(mirrored), angle, tuple(shift))
+        np.testing.assert_allclose(copy["goal"], motion.poses(np.array(DEFAULT_GOAL)), atol=1e-9)
+        np.testing.assert_allclose(copy["action"], motion.points(source.actions), atol=1e-4)
+        expected = motion.states(source.states)
+        np.testing.assert_allclose(copy["state"][:, :4], expected[:, :4], atol=0.05)  # physics, played again
+        outlines = np.stack([to_table(OUTLINE, pose) for pose in [*copy["state"][:, 2:], copy["goal"]]])
+        assert outlines.min() > WALL_LOW and outlines.max() < WALL_HIGH
+        assert 0 <= copy["action"].min() and copy["action"].max() <= 512
+
+
+def test_copies_are_physics_and_pictures_of_the_simulator(moved: Path) -> None:
+    copy = episodes(moved)[1]
+    env = PushTEnv(goal=copy["goal"], observe_image=False)
+    env.reset(options={"state": copy["state"][0]})
+    reached = [env.step(action)[-1] for action in copy["action"][:-1]]
+    np.testing.assert_allclose([info["state"][:4] for info in reached], copy["state"][1:, :4], atol=1e-4)
+    assert max(info["coverage"] for info in reached) > 0.7
+    drawn = render_states(copy["state"].astype(np.float64), copy["goal"])
+    assert np.abs(copy["img"].astype(int) - drawn).mean() < 0.05  # states are stored as float32
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(script, moved: Path, pusht_zip: Path, tmp_path: Path):
+    output = tmp_path / "again.zarr.zip"
+    script.main(["--input", str(pusht_zip), "--output", str(output), *OPTIONS, "--workers", "2"])
+    assert output.read_bytes() == moved.read_bytes()
+
+
+def test_copies_can_be_moved_again(script, moved: Path) -> None:
+    given = script.recordings(str(moved), 1)[0]
+    assert given.goal == tuple(episodes(moved)[0]["goal"])
+    outcome, episode = Mover(copies=1)(given)[0]
+    assert outcome == KEPT and episode.measures["coverage"] == pytest.approx(episode.measures["original"], abs=0.01)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_motion_moves_the_t_as_it_moves_points(mirrored: bool) -> None:
+    motion, pose = Motion(mirrored, 1.2, (30.0, -50.0)), np.array([200.0, 310.0, 2.5])
+    moved = motion.points(to_table(OUTLINE, pose))
+    outline = OUTLINE * [-1, 1] if mirrored else OUTLINE  # the T's mirror image is the T
+    np.testing.assert_allclose(to_table(outline, motion.poses(pose)), moved, atol=1e-9)
+    np.testing.assert_allclose(motion.states(np.array([1.0, 2.0, *pose]))[:2], motion.points(np.array([1.0, 2.0])))
+    assert 0 <= motion.poses(pose)[2] < 2 * np.pi
+
+
+def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
+    length = 6
+    on_goal = np.tile([100.0, 100.0, *DEFAULT_GOAL], (length, 1))
+    stay = Recording(0, on_goal, np.full((length, 2), 100.0, np.float32))
+    assert [outcome for outcome, _ in Mover(copies=3)(stay)] == [KEPT] * 3
+
+    corners = np.array([[0, 0], [512, 512], [0, 512], [512, 0], [0, 0], [0, 0]], np.float32)
+    assert Mover(copies=1)(Recording(0, on_goal, corners)) == [(OFF_TABLE, None)]  # nothing but right angles would fit
+
+    claimed = on_goal.copy()
+    claimed[:3, 2:4] += 40  # the recording says that the T comes to the goal, but nothing pushes it there
+    assert Mover(copies=1)(Recording(0, claimed, stay.actions)) == [(COVERAGE_LOST, None)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--input": "nowhere.zip"}, "nowhere.zip"),
+        ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
+        ({"--copies": "0"}, "copies must be at least 1, got 0"),
+        ({"--tolerance": "-1"}, "tolerance must be >= 0, got -1"),
+        ({"--workers": "0"}, "--episodes and --workers must be at least 1"),
+    ],
+)
+def test_bad_calls_are_refused(
+    script, pusht_store: Path, tmp_path: Path, capsys, monkeypatch, changes: dict, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"--input": str(pusht_store), "--output": "moved.zarr", **changes}
+    with pytest.raises(SystemExit):
+        script.main([word for pair in options.items() for word in pair])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_written_when_nothing_is_kept(script, tmp_path: Path) -> None:
+    states = np.tile([100.0, 100.0, *DEFAULT_GOAL], (2, 1))
+    given = [Recording(0, states, np.array([[0, 0], [512, 512]], np.float32))]
+    mover = Mover(copies=2, angles=1)
+    with pytest.raises(ValueError, match="no copy of 1 demonstrations can be kept: 2 does not fit on the table"):
+        script.transform(mover, given, tmp_path / "moved.zarr", workers=1, attributes={})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+"""1 to 16 frames of history (paper's Figure 6): trained, stored, loaded and played, with one setting changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from unified_video_action.env.pusht.env import PushTEnv
+from unified_video_action.env_runner.preparation import build_runner
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.policy.build import load_policy
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
+
+CONFIG = Path(__file__).parents[1] / "config"
+PIXELS = 2e-3  # of a table of 512: rounding of the session's engine against the policy
+READS_HISTORY = "transformer.inputs.history_proj.weight"
+SHRUNK = (
+    "vae.weights=random",
+    "task.dataset.val_ratio=0.25",
+    "model.transformer.dim=32",
+    "model.video_head.width=32",
+    "model.action_head.width=32",
+    "policy.sampler=ddim2",
+    "training.batch_size=4",
+    "training.steps=2",
+    "training.schedule.warmup_steps=1",
+    "training.optimizer.learning_rate=0.01",
+    "trainer.device=cpu",
+    "trainer.validate_every=null",
+    "trainer.sheet_every=null",
+    "trainer.tensorboard=false",
+)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def make_config(history: int, store: Path, cache: Path, run: Path) -> DictConfig:
+    places = (f"task.dataset.paths={store}", f"data.cache_dir={cache}", f"output_dir={run}")
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        return compose("uva_pusht_mini", [*SHRUNK, *places, f"task.horizon.history={history}"])
+
+
+def plan_without_memory(policy: UnifiedVideoActionPolicy, frames: list[np.ndarray], agent: np.ndarray, seed: int):
+    """The plan (A, D) from a whole history of frames (H, W, 3), the newest last."""
+    obs = {
+        "image": torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).unsqueeze(0),  # (1, H, 3, h, w)
+        "agent_pos": torch.from_numpy(agent)[None, None],  # (1, 1, 2)
+    }
+    return policy.predict_action(obs, [torch.Generator().manual_seed(seed)])["action_pred"][0].numpy()
+
+
+@pytest.mark.parametrize("history", [1, 2, 8, 16])
+def test_any_length_of_history_trains_and_plays(history: int, pusht_store: Path, cache: Path, tmp_path: Path) -> None:
+    workspace = TrainUnifiedVideoActionWorkspace(make_config(history, pusht_store, cache, tmp_path / "run"))
+    before = workspace.policy.model.state_dict()[READS_HISTORY].clone()
+    dataset = workspace.dataset
+    assert len(dataset) + 2 * len(dataset.validation()) == 2 * 150  # every step is `now` once, and once in the mirror
+    assert dataset.__getitems__([(0, 0), (30, 1)])["history"]["image"].shape[:2] == (2, history)
+    workspace.run()
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "latest"
+    policy = load_policy(checkpoint, "model")
+    stored, trained = policy.model.state_dict(), workspace.policy.model.state_dict()
+    assert all(torch.equal(stored[name], trained[name]) for name in trained)
+    assert not torch.equal(stored[READS_HISTORY], before)  # what reads the history has learned
+    assert before.shape[1] == policy.model.spec.token_dim * max(1, history // policy.horizon.future)  # frames in a slot
+
+    for parameter in policy.model.parameters():  # after two steps, what it saw hardly matters yet
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    env, session = PushTEnv(), PolicySession(policy)
+    observation, _ = env.reset(seed=0)
+    seen = []
+    session.reset(seed=5)
+    for step in range(4 * (history - 1) + 3):  # the whole history lies in the episode
+        seen.append(observation)
+        session.observe(observation)
+        action = session.plan()[0, 0] if step % 30 == 0 else np.array([256 + 3 * step, 400 - 5 * step], np.float32)
+        observation = env.step(np.clip(action, 0, 512))[0]
+    session.reset(seed=5)
+    for observation in seen:
+        session.observe(observation)
+    plan = session.plan()[0]
+    assert plan.shape == (16, 2) and np.isfinite(plan).all()
+
+    frames = [seen[len(seen) - 1 - 4 * ago]["image"] for ago in reversed(range(history))]
+    assert len({frame.tobytes() for frame in frames}) == history
+    agent = seen[-1]["agent_pos"]
+    np.testing.assert_allclose(plan, plan_without_memory(policy, frames, agent, 5), atol=PIXELS)
+    other = plan_without_memory(policy, [np.zeros_like(frames[0]), *frames[1:]], agent, 5)
+    assert np.abs(plan - other).max() > 5 * PIXELS  # the oldest frame of the history counts
+
+
+def test_a_history_of_16_is_evaluated_in_the_simulator(pusht_store: Path, cache: Path, tmp_path: Path) -> None:
+    config = make_config(16, pusht_store, cache, tmp_path / "run")
+    config.task.env_runner.update({"n_episodes": 1, "n_envs": 1, "max_steps": 17})
+    policy = TrainUnifiedVideoActionWorkspace(config).policy
+    metrics = build_runner(OmegaConf.to_container(config, resolve=True)).run(policy, progress=False)
+    assert metrics["episodes"] == 1 and metrics["crashed"] == 0

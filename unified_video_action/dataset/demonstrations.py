@@ -1,0 +1,108 @@
+"""Writing demonstrations: a store in the layout of the published PushT archive, which appears when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import zarr
+
+ROWS_PER_CHUNK = 2000
+FRAMES_PER_CHUNK = 32  # frames are read a few at a time
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+class DemonstrationStore:
+    """A zarr (format 2) folder that grows by whole episodes: data/<name> (rows, ...), meta/episode_ends (episodes,)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._root = zarr.open_group(folder, mode="w", zarr_format=2)
+        self._arrays: dict[str, zarr.Array] = {}
+        self.rows = 0
+        self.episodes = 0
+
+    def append(self, arrays: dict[str, np.ndarray], meta: dict[str, np.ndarray | float]) -> None:
+        """Add one episode: arrays of equal length (T, ...), and one row of each `meta` entry."""
+        self.rows += len(next(iter(arrays.values())))
+        self.episodes += 1
+        for name, values in arrays.items():
+            self._extend(f"data/{name}", values)
+        for name, value in {"episode_ends": np.int64(self.rows), **meta}.items():
+            self._extend(f"meta/{name}", np.asarray(value)[None])
+
+    def describe(self, **attributes: str | int | float | None) -> None:
+        self._root.attrs.update(attributes)
+
+    def _extend(self, path: str, values: np.ndarray) -> None:
+        if path not in self._arrays:
+            rows = FRAMES_PER_CHUNK if values.ndim == 4 else ROWS_PER_CHUNK
+            shape = values.shape[1:]
+            self._arrays[path] = self._root.create_array(
+                path, shape=(0, *shape), chunks=(rows, *shape), dtype=values.dtype
+            )
+        self._arrays[path].append(values)
+
+
+def require_new_store(output: Path) -> None:
+    """Raise ValueError unless `output` is the name of a zarr folder or zip, FileExistsError when it is taken."""
+    if output.suffix not in (".zarr", ".zip"):
+        raise ValueError(f"--output must end in .zarr or .zip, got {output}")
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
+
+
+@contextlib.contextmanager
+def new_store(output: Path) -> Iterator[DemonstrationStore]:
+    """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left."""
+    require_new_store(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        yield DemonstrationStore(partial)
+        _publish(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _publish(folder: Path, output: Path) -> None:
+    """Give the finished store its name at once: the folder itself, or a zip of it."""
+    if output.suffix == ".zarr":
+        folder.rename(output)
+        return
+    packed = folder.with_name(folder.name + ".zip")
+    try:
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
+                    archive.writestr(undated, path.read_bytes())
+        packed.rename(output)
+    finally:
+        packed.unlink(missing_ok=True)
+
+
+def in_order(make: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`make` of every item, in the items' order, which may be endless, by `workers` processes (1: by this one)."""
+    if workers == 1:
+        yield from map(make, items)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = deque()
+        try:
+            for item in items:
+                running.append(pool.submit(make, item))
+                if len(running) > 2 * workers:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

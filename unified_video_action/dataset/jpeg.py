@@ -1,0 +1,82 @@
+"""Frames that are stored as JPEG: each a picture of its own, decoded by whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numcodecs
+import numpy as np
+from numcodecs.abc import Codec
+
+CODEC_IDS = ("imagecodecs_jpeg", "jpeg")  # names under which zarr v2 stores say that their chunks are JPEG
+UNSUPPORTED = ("tables", "header")  # of imagecodecs: parts of the stream that are kept elsewhere
+
+
+def decode_image(encoded: bytes, where: str) -> np.ndarray:
+    """A JPEG or PNG -> RGB uint8 (H, W, 3).
+
+    Raises:
+        ValueError: not a picture, or a damaged one; names `where`.
+    """
+    buffer = np.frombuffer(encoded, np.uint8)
+    image = None if not len(buffer) else cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise ValueError(f"{where}: {len(buffer)} bytes that are no readable JPEG or PNG")
+    return image
+
+
+def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:
+    """RGB uint8 (H, W, 3) -> JPEG."""
+    done, encoded = cv2.imencode(".jpg", np.ascontiguousarray(frame[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return encoded.tobytes()
+
+
+class JpegCodec(Codec):
+    """Compressor of zarr v2 whose chunks are one RGB frame each, (1, H, W, 3), named as imagecodecs names its own.
+
+    Args:
+        level: quality of what is written, 1 to 100.
+    """
+
+    codec_id = CODEC_IDS[0]
+
+    def __init__(self, level: int = 95) -> None:
+        self.level = level
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> JpegCodec:
+        """From the metadata of an array, which may have been written by imagecodecs."""
+        for key in UNSUPPORTED:
+            if config.get(key):
+                raise ValueError(f"JPEG chunks with their own {key} cannot be read; rewrite the array without")
+        if config.get("bitspersample") not in (None, 8):
+            raise ValueError(f"JPEG chunks of {config['bitspersample']} bits cannot be read; rewrite the array in 8")
+        level = config.get("level", config.get("quality"))
+        return cls(95 if level is None else level)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "level": self.level}
+
+    def encode(self, buf: Any) -> bytes:
+        frame = np.asarray(buf)
+        if frame.dtype != np.uint8 or frame.shape[-1] != 3 or np.prod(frame.shape[:-3]) != 1:
+            raise ValueError(f"JPEG needs chunks of one RGB frame, uint8 (1, H, W, 3); got {frame.dtype} {frame.shape}")
+        return encode_jpeg(frame.reshape(frame.shape[-3:]), self.level)
+
+    def decode(self, buf: Any, out: Any = None) -> np.ndarray:
+        image = decode_image(bytes(buf), "a chunk")
+        if out is None:
+            return image
+        target = np.asarray(out)
+        target[...] = image.reshape(target.shape)
+        return target
+
+
+def register_jpeg() -> None:
+    """Let zarr read (and write) JPEG chunks; codecs that are registered already, imagecodecs' say, stay."""
+    for name in CODEC_IDS:
+        if name not in numcodecs.registry.codec_registry:
+            numcodecs.register_codec(JpegCodec, name)

@@ -1,0 +1,99 @@
+"""A dataset of several sources of any kind, each with its share of the training samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from unified_video_action.dataset.augmentation import VideoAugmentation
+from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.window_dataset import WindowDataset, WindowOptions
+from unified_video_action.spec import Horizon
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a task reads, by the names of its shape_meta."""
+
+    cameras: tuple[str, ...]
+    low_dim: tuple[str, ...]
+    action_dim: int
+    auxiliary: bool = False
+
+
+class Source(ABC):
+    """One place with recordings, as a configuration names it."""
+
+    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by its size
+
+    @abstractmethod
+    def tables(self, wanted: Wanted) -> list[Table]:
+        """Open it: the cameras, states and actions that are wanted, under the task's names, with this weight.
+
+        Raises:
+            FileNotFoundError: nothing is there. StoreError: it is damaged, or lacks what is wanted.
+        """
+
+
+class MixtureDataset(WindowDataset):
+    """Windows of every source; sources may be of different kinds, and may lack actions.
+
+    Args:
+        sources: one, or several in a list or by name, such as `LeRobotSource` or `VideoFolderSource`.
+        wanted: what their tables are to hold.
+        horizon: frames and actions of a sample.
+        val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
+        max_train_episodes: most episodes of each store to train on; None: all.
+        pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
+        augmentation: random crop and blur of the frames.
+        raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
+        low_dim_steps: newest states given; None: one for each history frame.
+        history_actions: also give the chunk of actions before now.
+        future_low_dim: also give the states at the steps of the actions.
+        history_frequency: "fixed", or "random" for history frames at random times.
+
+    Raises:
+        ValueError: a bad option, no source, or sources that do not fit together.
+    """
+
+    def __init__(
+        self,
+        sources: Source | Sequence[Source] | Mapping[str, Source] | None,
+        wanted: Wanted,
+        horizon: Horizon,
+        val_ratio: float = 0.02,
+        split_seed: int = 42,
+        max_train_episodes: int | None = None,
+        pad_before: int = 1,
+        pad_after: int = 7,
+        augmentation: bool | VideoAugmentation = False,
+        raw_dims: Mapping[str, Sequence[int]] | None = None,
+        low_dim_steps: int | None = None,
+        history_actions: bool = False,
+        future_low_dim: bool = False,
+        history_frequency: str = "fixed",
+    ) -> None:
+        sources = [sources] if isinstance(sources, Source) else sources
+        sources = list(sources.values() if isinstance(sources, Mapping) else sources or ())
+        if not sources:
+            raise ValueError("task.dataset.sources is empty: name at least one source")
+        for source in sources:
+            if not isinstance(source, Source):
+                raise ValueError(f"task.dataset.sources: {source!r} is no source; give a mapping with its _target_")
+        if isinstance(augmentation, bool):
+            augmentation = VideoAugmentation() if augmentation else None
+        options = WindowOptions(
+            horizon=horizon,
+            pad_before=pad_before,
+            pad_after=pad_after,
+            low_dim_steps=low_dim_steps,
+            history_actions=history_actions,
+            future_low_dim=future_low_dim,
+            history_frequency=history_frequency,
+            augmentation=augmentation,
+        )
+        tables = [table for source in sources for table in source.tables(wanted)]
+        super().__init__(
+            tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims=raw_dims
+        )

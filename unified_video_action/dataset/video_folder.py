@@ -1,0 +1,158 @@
+"""A folder of mp4 files without actions, each an episode to learn video from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unified_video_action.dataset.mixture import Source, Wanted
+from unified_video_action.dataset.store import EpisodeStore, sample_files
+from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.video_frames import Fit, VideoFiles, VideoHeader, read_header
+from unified_video_action.dataset.zarr_store import StoreError, expand
+
+CAPTIONS = "captions.json"
+TICK = 1e-4  # seconds: no video's clock is coarser than a frame, none of ours finer than this
+
+
+@dataclass(frozen=True)
+class VideoFolderSource(Source):
+    """mp4 files in the order of their names. Rows are their frames, all of them or every few."""
+
+    path: str | None  # folder; ~ and environment variables are expanded
+    camera: str | None = None  # task's name of the camera; null: its only one
+    fps: float | None = None  # frames/s to pick out of the files' own; null: see stride
+    stride: int = 1  # every how many-th frame is used, whatever the files' rate
+    image_size: int | Sequence[int] | None = None  # frames become S x S, or [H, W]; null: they stay as they are
+    crop: bool = True  # for that, cut the longer side about the centre; false: stretch
+    instruction: str | None = None  # what is done in all of them, for tasks with language
+    captions: bool = False  # the folder's captions.json says it, {"a.mp4": "push the block"}
+    weight: float | None = None  # share of the training samples, relative to the other sources'; null: by its size
+
+    def __post_init__(self) -> None:
+        if not self.path or self.path == "???":
+            raise ValueError("the video source has no path: give a folder of mp4 files")
+        if not isinstance(self.stride, int) or self.stride < 1:
+            raise ValueError(f"source {self.path}: stride={self.stride!r} must be a positive integer")
+        if self.fps is not None and (not self.fps > 0 or self.stride != 1):
+            raise ValueError(f"source {self.path}: fps={self.fps} must be positive, and goes without stride")
+        if self.instruction is not None and self.captions:
+            raise ValueError(f"source {self.path}: instruction and captions are both set; keep one")
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
+
+    def tables(self, wanted: Wanted) -> list[Table]:
+        camera = wanted.cameras[0] if self.camera is None and len(wanted.cameras) == 1 else self.camera
+        if wanted.cameras != (camera,) or wanted.low_dim or wanted.auxiliary:
+            raise ValueError(
+                f"{self.path}: videos are one camera (camera={self.camera}) and no states, but the task reads "
+                f"{', '.join([*wanted.cameras, *wanted.low_dim])}{' and auxiliary targets' * wanted.auxiliary}"
+            )
+        root = Path(expand(self.path))
+        store = VideoFolderStore(root, self.fps, self.stride, Fit.parse(self.image_size, self.crop, str(root)))
+        return [Table(store, {camera: camera}, {}, instructions=self._instructions(store), weight=self.weight)]
+
+    def _instructions(self, store: VideoFolderStore) -> tuple[str, ...] | None:
+        if not self.captions:
+            return None if self.instruction is None else (self.instruction,) * store.n_episodes
+        path = store.root / CAPTIONS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the file is missing, but captions is true")
+        try:
+            known = json.loads(path.read_text())
+        except ValueError as error:
+            raise StoreError(f"{path}: not readable ({error})") from error
+        names = [file.name for file in store.files]
+        missing = names if not isinstance(known, dict) else [n for n in names if not isinstance(known.get(n), str)]
+        if missing:
+            raise StoreError(f'{path}: has no text for {_some(missing)}; expected {{"{missing[0]}": "what is done"}}')
+        return tuple(known[name] for name in names)
+
+
+class VideoFolderStore(EpisodeStore):
+    """Frames of a folder's mp4 files; there is one camera, whatever it is called.
+
+    Opening it reads the files' headers; a file's frame times are read when a frame of it is first asked for.
+
+    Args:
+        fps: frames/s to pick, or None for every `stride`-th frame.
+    """
+
+    def __init__(self, root: Path, fps: float | None, stride: int, fit: Fit) -> None:
+        if not root.is_dir():
+            raise FileNotFoundError(f"{root}: no such folder")
+        self.root, self.fps, self.stride, self.fit = root, fps, stride, fit
+        self.files = tuple(sorted(root.glob("*.mp4")))
+        if not self.files:
+            raise FileNotFoundError(f"{root}: holds no *.mp4")
+        headers = [read_header(path) for path in self.files]
+        self._size = fit.shape(headers[0].size)
+        self._check_sizes(headers)
+        self._rates = np.array([header.rate for header in headers])  # (E,)
+        self._check_rates()
+        self.episode_ends = np.cumsum([self._count(header) for header in headers]).astype(np.int64)
+        view = repr((fps, stride, fit))
+        self.location = f"{root}@{hashlib.sha256(view.encode()).hexdigest()[:8]}"  # each view has its own caches
+        self._videos = VideoFiles(fit)
+
+    def frame_shape(self, name: str) -> tuple[int, int]:
+        return self._size
+
+    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
+        flat = np.asarray(rows, np.int64).ravel()
+        frames = np.empty((len(flat), *self._size, 3), np.uint8)
+        owners = np.searchsorted(self.episode_ends, flat, side="right")
+        for episode in np.unique(owners):
+            mine = np.flatnonzero(owners == episode)
+            times = self._times(int(episode), flat[mine] - self.episode_starts[episode])
+            clip = np.empty((len(mine), *frames.shape[1:]), np.uint8)
+            self._videos.read(self.files[episode], times, TICK, clip)
+            frames[mine] = clip
+        return frames.reshape(*np.shape(rows), *frames.shape[1:])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.location.rpartition("@")[2].encode() + self.episode_ends.tobytes())
+        sample_files(digest, self.files, self.root)
+        return digest.hexdigest()
+
+    def _count(self, header: VideoHeader) -> int:
+        """Rows that a file gives."""
+        last = header.frames - 1
+        return 1 + (last // self.stride if self.fps is None else int(last * self.fps / header.rate + 1e-6))
+
+    def _times(self, episode: int, steps: np.ndarray) -> np.ndarray:
+        """Seconds (n,) of the frames at `steps` (n,) of a file."""
+        path, rate = self.files[episode], self._rates[episode]
+        known = self._videos.times(path)
+        if self.fps is None:
+            return known[steps * self.stride]
+        numbers = np.round(steps * rate / self.fps).astype(int)
+        times = known[np.minimum(numbers, len(known) - 1)]
+        if np.abs(times - known[0] - steps / self.fps).max() > 1.0 / rate:
+            raise StoreError(
+                f"{path}: its frames do not follow each other at {rate:g} frames/s; give stride rather than fps, or "
+                "write it at a constant rate: ffmpeg -i FILE -r RATE NEW.mp4"
+            )
+        return times
+
+    def _check_sizes(self, headers: Sequence[VideoHeader]) -> None:
+        strange = [path.name for path, header in zip(self.files, headers) if header.size != headers[0].size]
+        if strange and self.fit.size is None:
+            raise StoreError(
+                f"{self.root}: {_some(strange)} differ in size from {self.files[0].name} "
+                f"({headers[0].size[0]} x {headers[0].size[1]}); set image_size"
+            )
+
+    def _check_rates(self) -> None:
+        slow = [path.name for path, rate in zip(self.files, self._rates) if rate < (self.fps or 0) * 0.999]
+        if slow:
+            raise StoreError(f"{self.root}: {_some(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,243 @@
+"""Exact frames of video files by their time, with one open decoder for each of the files in use."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from unified_video_action.dataset.zarr_store import StoreError
+
+SEEK_COST = 8  # frames whose decoding takes about as long as a seek
+TIMES_IN_MEMORY = 2**22  # frame times that a process keeps
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How frames of any size become frames of one size."""
+
+    size: tuple[int, int] | None = None  # (H, W); None: as they are
+    crop: bool = True  # cut the longer side about the centre, so that shapes stay true; False: stretch
+
+    @classmethod
+    def parse(cls, image_size: object, crop: bool, where: str) -> Fit:
+        """From a configuration's `image_size`: a number S for S x S, or [H, W], or None."""
+        values = [image_size] * 2 if isinstance(image_size, int) else image_size
+        if values is None:
+            return cls(None, crop)
+        if not isinstance(values, list | tuple) or len(values) != 2 or not all(_positive(value) for value in values):
+            raise ValueError(f"{where}: image_size={image_size!r}; expected a number of pixels, or [height, width]")
+        return cls(tuple(values), crop)
+
+    def shape(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) that stored frames (H', W') have afterwards."""
+        return self.size or stored
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """uint8 (H', W', 3) -> (H, W, 3)."""
+        if self.size is None or frame.shape[:2] == self.size:
+            return frame
+        (stored_height, stored_width), (height, width) = frame.shape[:2], self.size
+        if self.crop:
+            scale = min(stored_height / height, stored_width / width)
+            kept_height, kept_width = round(scale * height), round(scale * width)
+            top, left = (stored_height - kept_height) // 2, (stored_width - kept_width) // 2
+            frame = frame[top : top + kept_height, left : left + kept_width]
+        shrinks = frame.shape[0] >= height and frame.shape[1] >= width
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a file says of its first video stream without decoding."""
+
+    size: tuple[int, int]  # (H, W)
+    frames: int
+    rate: float  # mean frames per second
+
+
+def read_header(path: Path) -> VideoHeader:
+    """Raises FileNotFoundError, or StoreError for what is no whole video."""
+    with _open(path) as container:
+        stream = _stream(container, path)
+        if not stream.frames or not stream.average_rate:
+            raise StoreError(f"{path}: its header counts no frames; copy it anew: ffmpeg -i FILE -c copy NEW.mp4")
+        context = stream.codec_context
+        return VideoHeader((context.height, context.width), stream.frames, float(stream.average_rate))
+
+
+class VideoFiles:
+    """Frames of any number of files, of which a process keeps a few open. Can be pickled or forked.
+
+    Frames that are asked for in order are decoded in one pass; otherwise decoding begins at the key frame before the
+    one wanted. A decoder has one thread: several processes read at once.
+    """
+
+    def __init__(self, fit: Fit | None = None, most_open: int = 4) -> None:
+        self.fit, self.most_open = fit or Fit(), most_open
+        self._owner = 0  # process that opened them
+        self._decoders: OrderedDict[Path, _Decoder] = OrderedDict()
+        self._times: OrderedDict[Path, np.ndarray] = OrderedDict()
+
+    def read(self, path: Path, times: np.ndarray, tolerance: float, out: np.ndarray) -> None:
+        """Copy the frames shown at `times` (n,), in any order, into `out` uint8 (n, H, W, 3).
+
+        Args:
+            times: seconds on the file's own clock.
+            tolerance: seconds by which a frame's time may differ; below half the time between two frames.
+
+        Raises:
+            FileNotFoundError: no such file. StoreError: no frame at that time, or a damaged file.
+        """
+        decoder = self._decoder(path)
+        order = np.argsort(times, kind="stable")
+        last: tuple[float, int] | None = None
+        for place in order.tolist():
+            time = float(times[place])
+            if last is not None and last[0] == time:  # windows repeat the frames at an episode's ends
+                out[place] = out[last[1]]
+                continue
+            image = self.fit(decoder.image(time, tolerance))
+            if image.shape != out.shape[1:]:
+                raise StoreError(
+                    f"{path}: frames of {image.shape[0]} x {image.shape[1]}, expected {out.shape[1]} x {out.shape[2]}"
+                )
+            out[place], last = image, (time, place)
+
+    def times(self, path: Path) -> np.ndarray:
+        """(n,) seconds at which the frames of a file are shown, read from its packets; nothing is decoded."""
+        self._own()
+        if path not in self._times:
+            self._times[path] = _frame_times(path)
+            while len(self._times) > 1 and sum(map(len, self._times.values())) > TIMES_IN_MEMORY:
+                self._times.popitem(last=False)
+        self._times.move_to_end(path)
+        return self._times[path]
+
+    def _own(self) -> None:
+        if self._owner != os.getpid():  # open files must not be shared between processes
+            self._owner, self._decoders, self._times = os.getpid(), OrderedDict(), OrderedDict()
+
+    def _decoder(self, path: Path) -> _Decoder:
+        self._own()
+        if path not in self._decoders:
+            while len(self._decoders) >= self.most_open:
+                self._decoders.popitem(last=False)[1].close()
+            self._decoders[path] = _Decoder(path)
+        self._decoders.move_to_end(path)
+        return self._decoders[path]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_owner": 0, "_decoders": OrderedDict(), "_times": OrderedDict()}
+
+
+class _Decoder:
+    """One open file, and the frame that was decoded last."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._container = _open(path)
+        self._stream = _stream(self._container, path)
+        self._stream.codec_context.thread_count = 1
+        self._tick = float(self._stream.time_base)  # seconds
+        self._coming: Iterator[av.VideoFrame] | None = None
+        self._frame: av.VideoFrame | None = None
+
+    def close(self) -> None:
+        self._coming = self._frame = None
+        self._container.close()
+
+    def image(self, time: float, tolerance: float) -> np.ndarray:
+        """RGB uint8 (H, W, 3) of the frame shown at `time`."""
+        try:
+            frame = self._reach(time - tolerance)
+        except av.FFmpegError as error:
+            raise StoreError(f"{self.path}: cannot be decoded near {time:.3f} s ({error}); fetch it again") from error
+        if frame is None:
+            raise StoreError(f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated")
+        if frame.pts * self._tick > time + tolerance:
+            raise StoreError(
+                f"{self.path}: no frame at {time:.4f} s, the next one is at {frame.pts * self._tick:.4f} s; the times "
+                "in the index do not fit this file"
+            )
+        if frame.rotation:
+            raise StoreError(
+                f"{self.path}: is to be shown turned by {frame.rotation} degrees; write it anew: ffmpeg -i FILE NEW.mp4"
+            )
+        return frame.to_ndarray(format="rgb24")
+
+    def _reach(self, earliest: float) -> av.VideoFrame | None:
+        """The first frame that is not before `earliest` seconds; None: the file ends before."""
+        if self._frame is None or earliest < self._seconds() - 1e-9 or self._worth_a_seek(earliest):
+            self._seek(earliest)
+        while self._frame is not None and self._seconds() < earliest:
+            self._frame = self._next()
+        return self._frame
+
+    def _seconds(self) -> float:
+        return self._frame.pts * self._tick
+
+    def _next(self) -> av.VideoFrame | None:
+        return next((frame for frame in self._coming if frame.pts is not None), None)
+
+    def _worth_a_seek(self, earliest: float) -> bool:
+        """Whether a key frame lies well between the current frame and the one wanted."""
+        entries, target = self._stream.index_entries, int(earliest / self._tick)
+        here = entries.search_timestamp(self._frame.pts, any_frame=True)
+        key = entries.search_timestamp(target)
+        return min(here, key) >= 0 and key > here + SEEK_COST
+
+    def _seek(self, earliest: float) -> None:
+        """Stand on a frame that is not after `earliest`, or on the first one of the file."""
+        back = 0.0
+        while True:
+            offset = int((earliest - back) / self._tick)
+            start = self._stream.start_time or 0
+            self._container.seek(max(offset, start), stream=self._stream, backward=True)
+            self._coming = self._container.decode(self._stream)
+            self._frame = self._next()
+            if offset <= start or (self._frame is not None and self._seconds() <= earliest):
+                return
+            back = 2 * back + 1.0  # frames may be stored before the key frame they come after
+
+
+def _frame_times(path: Path) -> np.ndarray:
+    with _open(path) as container:
+        stream = _stream(container, path)
+        try:
+            packets = [(p.pts, p.is_discard) for p in container.demux(stream) if p.size and p.pts is not None]
+        except av.FFmpegError as error:
+            raise StoreError(f"{path}: cannot be read ({error}); it may be truncated, fetch it again") from error
+        if len(packets) < stream.frames:
+            raise StoreError(
+                f"{path}: holds {len(packets)} frames, its header says {stream.frames}; it is truncated, fetch it again"
+            )
+        hidden = sum(is_hidden for _, is_hidden in packets)
+        if hidden:
+            raise StoreError(f"{path}: {hidden} of its frames are hidden; write it anew: ffmpeg -i FILE NEW.mp4")
+        return np.sort(np.array([pts for pts, _ in packets], np.int64)) * float(stream.time_base)
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    try:
+        return av.open(str(path))
+    except av.error.FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (av.FFmpegError, OSError) as error:
+        raise StoreError(f"{path}: not a readable video ({error}); it may be truncated, fetch it again") from error
+
+
+def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    if not container.streams.video:
+        raise StoreError(f"{path}: holds no video")
+    return container.streams.video[0]
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,132 @@
+"""Block pushing as a gymnasium environment: two blocks, two squares, any order and any pairing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from unified_video_action.env.block_push.layout import (
+    COLOURS,
+    HIGH,
+    LOW,
+    STATE_SIZE,
+    STEP,
+    blocks_in_squares,
+    checked_vector,
+    start_state,
+)
+from unified_video_action.env.block_push.scene import ASPECT, Scene
+
+RESET_OPTIONS = {"state"}
+
+
+class BlockPushEnv(gymnasium.Env):
+    """A table seen from the front, with an effector that pushes two blocks into two squares.
+
+    Observations: `image` uint8 (image_size, 4/3 image_size, 3), `effector` float32 (2,), its x and y. Actions: float32
+    (2,), the x and y to which the effector goes; 10 of them a second. Targets off the table are clipped to it, and the
+    effector's way in one step to 0.03 m. Lengths are metres, angles radians; `layout` has the frame.
+
+    `step` ends the episode on success and reports in its info `score` (half for each square that holds a block),
+    `is_success` (both do), `red_in_red`, `red_in_green`, `green_in_red`, `green_in_green` (0 or 1: block in square, by
+    a distance of their centres below 0.05 m) and `state` (effector x, y, and x, y, angle of the red block, the green
+    block, the red square and the green square).
+
+    `reset(seed=...)` draws blocks and squares as IBC's multi-modal task does. `reset(options={"state": (14,)})` starts
+    there instead.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        image_size: int = 96,  # height of the frames; their width is 4/3 of it
+        observe_image: bool = True,  # False leaves `image` out, for callers that need no frames
+    ) -> None:
+        self.frame_size = frame_size(image_size)
+        self.observe_image = observe_image
+        self.action_space = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32), dtype=np.float32)
+        margin = np.float32(0.05)  # the effector follows its target, and may run past it by a hair
+        self.observation_space = spaces.Dict(
+            {"effector": spaces.Box(self.action_space.low - margin, self.action_space.high + margin, dtype=np.float32)}
+        )
+        if observe_image:
+            self.observation_space["image"] = spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)
+        self._scene: Scene | None = Scene()
+        self._started = False
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Start an episode; without a seed or a state, one is drawn from the environment's own generator."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - RESET_OPTIONS:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; block pushing knows {sorted(RESET_OPTIONS)}")
+        if "state" in options:
+            state = checked_vector("state", options["state"], STATE_SIZE)
+        else:
+            state = start_state(self.np_random)
+        self.scene.build(state)
+        self._started = True
+        state = self.scene.state
+        return self._observation(state), self._info(state)
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Send the effector to `action` (2,) for a tenth of a second."""
+        if not self._started:
+            raise RuntimeError("the environment was never reset: call reset(seed=...) before step")
+        target = np.clip(checked_vector("action", action, 2), LOW, HIGH)
+        way = target - self.scene.target
+        self.scene.move(self.scene.target + way * min(1.0, STEP / max(float(np.linalg.norm(way)), 1e-9)))
+        state = self.scene.state
+        info = self._info(state)
+        return self._observation(state), info["score"], info["is_success"], False, info
+
+    def render(self) -> np.ndarray:
+        """The camera's frame: uint8 (H, W, 3)."""
+        return self.scene.render(*self.frame_size)
+
+    def close(self) -> None:
+        if self._scene is not None:
+            self._scene.close()
+            self._scene = None
+
+    @property
+    def scene(self) -> Scene:
+        if self._scene is None:
+            raise RuntimeError("the environment is closed: make a new one")
+        return self._scene
+
+    def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        observation = {"effector": state[:2].astype(np.float32)}
+        if self.observe_image:
+            observation["image"] = self.render()
+        return observation
+
+    @staticmethod
+    def _info(state: np.ndarray) -> dict[str, Any]:
+        inside = blocks_in_squares(state)  # (2, 2)
+        filled = int(inside.any(axis=0).sum())
+        pairs = {
+            f"{block}_in_{square}": float(inside[i, j])
+            for i, block in enumerate(COLOURS)
+            for j, square in enumerate(COLOURS)
+        }
+        return {"score": filled / 2, "is_success": filled == 2, **pairs, "state": state}
+
+
+def frame_size(image_size: int) -> tuple[int, int]:
+    """(height, width) of frames of that height.
+
+    Raises:
+        ValueError: too small, or the width would be no whole number.
+    """
+    width, height = ASPECT
+    if not isinstance(image_size, int) or image_size < 24 or image_size % height:
+        raise ValueError(
+            f"image_size must be the frames' height, a multiple of {height} from 24 pixels on, got {image_size!r}"
+        )
+    return image_size, image_size // height * width

@@ -1,0 +1,1 @@
+"""LIBERO: a Panda arm at household tasks that are told in words."""

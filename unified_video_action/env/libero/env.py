@@ -1,0 +1,167 @@
+"""LIBERO's tasks as one gymnasium environment, whose seeds run through tasks and stored start states."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from unified_video_action.env.libero.assets import cache_folder, find_assets
+from unified_video_action.env.libero.scene import CAMERAS, CONTROL_FREQUENCY, STATES, Scene
+from unified_video_action.env.libero.suites import load_suite
+from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION, from_pose_actions
+
+CONTROLS = {"absolute": POSE_ACTION, "relative": AXIS_ANGLE_ACTION}
+STATES_PER_TASK = 50  # that LIBERO stores, and its benchmark uses
+INSTRUCTION = spaces.Text(400, charset=string.printable)
+
+
+class LiberoEnv(gymnasium.Env):
+    """A Panda arm that is told what to do.
+
+    Observations: `agentview_rgb` and, with `wrist`, `eye_in_hand_rgb` uint8 (image_size, image_size, 3), as a person
+    sees them; `ee_pos` (3,) in metres, `ee_rotation` (6,), `gripper_qpos` (2,), the fingers in metres, float32; and
+    `instruction`, a string. Actions, 20 a second, float32: absolute ones (10,) are the position in metres and the 6-D
+    rotation that the hand is drawn to, in the world's frame, and the gripper, -1 open and 1 closed (only the sign
+    counts); relative ones (7,) are LIBERO's own, steps in shares of 5 cm and 0.5 rad, and the same gripper.
+
+    `reset(seed=...)` starts episode `seed` modulo n x 50, of n tasks with 50 stored start states each: task k modulo n
+    from state k // n. So 500 consecutive seeds of libero_10 are its whole benchmark, and however many of the first
+    ones are taken, every task has the same number of them, give or take one. `reset(options={"task": t, "state": s})`
+    starts a certain one. After `settle_steps` steps without a command objects are at rest, and the episode begins.
+
+    `step` ends the episode on success and reports in its info `is_success`, `score` (1 then and 0 before) and `task`,
+    LIBERO's name of the task.
+
+    The scene is built anew whenever the task changes: some seconds. A process holds one, of about a gigabyte.
+
+    Args:
+        suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
+        tasks: numbers of the tasks in the suite to play; None: all.
+        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `assets.find_assets`.
+        cache_dir: where an archive or download is kept; None: the user's cache.
+        image_size: pixels.
+        wrist: also observe the view from the wrist.
+        control: absolute or relative.
+        settle_steps: see above; 10 is what others use.
+        samples: of each pixel when drawing; 4 is what demonstrations are drawn with.
+        observe_images: False leaves the cameras out, for callers that need no frames.
+
+    Raises:
+        ValueError: a value that is none of these. FileNotFoundError: no assets there, and none could be downloaded.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        suite: str = "libero_10",
+        tasks: Sequence[int] | None = None,
+        assets: str | None = None,
+        cache_dir: str | None = None,
+        image_size: int = 128,
+        wrist: bool = False,
+        control: str = "absolute",
+        settle_steps: int = 10,
+        samples: int = 4,
+        observe_images: bool = True,
+    ) -> None:
+        if control not in CONTROLS:
+            raise ValueError(f"control={control!r}: expected {' or '.join(CONTROLS)}")
+        for name, value, least in (
+            ("image_size", image_size, 8),
+            ("settle_steps", settle_steps, 0),
+            ("samples", samples, 0),
+        ):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        suite_tasks = load_suite(suite)
+        numbers = list(range(len(suite_tasks)) if tasks is None else tasks)
+        if not numbers or not all(isinstance(task, int) and 0 <= task < len(suite_tasks) for task in numbers):
+            raise ValueError(f"tasks={tasks!r}: expected numbers from 0 to {len(suite_tasks) - 1}, or null for all")
+        self.tasks = tuple(suite_tasks[number] for number in numbers)
+        self.cache = cache_folder(cache_dir)
+        self.assets = find_assets(assets, self.cache)
+        self.image_size, self.control, self.settle_steps, self.samples = image_size, control, settle_steps, samples
+        self._cameras = tuple(CAMERAS)[: 1 + wrist] if observe_images else ()
+        self._scene: Scene | None = None
+        self._starts: np.ndarray | None = None  # (n, S) of the scene's task
+        view = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {camera: view for camera in self._cameras}
+            | {name: spaces.Box(-np.inf, np.inf, (width,), np.float32) for name, width in STATES.items()}
+            | {"instruction": INSTRUCTION}
+        )
+        self.action_space = spaces.Box(-np.inf, np.inf, (CONTROLS[control],), np.float32)
+
+    def place(self, seed: int) -> tuple[int, int]:
+        """(task, start state) of a seed; the task is a place in `self.tasks`."""
+        episode = seed % (len(self.tasks) * STATES_PER_TASK)
+        return episode % len(self.tasks), episode // len(self.tasks)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Start an episode; without a seed, one is drawn from the environment's own generator."""
+        super().reset(seed=seed)
+        options = options or {}
+        if unknown := set(options) - {"task", "state"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; there are task and state")
+        episode = int(self.np_random.integers(2**31)) if seed is None else seed
+        task, state = self.place(episode)
+        task, state = options.get("task", task), options.get("state", state)
+        if not 0 <= task < len(self.tasks) or not 0 <= state < STATES_PER_TASK:
+            raise ValueError(
+                f"reset options task={task}, state={state}: there are {len(self.tasks)} tasks of {STATES_PER_TASK} "
+                "start states"
+            )
+        scene = self._built(task)
+        # Fixtures stand a little elsewhere in every episode: the same in every run through the benchmark.
+        scene.reset(seed=state * len(self.tasks) + task, state=self._starts[state])
+        scene.settle(self.settle_steps)
+        scene.relative = self.control == "relative"
+        return self._observe(), self._progress()
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Act for a twentieth of a second.
+
+        Raises:
+            ValueError: an action of another size, with a number that is not finite, or whose rotation is none.
+        """
+        width = CONTROLS[self.control]
+        action = np.asarray(action, np.float64)
+        if action.shape != (width,) or not np.isfinite(action).all():
+            raise ValueError(f"action must be {width} finite numbers, got {action!r}")
+        self._scene.step(from_pose_actions(action) if self.control == "absolute" else action)
+        info = self._progress()
+        return self._observe(), info["score"], info["is_success"], False, info
+
+    def render(self) -> np.ndarray:
+        """The agent view: uint8 (image_size, image_size, 3)."""
+        return self._scene.frame("agentview_rgb", self.image_size)
+
+    def close(self) -> None:
+        if self._scene is not None:
+            self._scene.close()
+        self._scene = None
+
+    def _built(self, number: int) -> Scene:
+        task = self.tasks[number]
+        if self._scene is None or self._scene.task != task:
+            self.close()
+            self._starts = task.start_states()
+            if len(self._starts) != STATES_PER_TASK:
+                raise ValueError(f"{task.starts} holds {len(self._starts)} start states, expected {STATES_PER_TASK}")
+            self._scene = Scene(task, self.assets, self.cache, self.samples)
+        return self._scene
+
+    def _observe(self) -> dict[str, Any]:
+        frames = {camera: self._scene.frame(camera, self.image_size) for camera in self._cameras}
+        return frames | self._scene.robot_states() | {"instruction": self._scene.task.instruction}
+
+    def _progress(self) -> dict[str, Any]:
+        success = self._scene.is_success
+        return {"score": float(success), "is_success": success, "task": self._scene.task.name}

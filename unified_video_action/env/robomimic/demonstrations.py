@@ -1,0 +1,105 @@
+"""Demonstrations in robomimic's HDF5 layout: data/demo_<i>/{states, actions, rewards, dones, obs/<name>}."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_video_action.env.system_libraries import explain_missing_libraries
+
+with explain_missing_libraries():
+    import h5py
+
+FARTHEST = 0.3  # metres that an absolute action's position may lie from the hand, at the median
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An episode of T steps: row i of every array belongs to the moment just before action i."""
+
+    model: str  # XML of the simulator's model
+    states: np.ndarray  # (T, S) float64: time, positions and velocities of all joints
+    actions: np.ndarray  # (T, 7) float64: position, axis-angle, gripper; or steps
+    obs: Mapping[str, np.ndarray]  # name -> (T, ...)
+    success: np.ndarray  # (T,) bool: after action i
+
+
+class DemonstrationWriter:
+    """Adds demonstrations to a file."""
+
+    def __init__(self, file: h5py.File, arguments: Mapping[str, Any]) -> None:
+        self._data = file.create_group("data")
+        self._data.attrs["env_args"] = json.dumps(arguments, indent=4)
+        self._data.attrs["total"] = 0
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def append(self, demonstration: Demonstration) -> None:
+        group = self._data.create_group(f"demo_{len(self)}")
+        write_demonstration(group, demonstration)
+        self._count(group)
+
+    def copy(self, group: h5py.Group) -> None:
+        """Add a demonstration of another file."""
+        name = f"demo_{len(self)}"
+        group.file.copy(group, self._data, name)
+        self._count(self._data[name])
+
+    def _count(self, group: h5py.Group) -> None:
+        self._data.attrs["total"] += group.attrs["num_samples"]
+
+
+def write_demonstration(group: h5py.Group, demonstration: Demonstration) -> None:
+    """Fill a group; frames are compressed, each by itself, so that any of them is quick to read."""
+    group.attrs["num_samples"] = len(demonstration.actions)
+    group.attrs["model_file"] = demonstration.model
+    group["states"], group["actions"] = demonstration.states, demonstration.actions
+    group["rewards"] = demonstration.success.astype(np.float64)
+    group["dones"] = np.append(demonstration.success[:-1], True).astype(np.int64)
+    for name, values in demonstration.obs.items():
+        if values.dtype == np.uint8:
+            chunk = (1, *values.shape[1:])
+            group.create_dataset(f"obs/{name}", data=values, chunks=chunk, compression="gzip", compression_opts=1)
+        else:
+            group[f"obs/{name}"] = values
+
+
+def holds_steps(actions: np.ndarray, hand: np.ndarray) -> bool:
+    """Whether actions (N, 7) are steps, rather than poses near the hand's positions (N, 3).
+
+    A file's env_args do not tell: those of the published `image_abs.hdf5` of Diffusion Policy, whose actions are poses,
+    still name the controller that took the steps of the recording.
+    """
+    return bool(np.median(np.linalg.norm(actions[:, :3] - hand, axis=1)) > FARTHEST)
+
+
+@contextmanager
+def new_file(output: Path, arguments: Mapping[str, Any]) -> Iterator[tuple[DemonstrationWriter, Path]]:
+    """A file that appears as `output` when all of it is written; gives the writer and a folder for scratch files.
+
+    Raises:
+        FileExistsError: `output` exists. ValueError: nothing was written.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
+    try:
+        with h5py.File(folder / "whole.hdf5", "w") as file:
+            writer = DemonstrationWriter(file, arguments)
+            yield writer, folder
+            if not len(writer):
+                raise ValueError(f"{output}: not one demonstration is left to write")
+        os.replace(folder / "whole.hdf5", output)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,259 @@
+"""One robosuite arm and its task: start an episode, restore a recorded one, step, look.
+
+robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is no longer made, and keeps what it gives
+out in global tables; what it adds, upright images and states that can be restored, is little, and is tested against it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from unified_video_action.env.mujoco_rendering import prepare_rendering
+from unified_video_action.env.system_libraries import explain_missing_libraries
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """robosuite recommends a private settings file to everyone who imports it."""
+    log = logging.getLogger("robosuite_logs")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+with explain_missing_libraries(), _without_advice():
+    prepare_rendering()
+    import mujoco
+    import robosuite
+    from robosuite.environments.base import REGISTERED_ENVS
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+CONTROL_FREQUENCY = 20  # Hz
+ROBOSUITE_TYPE = 1  # robomimic's number for robosuite environments
+STATES = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}  # metres; x, y, z, w; metres
+MODEL_SEED = 0  # of what robosuite draws when it makes a model, such as the size of Lift's cube
+
+
+def environment_arguments(task: str, absolute: bool) -> dict[str, Any]:
+    """What robomimic calls env_args: a Panda arm under the controller of the published demonstrations.
+
+    Args:
+        task: name of a robosuite environment with one arm.
+        absolute: actions are poses in the world's frame; False: steps, in shares of 5 cm and 0.5 rad.
+    """
+    reach = [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]
+    controller = {
+        "type": "OSC_POSE",
+        "input_max": 1,
+        "input_min": -1,
+        "output_max": reach,
+        "output_min": [-limit for limit in reach],
+        "kp": 150,
+        "damping_ratio": 1,
+        "impedance_mode": "fixed",
+        "kp_limits": [0, 300],
+        "damping_ratio_limits": [0, 10],
+        "position_limits": None,
+        "orientation_limits": None,
+        "uncouple_pos_ori": True,
+        "control_delta": not absolute,
+        "interpolation": None,
+        "ramp_ratio": 0.2,
+    }
+    kwargs = {
+        "robots": ["Panda"],
+        "controller_configs": controller,
+        "control_freq": CONTROL_FREQUENCY,
+        "use_object_obs": True,
+        "reward_shaping": False,
+    }
+    return {"env_name": task, "env_version": robosuite.__version__, "type": ROBOSUITE_TYPE, "env_kwargs": kwargs}
+
+
+def with_controller(arguments: Mapping[str, Any], absolute: bool) -> dict[str, Any]:
+    """The same env_args with a controller that takes absolute actions, or steps."""
+    kwargs = dict(arguments["env_kwargs"])
+    kwargs["controller_configs"] = {**kwargs["controller_configs"], "control_delta": not absolute}
+    return {**arguments, "env_kwargs": kwargs}
+
+
+class Simulator:
+    """A robosuite environment with one arm.
+
+    Args:
+        arguments: env_args of a robomimic file, or `environment_arguments`.
+        samples: of each pixel when drawing; 4 is robosuite's, 0 is several times faster without a GPU.
+
+    Raises:
+        ValueError: robosuite has no such environment.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any], samples: int = 4) -> None:
+        task = arguments["env_name"]
+        if task not in REGISTERED_ENVS:
+            raise ValueError(f"task={task!r}: robosuite knows {', '.join(sorted(REGISTERED_ENVS))}")
+        self.samples = samples
+        own = {name: value for name, value in arguments["env_kwargs"].items() if not name.startswith("camera_")}
+        own |= {
+            "has_renderer": False,
+            "has_offscreen_renderer": False,  # frames are drawn on demand, see `frame`
+            "use_camera_obs": False,
+            "ignore_done": True,
+            # A soft reset redraws every pose but keeps the model, as Diffusion Policy's evaluation does: milliseconds
+            # in place of seconds, and an episode is a function of its seed alone.
+            "hard_reset": False,
+        }
+        with numpy_seed(MODEL_SEED):
+            self._env = robosuite.make(task, **own)
+        self._own_model = self._model = self.model_xml()  # of the sim that is loaded
+
+    # -- episodes ------------------------------------------------------------------------------------------------------
+
+    def reset(self, seed: int) -> None:
+        """Start the episode that `seed` decides: poses of the objects, noise on the arm's joints."""
+        if self._model != self._own_model:
+            self._load(self._own_model)
+        with numpy_seed(seed):  # robosuite draws from numpy's global generator
+            self._env.reset()
+
+    def restore(self, state: np.ndarray, model: str | None = None) -> None:
+        """Go on from a recorded state as if the episode had begun there.
+
+        Args:
+            state: (S,) time, positions and velocities of all joints.
+            model: the XML that it was recorded with; None: the one that was loaded last.
+
+        Raises:
+            ValueError: a model that this MuJoCo cannot read, or a state of another size.
+        """
+        if model is not None and model != self._model:
+            self._load(model)
+        self._env.deterministic_reset = True  # nothing is drawn
+        self._env.reset()
+        self._env.deterministic_reset = False
+        self.show(state)
+        robot = self._env.robots[0]  # its controller draws the elbow to where the joints were at the start
+        robot.controller.update_initial_joints(self._env.sim.data.qpos[robot._ref_joint_pos_indexes])
+
+    def show(self, state: np.ndarray) -> None:
+        """Put everything where a recorded state has it, to look at it."""
+        sim = self._env.sim
+        size = 1 + sim.model.nq + sim.model.nv
+        if np.shape(state) != (size,):
+            raise ValueError(f"a state of {np.shape(state)} numbers does not fit the model, which has {size}")
+        sim.set_state_from_flattened(np.asarray(state, np.float64))
+        sim.forward()
+
+    def step(self, action: np.ndarray) -> None:
+        """A twentieth of a second towards `action` (7,): position, axis-angle, gripper (1 closes, -1 opens)."""
+        self._env.step(np.asarray(action, np.float64))
+        self._refresh()
+
+    def close(self) -> None:
+        self._env.close()
+
+    # -- what is seen --------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> np.ndarray:
+        """(S,) time, positions and velocities of all joints: float64."""
+        return self._env.sim.get_state().flatten()
+
+    def model_xml(self) -> str:
+        return self._env.sim.model.get_xml()
+
+    @property
+    def is_success(self) -> bool:
+        return bool(self._env._check_success())
+
+    def low_dim(self) -> dict[str, np.ndarray]:
+        """Every number that robosuite observes, float64: `robot0_eef_pos` (3,), `object` and so on."""
+        seen = self._env._get_observations(force_update=True)
+        seen = {name: np.atleast_1d(value) for name, value in seen.items() if not name.endswith("-state")} | (
+            {"object": seen["object-state"]} if "object-state" in seen else {}
+        )
+        return {name: np.array(value, np.float64) for name, value in seen.items()}
+
+    def robot_states(self) -> dict[str, np.ndarray]:
+        """`STATES`, float32."""
+        seen = self.low_dim()
+        return {name: seen[name].astype(np.float32) for name in STATES}
+
+    def frame(self, camera: str, size: int) -> np.ndarray:
+        """What a camera sees now: uint8 (size, size, 3), upright."""
+        sim = self._env.sim
+        if sim._render_context_offscreen is None:
+            sim.model.vis.quality.offsamples = self.samples
+            context = MjRenderContextOffscreen(sim, device_id=-1)  # hangs itself into sim
+            context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual shapes, not those of collisions
+        if camera not in sim.model.camera_names:
+            raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
+        image = sim.render(width=size, height=size, camera_name=camera)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self._env.sim.model.camera_names)
+
+    # -- the arm's controller ------------------------------------------------------------------------------------------
+
+    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) and rotation matrix (3, 3) of the hand, in the frame that actions are given in."""
+        robot, data = self._env.robots[0], self._env.sim.data
+        return np.array(data.site_xpos[robot.eef_site_id]), np.array(data.site_xmat[robot.eef_site_id]).reshape(3, 3)
+
+    def body_pose(self, body: str) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) and rotation matrix (3, 3) of a body of the model."""
+        data = self._env.sim.data
+        return np.array(data.get_body_xpos(body)), np.array(data.get_body_xmat(body)).reshape(3, 3)
+
+    def absolute_action(self, step: np.ndarray) -> np.ndarray:
+        """The pose (7,) that a step (7,) from the present state leads to, as the controller understands it.
+
+        Steps must be asked for in their order: one without a turn keeps the goal that the last turn had.
+        """
+        controller = self._env.robots[0].controller
+        controller.update(force=True)
+        controller.set_goal(np.asarray(step, np.float64)[:6])
+        turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
+        return np.concatenate([controller.goal_pos, turn, step[6:]])
+
+    def _refresh(self) -> None:
+        """Positions of bodies, sites and cameras at the present state (MuJoCo leaves those before its last substep)."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+
+    def _load(self, model: str) -> None:
+        try:
+            edited = self._env.edit_model_xml(model)  # the meshes lie elsewhere on every machine
+            self._env.hard_reset = True  # deterministic, yet its sensors must look at the new model
+            self._env.reset_from_xml_string(edited)
+        except Exception as error:  # whatever an XML of another version makes them raise
+            raise ValueError(
+                f"the recorded model cannot be loaded into MuJoCo {mujoco.__version__}: {error}"
+            ) from error
+        finally:
+            self._env.hard_reset = False
+        self._model = model
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """numpy's global generator, which robosuite draws from, starts at `seed` here and is put back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
