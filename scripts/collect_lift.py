@@ -5,45 +5,16 @@ python scripts/collect_lift.py -n 100 --output data/lift.hdf5
 
 import argparse
 import contextlib
-import itertools
 import logging
-import multiprocessing
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from unified_video_action.env.robomimic.collect import Collector
-from unified_video_action.env.robomimic.demonstrations import Demonstration, new_file
+from unified_video_action.env.robomimic.collect import Collector, episodes_in_order
+from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.lift_expert import Variety
 
 log = logging.getLogger("collect_lift")
-
-
-def in_order(collector: Collector, workers: int) -> Iterator[Demonstration | None]:
-    """Attempts 0, 1, 2, ... in that order, without end, made by `workers` processes (1: by this one)."""
-    if workers == 1:
-        yield from map(collector, itertools.count())
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), adopt, (collector,)) as pool:
-        running = deque()
-        try:
-            for attempt in itertools.count():
-                running.append(pool.submit(collect_one, attempt))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def adopt(collector: Collector) -> None:
-    """Keep the collector, and with it the simulator that it makes, for all episodes of this process."""
-    collect_one.collector = collector
-
-
-def collect_one(attempt: int) -> Demonstration | None:
-    return collect_one.collector(attempt)
 
 
 def collect(collector: Collector, count: int, output: Path, workers: int) -> None:
@@ -54,7 +25,7 @@ def collect(collector: Collector, count: int, output: Path, workers: int) -> Non
     steps = attempts = 0
     with (
         new_file(output, collector.arguments) as (writer, _),
-        contextlib.closing(in_order(collector, workers)) as episodes,
+        contextlib.closing(episodes_in_order(collector, workers)) as episodes,
         tqdm(total=count, unit="episode", desc="collecting") as bar,
     ):
         while len(writer) < count:

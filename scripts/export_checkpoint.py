@@ -43,7 +43,8 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
             return f"$UVA_DATA_DIR/{whole.relative_to(Path(mine).expanduser())}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"
 
-    sources = config["task"]["dataset"].get("paths") or []
+    dataset = config["task"]["dataset"]
+    sources = dataset.get("paths") or dataset.get("sources") or []
     sources = [sources] if isinstance(sources, str | Mapping) else sources
     paths = [source["path"] if isinstance(source, Mapping) else source for source in sources]
     return {path: generic(path) for path in sorted(paths, key=len, reverse=True) if MACHINE_PATH.search(path)}

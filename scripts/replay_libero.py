@@ -125,10 +125,12 @@ def check_settings(target: Path, settings: Settings) -> None:
     with h5py.File(target, "r") as file:
         made = json.loads(file["data"].attrs.get("settings", "{}"))
     if made != asdict(settings):
-        raise ValueError(f"{target} was made with {made}, not {asdict(settings)}; choose another --output, or remove it")
+        raise ValueError(f"{target} was made with {made}, not {asdict(settings)}; remove it, or take another --output")
 
 
-def run(sources: list[Path], output: Path, settings: Settings, assets: Path, cache: Path, workers: int) -> list[Outcome]:
+def convert_all(
+    sources: list[Path], output: Path, settings: Settings, assets: Path, cache: Path, workers: int
+) -> list[Outcome]:
     """Convert every file that is not there yet; the outcomes of all."""
     output.mkdir(parents=True, exist_ok=True)
     targets = {source: output / source.name for source in sources}
@@ -176,7 +178,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = Settings(options.image_size, options.keep_failures, options.demonstrations)
         cache = cache_folder(options.cache_dir)
         assets = find_assets(options.assets, cache)
-        outcomes = run(sources, options.output, settings, assets, cache, options.workers)
+        outcomes = convert_all(sources, options.output, settings, assets, cache, options.workers)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         parser.error(str(error))
     for outcome in outcomes:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -125,6 +126,7 @@ def test_a_shipped_checkpoint_is_not_written_beside(checkpoint: Path, tmp_path: 
         (["--set", "task.env.goal"], "--set task.env.goal: expected KEY=VALUE"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--output", "."], "exists already; choose another with --output"),
+        (["--disturbance", "fog"], "disturbance must be one of background, objects, goal, or null, got 'fog'"),
     ],
 )
 def test_mistakes_are_named(
@@ -134,6 +136,28 @@ def test_mistakes_are_named(
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, "--checkpoint", checkpoint, "--output", tmp_path / "new", *arguments)
     assert message in str(stopped.value)
+
+
+def test_pictures_can_be_disturbed(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--checkpoint", checkpoint, "--n-episodes", 1, "--films", 1, "--set", "task.env_runner.max_steps=8")
+    for name, disturbance in {"plain": (), "other": ("--disturbance", "background")}.items():
+        call(monkeypatch, *options, *disturbance, "--output", tmp_path / name)
+    plain, other = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "other"))
+    assert other["config"]["task"]["env"]["disturbance"] == other["facts"]["disturbance"] == "background"
+    assert "disturbance" not in plain["facts"]
+    assert "background" in (tmp_path / "other" / "report.html").read_text()
+    shown = []
+    for name in ("plain", "other"):
+        (film,) = (tmp_path / name / "films").iterdir()
+        with av.open(film) as container:
+            shown.append(next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int))
+    assert (np.abs(shown[0] - shown[1]).max(axis=-1) > 40).mean() > 0.1  # the table has another colour
+
+
+def test_a_simulator_without_disturbances_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
+    toy = "task.env._target_=unified_video_action.env_runner.episode.Episode"  # any class that knows none
+    with pytest.raises(SystemExit, match=r"task\.env\.disturbance: Episode has no such field"):
+        call(monkeypatch, "--checkpoint", checkpoint, "--disturbance", "goal", "--set", toy)
 
 
 def test_missing_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,7 @@ from unified_video_action.workspace.train_unified_video_action_workspace import 
 
 CONFIG = Path(__file__).parents[1] / "config"
 PIXELS = 2e-3  # of a table of 512: rounding of the session's engine against the policy
-READS_HISTORY = "transformer.inputs.history_proj.weight"
+READS_HISTORY = "mar.inputs.history_proj.weight"
 SHRUNK = (
     "vae.weights=random",
     "task.dataset.val_ratio=0.25",
@@ -30,8 +30,10 @@ SHRUNK = (
     "training.schedule.warmup_steps=1",
     "training.optimizer.learning_rate=0.01",
     "trainer.device=cpu",
-    "trainer.validate_every=null",
-    "trainer.sheet_every=null",
+    "trainer.validation_windows=2",
+    "trainer.validate_every=2",
+    "trainer.sheet_windows=1",
+    "trainer.sheet_every=2",
     "trainer.tensorboard=false",
 )
 

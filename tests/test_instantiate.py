@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from unified_video_action.instantiate import build_dataclass, instantiate
@@ -27,6 +29,53 @@ def test_nodes_and_nested_nodes_are_built():
 def test_nothing_outside_the_package_is_called(target):
     with pytest.raises(ValueError, match="_target_"):
         instantiate({"_target_": target, "command": "true"}, "task.env")
+
+
+@pytest.fixture
+def own_package(tmp_path, monkeypatch):
+    """A package my_robot with a class Arm(reach), and another that nobody has named."""
+    for name in ("my_robot", "my_robot_too"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        (tmp_path / name / "arm.py").write_text(
+            "class Arm:\n    def __init__(self, reach):\n        self.reach = reach\n"
+        )
+    (tmp_path / "my_robot" / "broken.py").write_text("import a_library_that_is_not_there\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_robot"
+    for name in [name for name in sys.modules if name.startswith("my_robot")]:
+        del sys.modules[name]
+
+
+def test_packages_that_the_user_names_are_trusted(own_package, monkeypatch):
+    node = {"_target_": "my_robot.arm.Arm", "reach": 2}
+    with pytest.raises(ValueError, match=r"'my_robot.arm.Arm' is refused; .*UVA_PLUGINS=my_package"):
+        instantiate(node, "task.env")
+    assert "my_robot" not in sys.modules  # nothing was imported
+    monkeypatch.setenv("UVA_PLUGINS", f"another, {own_package}")
+    assert instantiate(node, "task.env").reach == 2
+    refused = ["my_robot_too.arm.Arm", "os.system", "my_robot", "my_robot.arm.__builtins__"]
+    for target in refused:
+        with pytest.raises(ValueError, match="_target_"):
+            instantiate({"_target_": target, "reach": 2}, "task.env")
+    assert "my_robot_too" not in sys.modules
+
+
+def test_mistakes_in_own_packages_are_named(own_package, monkeypatch):
+    monkeypatch.setenv("UVA_PLUGINS", "my_robot,my_absent_robot")
+    with pytest.raises(ValueError, match="no module 'my_absent_robot'; is its folder in PYTHONPATH"):
+        instantiate({"_target_": "my_absent_robot.arm.Arm"}, "task.env")
+    with pytest.raises(ValueError, match="no module 'my_robot.leg'"):
+        instantiate({"_target_": "my_robot.leg.Leg"}, "task.env")
+    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
+        instantiate({"_target_": "my_robot.broken.Arm"}, "task.env")
+
+
+@pytest.mark.parametrize("names", ["os", "subprocess,my_robot", "importlib.util", "my robot", "*", "builtins", ".."])
+def test_what_may_not_be_trusted(names, monkeypatch):
+    monkeypatch.setenv("UVA_PLUGINS", names)
+    with pytest.raises(ValueError, match="UVA_PLUGINS: .* is refused"):
+        instantiate({"_target_": HORIZON}, "task.horizon")
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def test_samples_through_workers_and_the_latent_cache(folder, tmp_path, toy_code
         LeRobotSource(**options), Wanted(("image",), (), 3), Horizon(2, 2, stride=2, actions=4), val_ratio=0, pad_after=2
     )
     assert dataset.instructions == ("open the drawer", "push the block")
-    for batch in DataLoader(dataset, batch_size=None, sampler=[[(3, 0), (40, 1)]], num_workers=1):
+    loader = DataLoader(dataset, batch_sampler=[[(3, 0), (40, 1)]], collate_fn=lambda batch: batch, num_workers=1)
+    for batch in loader:
         shown = read_numbers(np.moveaxis(batch["future"]["image"].numpy(), 2, -1).reshape(-1, 96, 96, 3)) - 2000
         now = np.array([dataset._now[3], dataset._now[40]])
         assert np.array_equal(shown.reshape(2, 2), np.minimum(now[:, None] + [2, 4], dataset._end[[3, 40], None] - 1))

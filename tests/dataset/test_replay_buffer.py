@@ -1,15 +1,22 @@
 """Reading stores in every published form, and refusing damaged ones with file, array and index."""
 
+import json
+import os
 import pickle
 import shutil
 import zipfile
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 import zarr
+from zarr.core.dtype import VariableLengthBytes
 
+from tests.dataset.recordings import numbered_frames, psnr, read_numbers
 from unified_video_action.dataset import replay_buffer
+from unified_video_action.dataset.jpeg import JpegCodec, encode_jpeg, register_jpeg
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.dataset.zarr_store import StoreError
 
@@ -271,3 +278,99 @@ def test_the_published_archive_and_its_uint8_copy_agree(pusht_zip):
     assert np.array_equal(buffer.frames("img", rows), other.frames("img", rows))
     assert np.array_equal(buffer.vectors["state"], other.vectors["state"])
     assert np.array_equal(buffer.vectors["action"], other.vectors["action"])
+
+
+# -- pictures that are stored as JPEG ----------------------------------------------------------------------------------
+
+
+SHOWN = numbered_frames(range(40), (48, 64))
+
+
+@pytest.fixture
+def jpeg_store(make_store) -> Path:
+    """data/img: chunks compressed as imagecodecs_jpeg; data/other: as jpeg; data/bytes: encoded pictures."""
+    register_jpeg()
+    path = make_store(lengths=(15, 25))
+    data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
+    del data["img"]
+    data.create_array("img", data=SHOWN, chunks=(1, 48, 64, 3), compressors=JpegCodec(90))
+    data.create_array("other", data=SHOWN, chunks=(1, 48, 64, 3), compressors=JpegCodec(90))
+    data.create_array("bytes", shape=(40,), chunks=(7,), dtype=VariableLengthBytes())
+    data["bytes"][:] = np.array([encode_jpeg(frame, 90) for frame in SHOWN], object)
+    edit_metadata(path, "other", id="jpeg")
+    return path
+
+
+@pytest.mark.parametrize("name", ["img", "other", "bytes"])
+def test_jpeg_frames_are_read_like_others(jpeg_store, name):
+    buffer = ReplayBuffer(jpeg_store, [name], ["action"])
+    frames = buffer.frames(name, np.arange(40))
+    assert buffer.frame_shape(name) == (48, 64) and np.array_equal(read_numbers(frames), np.arange(40))
+    assert psnr(frames, SHOWN) > 28  # in this order of colours
+    rows = np.array([[39, 0], [7, 7]])
+    for copy in (buffer, pickle.loads(pickle.dumps(buffer))):  # noqa: S301
+        assert np.array_equal(copy.frames(name, rows), frames[rows])
+    assert buffer.fingerprint() == ReplayBuffer(jpeg_store, [name], []).fingerprint()
+
+
+def test_a_zip_of_jpeg_frames(jpeg_store, tmp_path):
+    archive = zipped(jpeg_store, tmp_path / "demos.zip")
+    assert read_numbers(ReplayBuffer(archive, ["img"], []).frames("img", np.array([17]))) == [17]
+
+
+def test_jpeg_frames_are_decoded_by_the_worker_that_reads_them(jpeg_store, monkeypatch):
+    buffer = ReplayBuffer(jpeg_store, ["bytes"], [])
+    here = os.getpid()
+
+    def decode(encoded, where):
+        return np.full((48, 64, 3), os.getpid() != here, np.uint8)
+
+    monkeypatch.setattr(replay_buffer, "decode_image", decode)  # which a forked worker inherits
+    rows = [torch.tensor([3]), torch.tensor([30])]
+
+    class Rows(torch.utils.data.Dataset):
+        def __getitem__(self, index):
+            return buffer.frames("bytes", rows[index].numpy())
+
+        def __len__(self):
+            return len(rows)
+
+    loader = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="fork")
+    assert [int(frames.min()) for frames in loader] == [1, 1]
+    assert buffer.frames("bytes", np.array([3])).max() == 0
+
+
+def test_written_by_imagecodecs(jpeg_store):
+    """Its metadata names every parameter; what we cannot honour is an error, not wrong pictures."""
+    unset = dict.fromkeys(["bitspersample", "tables", "header", "colorspace_data", "subsampling", "optimize"])
+    edit_metadata(jpeg_store, "img", **unset)
+    assert read_numbers(ReplayBuffer(jpeg_store, ["img"], []).frames("img", np.array([5]))) == [5]
+    edit_metadata(jpeg_store, "img", tables="AAAA")
+    with pytest.raises(StoreError, match="with their own tables cannot be read"):
+        ReplayBuffer(jpeg_store, ["img"], [])
+
+
+def test_damaged_pictures_are_named(jpeg_store):
+    chunk = jpeg_store / "data" / "img" / "9.0.0.0"
+    chunk.write_bytes(b"no picture at all")
+    with pytest.raises(StoreError, match=r"data/img\[9:10\] cannot be read .*no readable JPEG or PNG"):
+        ReplayBuffer(jpeg_store, ["img"], []).frames("img", np.array([9]))
+    data = zarr.open_group(str(jpeg_store), mode="r+", zarr_format=2)["data"]
+    data["bytes"][20:22] = np.array([b"", encode_jpeg(SHOWN[0, :32])], object)
+    buffer = ReplayBuffer(jpeg_store, ["bytes"], [])
+    with pytest.raises(StoreError, match=r"data/bytes\[20\]: 0 bytes that are no readable JPEG"):
+        buffer.frames("bytes", np.array([20]))
+    with pytest.raises(StoreError, match=r"data/bytes\[21\] is a picture of \(32, 64\), the first one of \(48, 64\)"):
+        buffer.frames("bytes", np.array([21]))
+
+
+def test_the_jpeg_codec_takes_single_frames_only():
+    with pytest.raises(ValueError, match=r"chunks of one RGB frame, uint8 \(1, H, W, 3\); got uint8 \(2, 48, 64, 3\)"):
+        JpegCodec().encode(SHOWN[:2])
+
+
+def edit_metadata(store: Path, name: str, **compressor) -> None:
+    path = store / "data" / name / ".zarray"
+    metadata = json.loads(path.read_text())
+    metadata["compressor"] |= compressor
+    path.write_text(json.dumps(metadata))

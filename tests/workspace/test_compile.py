@@ -84,7 +84,7 @@ def test_a_compiled_transformer_drops_what_the_eager_one_drops(checkpointing):
         return [out, *torch.autograd.grad(out.square().sum(), list(stack.parameters()))]
 
     eager = gradients()
-    stack.compile(dynamic=False)
+    stack.compile(dynamic=False, backend="aot_eager_decomp_partition")  # all but the making of kernels
     for found, expected in zip(gradients(), eager, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 

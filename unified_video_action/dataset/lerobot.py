@@ -22,7 +22,7 @@ from unified_video_action.dataset.video_frames import Fit, VideoFiles
 from unified_video_action.dataset.zarr_store import StoreError, expand
 
 TIME_TOLERANCE = 0.2  # of the time between two frames: how far a frame may lie from where the index says
-PICTURES_IN_MEMORY = 2**28  # bytes of encoded pictures that a process keeps
+PICTURES_IN_MEMORY = 2**25  # bytes of encoded pictures that a process keeps
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def require_absolute(store: Hdf5Store) -> None:
     """Raise StoreError for a file that is not a converted one; says how to convert it."""
     if store.attributes.get(CONTROL) != "absolute" or INSTRUCTION not in store.attributes:
         raise StoreError(
-            f"{store.location}: a file as LIBERO publishes it, whose actions are steps; convert it, or its folder, with: "
+            f"{store.location}: as LIBERO publishes it, its actions are steps; convert it, or its folder, with: "
             f"python scripts/replay_libero.py {store.location} --output NEW_FOLDER"
         )
     if store.vectors["actions"].shape[1] != AXIS_ANGLE_ACTION:

@@ -106,7 +106,10 @@ def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
         root = _only_root([file.relative_to(path).as_posix() for file in found], str(path))
         return LocalStore(path, read_only=True), root
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file or folder; scripts/download_data.py fetches public data")
+        raise FileNotFoundError(
+            f"{path}: no such file or folder; scripts/download_data.py fetches public data, and scripts/collect_demos.py "
+            "makes demonstrations"
+        )
     with zipfile.ZipFile(path) as archive:
         root = _only_root(archive.namelist(), str(path))
     return ZipStore(path, mode="r"), root

@@ -86,7 +86,7 @@ def _draw(
     top = MARGIN + LINE + 14
     large = 2 * SMALL + LINE + GAP
     large_width = _width(real[0], large)
-    small_width = _width(moment.frames[0], SMALL) if moment else 0
+    small_width = _width(real[0], SMALL) if moment else 0
     futures = len(moment.offsets) if moment else 0
     width = 2 * MARGIN + large_width + futures * (small_width + GAP) + (MARGIN - GAP if futures else 0)
     height = top + LINE + large + MARGIN
@@ -106,7 +106,7 @@ def _draw(
         left = 2 * MARGIN + large_width + place * (small_width + GAP)
         lower = top + LINE + SMALL + GAP
         pen.text((left, top), f"imagined +{moment.offsets[place]}", ACCENT, _font(12))
-        canvas.paste(_scaled(moment.frames[place], SMALL), (left, top + LINE))
+        canvas.paste(_scaled(moment.frames[place], SMALL, small_width), (left, top + LINE))
         if at < len(real):
             pen.text((left, lower), f"real, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
@@ -131,8 +131,9 @@ def _width(frame: np.ndarray, height: int) -> int:
     return round(frame.shape[1] * height / frame.shape[0])
 
 
-def _scaled(frame: np.ndarray, height: int) -> Image.Image:
-    return Image.fromarray(frame).resize((_width(frame, height), height), Image.Resampling.BICUBIC)
+def _scaled(frame: np.ndarray, height: int, width: int | None = None) -> Image.Image:
+    """`width`: of a frame that the codec has made square; None keeps its shape."""
+    return Image.fromarray(frame).resize((width or _width(frame, height), height), Image.Resampling.BICUBIC)
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> int:

@@ -68,7 +68,7 @@ def read_recording(path: Path, name: str, scene: Scene) -> Recording:
         group, where = file["data"][name], f"{path}: data/{name}"
         absent = [key for key in ("actions", "states") if key not in group]
         if absent or "model_file" not in group.attrs:
-            raise ValueError(f"{where} lacks {', '.join(absent) or 'the attribute model_file'}, which LIBERO's files have")
+            raise ValueError(f"{where} lacks {', '.join(absent) or 'the attribute model_file'}; LIBERO's files have it")
         actions, states = group["actions"][:].astype(np.float64), group["states"][:].astype(np.float64)
         model = group.attrs["model_file"]
     if actions.ndim != 2 or actions.shape[1] != AXIS_ANGLE_ACTION or len(actions) != len(states) or not len(actions):
@@ -92,7 +92,9 @@ def absolute_actions(scene: Scene, recording: Recording) -> np.ndarray:
     return np.stack(found)
 
 
-def play(scene: Scene, recording: Recording, actions: np.ndarray, image_size: int) -> tuple[dict[str, np.ndarray], bool]:
+def play(
+    scene: Scene, recording: Recording, actions: np.ndarray, image_size: int
+) -> tuple[dict[str, np.ndarray], bool]:
     """Play absolute actions (T, 7) from the recording's first state.
 
     They pass through the network's form, and are played just as the environment will play a policy's.

@@ -17,6 +17,7 @@ from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.rotations import matrix_to_6d
 
 with explain_missing_libraries():
+    import mujoco
     from robosuite import load_controller_config
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
     from robosuite.utils.errors import RandomizationError
@@ -68,6 +69,7 @@ class Scene:
             ) from error
         for name in list(self._env._observables):
             self._env.modify_observable(name, "enabled", False)  # this class looks for itself
+        self._site_colours = np.array(self._env.sim.model.site_rgba)
 
     # -- episodes ------------------------------------------------------------------------------------------------------
 
@@ -77,6 +79,8 @@ class Scene:
         Raises:
             ValueError: a state of another size.
         """
+        # Showing and hiding sites, such as the glow of a stove, leaves traces in their colours that would add up.
+        self._env.sim.model.site_rgba[:] = self._site_colours
         with numpy_seed(seed):  # LIBERO draws from numpy's global generator
             while True:
                 try:
@@ -101,7 +105,7 @@ class Scene:
         """Let objects come to rest while the arm stays and opens its gripper."""
         before, self.relative = self.relative, True
         for _ in range(steps):
-            self._env.step(NO_OP)
+            self.step(NO_OP)
         self.relative = before
 
     def step(self, action: np.ndarray) -> None:
@@ -111,6 +115,10 @@ class Scene:
         is, in shares of 5 cm and 0.5 rad, cut to [-1, 1].
         """
         self._env.step(np.asarray(action, np.float64))
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        mujoco.mj_kinematics(model, data)  # MuJoCo leaves what is seen as it was before the last of 25 substeps
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
 
     @property
     def relative(self) -> bool:

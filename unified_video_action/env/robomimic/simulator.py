@@ -1,7 +1,7 @@
 """One robosuite arm and its task: start an episode, restore a recorded one, step, look.
 
-robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is no longer made, and keeps what it gives
-out in global tables; what it adds, upright images and states that can be restored, is little, and is tested against it.
+robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is no longer made, and keeps in global
+tables what it gives out. What it adds, upright images and states that can be restored, is little: a test compares them.
 """
 
 from __future__ import annotations
@@ -114,14 +114,19 @@ class Simulator:
         }
         with numpy_seed(MODEL_SEED):
             self._env = robosuite.make(task, **own)
-        self._own_model = self._model = self.model_xml()  # of the sim that is loaded
+        self._model: str | None = None  # the recorded model that is loaded; None: robosuite's own
 
     # -- episodes ------------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> None:
         """Start the episode that `seed` decides: poses of the objects, noise on the arm's joints."""
-        if self._model != self._own_model:
-            self._load(self._own_model)
+        if self._model is not None:
+            self._make_current()
+            with numpy_seed(MODEL_SEED):  # as in __init__
+                self._env.hard_reset = True
+                self._env.reset()
+                self._env.hard_reset = False
+            self._model = None
         with numpy_seed(seed):  # robosuite draws from numpy's global generator
             self._env.reset()
 
@@ -159,6 +164,7 @@ class Simulator:
         self._refresh()
 
     def close(self) -> None:
+        self._make_current()
         self._env.close()
 
     # -- what is seen --------------------------------------------------------------------------------------------------
@@ -191,12 +197,13 @@ class Simulator:
     def frame(self, camera: str, size: int) -> np.ndarray:
         """What a camera sees now: uint8 (size, size, 3), upright."""
         sim = self._env.sim
+        if camera not in sim.model.camera_names:
+            raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
         if sim._render_context_offscreen is None:
             sim.model.vis.quality.offsamples = self.samples
             context = MjRenderContextOffscreen(sim, device_id=-1)  # hangs itself into sim
             context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual shapes, not those of collisions
-        if camera not in sim.model.camera_names:
-            raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
+        self._make_current()
         image = sim.render(width=size, height=size, camera_name=camera)
         return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
 
@@ -234,14 +241,22 @@ class Simulator:
         mujoco.mj_comPos(model, data)
         mujoco.mj_camlight(model, data)
 
+    def _make_current(self) -> None:
+        """What is drawn, or freed, is this simulator's: another one in this process may have drawn last."""
+        context = self._env.sim._render_context_offscreen
+        if context is not None:
+            context.gl_ctx.make_current()
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
+
     def _load(self, model: str) -> None:
+        self._make_current()
         try:
             edited = self._env.edit_model_xml(model)  # the meshes lie elsewhere on every machine
             self._env.hard_reset = True  # deterministic, yet its sensors must look at the new model
             self._env.reset_from_xml_string(edited)
         except Exception as error:  # whatever an XML of another version makes them raise
             raise ValueError(
-                f"the recorded model cannot be loaded into MuJoCo {mujoco.__version__}: {error}"
+                f"MuJoCo {mujoco.__version__} cannot load the recorded model: {error}; --own-model does without"
             ) from error
         finally:
             self._env.hard_reset = False

@@ -1,0 +1,125 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+
+from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
+from unified_video_action.dataset.build import build_dataset
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
+
+CONFIG = str(Path(__file__).parents[2] / "config")
+CAMERA = "observation.image"
+WEIGHTS = {"pusht": 1.0, "lerobot": 2.0, "videos": 3.0}
+TASK = """
+defaults:
+  - base
+  - dataset@task.dataset: mixture
+  - model: mar_tiny
+  - vae: taef2
+  - training: joint
+  - _self_
+
+name: mixed
+task:
+  shape_meta:
+    obs: {image: {shape: [3, 96, 96], type: rgb}}
+    action: {shape: [2]}
+  horizon: {history: 2, future: 2, stride: 2, actions: 4}
+  dataset: {pad_after: 2, val_ratio: 0.2}
+vae: {weights: random, image_size: 32}
+training: {batch_size: 8, steps: 3, schedule: {warmup_steps: 1}}
+trainer:
+  device: cpu
+  tensorboard: false
+  log_every: 1
+  validation_windows: 2
+  sheet_every: null
+  peak_tflops: 1.0  # not measured
+policy: {action_steps: 4, sampler: ddim2, video_sampler: ddim2}
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, pusht_store) -> dict[str, Path]:
+    """A zarr store with actions, a LeRobot folder with actions, and videos without any."""
+    root, rng = tmp_path_factory.mktemp("mixture"), np.random.default_rng(0)
+    episodes = [
+        Episode({CAMERA: numbered_frames(range(30), (96, 128))}, {"action": rng.uniform(0, 512, (30, 2))})
+        for _ in range(4)
+    ]
+    for name in ("a.mp4", "b.mp4"):
+        write_video(root / "videos" / name, numbered_frames(range(40), (48, 64)))
+    lerobot = write_lerobot(root / "lerobot", episodes)
+    return {"pusht": pusht_store, "lerobot": lerobot, "videos": root / "videos"}
+
+
+def read(places: dict[str, Path], folder: Path, *overrides: str):
+    """A task of a user's own that says dataset: mixture, with the sources on the command line."""
+    (folder / "mixed.yaml").write_text(TASK)
+    options = {
+        "pusht": {"_target_": "unified_video_action.dataset.pusht.PushTSource"},
+        "lerobot": {
+            "_target_": "unified_video_action.dataset.lerobot.LeRobotSource",
+            "cameras": {"image": CAMERA},
+            "image_size": 96,
+        },
+        "videos": {"_target_": "unified_video_action.dataset.video_folder.VideoFolderSource", "image_size": 96},
+    }
+    for name in options:
+        options[name] |= {"path": str(places[name]), "weight": WEIGHTS[name]}
+    sources = json.dumps(options).replace('"', "")
+    chosen = [f"task.dataset.sources={sources}", f"output_dir={folder}/run", f"data.cache_dir={folder}/cache"]
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        return compose("mixed", [f"hydra.searchpath=[file://{CONFIG}]", *chosen, *overrides])
+
+
+def test_shares_of_the_samples_are_as_asked(places, tmp_path):
+    dataset = build_dataset(read(places, tmp_path))
+    counts = Counter(Path(dataset.describe(index).split(",")[0]).name.split("@")[0] for index in range(len(dataset)))
+    shares = {name: counts[places[name].name] / len(dataset) for name in WEIGHTS}
+    assert shares == pytest.approx({"pusht": 1 / 6, "lerobot": 2 / 6, "videos": 3 / 6}, abs=0.01)
+
+
+def test_has_action_tells_videos_apart_and_actions_are_the_sources_own(places, tmp_path):
+    dataset = build_dataset(read(places, tmp_path))
+    origin = np.array([Path(dataset.describe(index).split(",")[0]).name for index in range(len(dataset))])
+    items = [(index, 0) for index in range(0, len(dataset), 7)]
+    batch, origin = dataset.__getitems__(items), origin[::7]
+    is_video = np.array([name.startswith("videos") for name in origin])
+    assert 0 < is_video.sum() < len(origin) and np.array_equal(batch["has_action"].numpy(), ~is_video)
+    assert batch["action_is_pad"][is_video].all() and not batch["action_is_pad"][~is_video].all()
+    assert (batch["action"][is_video] == 0).all() and (batch["action"][~is_video] != 0).any()
+    limits = dataset.fit_normalizer().fields()["action"]  # of the sources with actions, not of zeros
+    known = np.concatenate([table.action for table in dataset.tables if table.action is not None])
+    np.testing.assert_allclose(limits["scale"] * known.min(0) + limits["offset"], -1, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["video", "joint"])
+def test_both_stages_train_through_the_latent_caches(places, tmp_path, stage):
+    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path, f"training={stage}"))
+    workspace.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.zarr"))
+    assert caches == ["lerobot", "pusht", "videos"]
+
+
+def test_mistakes_are_named(places, tmp_path):
+    config = read(places, tmp_path)
+    config.task.dataset.sources.lerobot.weight = None
+    with pytest.raises(ValueError, match="give a weight to every source, or to none"):
+        build_dataset(config)
+    config.task.dataset.sources.lerobot.weight = 2.0
+    config.task.dataset.sources.lerobot.image_size = 64
+    with pytest.raises(ValueError, match="frames of different sizes cannot share a batch"):
+        build_dataset(config)
+    config.task.dataset.sources = {"videos": str(places["videos"])}
+    with pytest.raises(ValueError, match="is no source; give a mapping with its _target_"):
+        build_dataset(config)
+    config.task.dataset.sources = None
+    with pytest.raises(ValueError, match="task.dataset.sources is empty"):
+        build_dataset(config)

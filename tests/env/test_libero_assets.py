@@ -1,0 +1,201 @@
+"""LIBERO's assets, its import, its suites and start states: found, unpacked once, and without a question."""
+
+import multiprocessing
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.libero_recording import LIBERO, libero_cache  # noqa: F401
+
+pytest.importorskip("libero", reason=LIBERO)
+
+from unified_video_action.compat.numpy_archive import read_array
+from unified_video_action.env.libero.assets import PARTS, cache_folder, find_assets
+from unified_video_action.env.libero.env import LiberoEnv
+from unified_video_action.env.libero.suites import find_task, load_suite
+
+ROOT = Path(__file__).parents[2]
+FRESH = """
+import sys
+from unified_video_action.env.libero.env import LiberoEnv
+from unified_video_action.env.libero.installation import load
+env = LiberoEnv(cache_dir=sys.argv[1])
+envs = load(env.assets, env.cache)
+assert envs.bddl_base_domain.get_assets_path() == str(env.assets)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A folder that looks like assets."""
+    for part in PARTS:
+        (tmp_path / "small" / part).mkdir(parents=True)
+        (tmp_path / "small" / part / "a.xml").write_text("<mujoco/>")
+    return tmp_path / "small"
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(archive, "w:gz") as tar:
+        for part in sorted(folder.iterdir()):
+            tar.add(part, part.name)
+    return archive
+
+
+def unpack(job: tuple[Path, Path]) -> Path:
+    return find_assets(str(job[0]), job[1])
+
+
+def test_a_fresh_process_asks_nothing_and_leaves_the_home_alone(libero_cache, data_dir, tmp_path):  # noqa: F811
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in ("LIBERO_CONFIG_PATH", "XDG_CACHE_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH, libero_cache],
+        env={**kept, "HOME": str(home), "UVA_DATA_DIR": str(data_dir), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(home.iterdir()) == []
+
+
+def test_assets_are_a_folder_or_an_archive(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = tmp_path / "cache"
+    assert find_assets(str(small), cache) == small
+    beside = tmp_path / "beside"
+    beside.mkdir()
+    (beside / "assets").symlink_to(small)
+    assert find_assets(str(beside), cache) == beside / "assets" and not cache.exists()
+    archive = pack(small, tmp_path / "data" / "libero" / "libero10_assets.tar.gz")
+    unpacked = find_assets(str(archive), cache)
+    assert unpacked.parent == cache and (unpacked / "scenes" / "a.xml").read_text() == "<mujoco/>"
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "data"))
+    assert find_assets(None, cache) == find_assets("$UVA_DATA_DIR/libero", cache) == unpacked
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "unified_video_action" / "libero"
+
+
+def test_processes_unpack_an_archive_once(small: Path, tmp_path: Path):
+    (small / "scenes" / "big").write_bytes(os.urandom(2**22))
+    archive = pack(small, tmp_path / "a.tar.gz")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.map(unpack, [(archive, tmp_path / "cache")] * 4)
+    assert len(set(found)) == 1 and (found[0] / "scenes" / "big").stat().st_size == 2**22
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [found[0]]
+    archive.write_bytes(pack(small, tmp_path / "b.tar.gz").read_bytes() + b"\0")
+    assert find_assets(str(archive), tmp_path / "cache") != found[0]  # another archive
+
+
+def test_missing_assets_are_named_with_the_remedy(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cache = tmp_path / "cache"
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist\. .*task\.env\.assets=PATH"):
+        LiberoEnv(assets=str(tmp_path / "nowhere"), cache_dir=str(cache))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no LIBERO assets\. .*UVA_DATA_DIR"):
+        find_assets(str(tmp_path / "empty"), cache)
+    broken = pack(small, tmp_path / "broken.tar.gz")
+    broken.write_bytes(broken.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"broken\.tar\.gz cannot be unpacked"):
+        find_assets(str(broken), cache)
+    with pytest.raises(ValueError, match="holds no LIBERO assets: expected folders"):
+        find_assets(str(pack(small / "scenes", tmp_path / "part.tar.gz")), cache)
+    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*task\.env\.assets=PATH.*huggingface\.co"):
+        find_assets(None, cache)
+    assert not [path for path in cache.iterdir() if path.is_dir()]  # nothing half done
+
+
+def test_an_asset_that_the_scene_lacks_is_named(small: Path, tmp_path: Path):
+    env = LiberoEnv(tasks=[8], assets=str(small), cache_dir=str(tmp_path / "cache"), observe_images=False)
+    with pytest.raises(FileNotFoundError, match=r"KITCHEN_SCENE8.* cannot be built from .*small: .*task\.env\.assets"):
+        env.reset(seed=0)
+
+
+def test_seeds_run_evenly_through_tasks_and_states(libero_cache):  # noqa: F811
+    env = LiberoEnv(cache_dir=libero_cache)
+    places = [env.place(seed) for seed in range(100_000, 100_500)]
+    assert len(set(places)) == 500 and env.place(100_500) == places[0] == (0, 0)
+    for count in (1, 7, 50, 123, 500):
+        tasks = Counter(task for task, _ in places[:count])
+        assert max(tasks.values()) - min(tasks[task] for task in range(10)) <= 1
+        states = {task: {state for other, state in places[:count] if other == task} for task in tasks}
+        assert all(found == set(range(len(found))) for found in states.values())
+    some = LiberoEnv(tasks=[4, 2], cache_dir=libero_cache)
+    assert [task.name[:20] for task in some.tasks] == ["LIVING_ROOM_SCENE5_p", "KITCHEN_SCENE3_turn_"]
+    assert [some.place(seed) for seed in (0, 1, 2, 99, 100)] == [(0, 0), (1, 0), (0, 1), (1, 49), (0, 0)]
+
+
+def test_the_suites_tasks_and_their_start_states():
+    for suite, count in {"libero_10": 10, "libero_spatial": 10, "libero_object": 10, "libero_goal": 10}.items():
+        assert len(load_suite(suite)) == count
+    tasks = load_suite("libero_10")
+    assert tasks[2].instruction == "turn on the stove and put the moka pot on it"
+    for task in tasks:
+        told = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
+        assert task.instruction == told and task.bddl.is_file()
+        states = task.start_states()
+        assert states.dtype == np.float64 and states.shape[0] == 50 and len(np.unique(states, axis=0)) == 50
+    assert find_task(tasks[3].name) == tasks[3]
+    with pytest.raises(ValueError, match="LIBERO has no task 'fold_the_shirt'"):
+        find_task("fold_the_shirt")
+
+
+class Program:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def test_start_states_that_want_to_run_something_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        "system": (pickle.dumps(Program(), protocol=2), "it asks for posix.system; nothing of it was run"),
+        "objects": (pickle.dumps(np.array([Program()], object), protocol=2), "no stored array of numbers"),
+        "other": (pickle.dumps([1, 2], protocol=2), "it holds a list"),
+        "cut": (pickle.dumps(np.arange(4.0), protocol=2)[:-9], "no stored array of numbers"),
+    }
+    for name, (data, message) in cases.items():
+        path = tmp_path / f"{name}.pruned_init"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+        with pytest.raises(ValueError, match=message):
+            read_array(path)
+    (tmp_path / "text").write_text("no zip")
+    with pytest.raises(ValueError, match="text is no stored array"):
+        read_array(tmp_path / "text")
+    with pytest.raises(FileNotFoundError):
+        read_array(tmp_path / "nowhere")
+    assert not (tmp_path / "ran").exists()
+    path = tmp_path / "good"
+    wanted = np.asfortranarray(np.arange(12, dtype=">f4").reshape(3, 4))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(wanted, protocol=2))
+    np.testing.assert_array_equal(read_array(path), wanted)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"suite": "libero_11"}, "suite='libero_11': LIBERO has libero_10, libero_90, libero_goal"),
+        ({"tasks": [10]}, r"tasks=\[10\]: expected numbers from 0 to 9, or null"),
+        ({"tasks": []}, r"tasks=\[\]: expected numbers"),
+        ({"control": "delta"}, "control='delta': expected absolute or relative"),
+        ({"image_size": 4}, "image_size=4: expected a whole number of at least 8"),
+        ({"settle_steps": -1}, "settle_steps=-1: expected a whole number of at least 0"),
+        ({"samples": 1.5}, "samples=1.5: expected a whole number of at least 0"),
+    ],
+)
+def test_bad_options_are_named(fields: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        LiberoEnv(**fields)

@@ -1,0 +1,201 @@
+"""robosuite's tasks as environments: views, poses, seeds, success, and what robomimic's own wrapper shows."""
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from tests.lift_demos import CAMERAS, LIFT, SIZE
+
+pytest.importorskip("robosuite", reason=LIFT)
+
+from unified_video_action.env.robomimic.env import RobomimicEnv
+from unified_video_action.env.robomimic.lift_expert import LiftExpert
+from unified_video_action.env.robomimic.simulator import Simulator, environment_arguments
+from unified_video_action.rotations import matrix_to_6d, to_pose_actions
+
+
+@pytest.fixture(scope="module")
+def env():
+    """Lift with small frames; tests that need none set `_drawn`."""
+    env = RobomimicEnv("Lift", CAMERAS, image_size=SIZE, samples=0)
+    yield env
+    env.close()
+
+
+@pytest.fixture
+def blind(env, monkeypatch):
+    monkeypatch.setattr(env, "_drawn", ())
+    return env
+
+
+def pose_action(position: np.ndarray, rotation: np.ndarray, gripper: float) -> np.ndarray:
+    return np.concatenate([position, matrix_to_6d(rotation), [gripper]]).astype(np.float32)
+
+
+def test_observations_are_upright_and_as_announced(env) -> None:
+    observation, info = env.reset(seed=1)
+    assert env.observation_space.contains(observation) and info == {"score": 0.0, "is_success": False}
+    main, wrist = (observation[f"{camera}_image"].mean(axis=-1) for camera in CAMERAS)
+    assert main[: SIZE // 8].mean() < main[-SIZE // 8 :].mean() - 20  # the robot stands behind a white table
+    assert wrist[-SIZE // 8 :].mean() < wrist[: SIZE // 8].mean() - 50  # the hand is at the lower edge of its own view
+    np.testing.assert_array_equal(env.render(), observation["agentview_image"])
+    red = observation["agentview_image"].astype(int)
+    assert ((red[..., 0] - red[..., 1]) > 60).sum() > 5  # the cube
+
+
+def test_an_episode_is_a_function_of_its_seed(blind) -> None:
+    def play(env, seed: int) -> list[np.ndarray]:
+        env.reset(seed=seed)
+        position, rotation = env.simulator.hand_pose()
+        states = [env.simulator.state]
+        for step in range(6):
+            env.step(pose_action(position + [0.01 * step, 0.02, -0.01 * step], rotation, 1.0 if step > 2 else -1.0))
+            states.append(env.simulator.state)
+        return states
+
+    np.random.seed(3)  # noqa: NPY002
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, other, again = play(blind, 7), play(blind, 8), play(blind, 7)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first[0] - other[0]).max() > 1e-3
+    new = RobomimicEnv("Lift", CAMERAS, observe_images=False)
+    assert set(new.observation_space) == {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"}
+    np.testing.assert_array_equal(play(new, 7), first)  # whatever robosuite drew when it was made
+    new.close()
+
+
+def test_without_a_seed_episodes_differ(blind) -> None:
+    starts = [blind.reset()[0]["robot0_eef_pos"] for _ in range(2)]
+    assert np.abs(starts[0] - starts[1]).max() > 1e-4
+
+
+def test_the_hand_goes_to_the_pose_it_is_told(blind) -> None:
+    blind.reset(seed=2)
+    position, rotation = blind.simulator.hand_pose()
+    goal = position + [0.04, -0.05, -0.03]
+    turned = Rotation.from_euler("z", 0.4).as_matrix() @ rotation
+    for _ in range(25):
+        observation, score, *_ = blind.step(pose_action(goal, turned, -1.0))
+    np.testing.assert_allclose(observation["robot0_eef_pos"], goal, atol=0.01)
+    assert Rotation.from_matrix(blind.simulator.hand_pose()[1] @ turned.T).magnitude() < 0.1
+    turn = Rotation.from_quat(observation["robot0_eef_quat"])  # of the hand's body, which turns along
+    blind.reset(seed=2)
+    before = Rotation.from_quat(blind.simulator.robot_states()["robot0_eef_quat"])
+    assert abs((turn * before.inv()).magnitude() - 0.4) < 0.1
+    assert score == 0.0
+
+
+def test_the_gripper_closes_above_0_and_opens_below(blind) -> None:
+    blind.reset(seed=2)
+    pose = blind.simulator.hand_pose()
+    widths = []
+    for command in (1.0, -1.0):
+        for _ in range(12):
+            observation, *_ = blind.step(pose_action(*pose, command))
+        widths.append(np.ptp(observation["robot0_gripper_qpos"]))
+    assert widths[0] < 0.01 < 0.07 < widths[1]
+
+
+def test_success_ends_the_episode(blind) -> None:
+    blind.reset(seed=4)
+    expert, terminated, steps = LiftExpert(0), False, 0
+    while not terminated:
+        _, reward, terminated, truncated, info = blind.step(to_pose_actions(expert.act(blind.simulator)))
+        steps += 1
+        assert steps < 80 and not truncated and terminated == info["is_success"]
+        assert reward == info["score"] == float(terminated)
+    assert blind.simulator.body_pose("cube_main")[0][2] > 0.84  # 4 cm above the table
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(7), "action must be 10 finite numbers"),
+        (np.full(10, np.nan), "action must be 10 finite numbers"),
+        (np.zeros(10), "names no rotation"),
+    ],
+)
+def test_actions_that_are_none(blind, action: np.ndarray, message: str) -> None:
+    blind.reset(seed=0)
+    with pytest.raises(ValueError, match=message):
+        blind.step(action)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "Chess"}, "task='Chess': robosuite knows .*Lift.*ToolHang"),
+        ({"task": "Lift", "cameras": ["sideviews"]}, r"cameras=\['sideviews'\]: Lift has .*agentview"),
+        ({"task": "Lift", "cameras": []}, r"cameras=\[\]"),
+        ({"image_size": 4}, "image_size must be at least 8 pixels, got 4"),
+        ({"samples": -1}, "samples must be 0 or more for each pixel, got -1"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RobomimicEnv(**arguments)
+
+
+def test_robomimics_own_wrapper_shows_the_same(env, monkeypatch) -> None:
+    pytest.importorskip("robomimic", reason="robomimic is not installed; add the simulators with: make sims")
+    monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))  # imported there, and not used
+    import robomimic.utils.obs_utils as obs_utils
+    from robomimic.envs.env_robosuite import EnvRobosuite
+
+    images = [f"{camera}_image" for camera in CAMERAS]
+    obs_utils.initialize_obs_modality_mapping_from_dict({"rgb": images, "low_dim": ["robot0_eef_pos"]})
+    arguments = environment_arguments("Lift", absolute=True)
+    sizes = {"camera_names": list(CAMERAS), "camera_heights": SIZE, "camera_widths": SIZE}
+    theirs = EnvRobosuite("Lift", use_image_obs=True, postprocess_visual_obs=False, **arguments["env_kwargs"], **sizes)
+    observation, _ = env.reset(seed=11)
+    theirs.env.sim._render_context_offscreen.gl_ctx.make_current()  # or they free what belongs to the other
+    shown = theirs.reset_to({"states": env.simulator.state, "model": env.simulator.model_xml()})
+    theirs.env.close()
+    for name in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"):
+        np.testing.assert_allclose(observation[name], shown[name], atol=1e-6)
+    for name in images:  # they draw each pixel four times, so edges differ
+        difference = np.abs(observation[name].astype(int) - shown[name])
+        assert difference.mean() < 3 and np.abs(observation[name].astype(int) - shown[name][::-1]).mean() > 10
+
+
+def test_tool_hang_as_the_paper_sees_it() -> None:
+    env = RobomimicEnv(image_size=84, samples=0)
+    observation, info = env.reset(seed=100000)
+    assert env.observation_space.contains(observation) and not info["is_success"]
+    assert {name for name in observation if name.endswith("_image")} == {
+        "sideview_image",
+        "robot0_eye_in_hand_image",
+    }
+    for name in ("sideview_image", "robot0_eye_in_hand_image"):
+        frame = observation[name].astype(int)
+        brown = (frame[..., 0] > 120) & (frame[..., 0] - frame[..., 2] > 60)  # the stand
+        rows = np.flatnonzero(brown.any(axis=1))
+        assert brown.sum() > 100 and rows.mean() > 84 / 3
+    position, rotation = env.simulator.hand_pose()
+    env._drawn = ()
+    moved, *_ = env.step(pose_action(position + [0, 0, 0.03], rotation, 1.0))
+    assert moved["robot0_eef_pos"][2] > observation["robot0_eef_pos"][2]
+    env.close()
+
+
+def test_two_simulators_draw_each_its_own(env) -> None:
+    before, _ = env.reset(seed=1)
+    other = RobomimicEnv("Lift", CAMERAS[:1], image_size=SIZE, samples=0)
+    theirs, _ = other.reset(seed=3)
+    np.testing.assert_array_equal(env._observe()["agentview_image"], before["agentview_image"])
+    np.testing.assert_array_equal(other._observe()["agentview_image"], theirs["agentview_image"])
+    assert (theirs["agentview_image"] != before["agentview_image"]).any()
+    other.close()
+
+
+def test_a_state_of_another_task_is_refused() -> None:
+    simulator = Simulator(environment_arguments("Lift", absolute=True))
+    with pytest.raises(ValueError, match="a state of .* does not fit the model"):
+        simulator.restore(np.zeros(5))
+    with pytest.raises(ValueError, match="cannot load the recorded model"):
+        simulator.restore(simulator.state, "<mujoco><nonsense/></mujoco>")
+    simulator.close()

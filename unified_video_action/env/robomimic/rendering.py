@@ -1,0 +1,118 @@
+"""Every demonstration of a robomimic file looked at again, in several processes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_video_action.env.robomimic.conversion import Converter
+from unified_video_action.env.robomimic.demonstrations import Demonstration, holds_steps, write_demonstration
+from unified_video_action.env.robomimic.simulator import with_controller
+from unified_video_action.env.system_libraries import explain_missing_libraries
+
+with explain_missing_libraries():
+    import h5py
+
+
+@dataclass(frozen=True)
+class RenderJob:
+    """What is done with each demonstration of a file.
+
+    Args:
+        source: file with states, model_file and env_args; its frames, if any, are not read.
+        absolute: turn steps into poses, and replay these.
+        own_model: see `Converter`.
+    """
+
+    source: Path
+    cameras: tuple[str, ...]
+    image_size: int
+    samples: int = 4
+    absolute: bool = False
+    own_model: bool = False
+
+    def written_arguments(self) -> dict[str, Any]:
+        """env_args of the output."""
+        arguments = read_arguments(self.source)
+        if self.absolute:
+            arguments = with_controller(arguments, True)
+        sizes = {"camera_heights": self.image_size, "camera_widths": self.image_size}
+        arguments["env_kwargs"] |= {"camera_names": list(self.cameras), **sizes, "use_camera_obs": True}
+        return arguments
+
+    def results(self, names: Sequence[str], folder: Path, workers: int) -> Iterator[tuple[str, Path, bool | None]]:
+        """Each demonstration's name, its own new file in `folder`, and whether its replay succeeds, in order.
+
+        Raises:
+            ValueError: a demonstration that cannot be restored, or has no such camera; names it.
+        """
+        parts = [folder / f"{name}.hdf5" for name in names]
+        if workers == 1:
+            renderer = _Renderer(self)
+            try:
+                for name, part in zip(names, parts, strict=True):
+                    yield name, part, renderer(name, part)
+            finally:
+                renderer.converter.close()
+            return
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _adopt, (self,)) as pool:
+            try:
+                yield from zip(names, parts, pool.map(_render, names, parts), strict=True)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_arguments(source: Path) -> dict[str, Any]:
+    """env_args of a file. Raises ValueError where there are none."""
+    with h5py.File(source) as file:
+        text = file["data"].attrs.get("env_args")
+    if text is None:
+        raise ValueError(f"{source}: data has no attribute env_args; it is no file of robomimic")
+    return json.loads(text)
+
+
+class _Renderer:
+    """Does the job, with simulators that it keeps."""
+
+    def __init__(self, job: RenderJob) -> None:
+        self.job, self.converter = job, Converter(read_arguments(job.source), job.samples, job.own_model)
+
+    def __call__(self, name: str, part: Path) -> bool | None:
+        """Write one demonstration to a file; whether its replay succeeds, None where that is not asked."""
+        job, replayed = self.job, None
+        try:
+            demonstration, hand = self._read(name)
+            if job.absolute:
+                if holds_steps(demonstration.actions, hand):
+                    demonstration = self.converter.absolute(demonstration)
+                replayed = self.converter.replay(demonstration)
+            demonstration = self.converter.render(demonstration, job.cameras, job.image_size)
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{job.source}: data/{name}: {error}") from error
+        with h5py.File(part, "w") as file:
+            write_demonstration(file.create_group("demo"), demonstration)
+        return replayed
+
+    def _read(self, name: str) -> tuple[Demonstration, np.ndarray]:
+        """A demonstration without observations, and the hand's positions (T, 3)."""
+        with h5py.File(self.job.source) as file:
+            group = file["data"][name]
+            model, states, actions = group.attrs["model_file"], group["states"][:], group["actions"][:]
+            success, hand = group["rewards"][:] > 0, group["obs/robot0_eef_pos"][:]
+        return Demonstration(model, states, actions.astype(np.float64), {}, success), hand
+
+
+def _adopt(job: RenderJob) -> None:
+    """Keep the simulators for all demonstrations of this process."""
+    _render.renderer = _Renderer(job)
+
+
+def _render(name: str, part: Path) -> bool | None:
+    return _render.renderer(name, part)
