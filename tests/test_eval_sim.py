@@ -13,6 +13,8 @@ import pytest
 
 import eval_sim
 from tests.small_run import write_run
+from unified_video_action.env_runner.episode import Episode
+from unified_video_action.env_runner.journal import Journal
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG = {
@@ -196,3 +198,24 @@ def test_two_processes_share_the_episodes(checkpoint: Path, tmp_path: Path):
     assert [episode["seed"] for episode in found[1]["episodes"]] == [100000, 100001, 100002]
     np.testing.assert_allclose(one, two, atol=1e-3)
     assert len(list((tmp_path / "1" / "films").iterdir())) == 1
+
+
+def test_an_interrupted_evaluation_is_continued(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ["--checkpoint", checkpoint, "--set", "task.env_runner.max_steps=8", "--films", "0", "--n-envs", "1"]
+    call(monkeypatch, *options, "--n-episodes", "2", "--output", tmp_path / "whole")
+    add = Journal.add
+
+    def interrupted(journal: Journal, episode: Episode) -> None:
+        add(journal, episode)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="130"):
+        patch.setattr(Journal, "add", interrupted)
+        call(patch, *options, "--n-episodes", "2", "--output", tmp_path / "cut")
+    with pytest.raises(SystemExit, match="sampler was 'ddim2', is 'ddim3'"):
+        call(monkeypatch, *options, "--output", tmp_path / "cut", "--resume", "--sampler", "ddim3")
+    with pytest.raises(SystemExit, match="--resume needs the folder"):
+        call(monkeypatch, *options, "--resume")
+    call(monkeypatch, *options, "--n-episodes", "2", "--output", tmp_path / "cut", "--resume")
+    whole, cut = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
+    assert cut["episodes"] == whole["episodes"] and cut["metrics"] == whole["metrics"]

@@ -34,6 +34,8 @@ SHRUNK = (
     f"task.env.tasks=[{TASK}]",
     "task.env.samples=0",
     "task.dataset.val_ratio=0.5",
+    "task.dataset.pad_before=12",
+    "task.dataset.pad_after=12",
     "vae.weights=random",
     f"vae.image_size={SIZE}",
     "model.transformer.dim=32",
@@ -81,7 +83,8 @@ def demonstrations(libero_cache, tmp_path_factory) -> Path:  # noqa: F811
     env = LiberoEnv(tasks=[TASK], observe_images=False, samples=0, cache_dir=libero_cache)
     env.reset(seed=0)
     scene = env._scene
-    published = write_published(folder / "published.hdf5", scene.task, [record(scene, 14, seed=seed) for seed in (0, 1)])
+    recordings = [record(scene, 14, seed=seed) for seed in (0, 1)]
+    published = write_published(folder / "published.hdf5", scene.task, recordings)
     (folder / "absolute").mkdir()
     with h5py.File(folder / "absolute" / "pots.hdf5", "w") as file:
         settings = replay_libero.Settings(SIZE, keep_failures=True, demonstrations=None)

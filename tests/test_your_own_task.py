@@ -1,4 +1,4 @@
-"""docs/your_own_task.md, run as it stands: the environment, the configuration and the commands are taken from the page."""
+"""docs/your_own_task.md as it stands: environment, configuration and commands are taken from the page, and run."""
 
 import importlib.util
 import json
@@ -33,7 +33,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "my_task").mkdir()
     (folder / "my_task" / "env.py").write_text(CODE)
     (folder / "my_task" / "reach.yaml").write_text(CONFIG)
-    module = importlib.util.module_from_spec(spec := importlib.util.spec_from_file_location("env", folder / "my_task" / "env.py"))
+    spec = importlib.util.spec_from_file_location("own_env", folder / "my_task" / "env.py")
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     write_lerobot(folder / "demos", [demonstrate(module.ReachEnv(), seed) for seed in range(4)])
     return folder
@@ -61,17 +62,14 @@ def test_the_commands_train_and_evaluate(folder):
     evaluate = evaluate.replace("--n-episodes 10", "--n-episodes 2 --films 0 --set task.env_runner.max_steps=8")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "UVA": str(ROOT), "PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-ec", f"{train} {FEW}"], cwd=folder, env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 1 and "UVA_PLUGINS=my_package" in done.stderr  # without the first line
     script = "\n".join([export, f"{train} {FEW}", evaluate])
     done = subprocess.run(
         ["bash", "-ec", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    (run,) = (run for run in (folder / "outputs" / "reach").iterdir() if (run / "checkpoints").is_dir())
-    assert any("train/loss" in line or "loss" in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    (run,) = (folder / "outputs" / "reach").iterdir()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 2 and np.isfinite(lines[-1]["validation/action_error"])
     (results,) = run.glob("evaluation/*/results.json")
     episodes = json.loads(results.read_text())["episodes"]
     assert len(episodes) == 2

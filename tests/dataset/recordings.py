@@ -93,9 +93,7 @@ def write_lerobot(
         mine = [number for number, own in enumerate(places["data"]) if own == place]
         _write_rows(_numbered(root / "data", place, "parquet"), episodes, mine, ends, tasks, pictures, fps)
     _write_table(root / "meta" / "episodes" / "chunk-000" / "file-000.parquet", index)
-    _write_table(
-        root / "meta" / "tasks.parquet", {"task_index": list(range(len(tasks))), "__index_level_0__": tasks}
-    )
+    _write_table(root / "meta" / "tasks.parquet", {"task_index": list(range(len(tasks))), "__index_level_0__": tasks})
     (root / "meta" / "info.json").write_text(json.dumps(_info(episodes, fps, pictures, tasks), indent=1))
     return root
 

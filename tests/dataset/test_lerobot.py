@@ -47,7 +47,7 @@ EPISODES = make_episodes()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two episodes in each parquet file, three in each video, so that borders never coincide; the wrist is in parquet."""
+    """Two episodes in each parquet file, three in each video: borders never coincide. The wrist is in parquet."""
     return write_lerobot(tmp_path_factory.mktemp("lerobot") / "set", EPISODES, pictures=[WRIST])
 
 
@@ -126,10 +126,9 @@ def test_the_fingerprint_follows_the_frames(damaged):
 
 
 def test_samples_through_workers_and_the_latent_cache(folder, tmp_path, toy_codec):
-    options = {"path": str(folder), "cameras": {"image": WRIST}, "low_dim": {}, "use_tasks": True}
-    dataset = MixtureDataset(
-        LeRobotSource(**options), Wanted(("image",), (), 3), Horizon(2, 2, stride=2, actions=4), val_ratio=0, pad_after=2
-    )
+    wrist = LeRobotSource(str(folder), cameras={"image": WRIST}, use_tasks=True)
+    horizon = Horizon(2, 2, stride=2, actions=4)
+    dataset = MixtureDataset(wrist, Wanted(("image",), (), 3), horizon, val_ratio=0, pad_after=2)
     assert dataset.instructions == ("open the drawer", "push the block")
     loader = DataLoader(dataset, batch_sampler=[[(3, 0), (40, 1)]], collate_fn=lambda batch: batch, num_workers=1)
     for batch in loader:
@@ -247,9 +246,10 @@ def test_the_group_builds_what_its_keys_say(folder):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    chosen = [f"dataset.sources.path={folder}", f"dataset.sources.cameras={{image: {FRONT}}}"]
+    chosen = ["+dataset@dataset=lerobot", "dataset.pad_after=2", "dataset.sources.episodes='0:4'"]
+    chosen += [f"dataset.sources.path={folder}", f"dataset.sources.cameras={{image: {FRONT}}}"]
     with initialize_config_dir(str(Path(__file__).parents[2] / "config"), version_base="1.3"):
-        config = compose(overrides=["+dataset@dataset=lerobot", *chosen, "dataset.sources.episodes='0:4'", "dataset.pad_after=2"])
+        config = compose(overrides=chosen)
     node = OmegaConf.to_container(config.dataset, resolve=True)
     dataset = instantiate(node, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon(2, 2, 2, 4))
     assert dataset.tables[0].store.n_episodes == 4 and dataset.frame_shapes() == {"image": (48, 64)}

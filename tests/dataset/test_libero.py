@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-h5py = pytest.importorskip("h5py", reason="h5py is not installed; add the simulators with: make sims")
+pytest.importorskip("h5py", reason="h5py is not installed; add the simulators with: make sims")
+import h5py
 
 from unified_video_action.dataset.libero import LiberoSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted

@@ -99,7 +99,8 @@ def test_jpeg_store(tmp_path):
         data.create_array("img", shape=shape, chunks=(1, *shape[1:]), dtype="u1", compressors=JpegCodec())
         data["img"][:STEPS] = frames
         for row in range(STEPS, count * STEPS):
-            os.link(tmp_path / name / "data" / "img" / f"{row % STEPS}.0.0.0", f"{tmp_path}/{name}/data/img/{row}.0.0.0")
+            chunks = tmp_path / name / "data" / "img"
+            os.link(chunks / f"{row % STEPS}.0.0.0", chunks / f"{row}.0.0.0")
     grown = measure("PushTSource", tmp_path / "few", tmp_path / "many", (8, 160))
     assert_bounded(grown, 160, 224 * 224 * 3)
 

@@ -48,7 +48,7 @@ def test_robomimic_reads_it(lift_images, monkeypatch) -> None:  # noqa: F811
 
     obs_utils.initialize_obs_modality_mapping_from_dict({"rgb": ["agentview_image"], "low_dim": ["robot0_eef_pos"]})
     keys = {"obs_keys": ("agentview_image", "robot0_eef_pos"), "dataset_keys": ("actions", "rewards", "dones")}
-    dataset = SequenceDataset(str(lift_images), seq_length=2, hdf5_cache_mode=None, **keys)
+    dataset = SequenceDataset(str(lift_images), seq_length=2, hdf5_cache_mode=None, load_next_obs=False, **keys)
     demo = read_demo(lift_images)
     assert dataset.n_demos == 2
     np.testing.assert_array_equal(dataset[5]["actions"], demo["actions"][5:7])

@@ -107,8 +107,8 @@ def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
         return LocalStore(path, read_only=True), root
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such file or folder; scripts/download_data.py fetches public data, and scripts/collect_demos.py "
-            "makes demonstrations"
+            f"{path}: no such file or folder; scripts/download_data.py fetches public data, "
+            "scripts/collect_demos.py makes demonstrations"
         )
     with zipfile.ZipFile(path) as archive:
         root = _only_root(archive.namelist(), str(path))

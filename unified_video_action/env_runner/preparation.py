@@ -1,7 +1,9 @@
 """What an evaluation is prepared from: the checkpoint's configuration, the folder of its run, a device."""
 
 import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from unified_video_action.compat.tensors import digest
 from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import instantiate
+from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
@@ -100,3 +104,40 @@ def choose_device(name: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return name
+
+
+def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[str, Any]]:
+    """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: a mistake in the options, or in what they name.
+    """
+    if args.sampler is not None:
+        Sampler.parse(args.sampler)
+    disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
+    config = read_config(args.checkpoint, args.set + [f"task.env.{k}={v}" for k, v in disturbance.items()])
+    if disturbance:
+        instantiate(config["task"]["env"], "task.env").close()  # a simulator that knows no such thing says so here
+    run, name = run_folder(args.checkpoint), args.checkpoint.resolve().name
+    if args.resume and not args.output:
+        raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
+    output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
+    if not args.resume:
+        require_new(output)
+    runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
+    policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
+    facts = {"checkpoint": name, "weights": args.weights, "digest": weights_digest(policy)}
+    facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    if args.resume:
+        runner.finished(output, facts)  # there is something to go on with
+    return policy, runner, {
+        "output_dir": output,
+        "sampler": args.sampler,
+        "films": args.films,
+        "imagine": learns_frames(config),
+        "title": f"{config.get('name', run.name)}: evaluation",
+        "facts": facts,
+        "config": config,
+        "training_log": run / "metrics.jsonl",
+        "resume": args.resume,
+    }  # fmt: skip

@@ -175,7 +175,8 @@ def _entry(line: str) -> dict[str, Any]:
 def _table(episodes: Sequence[Mapping[str, Any]]) -> str:
     maxima = [name for name in max(episodes, key=len) if name.startswith("max_")]
     tasks = any("task" in episode for episode in episodes)
-    names = ["seed", *(["task"] if tasks else []), "score", *(name.replace("_", " ") for name in maxima), "success", "steps"]
+    names = ["seed", *(["task"] if tasks else []), "score", *(name.replace("_", " ") for name in maxima)]
+    names += ["success", "steps"]
     if crashed := any(episode["crashed"] for episode in episodes):
         names.append("crashed")
     head = "".join(f"<th>{escape(name)}</th>" for name in names)

@@ -134,7 +134,7 @@ class EnvRunner:
             output = Path(output_dir)
             output.mkdir(parents=True, exist_ok=True)
         journal = None if output_dir is None else Journal(Path(output_dir), self._settings(facts), rank)
-        finished = journal.finished() if resume else {}
+        finished = self.finished(output_dir, facts) if resume else {}
         processes.gather([])  # all have read what is finished before one of them writes
         if journal and rank == 0:
             journal.begin()
@@ -159,6 +159,14 @@ class EnvRunner:
         write_report(output / "report.html", results, title, made, training_log, facts)
         journal.remove()
         return metrics
+
+    def finished(self, output_dir: Path | str, facts: Mapping[str, str] | None = None) -> dict[int, Episode]:
+        """Episodes by seed that an interrupted evaluation in `output_dir` has finished.
+
+        Raises:
+            FileNotFoundError: there is none. ValueError: it was of other weights or settings.
+        """
+        return Journal(Path(output_dir), self._settings(facts)).finished()
 
     def _settings(self, facts: Mapping[str, str] | None) -> dict[str, Any]:
         """All that an episode depends on besides its seed."""

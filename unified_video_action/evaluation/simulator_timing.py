@@ -1,4 +1,4 @@
-"""How fast a simulator runs, alone in this process: building it, starting an episode, a control step with its frames."""
+"""How fast a simulator runs, alone in this process: building it, starting an episode, one control step."""
 
 from __future__ import annotations
 

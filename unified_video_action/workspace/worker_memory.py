@@ -1,5 +1,5 @@
-"""Memory that a process uses again: touching new pages costs a loader's worker more than reading, converting and packing
-a batch, and a training step on a CPU up to a third of its time.
+"""Memory that a process uses again: touching new pages costs a loader's worker more than reading, converting and
+packing a batch, and a training step on a CPU up to a third of its time.
 
 So freed memory stays with the process, and the blocks that it shares with the training process go round in a ring.
 """

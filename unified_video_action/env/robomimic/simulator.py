@@ -175,7 +175,8 @@ class Simulator:
         return self._env.sim.get_state().flatten()
 
     def model_xml(self) -> str:
-        return self._env.sim.model.get_xml()
+        """What the loaded model was made from; not what MuJoCo would save, which is the last model of the process."""
+        return self._env.model.get_xml() if self._model is None else self._model
 
     @property
     def is_success(self) -> bool:
