@@ -39,7 +39,7 @@ TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evalua
 COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
     *("aiohttp", "pygame", "shapely", "torchvision"),
     *("import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
-    *("bddl", "numba", "six", "termcolor"),
+    *("bddl", "hf-libero", "numba", "six", "termcolor"),
 }
 
 

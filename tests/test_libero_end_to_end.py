@@ -11,12 +11,14 @@ from omegaconf import OmegaConf
 from open_clip import CLIP
 from safetensors.torch import save_file
 
+from tests.dataset.recordings import Episode, write_lerobot
 from tests.libero_recording import LIBERO, TASK, libero_cache, record, write_published  # noqa: F401
 
 pytest.importorskip("libero", reason=LIBERO)
 import h5py
 
 from scripts import replay_libero
+from unified_video_action.dataset.build import build_dataset
 from unified_video_action.env.libero.env import LiberoEnv
 from unified_video_action.env_runner.worker import build_env
 from unified_video_action.policy.build import load_policy
@@ -153,3 +155,29 @@ def test_configurations_agree_with_the_simulator(name: str, task: str, libero_ca
     assert runner["max_steps"] == 500 and runner["fps"] == env.metadata["render_fps"]
     assert config["text"]["tokens"] == 30 and config["task"]["shape_meta"]["text_dim"] == 512
     assert config["task"]["dataset"]["raw_dims"]["action"] == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_data_in_lerobots_format_goes_with_relative_control(libero_cache, tmp_path):  # noqa: F811
+    random = np.random.default_rng(0)
+    tasks = ("put both moka pots on the stove", "turn on the stove and put the moka pot on it")
+    episodes = [
+        Episode(
+            {"observation.images.image": random.integers(0, 256, (40, 256, 256, 3), dtype=np.uint8)},
+            {"action": random.uniform(-1, 1, (40, 7)), "observation.state": np.zeros((40, 8))},
+            task,
+        )
+        for task in tasks
+    ]
+    write_lerobot(tmp_path / "data", episodes, pictures=["observation.images.image"])
+    places = (f"task.dataset.sources.path={tmp_path}/data", f"task.env.cache_dir={libero_cache}")
+    config = read("uva_libero10_mini", "task=libero10_lerobot", "task.dataset.val_ratio=0", *places)
+    dataset = build_dataset(config)
+    assert dataset.instructions == tasks
+    env = build_env(config["task"]["env"])
+    assert env.mirrored and env.action_space.shape == (7,) == tuple(config["task"]["shape_meta"]["action"]["shape"])
+    assert {task.instruction for task in env.tasks} > set(tasks)
+    dataset.use_frames()
+    sample = dataset[0, 0]
+    assert sample["action"].shape == (16, 7)
+    assert list(env.observation_space["agentview_rgb"].shape) == [256, 256, 3]
+    assert sample["history"]["agentview_rgb"].shape == (4, 3, 256, 256)

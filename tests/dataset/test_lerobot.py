@@ -1,17 +1,22 @@
+import dataclasses
 import json
 import pickle
 import shutil
+from dataclasses import MISSING
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from tests.dataset.recordings import Episode, numbered_frames, psnr, read_numbers, write_lerobot, write_video
 from unified_video_action.dataset.lerobot import LeRobotSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.video_folder import VideoFolderSource
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.instantiate import instantiate
 from unified_video_action.spec import Horizon
@@ -242,17 +247,28 @@ def test_episodes_of_several_tasks_need_a_decision(damaged):
         source(damaged, use_tasks=True).tables(WANTED)
 
 
-def test_the_group_builds_what_its_keys_say(folder):
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    chosen = ["+dataset@dataset=lerobot", "dataset.pad_after=2", "dataset.sources.episodes='0:4'"]
-    chosen += [f"dataset.sources.path={folder}", f"dataset.sources.cameras={{image: {FRONT}}}"]
-    with initialize_config_dir(str(Path(__file__).parents[2] / "config"), version_base="1.3"):
-        config = compose(overrides=chosen)
-    node = OmegaConf.to_container(config.dataset, resolve=True)
+def test_a_task_file_takes_the_group_and_the_command_line_changes_it(folder, tmp_path):
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "mine.yaml").write_text("defaults: [/dataset@dataset: lerobot]\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [base, task: mine, _self_]\nname: mine\n")
+    search = f"hydra.searchpath=[file://{Path(__file__).parents[2] / 'config'}]"
+    options = ["dataset.pad_after=2", "dataset.sources.episodes='0:4'", f"dataset.sources.path={folder}"]
+    options += [f"dataset.sources.cameras={{image: {FRONT}}}"]
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        config = compose("mine", [search, *(f"task.{option}" for option in options)])
+        other = compose("mine", [search, "dataset@task.dataset=video_folder", "task.dataset.sources.stride=3"])
+    node = OmegaConf.to_container(config.task.dataset, resolve=True)
     dataset = instantiate(node, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon(2, 2, 2, 4))
     assert dataset.tables[0].store.n_episodes == 4 and dataset.frame_shapes() == {"image": (48, 64)}
+    with pytest.raises(ValueError, match="the video source has no path: give a folder"):
+        instantiate(other.task.dataset, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("lerobot", LeRobotSource), ("video_folder", VideoFolderSource)])
+def test_the_groups_say_every_field_and_its_default(name, kind):
+    group = OmegaConf.load(Path(__file__).parents[2] / "config" / "dataset" / f"{name}.yaml").sources
+    fields = {field.name: None if field.default is MISSING else field.default for field in dataclasses.fields(kind)}
+    assert {key: value for key, value in group.items() if key != "_target_"} == fields
 
 
 def change_info(folder: Path, **changes) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 
 from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
@@ -85,16 +86,16 @@ def test_shares_of_the_samples_are_as_asked(places, tmp_path):
 
 def test_has_action_tells_videos_apart_and_actions_are_the_sources_own(places, tmp_path):
     dataset = build_dataset(read(places, tmp_path))
-    origin = np.array([Path(dataset.describe(index).split(",")[0]).name for index in range(len(dataset))])
+    origin = [Path(dataset.describe(index).split(",")[0]).name for index in range(len(dataset))]
     items = [(index, 0) for index in range(0, len(dataset), 7)]
     batch, origin = dataset.__getitems__(items), origin[::7]
-    is_video = np.array([name.startswith("videos") for name in origin])
-    assert 0 < is_video.sum() < len(origin) and np.array_equal(batch["has_action"].numpy(), ~is_video)
+    is_video = torch.tensor([name.startswith("videos") for name in origin])
+    assert 0 < is_video.sum() < len(origin) and torch.equal(batch["has_action"], ~is_video)
     assert batch["action_is_pad"][is_video].all() and not batch["action_is_pad"][~is_video].all()
     assert (batch["action"][is_video] == 0).all() and (batch["action"][~is_video] != 0).any()
     limits = dataset.fit_normalizer().fields()["action"]  # of the sources with actions, not of zeros
     known = np.concatenate([table.action for table in dataset.tables if table.action is not None])
-    np.testing.assert_allclose(limits["scale"] * known.min(0) + limits["offset"], -1, atol=1e-5)
+    np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["video", "joint"])

@@ -53,6 +53,9 @@ def test_observations_of_an_episode(env: LiberoEnv) -> None:
     assert info == {"score": 0.0, "is_success": False, "task": "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"}
     assert not env.observation_space["agentview_rgb"].contains(observation["agentview_rgb"][:-1])
     np.testing.assert_array_equal(env.render(), observation["agentview_rgb"])
+    env.mirrored = True
+    np.testing.assert_array_equal(env.render(), observation["agentview_rgb"][:, ::-1])
+    env.mirrored = False
 
 
 @pytest.mark.parametrize(
@@ -133,8 +136,8 @@ def test_a_solved_task_ends_its_episode(env: LiberoEnv) -> None:
     env.reset(seed=0)
     env._scene.show(solved_state(env._scene))
     action = hold(env, -1)
-    for _ in range(12):
-        _, reward, terminated, truncated, info = env.step(action)
+    repeat(env, action, 11)
+    _, reward, terminated, truncated, info = env.step(action)
     assert info["is_success"] is True and info["score"] == reward == 1.0 and terminated is True and truncated is False
     assert env.reset(seed=0)[1]["is_success"] is False
 
@@ -146,7 +149,7 @@ def test_seeds_decide_episodes_whatever_was_played_before(env: LiberoEnv) -> Non
         first = env.reset(seed=seed)[0]
         place = env._scene._env.sim.model.body_pos[env._scene._env.sim.model.body_name2id("flat_stove_1_main")]
         for step in range(6):
-            env.step(hold(env, -1, (0.01 * step, 0, -0.02)))
+            repeat(env, hold(env, -1, (0.01 * step, 0, -0.02)), 1)
         return [first["agentview_rgb"], first["ee_pos"], np.array(place), env._scene.state]
 
     env.close()

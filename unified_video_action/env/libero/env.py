@@ -37,7 +37,7 @@ class LiberoEnv(gymnasium.Env):
     `step` ends the episode on success and reports in its info `is_success`, `score` (1 then and 0 before) and `task`,
     LIBERO's name of the task.
 
-    The scene is built anew whenever the task changes: some seconds. A process holds one, of about a gigabyte.
+    The scene is built anew whenever the task changes: some seconds. A process holds one, and needs about 2 GB.
 
     Args:
         suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
@@ -46,6 +46,8 @@ class LiberoEnv(gymnasium.Env):
         cache_dir: where an archive or download is kept; None: the user's cache.
         image_size: pixels.
         wrist: also observe the view from the wrist.
+        mirrored: show left and right exchanged, as in the data that openpi and LeRobot publish (frames turned by 180
+            degrees are upright but mirrored).
         control: absolute or relative.
         settle_steps: see above; 10 is what others use.
         samples: of each pixel when drawing; 4 is what demonstrations are drawn with.
@@ -66,6 +68,7 @@ class LiberoEnv(gymnasium.Env):
         cache_dir: str | None = None,
         image_size: int = 128,
         wrist: bool = False,
+        mirrored: bool = False,
         control: str = "absolute",
         settle_steps: int = 10,
         samples: int = 4,
@@ -88,6 +91,7 @@ class LiberoEnv(gymnasium.Env):
         self.cache = cache_folder(cache_dir)
         self.assets = find_assets(assets, self.cache)
         self.image_size, self.control, self.settle_steps, self.samples = image_size, control, settle_steps, samples
+        self.mirrored = mirrored
         self._cameras = tuple(CAMERAS)[: 1 + wrist] if observe_images else ()
         self._scene: Scene | None = None
         self._starts: np.ndarray | None = None  # (n, S) of the scene's task
@@ -141,7 +145,7 @@ class LiberoEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The agent view: uint8 (image_size, image_size, 3)."""
-        return self._scene.frame("agentview_rgb", self.image_size)
+        return self._frame("agentview_rgb")
 
     def close(self) -> None:
         if self._scene is not None:
@@ -159,8 +163,12 @@ class LiberoEnv(gymnasium.Env):
         return self._scene
 
     def _observe(self) -> dict[str, Any]:
-        frames = {camera: self._scene.frame(camera, self.image_size) for camera in self._cameras}
+        frames = {camera: self._frame(camera) for camera in self._cameras}
         return frames | self._scene.robot_states() | {"instruction": self._scene.task.instruction}
+
+    def _frame(self, camera: str) -> np.ndarray:
+        frame = self._scene.frame(camera, self.image_size)
+        return np.ascontiguousarray(frame[:, ::-1]) if self.mirrored else frame
 
     def _progress(self) -> dict[str, Any]:
         success = self._scene.is_success

@@ -1,4 +1,4 @@
-"""One LIBERO task, built in robosuite: start from a state, step, look. Building takes seconds and about a gigabyte."""
+"""One LIBERO task, built in robosuite: start from a state, step, look. Building it takes seconds and a gigabyte."""
 
 from __future__ import annotations
 
