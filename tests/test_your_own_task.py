@@ -59,7 +59,9 @@ def test_it_is_short_and_names_nothing_of_the_package():
 
 def test_the_commands_train_and_evaluate(folder):
     export, train, evaluate = COMMANDS.splitlines()
-    evaluate = evaluate.replace("--n-episodes 10", "--n-episodes 2 --n-envs 1 --films 0 --set task.env_runner.max_steps=8")
+    evaluate = evaluate.replace(
+        "--n-episodes 10", "--n-episodes 2 --n-envs 1 --films 0 --set task.env_runner.max_steps=8"
+    )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "UVA": str(ROOT), "PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     script = "\n".join([export, f"{train} {FEW}", evaluate])

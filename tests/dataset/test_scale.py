@@ -29,7 +29,7 @@ def look(kind, path, episodes):
     options = {"cameras": {"image": "observation.image"}} if kind == "LeRobotSource" else {}
     (table,) = globals()[kind](path, **options).tables(Wanted(("image",), (), 2))
     assert table.store.n_episodes == episodes
-    rows = np.linspace(0, len(table) - 1, 160).astype(int)  # as many frames, out of all episodes
+    rows = np.linspace(0, len(table) - 1, int(sys.argv[5])).astype(int)  # as many frames, out of all episodes
     for row in rows:
         table.stored_frames("image", np.array([row]))
     table.store.fingerprint()
@@ -45,12 +45,12 @@ print(json.dumps([few_grew, memory() - before]))
 """
 
 
-def measure(kind: str, few: Path, many: Path, counts: tuple[int, int]) -> tuple[float, float]:
-    """MiB that opening and reading take: a store of few episodes, and another of many."""
+def measure(kind: str, few: Path, many: Path, counts: tuple[int, int], reads: int = 160) -> tuple[float, float]:
+    """MiB that opening and reading so many frames take: a store of few episodes, and another of many."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc, which this system lacks")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_ARENA_MAX": "1"}
-    command = [sys.executable, "-c", MEASURE, kind, str(few), str(many), json.dumps(counts)]
+    command = [sys.executable, "-c", MEASURE, kind, str(few), str(many), json.dumps(counts), str(reads)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     return tuple(json.loads(done.stdout))
@@ -101,7 +101,7 @@ def test_jpeg_store(tmp_path):
         for row in range(STEPS, count * STEPS):
             chunks = tmp_path / name / "data" / "img"
             os.link(chunks / f"{row % STEPS}.0.0.0", chunks / f"{row}.0.0.0")
-    grown = measure("PushTSource", tmp_path / "few", tmp_path / "many", (8, 160))
+    grown = measure("PushTSource", tmp_path / "few", tmp_path / "many", (8, 160), reads=1000)
     assert_bounded(grown, 160, 224 * 224 * 3)
 
 

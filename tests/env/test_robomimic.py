@@ -140,6 +140,13 @@ def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
         RobomimicEnv(**arguments)
 
 
+def test_arguments_of_another_robosuite_are_refused() -> None:
+    arguments = environment_arguments("Lift", absolute=True)
+    arguments["env_kwargs"]["lite_physics"] = True
+    with pytest.raises(ValueError, match=r"env_kwargs of another robosuite than 1\.4\.1: .*lite_physics"):
+        Simulator(arguments)
+
+
 def test_robomimics_own_wrapper_shows_the_same(env, monkeypatch) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed; add the simulators with: make sims")
     monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))  # imported there, and not used

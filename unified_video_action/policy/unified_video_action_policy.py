@@ -213,7 +213,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
             ValueError: there is nothing to encode them with. FileNotFoundError: its weights are not there.
         """
         if self.text is None:
-            raise ValueError(f"instructions {list(instructions)}: the configuration has no text encoder; add text=clip")
+            raise ValueError(f"instructions {list(instructions)}: no text encoder is configured; add +text=clip")
         return self.text.encode(instructions).to(self.device)
 
     @torch.no_grad()

@@ -136,7 +136,7 @@ class TrainUnifiedVideoActionWorkspace:
         if not width:
             return None
         if not self.config.get("text"):
-            raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add text=clip")
+            raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add +text=clip")
         if not self.dataset.instructions:
             raise ValueError(f"task.shape_meta.text_dim={width}, but the data in task.dataset has no instructions")
         text = instantiate(self.config["text"], "text")

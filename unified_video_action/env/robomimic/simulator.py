@@ -94,7 +94,7 @@ class Simulator:
         samples: of each pixel when drawing; 4 is robosuite's, 0 is several times faster without a GPU.
 
     Raises:
-        ValueError: robosuite has no such environment.
+        ValueError: robosuite has no such environment, or it does not take these arguments.
     """
 
     def __init__(self, arguments: Mapping[str, Any], samples: int = 4) -> None:
@@ -113,7 +113,10 @@ class Simulator:
             "hard_reset": False,
         }
         with numpy_seed(MODEL_SEED):
-            self._env = robosuite.make(task, **own)
+            try:
+                self._env = robosuite.make(task, **own)
+            except TypeError as error:
+                raise ValueError(f"env_kwargs of another robosuite than {robosuite.__version__}: {error}") from error
         self._model: str | None = None  # the recorded model that is loaded; None: robosuite's own
 
     # -- episodes ------------------------------------------------------------------------------------------------------
