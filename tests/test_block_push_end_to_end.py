@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+
+from tests.shrunk import SHRUNK, read
 
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
 
@@ -20,40 +21,15 @@ from unified_video_action.workspace.train_unified_video_action_workspace import 
 
 ROOT = Path(__file__).parents[1]
 PAIRS = ("red_in_red", "red_in_green", "green_in_red", "green_in_green")
-SHRUNK = (
+SMALL = (
+    *SHRUNK,
     "task.shape_meta.obs.image.shape=[3,48,64]",
     "task.env.image_size=48",
     "task.dataset.val_ratio=0.34",
     "vae=pusht_tiny",  # the cheapest codec
-    "vae.weights=random",
     "vae.image_size=48",
     "model.patch_size=1",
-    "model.transformer.dim=32",
-    "model.video_head.width=32",
-    "model.video_head.rows=4",
-    "model.action_head.width=32",
-    "policy.sampler=ddim2",
-    "policy.video_sampler=ddim2",
-    "training.batch_size=5",
-    "training.steps=3",
-    "training.schedule.warmup_steps=1",
-    "trainer.device=cpu",
-    "trainer.log_every=1",
-    "trainer.validate_every=3",
-    "trainer.validation_windows=3",
-    "trainer.sheet_every=3",
-    "trainer.sheet_windows=1",
-    "trainer.evaluate_every=3",
-    "trainer.tensorboard=false",
-    "task.env_runner.n_episodes=1",
-    "task.env_runner.n_envs=1",
-    "task.env_runner.max_steps=8",
 )
-
-
-def read(name: str, *overrides: str) -> dict:
-    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +48,7 @@ def trained(demonstrations, tmp_path_factory) -> tuple[dict, Path]:
     """Configuration and folder of a run of three steps that evaluates at its end."""
     folder = tmp_path_factory.mktemp("run") / "run"
     places = (f"task.dataset.sources.path={demonstrations}", f"data.cache_dir={folder.parent}", f"output_dir={folder}")
-    config = read("uva_block_push_mini", *SHRUNK, *places)
+    config = read("uva_block_push_mini", *SMALL, *places)
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     return config, folder
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from open_clip import CLIP
 from safetensors.torch import save_file
 
 from tests.dataset.recordings import Episode, write_lerobot
 from tests.libero_recording import LIBERO, TASK, libero_cache, record, write_published  # noqa: F401
+from tests.shrunk import SHRUNK, read
 
 pytest.importorskip("libero", reason=LIBERO)
 import h5py
@@ -24,10 +24,10 @@ from unified_video_action.env_runner.worker import build_env
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
-ROOT = Path(__file__).parents[1]
 SIZE, WIDTH = 48, 24
 NAME = "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove"
-SHRUNK = (
+SMALL = (
+    *SHRUNK,
     "task=libero10_wrist",
     f"task.shape_meta.obs.agentview_rgb.shape=[3,{SIZE},{SIZE}]",
     f"task.shape_meta.obs.eye_in_hand_rgb.shape=[3,{SIZE},{SIZE}]",
@@ -38,33 +38,11 @@ SHRUNK = (
     "task.dataset.val_ratio=0.5",
     "task.dataset.pad_before=12",
     "task.dataset.pad_after=12",
-    "vae.weights=random",
     f"vae.image_size={SIZE}",
-    "model.transformer.dim=32",
-    "model.video_head.width=32",
-    "model.video_head.rows=4",
-    "model.action_head.width=32",
-    "policy.sampler=ddim2",
-    "policy.video_sampler=ddim2",
-    "training.batch_size=5",
-    "training.steps=3",
-    "training.schedule.warmup_steps=1",
-    "trainer.device=cpu",
-    "trainer.log_every=1",
-    "trainer.validate_every=3",
-    "trainer.validation_windows=3",
     "trainer.sheet_every=null",
-    "trainer.evaluate_every=3",
-    "trainer.tensorboard=false",
     "task.env_runner.n_episodes=2",
-    "task.env_runner.n_envs=1",
     "task.env_runner.max_steps=4",
 )
-
-
-def read(name: str, *overrides: str) -> dict:
-    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +84,7 @@ def trained(demonstrations, clip_weights, libero_cache, tmp_path_factory) -> Pat
         f"data.cache_dir={folder.parent}",
         f"output_dir={folder}",
     )
-    TrainUnifiedVideoActionWorkspace(OmegaConf.create(read("uva_libero10_mini", *SHRUNK, *places))).run()
+    TrainUnifiedVideoActionWorkspace(OmegaConf.create(read("uva_libero10_mini", *SMALL, *places))).run()
     return folder
 
 
@@ -133,9 +111,9 @@ def test_without_weights_or_data_the_run_stops(demonstrations, tmp_path):
     places = (f"output_dir={tmp_path}/run", f"data.cache_dir={tmp_path}", "trainer.evaluate_every=null")
     data = f"task.dataset.sources.path={demonstrations}"
     with pytest.raises(FileNotFoundError, match=r"none\.safetensors are missing.*text\.weights"):
-        config = read("uva_libero10_mini", *SHRUNK, *places, data, "text.weights=none.safetensors")
+        config = read("uva_libero10_mini", *SMALL, *places, data, "text.weights=none.safetensors")
         TrainUnifiedVideoActionWorkspace(OmegaConf.create(config))
-    config = read("uva_libero10_mini", *SHRUNK, *places, f"task.dataset.sources.path={tmp_path}/none")
+    config = read("uva_libero10_mini", *SMALL, *places, f"task.dataset.sources.path={tmp_path}/none")
     with pytest.raises(FileNotFoundError, match="none: no such file or folder"):
         TrainUnifiedVideoActionWorkspace(OmegaConf.create(config))
 

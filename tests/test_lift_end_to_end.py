@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from tests.lift_demos import LIFT, SIZE, lift_images  # noqa: F401
+from tests.shrunk import SHRUNK, read
 
 pytest.importorskip("robosuite", reason=LIFT)
 
@@ -18,43 +18,17 @@ from unified_video_action.env_runner.worker import build_env
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
-CONFIG = Path(__file__).parents[1] / "config"
 CODEC_SIZE = 32  # pixels; what is imagined has this size
 CAMERAS = ("agentview_image", "robot0_eye_in_hand_image")
-SHRUNK = (
+SMALL = (
+    *SHRUNK,
     *(f"task.shape_meta.obs.{camera}.shape=[3,{SIZE},{SIZE}]" for camera in CAMERAS),
     "task.shape_meta.proprio_output_dim=9",
     f"task.env.image_size={SIZE}",
     "task.dataset.val_ratio=0.4",
-    "vae.weights=random",
     f"vae.image_size={CODEC_SIZE}",
-    "model.transformer.dim=32",
-    "model.video_head.width=32",
-    "model.video_head.rows=4",
-    "model.action_head.width=32",
-    "policy.sampler=ddim2",
-    "policy.video_sampler=ddim2",
     "training=joint",
-    "training.batch_size=5",
-    "training.steps=3",
-    "training.schedule.warmup_steps=1",
-    "trainer.device=cpu",
-    "trainer.log_every=1",
-    "trainer.validate_every=3",
-    "trainer.validation_windows=2",
-    "trainer.sheet_every=3",
-    "trainer.sheet_windows=1",
-    "trainer.evaluate_every=3",
-    "trainer.tensorboard=false",
-    "task.env_runner.n_episodes=1",
-    "task.env_runner.n_envs=1",
-    "task.env_runner.max_steps=8",
 )
-
-
-def read(name: str, *overrides: str) -> dict:
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +36,7 @@ def trained(lift_images, tmp_path_factory) -> tuple[dict, Path]:  # noqa: F811
     """Configuration and folder of a run of three steps that evaluates at its end."""
     folder = tmp_path_factory.mktemp("run") / "run"
     places = (f"task.dataset.sources.path={lift_images}", f"data.cache_dir={folder.parent}", f"output_dir={folder}")
-    config = read("uva_lift", *SHRUNK, *places)
+    config = read("uva_lift", *SMALL, *places)
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     return config, folder
 

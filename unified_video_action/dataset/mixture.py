@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
+from unified_video_action.dataset.sequence import reach
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.window_dataset import WindowDataset, WindowOptions
 from unified_video_action.spec import Horizon
@@ -46,6 +47,7 @@ class MixtureDataset(WindowDataset):
         val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
         max_train_episodes: most episodes of each store to train on; None: all.
         pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
+            None: so far that every step of an episode is `now` once.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
         low_dim_steps: newest states given; None: one for each history frame.
@@ -65,8 +67,8 @@ class MixtureDataset(WindowDataset):
         val_ratio: float = 0.02,
         split_seed: int = 42,
         max_train_episodes: int | None = None,
-        pad_before: int = 1,
-        pad_after: int = 7,
+        pad_before: int | None = 1,
+        pad_after: int | None = 7,
         augmentation: bool | VideoAugmentation = False,
         raw_dims: Mapping[str, Sequence[int]] | None = None,
         low_dim_steps: int | None = None,
@@ -83,10 +85,11 @@ class MixtureDataset(WindowDataset):
                 raise ValueError(f"task.dataset.sources: {source!r} is no source; give a mapping with its _target_")
         if isinstance(augmentation, bool):
             augmentation = VideoAugmentation() if augmentation else None
+        before, after = reach(horizon, history_actions)
         options = WindowOptions(
             horizon=horizon,
-            pad_before=pad_before,
-            pad_after=pad_after,
+            pad_before=before if pad_before is None else pad_before,
+            pad_after=after if pad_after is None else pad_after,
             low_dim_steps=low_dim_steps,
             history_actions=history_actions,
             future_low_dim=future_low_dim,

@@ -11,7 +11,6 @@ import numpy as np
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.mixture import MixtureDataset, Source, Wanted
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
-from unified_video_action.dataset.sequence import reach
 from unified_video_action.dataset.tables import StoreSource, Table
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.spec import Horizon
@@ -45,7 +44,6 @@ class PushTDataset(MixtureDataset):
         paths: a store or several (human and scripted demonstrations, say): zip, folder or fsspec URL, or mappings with
             the fields of `StoreSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
         mirror: see `PushTSource`.
-        pad_before, pad_after: as in `MixtureDataset`; None: so far that every step of an episode is `now` once.
         Others as in `MixtureDataset`.
 
     Raises:
@@ -72,17 +70,15 @@ class PushTDataset(MixtureDataset):
         paths = PUBLISHED if paths is None else paths
         given = [paths] if isinstance(paths, str | Path | Mapping) else list(paths)
         sources = [PushTSource(**vars(StoreSource.parse(source)), mirror=mirror) for source in given]
-        horizon = horizon or Horizon()
-        before, after = reach(horizon, history_actions)
         super().__init__(
             sources,
             wanted,
-            horizon,
+            horizon or Horizon(),
             val_ratio,
             split_seed,
             max_train_episodes,
-            before if pad_before is None else pad_before,
-            after if pad_after is None else pad_after,
+            pad_before,
+            pad_after,
             augmentation,
             low_dim_steps=low_dim_steps,
             history_actions=history_actions,

@@ -88,9 +88,10 @@ class WindowDataset(Dataset):
     ) -> None:
         self.raw_dims = dict(raw_dims or {})
         self.tables, self.action_dim, self.options = tuple(tables), action_dim, options
-        sizes = {t.store.location: t.store.frame_shape(name) for t in tables for name in t.cameras.values()}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"frames of different sizes cannot share a batch: {sizes}")
+        for camera in tables[0].cameras:
+            sizes = {table.store.location: table.store.frame_shape(table.cameras[camera]) for table in tables}
+            if len(set(sizes.values())) > 1:
+                raise ValueError(f"camera {camera}: frames of different sizes cannot share a batch: {sizes}")
         self._splits = [
             split_episodes(table.store.n_episodes, val_ratio, split_seed, max_train_episodes) for table in tables
         ]
