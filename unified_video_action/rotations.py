@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation
 
 POSE_ACTION = 10  # position (3), rotation (6), gripper (1): what the network sees
 AXIS_ANGLE_ACTION = 7  # position (3), axis-angle (3), gripper (1): what robosuite's controllers take
+AXES = np.eye(3)
+SHORTEST = 1e-6  # length of a row that names a direction
 
 
 def matrix_to_6d(matrix: np.ndarray) -> np.ndarray:
@@ -21,12 +23,22 @@ def matrix_to_6d(matrix: np.ndarray) -> np.ndarray:
 def matrix_from_6d(rotation: np.ndarray) -> np.ndarray:
     """(..., 6), two rows that need be neither of length 1 nor at right angles -> (..., 3, 3), by Gram-Schmidt.
 
+    A network that has hardly learnt, and whose samples are clamped, may say two rows that are parallel. The second is
+    then the axis that lies farthest from the first.
+
     Raises:
-        ValueError: the rows are zero or parallel, so that they name no rotation.
+        ValueError: a number is not finite, or the first row is zero.
     """
-    first, second = np.moveaxis(np.asarray(rotation, np.float64).reshape(*np.shape(rotation)[:-1], 2, 3), -2, 0)
-    x = _unit(first, rotation)
-    y = _unit(second - (x * second).sum(-1, keepdims=True) * x, rotation)
+    rows = np.asarray(rotation, np.float64).reshape(*np.shape(rotation)[:-1], 2, 3)
+    if not np.isfinite(rows).all():
+        raise ValueError(f"6-D rotation {np.asarray(rotation)} is not finite")
+    first, second = np.moveaxis(rows, -2, 0)
+    if not (np.linalg.norm(first, axis=-1) > SHORTEST).all():
+        raise ValueError(f"6-D rotation {np.asarray(rotation)} names no rotation: its first row is zero")
+    x = first / np.linalg.norm(first, axis=-1, keepdims=True)
+    across, otherwise = _across(second, x), _across(AXES[np.abs(x).argmin(-1)], x)
+    y = np.where(np.linalg.norm(across, axis=-1, keepdims=True) > SHORTEST, across, otherwise)
+    y = y / np.linalg.norm(y, axis=-1, keepdims=True)
     return np.stack([x, y, np.cross(x, y)], axis=-2)
 
 
@@ -63,8 +75,6 @@ def from_pose_actions(actions: np.ndarray) -> np.ndarray:
     return np.concatenate([actions[..., :3], axis_angle_from_6d(actions[..., 3:9]), actions[..., 9:]], axis=-1)
 
 
-def _unit(rows: np.ndarray, rotation: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(rows, axis=-1, keepdims=True)
-    if not (length > 1e-6).all():
-        raise ValueError(f"6-D rotation {np.asarray(rotation)} names no rotation: its rows are zero or parallel")
-    return rows / length
+def _across(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The part of `rows` (..., 3) at right angles to the unit vectors `x`."""
+    return rows - (x * rows).sum(-1, keepdims=True) * x

@@ -44,3 +44,37 @@ def test_the_generator_decides_and_some_videos_stay_as_they_are():
 def test_bad_fields_are_named(field):
     with pytest.raises(ValueError, match=next(iter(field))):
         VideoAugmentation(**field)
+
+
+ONLY_COLOURS = {"crop_probability": 0, "blur_probability": 0}
+
+
+def test_colours_jitter_within_their_ranges_and_alike_in_all_frames():
+    grey = np.full((2, 3, 4, 4), 100, np.uint8)
+    brightness = VideoAugmentation(**ONLY_COLOURS, jitter=(0.2, 0, 0, 0))
+    levels = [brightness(grey, np.random.default_rng(seed)) for seed in range(60)]
+    assert all((level == level[0, 0, 0, 0]).all() for level in levels)
+    values = [int(level[0, 0, 0, 0]) for level in levels]
+    assert 80 <= min(values) < 85 and 115 < max(values) <= 120
+
+    everything = VideoAugmentation(**ONLY_COLOURS, jitter=(0.2, 0.2, 0.2, 0.05))
+    changed = everything(VIDEO, np.random.default_rng(1))
+    assert changed.dtype == np.uint8 and changed.shape == VIDEO.shape and not np.array_equal(changed, VIDEO)
+    assert np.array_equal(changed, everything(VIDEO, np.random.default_rng(1)))
+    assert not np.array_equal(changed, everything(VIDEO, np.random.default_rng(2)))
+
+
+def test_hue_turns_colours_and_leaves_grey():
+    hue = VideoAugmentation(**ONLY_COLOURS, jitter=(0, 0, 0, 0.5))
+    red = np.zeros((1, 3, 2, 2), np.uint8)
+    red[:, 0] = 200
+    turned = hue(red, np.random.default_rng(0))
+    assert turned.max() == 200 and turned[0, 1:].max() > 20, "no longer pure red, as bright"
+    grey = np.full((1, 3, 2, 2), 90, np.uint8)
+    assert np.array_equal(hue(grey, np.random.default_rng(0)), grey)
+
+
+@pytest.mark.parametrize("jitter", [(0.2, 0.2, 0.2), (0.2, 0.2, 0.2, 0.6), (-0.1, 0, 0, 0)])
+def test_impossible_jitter_is_refused(jitter):
+    with pytest.raises(ValueError, match="augmentation.jitter"):
+        VideoAugmentation(jitter=jitter)

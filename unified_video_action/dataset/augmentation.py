@@ -12,13 +12,17 @@ from torch.nn.functional import conv1d, interpolate, pad
 
 @dataclass(frozen=True)
 class VideoAugmentation:
-    """Crop-and-resize and Gaussian blur, each drawn once for a whole video (the paper's recipe for PushT)."""
+    """Crop-and-resize, Gaussian blur and colour jitter, each drawn once for a whole video.
+
+    The paper crops and blurs PushT, which is what the defaults do, and jitters the colours of LIBERO.
+    """
 
     crop: float = 0.95  # side of the crop relative to the frame's, rounded down: 91 of 96 pixels
     crop_probability: float = 0.5
     blur_kernel: int = 5  # taps, odd
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # range of the standard deviation, pixels
     blur_probability: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation and hue
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -31,10 +35,15 @@ class VideoAugmentation:
         if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"augmentation.blur_sigma={self.blur_sigma}: expected 0 < lowest <= highest")
 
+        if len(self.jitter) != 4 or not all(0 <= part <= 1 for part in self.jitter) or self.jitter[3] > 0.5:
+            raise ValueError(f"augmentation.jitter={self.jitter}: expected four numbers 0 to 1, the last at most 0.5")
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 (T, 3, H, W) -> the same shape; every random choice comes from `rng`."""
         crops, corner = rng.random() < self.crop_probability, rng.random(2)
         blurs, sigma = rng.random() < self.blur_probability, rng.uniform(*self.blur_sigma)
+        if any(self.jitter):
+            frames = self._jittered(frames, rng)
         if not (crops or blurs):
             return frames
         # Cropping, resizing and blurring are linear and separable: together they are one matrix for each axis.
@@ -45,6 +54,23 @@ class VideoAugmentation:
         video = torch.from_numpy(np.ascontiguousarray(frames)).float()
         video = rows @ video @ columns.T  # (T, 3, H, W)
         return video.round_().clamp_(0, 255).to(torch.uint8).numpy()
+
+    def _jittered(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Factors within 1 +- jitter and a turn of the hue within +- jitter, applied in an order drawn as well."""
+        from torchvision.transforms.v2 import functional
+
+        adjust = (
+            functional.adjust_brightness,
+            functional.adjust_contrast,
+            functional.adjust_saturation,
+            functional.adjust_hue,
+        )
+        video = torch.from_numpy(np.ascontiguousarray(frames))
+        amounts = rng.uniform(-1, 1, 4) * self.jitter + (1, 1, 1, 0)
+        for number in rng.permutation(4):
+            if self.jitter[number]:
+                video = adjust[number](video, float(amounts[number]))  # (T, 3, H, W)
+        return video.numpy()
 
     def _matrix(self, size: int, place: float | None, sigma: float | None) -> Tensor:
         """(size, size): what happens along one axis; `place` in [0, 1) says where the crop begins, if there is one."""
