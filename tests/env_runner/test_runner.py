@@ -110,7 +110,8 @@ def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(runner_module, "PolicySession", Interrupted)
-        make(n_episodes=3, n_envs=1).run(ToyPolicy(), tmp_path / "cut", progress=False, facts={"digest": "a"})
+        runner = make(n_episodes=3, n_envs=1)
+        runner.run(ToyPolicy(), tmp_path / "cut", progress=False, facts={"digest": "a"}, journal=True)
     assert not (tmp_path / "cut" / "results.json").exists()
     with (tmp_path / "cut" / "journal.0.jsonl").open("a") as file:
         file.write('{"seed": 12, "ste')  # the machine went down while it wrote
@@ -127,7 +128,8 @@ def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(
 
     monkeypatch.setattr(runner_module, "PolicySession", Counted)
     runner = make(n_episodes=3, n_envs=1)
-    metrics = runner.run(ToyPolicy(), tmp_path / "cut", films=0, progress=False, facts={"digest": "a"}, resume=True)
+    options = {"films": 0, "progress": False, "facts": {"digest": "a"}, "journal": True, "resume": True}
+    metrics = runner.run(ToyPolicy(), tmp_path / "cut", **options)
     assert rolled == [12]
     assert metrics == whole
     names = sorted(path.name for path in (tmp_path / "cut").iterdir())

@@ -139,5 +139,6 @@ def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[
         "facts": facts,
         "config": config,
         "training_log": run / "metrics.jsonl",
+        "journal": True,
         "resume": args.resume,
     }  # fmt: skip

@@ -110,6 +110,7 @@ class EnvRunner:
         config: Mapping[str, Any] | None = None,
         training_log: Path | None = None,
         progress: bool = True,
+        journal: bool = False,
         resume: bool = False,
     ) -> dict[str, float]:
         """Evaluate `policy` and return the metrics that `metrics.summarise` describes, alike in all processes.
@@ -121,6 +122,8 @@ class EnvRunner:
             imagine: show in the films what the policy imagines; off for one that never learned to.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
+            journal: keep finished episodes in `output_dir` while it runs, in a file of each process, so that it can be
+                continued.
             resume: continue an evaluation in `output_dir` that was interrupted, without its finished episodes.
 
         Raises:
@@ -133,15 +136,15 @@ class EnvRunner:
         if output_dir is not None and rank == 0:
             output = Path(output_dir)
             output.mkdir(parents=True, exist_ok=True)
-        journal = None if output_dir is None else Journal(Path(output_dir), self._settings(facts), rank)
+        diary = Journal(Path(output_dir), self._settings(facts), rank) if output_dir is not None and journal else None
         finished = self.finished(output_dir, facts) if resume else {}
         processes.gather([])  # all have read what is finished before one of them writes
-        if journal and rank == 0:
-            journal.begin()
+        if diary is not None and rank == 0:
+            diary.begin()
         todo = left(self.seeds, finished)
         with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
             recordings = Recordings(Path(folder))
-            mine = self._roll(policy, todo[rank::world], sampler, recordings if films else None, progress, journal)
+            mine = self._roll(policy, todo[rank::world], sampler, recordings if films else None, progress, diary)
             before = [finished[seed] for seed in self.seeds if seed in finished]
             episodes = sorted([*before, *processes.gather(mine)], key=lambda episode: episode.seed)
             metrics = summarise(episodes, self.metrics)
@@ -157,7 +160,8 @@ class EnvRunner:
             session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None
             made = self._film(policy, session, chosen, seen, output / "films", progress)
         write_report(output / "report.html", results, title, made, training_log, facts)
-        journal.remove()
+        if diary is not None:
+            diary.remove()
         return metrics
 
     def finished(self, output_dir: Path | str, facts: Mapping[str, str] | None = None) -> dict[int, Episode]:
