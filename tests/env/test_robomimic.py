@@ -150,6 +150,9 @@ def test_arguments_of_another_robosuite_are_refused() -> None:
 def test_robomimics_own_wrapper_shows_the_same(env, monkeypatch) -> None:
     pytest.importorskip("robomimic", reason="robomimic is not installed; add the simulators with: make sims")
     monkeypatch.setitem(sys.modules, "mujoco_py", ModuleType("mujoco_py"))  # imported there, and not used
+    probe = ModuleType("egl_probe")  # which has to be compiled, and would say which GPUs can draw
+    probe.get_available_devices = list
+    monkeypatch.setitem(sys.modules, "egl_probe", probe)
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.envs.env_robosuite import EnvRobosuite
 
