@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from unified_video_action.env_runner.journal import SETTINGS
 from unified_video_action.workspace.commands import ROOT, hydra_value, inside, run, try_run
 
 log = logging.getLogger("train_pusht")
@@ -111,12 +112,15 @@ def ship(options: argparse.Namespace, dtype: str) -> None:
         shutil.rmtree(evaluation, ignore_errors=True)
         run(script, *common, "--output", stored)
     if len(read_json(evaluation / "results.json").get("episodes", [])) != options.episodes:
-        shutil.rmtree(evaluation, ignore_errors=True)  # of another number of episodes, or interrupted
+        interrupted = (evaluation / SETTINGS).is_file()
+        if not interrupted:
+            shutil.rmtree(evaluation, ignore_errors=True)  # of another number of episodes
         run(
             ROOT / "eval_sim.py",
             *("--checkpoint", stored),
             *("--n-episodes", str(options.episodes), "--films", str(options.films)),
             *("--output", evaluation),
+            *(["--resume"] if interrupted else []),
         )
     run(script, *common, "--output", options.output.resolve(), "--evaluation", evaluation)
     log.info("\nReport: %s", evaluation / "report.html")

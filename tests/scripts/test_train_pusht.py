@@ -157,6 +157,7 @@ class Project:
             run = Path(next(word for word in words if word.startswith("output_dir=")).partition("=")[2])
             write(run / "checkpoints" / "latest" / "trainer_state.json", {"step": self.steps})
         elif script == "eval_sim":
+            self.resumed = "--resume" in words
             episodes = [{}] * int(value["--n-episodes"])
             write(Path(value["--output"]) / "results.json", {"episodes": episodes})
         elif script == "export_checkpoint":
@@ -201,10 +202,16 @@ def test_what_is_done_is_not_done_again(train: Callable[..., list[str]], project
     with pytest.raises(SystemExit, match="eval_sim.py failed"):
         train("--episodes", "5")
     project.fails = ""
-    (tmp_path / "run" / "evaluation" / "stored" / "films").mkdir(parents=True)  # of the evaluation that was cut off
+    evaluation = tmp_path / "run" / "evaluation" / "stored"
+    (evaluation / "films").mkdir(parents=True)
     assert train("--episodes", "5") == ["cache_latents", "train", "eval_sim", "export_checkpoint"]
-    assert not (tmp_path / "run" / "evaluation" / "stored" / "films").exists()
+    assert not (evaluation / "films").exists() and not project.resumed, "nothing there to continue"
     assert train("--episodes", "5") == ["cache_latents", "train", "export_checkpoint"]
+    (evaluation / "results.json").unlink()
+    write(evaluation / "journal.json", {})  # of an evaluation that was cut off
+    assert train("--episodes", "5") == ["cache_latents", "train", "eval_sim", "export_checkpoint"]
+    assert project.resumed
+    (evaluation / "journal.json").unlink()
     assert train("--episodes", "6") == ["cache_latents", "train", "eval_sim", "export_checkpoint"]
     project.steps = 20  # trained further
     assert train("--episodes", "6") == ["cache_latents", "train", "export_checkpoint", "eval_sim", "export_checkpoint"]
