@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor
 
-from unified_video_action.model.dropout import LEVELS, draw_kept
+from unified_video_action.model.dropout import COMPILED, LEVELS, RANDOM, draw_kept
 
 AT_ONCE = 2**20  # scores that a CPU computes before it goes on to other heads
 
@@ -84,21 +84,7 @@ def backward_attention(gradient: Tensor, parts: Tensor, weights: Tensor, dropout
     return _join(parts_gradient, batch)
 
 
-# As operations of their own, so that torch.compile leaves them as they are.
-attend = torch.library.custom_op(
-    "unified_video_action::attend",
-    forward_attention,
-    mutates_args=(),
-    device_types="cpu",
-    tags=(torch.Tag.nondeterministic_seeded,),
-)
-attend_backward = torch.library.custom_op(
-    "unified_video_action::attend_backward", backward_attention, mutates_args=(), device_types="cpu"
-)
-
-
-@attend.register_fake
-def _(qkv: Tensor, heads: int, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
+def _shapes_of_forward(qkv: Tensor, heads: int, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, width = qkv.shape
     return (
         qkv.new_empty(batch, tokens, width // 3),
@@ -107,8 +93,7 @@ def _(qkv: Tensor, heads: int, dropout: float) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@attend_backward.register_fake
-def _(gradient: Tensor, parts: Tensor, weights: Tensor, dropout: float) -> Tensor:
+def _shape_of_backward(gradient: Tensor, parts: Tensor, weights: Tensor, dropout: float) -> Tensor:
     return gradient.new_empty(*gradient.shape[:2], 3 * gradient.shape[2])
 
 
@@ -121,7 +106,21 @@ def _differentiate(ctx, gradient: Tensor, *unused: Tensor) -> tuple[Tensor, None
     return attend_backward(gradient, *ctx.saved_tensors, ctx.dropout), None, None
 
 
-attend.register_autograd(_differentiate, setup_context=_remember)
+# As operations of their own, so that torch.compile leaves them as they are.
+ATTEND, ATTEND_BACKWARD = "unified_video_action::attend", "unified_video_action::attend_backward"
+torch.library.define(
+    ATTEND, "(Tensor qkv, int heads, float dropout) -> (Tensor, Tensor, Tensor)", tags=(COMPILED, RANDOM)
+)
+torch.library.impl(ATTEND, "cpu", forward_attention)
+torch.library.register_fake(ATTEND, _shapes_of_forward)
+torch.library.register_autograd(ATTEND, _differentiate, setup_context=_remember)
+torch.library.define(
+    ATTEND_BACKWARD, "(Tensor gradient, Tensor parts, Tensor weights, float dropout) -> Tensor", tags=(COMPILED,)
+)
+torch.library.impl(ATTEND_BACKWARD, "cpu", backward_attention)
+torch.library.register_fake(ATTEND_BACKWARD, _shape_of_backward)
+attend = torch.ops.unified_video_action.attend.default
+attend_backward = torch.ops.unified_video_action.attend_backward.default
 
 
 def _makes_up(dropout: float) -> float:

@@ -6,21 +6,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 2**16
+COMPILED, RANDOM = torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded  # what torch.compile is to know
 
 
-@torch.library.custom_op(
-    "unified_video_action::draw_kept", mutates_args=(), device_types="cpu", tags=(torch.Tag.nondeterministic_seeded,)
-)
-def draw_kept(like: Tensor, rate: float) -> Tensor:
+def _draw_kept(like: Tensor, rate: float) -> Tensor:
     """1 where an element is kept, 0 with probability `rate` (to 16 bits): uint8 of `like`'s shape, on the CPU."""
     random = np.random.SFC64(int(torch.randint(2**62, ())))
     bits = random.random_raw(-(-like.numel() // 4)).view(np.uint16)[: like.numel()]  # 64 at a time
     return torch.from_numpy((bits >= round(rate * LEVELS)).view(np.uint8)).view(like.shape)
 
 
-@draw_kept.register_fake
-def _(like: Tensor, rate: float) -> Tensor:
-    return like.new_empty(like.shape, dtype=torch.uint8)
+# By hand: torch.library.custom_op takes no tags before torch 2.8.
+DRAW_KEPT = "unified_video_action::draw_kept"
+torch.library.define(DRAW_KEPT, "(Tensor like, float rate) -> Tensor", tags=(COMPILED, RANDOM))
+torch.library.impl(DRAW_KEPT, "cpu", _draw_kept)
+torch.library.register_fake(DRAW_KEPT, lambda like, rate: like.new_empty(like.shape, dtype=torch.uint8))
+draw_kept = torch.ops.unified_video_action.draw_kept.default
 
 
 class _Kept(torch.autograd.Function):
