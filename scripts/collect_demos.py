@@ -21,7 +21,8 @@ import numpy as np
 from tqdm import tqdm
 
 from unified_video_action import env as environments
-from unified_video_action.dataset.demonstrations import in_order, new_store, require_new_store
+from unified_video_action.dataset.demonstrations import new_store, require_new_store
+from unified_video_action.env.collecting import in_order
 
 log = logging.getLogger("collect_demos")
 

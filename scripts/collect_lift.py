@@ -5,12 +5,14 @@ python scripts/collect_lift.py -n 100 --output data/lift.hdf5
 
 import argparse
 import contextlib
+import itertools
 import logging
 from pathlib import Path
 
 from tqdm import tqdm
 
-from unified_video_action.env.robomimic.collect import Collector, episodes_in_order
+from unified_video_action.env.collecting import in_order
+from unified_video_action.env.robomimic.collect import Collector
 from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.lift_expert import Variety
 
@@ -25,7 +27,7 @@ def collect(collector: Collector, count: int, output: Path, workers: int) -> Non
     steps = attempts = 0
     with (
         new_file(output, collector.arguments) as (writer, _),
-        contextlib.closing(episodes_in_order(collector, workers)) as episodes,
+        contextlib.closing(in_order(collector, itertools.count(), workers)) as episodes,
         tqdm(total=count, unit="episode", desc="collecting") as bar,
     ):
         while len(writer) < count:

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from unified_video_action.dataset.demonstrations import in_order, new_store, require_new_store
+from unified_video_action.dataset.demonstrations import new_store, require_new_store
 from unified_video_action.dataset.pusht import PUBLISHED, PushTSource, open_store
 from unified_video_action.dataset.zarr_store import open_root
+from unified_video_action.env.collecting import in_order
 from unified_video_action.env.pusht.env import DEFAULT_GOAL
 from unified_video_action.env.pusht_m.motion import Mover, Recording
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import zarr
 
 ROWS_PER_CHUNK = 2000
 FRAMES_PER_CHUNK = 32  # frames are read a few at a time
-Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 class DemonstrationStore:
@@ -88,21 +83,3 @@ def _publish(folder: Path, output: Path) -> None:
         packed.rename(output)
     finally:
         packed.unlink(missing_ok=True)
-
-
-def in_order(make: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """`make` of every item, in the items' order, which may be endless, by `workers` processes (1: by this one)."""
-    if workers == 1:
-        yield from map(make, items)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = deque()
-        try:
-            for item in items:
-                running.append(pool.submit(make, item))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)

@@ -17,7 +17,7 @@ from unified_video_action.dataset.jpeg import decode_image
 from unified_video_action.dataset.lerobot_folder import NUMBERS, Episodes, LeRobotFolder
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, sample_files
-from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.video_frames import Fit, VideoFiles
 from unified_video_action.dataset.zarr_store import StoreError, expand
 
@@ -46,8 +46,7 @@ class LeRobotSource(Source):
     def __post_init__(self) -> None:
         if not self.path or self.path == "???":
             raise ValueError("the LeRobot source has no path: give the folder that holds meta/info.json")
-        if self.weight is not None and not self.weight > 0:
-            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
+        check_weight(self.path, self.weight)
 
     def tables(self, wanted: Wanted) -> list[Table]:
         if wanted.auxiliary:

@@ -10,6 +10,12 @@ import numpy as np
 from unified_video_action.dataset.store import EpisodeStore
 
 
+def check_weight(path: str, weight: float | None) -> None:
+    """Raise ValueError for a source's weight that is no share."""
+    if weight is not None and not weight > 0:
+        raise ValueError(f"source {path}: weight={weight} must be positive, or null")
+
+
 @dataclass(frozen=True)
 class StoreSource:
     """A store named in a configuration."""
@@ -19,8 +25,7 @@ class StoreSource:
     has_action: bool = True  # False: a video to learn from, whose actions (if any) are not read
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not self.weight > 0:
-            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
+        check_weight(self.path, self.weight)
 
     @classmethod
     def parse(cls, source: str | Mapping | StoreSource) -> StoreSource:

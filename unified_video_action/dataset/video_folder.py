@@ -12,7 +12,7 @@ import numpy as np
 
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, sample_files
-from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.video_frames import Fit, VideoFiles, VideoHeader, read_header
 from unified_video_action.dataset.zarr_store import StoreError, expand
 
@@ -43,8 +43,7 @@ class VideoFolderSource(Source):
             raise ValueError(f"source {self.path}: fps={self.fps} must be positive, and goes without stride")
         if self.instruction is not None and self.captions:
             raise ValueError(f"source {self.path}: instruction and captions are both set; keep one")
-        if self.weight is not None and not self.weight > 0:
-            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
+        check_weight(self.path, self.weight)
 
     def tables(self, wanted: Wanted) -> list[Table]:
         camera = wanted.cameras[0] if self.camera is None and len(wanted.cameras) == 1 else self.camera

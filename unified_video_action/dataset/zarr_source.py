@@ -9,7 +9,7 @@ import numpy as np
 
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
-from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.zarr_store import StoreError
 
 
@@ -28,8 +28,7 @@ class ZarrSource(Source):
     weight: float | None = None  # share of the training samples, relative to the other sources'; None: by its size
 
     def __post_init__(self) -> None:
-        if self.weight is not None and not self.weight > 0:
-            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
+        check_weight(self.path, self.weight)
         for part in ("cameras", "low_dim"):
             if not isinstance(getattr(self, part), Mapping):
                 raise ValueError(f"source {self.path}: {part}={getattr(self, part)!r} must map names to arrays")

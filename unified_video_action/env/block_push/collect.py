@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from unified_video_action.env.block_push.env import BlockPushEnv, frame_size
 from unified_video_action.env.block_push.expert import ScriptedExpert, Variety
 from unified_video_action.env.block_push.layout import HIGH, LOW
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What the expert did: row i of every array belongs to the moment just before action i."""
-
-    arrays: dict[str, np.ndarray]  # img uint8 (T, H, W, 3); float32 effector (T, 2), action (T, 2), state (T, 14)
-    meta: dict[str, np.ndarray]  # order (2,) of the blocks, 0 red and 1 green, and the squares (2,) they were put into
-    measures: dict[str, float]  # for the log
-    success: bool  # only then are there arrays
-
-
-def option(default: int | float, text: str) -> Any:
-    """A field of a collector; scripts/collect_demos.py makes an option of it, with this help."""
-    return field(default=default, metadata={"help": text})
+from unified_video_action.env.collecting import Episode, option
 
 
 @dataclass(frozen=True)

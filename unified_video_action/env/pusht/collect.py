@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from unified_video_action.env.collecting import Episode, option
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv
 from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
 from unified_video_action.env.pusht.goals import random_goal
 from unified_video_action.env.pusht.renderer import render_states
 
 GOALS = ("fixed", "random")
-
-
-@dataclass(frozen=True)
-class Episode:
-    """What the expert did: row i of every array belongs to the moment just before action i."""
-
-    arrays: dict[str, np.ndarray]  # img uint8 (T, size, size, 3), action float32 (T, 2), state float32 (T, 5)
-    meta: dict[str, np.ndarray | float]  # what a store keeps of the episode: goal (3,), x, y, angle
-    measures: dict[str, float]  # for the log: coverage, the most of the goal that was covered
-    success: bool  # only then are there arrays
-
-
-def option(default: int | float | str, text: str) -> Any:
-    """A field of a collector; scripts/collect_demos.py makes an option of it, with this help."""
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)

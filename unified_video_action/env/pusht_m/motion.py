@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.env.pusht.collect import Episode
+from unified_video_action.env.collecting import Episode
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv
 from unified_video_action.env.pusht.geometry import OUTLINE, rotation, to_table
 from unified_video_action.env.pusht.renderer import render_states

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -83,30 +79,6 @@ class Collector:
         turn = (Rotation.from_rotvec(goal[3:6]) * Rotation.from_matrix(rotation).inv()).as_rotvec()
         step = np.concatenate([(goal[:3] - position) / REACH[0], turn / REACH[1]])
         return np.append(np.clip(step, -1, 1), goal[6])
-
-
-def episodes_in_order(collector: Callable[[int], Demonstration | None], workers: int) -> Iterator[Demonstration | None]:
-    """Attempts 0, 1, 2, ... in that order, without end, made by `workers` processes (1: by this one)."""
-    if workers == 1:
-        yield from map(collector, itertools.count())
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _adopt, (collector,)) as pool:
-        running = deque()
-        try:
-            for attempt in itertools.count():
-                running.append(pool.submit(_collect, attempt))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _adopt(collector: Callable[[int], Demonstration | None]) -> None:
-    """Keep the collector, and with it the simulator that it makes, for all episodes of this process."""
-    _collect.collector = collector
-
-
-def _collect(attempt: int) -> Demonstration | None:
-    return _collect.collector(attempt)
 
 
 def observe(simulator: Simulator, cameras: tuple[str, ...], size: int) -> dict[str, np.ndarray]:
