@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unified_video_action.workspace import commands
+
 if TYPE_CHECKING:
     from unified_video_action.dataset.window_dataset import WindowDataset
     from unified_video_action.evaluation.timing import Bench
@@ -34,22 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("benchmark")
 PARTS = ("latency", "training", "loader", "scaling", "steadiness", "simulator")
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
     """The resolved configuration that the options name."""
     if options.config_name:
-        from hydra import compose, initialize_config_dir
-        from hydra.errors import HydraException
-        from omegaconf import OmegaConf
-
-        try:
-            with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-                config = compose(options.config_name, options.overrides)
-        except HydraException as error:
-            raise ValueError(error) from error
-        return OmegaConf.to_container(config, resolve=True)
+        return commands.read_config(options.config_name, options.overrides)
     if options.overrides:
         raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
     import yaml

@@ -11,9 +11,7 @@ import argparse
 import logging
 import sys
 import time
-from pathlib import Path
 
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
 log = logging.getLogger("cache_latents")
 
 
@@ -27,23 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
 
     import torch
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
 
     from unified_video_action.dataset.build import DataSettings, build_dataset
     from unified_video_action.instantiate import build_dataclass, instantiate
+    from unified_video_action.workspace.commands import read_config
 
     try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            config = OmegaConf.to_container(compose(options.config_name, options.overrides), resolve=True)
+        config = read_config(options.config_name, options.overrides)
         settings = build_dataclass(DataSettings, config["data"], "data")
         dataset = build_dataset(config)
         codec = instantiate(config["vae"], "vae")
         codec.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         started = time.monotonic()
         dataset.latents(codec, settings.cache_dir, settings.n_views, options.rebuild)
-    except (HydraException, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         log.error("error: %s", error)
         return 1
     log.info("the latents of all frames are ready after %.0f s", time.monotonic() - started)

@@ -17,23 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from unified_video_action.workspace.commands import read_config
+
 log = logging.getLogger("film_task")
-CONFIG_FOLDER = Path(__file__).resolve().parents[1] / "config"
 FORMATS = (".webp", ".gif", ".png")
 START_S = 1.0  # for which a start is shown
-
-
-def read_task(name: str, overrides: list[str]) -> dict[str, Any]:
-    """The configuration of that name, resolved."""
-    from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-
-    try:
-        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            return OmegaConf.to_container(compose(name, overrides), resolve=True)
-    except HydraException as error:
-        raise ValueError(error) from error
 
 
 def cameras_of(config: dict[str, Any]) -> list[str]:
@@ -84,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError(f"--output {options.output}: expected a name that ends in {', '.join(FORMATS)}")
         if min(options.episodes, options.every, options.height) < 1 or options.fps <= 0:
             raise ValueError("--episodes, --every and --height must be at least 1, --fps above 0")
-        config = read_task(options.config_name, options.overrides)
+        config = read_config(options.config_name, options.overrides)
         if options.starts:
             frames, seconds = starts(config, options.episodes), START_S
         else:

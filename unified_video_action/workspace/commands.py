@@ -1,4 +1,7 @@
-"""The project's commands, one after the other: shown, run in the project's folder, stopping at the first failure."""
+"""The project's commands, one after the other: shown, run in its folder, stopping at the first failure.
+
+And the configurations that they take.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +37,19 @@ def try_run(*command: str | Path) -> int:
 def inside(path: Path) -> str:
     """A path as a command in the project's folder takes it."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A configuration of `config`, resolved. Raises ValueError when it does not compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    try:
+        with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+            return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+    except HydraException as error:
+        raise ValueError(error) from error
 
 
 def hydra_value(path: Path) -> str:
