@@ -24,10 +24,10 @@ $(STAMP): pyproject.toml
 
 sims: $(SIMS)
 
-$(SIMS): $(STAMP) requirements/simulators.txt
+$(SIMS): $(STAMP) requirements/without_dependencies.txt
 	$(PYTHON) scripts/check_system.py --sims
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev,sims]"
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements/simulators.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements/without_dependencies.txt
 	touch $@
 
 demo: $(STAMP)

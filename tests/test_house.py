@@ -38,7 +38,7 @@ TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evalua
 
 COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
     *("aiohttp", "pygame", "shapely", "torchvision"),
-    *("import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
+    *("dm-tree", "import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
     *("bddl", "hf-libero", "numba", "six", "termcolor"),
 }
 
@@ -176,7 +176,7 @@ def test_what_is_imported_is_pinned_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {}
     extras = project["optional-dependencies"]
-    simulators = (ROOT / "requirements" / "simulators.txt").read_text().splitlines()
+    simulators = (ROOT / "requirements" / "without_dependencies.txt").read_text().splitlines()
     alone = [line.split(" #")[0] for line in simulators if not line.startswith("#")]
     for requirement in project["dependencies"] + extras["dev"] + extras["sims"] + alone:
         assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", requirement), f"{requirement}: expected name==version"

@@ -1,0 +1,41 @@
+"""Serve a policy to robots, or run one on an arm.
+
+    python eval_real.py serve --checkpoint outputs/my_run/checkpoints/latest       openpi, ZeroMQ and UMI clients
+    python eval_real.py run --robot sim --checkpoint ... --dry-run                 show what would be sent
+    python eval_real.py run --robot arx5 --server tcp://192.168.1.7:8766           plans come from another machine
+
+docs/real_robot.md has the checklist of a first run, and what each stop means.
+"""
+
+import argparse
+import logging
+import sys
+
+
+def parse_arguments() -> argparse.Namespace:
+    from unified_video_action.real import running
+    from unified_video_action.real.server import serving
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="serve | run")
+    for name, module, what in (
+        ("serve", serving, "answer clients with plans of a checkpoint"),
+        ("run", running, "control an arm"),
+    ):
+        command = commands.add_parser(name, help=what, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(start=module.start)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        sys.exit(args.start(args))
+    except (FileNotFoundError, FileExistsError, ValueError) as error:
+        sys.exit(f"eval_real.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

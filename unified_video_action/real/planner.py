@@ -1,0 +1,103 @@
+"""What a robot's loop, or any client, knows of a policy that plans for it. Needs no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from unified_video_action.poses import HandSpec
+from unified_video_action.spec import Horizon
+
+
+class PlannerError(RuntimeError):
+    """No plan: the server is lost or busy, refused the request, or the policy failed. The message says which."""
+
+
+@dataclass(frozen=True)
+class ObservationEntry:
+    """One observation that a policy reads."""
+
+    kind: Literal["rgb", "low_dim"]
+    shape: tuple[int, ...]  # of one step: (H, W, 3) of frames as the policy was trained on them, (d,) of states
+    steps: int  # how many are read, oldest first, the newest last
+
+
+@dataclass(frozen=True)
+class PolicyDescription:
+    """What a checkpoint reads and says; travels as JSON-like data."""
+
+    name: str
+    observations: Mapping[str, ObservationEntry]
+    horizon: Horizon
+    action_dim: int
+    action_steps: int  # actions of a plan that its configuration executes
+    follows_text: bool
+    instructions: tuple[str, ...] = ()  # those it was trained on, where known
+    step_seconds: float | None = None  # between two steps of the data it was trained on
+    hand: HandSpec | None = None  # how an arm's poses become its states, and its actions poses; None: not of a hand
+    continues: bool = False  # accepts `Continuation`s
+
+    def to_json(self) -> dict[str, Any]:
+        """Only dicts, lists, strings, numbers, booleans and None."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicyDescription:
+        """Inverse of `to_json`. Raises ValueError for data of another shape."""
+        try:
+            data = dict(data)
+            data["observations"] = {
+                name: ObservationEntry(entry["kind"], tuple(entry["shape"]), entry["steps"])
+                for name, entry in data["observations"].items()
+            }
+            data["horizon"] = Horizon(**data["horizon"])
+            data["instructions"] = tuple(data.get("instructions", ()))
+            data["hand"] = None if data.get("hand") is None else HandSpec(**data["hand"])
+            return cls(**data)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(
+                f"this is no description of a policy: {error!r}; is it the server of another project?"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What is left of the plan under way, for a plan that goes on from it.
+
+    `actions` (n, D) are meant for the first n steps of the new chunk (in its own terms: relative ones as seen from the
+    new observation). `weights` (n,) in [0, 1]: 1 keeps an action as it is, 0 leaves the policy free.
+    """
+
+    actions: np.ndarray
+    weights: np.ndarray
+
+
+class Planner(ABC):
+    """Plans for one robot."""
+
+    description: PolicyDescription
+
+    @abstractmethod
+    def reset(self, seed: int = 0, text: str | None = None) -> None:
+        """Start an episode. Raises PlannerError."""
+
+    @abstractmethod
+    def plan(self, observation: Mapping[str, np.ndarray], going_on: Continuation | None = None) -> np.ndarray:
+        """Plan from a history.
+
+        Args:
+            observation: for every entry of the description (steps, *shape): uint8 frames, float32 states.
+
+        Returns:
+            (A, D) float32 in the data's units, the first for `horizon.action_offset` steps after the newest frame.
+
+        Raises:
+            PlannerError: there is no plan. It may be tried again.
+        """
+
+    @abstractmethod
+    def close(self) -> None: ...
