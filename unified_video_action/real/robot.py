@@ -119,3 +119,11 @@ class Camera(ABC):
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """An arm and what looks at its work; what a robot's configuration builds."""
+
+    arm: Arm
+    cameras: tuple[Camera, ...]  # for the policy's rgb observations, in their order
