@@ -188,3 +188,21 @@ def test_mistakes_are_named() -> None:
         Engine(make_policy(sample), precision="half")
     with pytest.raises(ValueError, match="guidance 2.0"):
         Engine(make_policy(sample, guidance=2.0))
+
+
+@pytest.mark.parametrize("chunk", ["rows", "vector"])
+@pytest.mark.parametrize("sampler", ["ancestral5", "ddim4", "dpm4"])
+def test_kept_actions_equal_the_models(chunk: str, sampler: str) -> None:
+    sample = make_sample(PLAIN, chunk=chunk)
+    policy, inputs = make_policy(sample, sampler), replace(sample.inputs, future=None, actions=None)
+    actions, weight = torch.rand(3, 16, 2) - 0.5, torch.rand(3, 16)
+    weight[:, :2], weight[:, 10:] = 1.0, 0.0
+    fast = Engine(policy).sample(inputs, noise(), keep=(actions, weight)).actions
+    options = dict(sampler=Sampler.parse(sampler), generator=noise())
+    plain = sample.model.sample(inputs, TASK_MODES["policy"], keep=(actions, weight), **options).actions
+    assert (fast - plain).abs().max() < TOLERANCE
+    torch.testing.assert_close(fast[:, :2], actions[:, :2], rtol=0, atol=1e-6)
+    free = Engine(policy).sample(inputs, noise()).actions
+    assert ((fast - actions).abs() < (free - actions).abs() + 1e-6)[:, 2:10].float().mean() > 0.8
+    others = (fast - free)[:, 10:].abs().max()
+    assert others > 1e-3 if chunk == "vector" else others < 1e-6  # rows know nothing of each other

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unified_video_action.model.heads import DiffusionHead
-from unified_video_action.model.samplers import Sampler, Step
+from unified_video_action.model.samplers import Known, Sampler, Step
 
 MODULATION_BYTES = 2**25  # of the steps whose modulation is computed at a time
 
@@ -52,20 +52,21 @@ class Denoiser:
     def _linear(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
         return layer.weight.to(self.dtype), layer.bias.to(self.dtype)
 
-    def __call__(self, cond: Tensor, noise: Tensor) -> Tensor:
+    def __call__(self, cond: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
         """Denoise.
 
         Args:
             cond: (rows, c), or (2 * rows, c) when guided.
             noise: (draws, rows, C) float32, as many draws as the sampler asks for.
+            known: what the rows are to keep to.
 
         Returns:
             (rows, C) float32.
         """
         with torch.autocast(cond.device.type, enabled=False):
-            return self._denoise(cond, noise)
+            return self._denoise(cond, noise, known)
 
-    def _denoise(self, cond: Tensor, noise: Tensor) -> Tensor:
+    def _denoise(self, cond: Tensor, noise: Tensor, known: Known | None) -> Tensor:
         cond = F.linear(cond.to(self.dtype), *self.cond_embed).float()  # (R, w)
         x, last = noise[0], torch.zeros_like(noise[0])
         row_bytes = len(cond) * self.modulation[0].shape[0] * self.dtype.itemsize
@@ -77,6 +78,8 @@ class Denoiser:
                 step = self.chain[i]
                 output, spread = self._network(x, modulation)
                 x0 = self._x0(step, x, output)
+                if known is not None:
+                    x0 = known.blend(x0)
                 x = step.from_x * x + step.from_x0 * x0
                 if step.from_last:
                     x = torch.add(x, last, alpha=step.from_last)

@@ -80,9 +80,9 @@ class Engine:
             inputs.history, inputs.wrist_history, inputs.history_actions, inputs.proprio, inputs.text
         )  # fmt: skip
 
-    def denoise_actions(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Joint latent, noise (draws, B * rows, C) -> normalised actions (B, A, action_dim)."""
-        return self._actions(z, noise)
+    def denoise_actions(self, z: Tensor, noise: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Joint latent, noise (draws, B * rows, C) -> normalised actions (B, A, action_dim); `keep` as in `sample`."""
+        return self._actions(z, noise, *(keep or (None, None)))
 
     def denoise_frames(self, z: Tensor, noise: Tensor) -> Tensor:
         """Joint latent, noise (draws, B*T*S, C) -> scaled latents (B, F, C, h, w)."""
@@ -98,8 +98,17 @@ class Engine:
         """An instruction's feature (text_dim,) -> its tokens (text_tokens, d)."""
         return self.inputs.instruction(text)
 
-    def sample(self, inputs: ModelInputs, generators: Sequence[torch.Generator], frames: bool = False) -> Generated:
+    def sample(
+        self,
+        inputs: ModelInputs,
+        generators: Sequence[torch.Generator],
+        frames: bool = False,
+        keep: tuple[Tensor, Tensor] | None = None,
+    ) -> Generated:
         """Actions, and frames of the same future if asked for; one generator per sample, on the CPU.
+
+        Args:
+            keep: normalised actions (B, A, action_dim) that chunks are to keep to, and by how much (B, A), 0 to 1.
 
         Raises:
             RuntimeError: the policy's weights changed since the engine was made.
@@ -112,7 +121,8 @@ class Engine:
         z = self.joint_latent(inputs)
         for_actions, for_frames = self.samplers
         head = self.model.action_head
-        made = Generated(actions=self.denoise_actions(z, self.draw_noise(head, for_actions, head.rows, generators)))
+        noise = self.draw_noise(head, for_actions, head.rows, generators)
+        made = Generated(actions=self.denoise_actions(z, noise, keep))
         if self.spec.proprio_output_dim:  # states are of no use while acting, but the model draws noise for them
             head = self.model.proprio_head
             self.draw_noise(head, for_actions, head.rows, generators)
@@ -161,10 +171,11 @@ class Engine:
         free = self.inputs.no_text.expand_as(instruction)
         return self.mar.joint_latent(self.inputs(*others, torch.cat([instruction, free]))).float()
 
-    def _run_actions(self, z: Tensor, noise: Tensor) -> Tensor:
+    def _run_actions(self, z: Tensor, noise: Tensor, kept: Tensor | None, weight: Tensor | None) -> Tensor:
         head = self.model.action_head
+        known = None if kept is None else head.known_rows(kept, weight)
         cond = head.as_rows(self.action_trunk(z)).flatten(0, 1)  # (B*rows, c)
-        return self.action_denoiser(cond, noise).reshape(-1, head.steps, head.row_dim)
+        return self.action_denoiser(cond, noise, known).reshape(-1, head.steps, head.row_dim)
 
     def _run_frames(self, z: Tensor, noise: Tensor) -> Tensor:
         return unpatchify(self.video_denoiser(z.flatten(0, 1), noise).unflatten(0, (-1, self.spec.tokens)), self.spec)

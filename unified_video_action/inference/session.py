@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unified_video_action.inference.continuation import Continuation
 from unified_video_action.inference.engine import Engine
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import Moments
@@ -41,6 +42,8 @@ class Episode:
     text: Tensor | None  # (text_dim,)
     instruction: Tensor | None  # (text_tokens, d), what the engine made of it
     coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
+    recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
+    going_on: Continuation | None = None  # what the next plan keeps to
 
     @property
     def knows_past(self) -> bool:
@@ -123,28 +126,56 @@ class PolicySession:
             ValueError: a camera or state is missing, or a frame is not uint8 (H, W, 3).
             RuntimeError: the slot was never reset.
         """
-        cameras, states = self.policy.observations.cameras, self.policy.observations.low_dim
-        for name in (*cameras, *states):
-            if name not in obs:
-                raise ValueError(f"observation {name!r} is missing; given are {', '.join(obs)}")
-        for name in cameras:
-            frame = obs[name]
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-                raise ValueError(f"observation {name!r} is {frame.dtype} {frame.shape}: expected uint8 (H, W, 3)")
         episode = self._episode(slot)
-        episode.recent.append(Step({name: np.array(obs[name]) for name in (*cameras, *states)}))
+        episode.recent.append(self._step(obs))
+        episode.recalled = None
         if episode.coming:
             episode.executed.append(episode.coming.popleft())
         else:
             episode.executed.clear()  # no plan was followed to get here
 
-    def plan(self, slots: Sequence[int] | None = None) -> np.ndarray:
+    def recall(self, history: Sequence[Observation], slot: int = 0) -> None:
+        """Take in a whole history, oldest first, in place of what was observed: for robots, which keep their own time.
+
+        Frames that the history before had as well are not encoded again. What was executed meanwhile is not known to
+        a policy that reads past actions.
+
+        Raises:
+            ValueError: not `horizon.history` observations, or a bad one (see `observe`).
+            RuntimeError: the slot was never reset.
+        """
+        episode = self._episode(slot)
+        if len(history) != self.policy.horizon.history:
+            raise ValueError(f"{len(history)} observations: the policy reads {self.policy.horizon.history}")
+        steps = [self._step(obs) for obs in history]
+        for step in steps:
+            for known in episode.recalled or ():
+                for camera, moments in known.moments.items():
+                    if np.array_equal(known.observation[camera], step.observation[camera]):
+                        step.moments[camera] = moments
+        episode.recalled = steps
+        for memory in (episode.recent, episode.executed, episode.coming):
+            memory.clear()
+
+    def plan(
+        self, slots: Sequence[int] | None = None, going_on: Mapping[int, Continuation] | None = None
+    ) -> np.ndarray:
         """Plan from the newest observation of each slot (all slots when None): float32 (n, A, D), in the data's units.
 
         The plan is taken to be executed from its start, one action between two observations, until the next plan.
+
+        Args:
+            going_on: slot -> what is left of the plan under way there, which the new one keeps to.
         """
         episodes = self._observed(slots)
-        chunks = self._each(episodes, self._plan)
+        for slot, kept in (going_on or {}).items():
+            kept.padded(self.policy.horizon.actions, self.policy.action_dim)  # refuse what does not fit
+            self._episode(slot).going_on = kept
+        try:
+            chunks = self._each(episodes, self._plan)
+        finally:
+            for episode in episodes:
+                episode.going_on = None
         for episode, chunk in zip(episodes, chunks, strict=True):
             episode.coming = deque(chunk)
         return chunks
@@ -171,7 +202,7 @@ class PolicySession:
     def _observed(self, slots: Sequence[int] | None) -> list[Episode]:
         slots = range(len(self._episodes)) if slots is None else slots
         for slot in slots:
-            if not self._episode(slot).recent:
+            if not (self._episode(slot).recent or self._episode(slot).recalled):
                 raise RuntimeError(f"slot {slot} has seen nothing yet: call observe(obs, slot={slot}) first")
         return [self._episode(slot) for slot in slots]
 
@@ -191,8 +222,19 @@ class PolicySession:
         """(n, A, D)"""
         generators = [episode.acting for episode in episodes]
         observation = self._observation(episodes, generators)
-        made = self.engine.sample(self.policy.model_inputs(observation), generators)
+        keep = self._kept(episodes, observation)
+        made = self.engine.sample(self.policy.model_inputs(observation), generators, keep=keep)
         return self.policy.actions_from(made, observation)["action_pred"]
+
+    def _kept(self, episodes: Sequence[Episode], observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Normalised actions (n, A, D) that the plans keep to and by how much (n, A); None: every plan is free."""
+        if all(episode.going_on is None for episode in episodes):
+            return None
+        steps, dim = self.policy.horizon.actions, self.policy.action_dim
+        free = np.zeros((steps, dim), np.float32), np.zeros(steps, np.float32)
+        kept = [free if each.going_on is None else each.going_on.padded(steps, dim) for each in episodes]
+        actions, weights = (torch.from_numpy(np.stack(part)).to(self.policy.device) for part in zip(*kept, strict=True))
+        return self.policy.normalized_actions(actions, observation), weights
 
     @torch.no_grad()
     def _imagine(self, episodes: Sequence[Episode]) -> Tensor:
@@ -227,7 +269,20 @@ class PolicySession:
             inputs["history_action"] = torch.from_numpy(np.stack([episode.executed for episode in episodes]))
         return inputs
 
+    def _step(self, obs: Observation) -> Step:
+        cameras, states = self.policy.observations.cameras, self.policy.observations.low_dim
+        for name in (*cameras, *states):
+            if name not in obs:
+                raise ValueError(f"observation {name!r} is missing; given are {', '.join(obs)}")
+        for name in cameras:
+            frame = obs[name]
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+                raise ValueError(f"observation {name!r} is {frame.dtype} {frame.shape}: expected uint8 (H, W, 3)")
+        return Step({name: np.array(obs[name]) for name in (*cameras, *states)})
+
     def _history(self, episode: Episode) -> list[Step]:
+        if episode.recalled is not None:
+            return episode.recalled
         now = len(episode.recent) - 1
         return [episode.recent[max(now + offset, 0)] for offset in self.policy.horizon.history_offsets]
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.model.samplers import Sampler, Step, make_chain
+from unified_video_action.model.samplers import Known, Sampler, Step, make_chain
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -137,6 +137,7 @@ class Diffusion(nn.Module):
         sampler: Sampler,
         generator: Generators = None,
         clamp: float | None = None,
+        known: Known | None = None,
     ) -> Tensor:
         """Denoise rows from noise.
 
@@ -145,6 +146,7 @@ class Diffusion(nn.Module):
             shape: (rows, C). like: a tensor of the wanted device and dtype.
             clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
                 error times 2e4.
+            known: what the rows are to keep to.
 
         Returns:
             (rows, C).
@@ -159,6 +161,8 @@ class Diffusion(nn.Module):
             x0 = step.x0_from_x * x + step.x0_from_output * mean_output
             if clamp is not None:
                 x0 = x0.clamp(-clamp, clamp)
+            if known is not None:
+                x0 = known.blend(x0)
             x = step.from_x * x + step.from_x0 * x0
             if step.from_last:
                 x = x + step.from_last * last

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unified_video_action.model.config import HeadConfig
 from unified_video_action.model.diffusion import Diffusion, Generators
-from unified_video_action.model.samplers import Sampler
+from unified_video_action.model.samplers import Known, Sampler
 
 
 class TimestepEmbedding(nn.Module):
@@ -111,6 +111,7 @@ class DiffusionHead(nn.Module):
         generator: Generators = None,
         unconditional: Tensor | None = None,
         guidance: float = 1.0,
+        known: Known | None = None,
     ) -> Tensor:
         """Denoise one row for each row of cond (rows, cond_channels) -> (rows, channels).
 
@@ -127,7 +128,7 @@ class DiffusionHead(nn.Module):
             return torch.cat([free + guidance * (mean - free), rest], dim=-1)
 
         shape = cond.shape[0], self.channels
-        return self.diffusion.sample(network, shape, cond, sampler, generator, self.clamp_for(sampler))
+        return self.diffusion.sample(network, shape, cond, sampler, generator, self.clamp_for(sampler), known)
 
     def clamp_for(self, sampler: Sampler) -> float | None:
         """Bound on the predicted x0, if any."""
@@ -214,11 +215,18 @@ class ActionHead(DiffusionHead):
         generator: Generators = None,
         unconditional: Tensor | None = None,
         guidance: float = 1.0,
+        known: Known | None = None,
     ) -> Tensor:
         """z (B, T*S, d) -> (B, steps, row_dim)."""
         cond = self.conditions(z).flatten(0, 1)  # (B*rows, c)
         free = None if unconditional is None else self.conditions(unconditional).flatten(0, 1)
-        return self.sample(cond, sampler, generator, free, guidance).reshape(len(z), self.steps, self.row_dim)
+        rows = self.sample(cond, sampler, generator, free, guidance, known)
+        return rows.reshape(len(z), self.steps, self.row_dim)
+
+    def known_rows(self, chunk: Tensor, weight: Tensor) -> Known:
+        """A normalised chunk (B, steps, row_dim) to keep to, and by how much (B, steps), as rows."""
+        shape = len(chunk) * self.rows, self.channels
+        return Known(chunk.reshape(shape), weight.unsqueeze(-1).expand_as(chunk).reshape(shape))
 
     def conditions(self, z: Tensor) -> Tensor:
         """z (B, T*S, d) -> (B, rows, c): what each row is denoised with."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 KINDS = ("ancestral", "ddim", "dpm")
 
@@ -55,6 +57,16 @@ class Sampler:
         """How often a row is given noise: at its start, and by the ancestral sampler at every step, the last included
         (where it is not used)."""
         return 1 + self.steps if self.kind == "ancestral" else 1
+
+
+class Known(NamedTuple):
+    """Rows that are known in part: at every step x0 is drawn towards `values`, by `weight` in [0, 1]."""
+
+    values: Tensor  # (rows, C)
+    weight: Tensor  # (rows, C)
+
+    def blend(self, x0: Tensor) -> Tensor:
+        return torch.lerp(x0, self.values, self.weight)
 
 
 class Step(NamedTuple):

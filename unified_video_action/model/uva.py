@@ -169,6 +169,7 @@ class UVA(nn.Module):
         order: Tensor | None = None,
         hide_history: bool | None = None,
         resample_actions: bool = False,
+        keep: tuple[Tensor, Tensor] | None = None,
     ) -> Generated:
         """Do one of the five jobs.
 
@@ -181,6 +182,8 @@ class UVA(nn.Module):
             order: (B, S) the order in which cells are generated; random when None.
             hide_history: overrides the mode (inverse dynamics of the paper's code hides it).
             resample_actions: draw actions in every iteration, as the paper's code does, and keep the last.
+            keep: normalised actions (B, A, action_dim) that the chunk is to keep to, and by how much (B, A): from 0,
+                free, to 1, as they are.
 
         Raises:
             ValueError: an input that the mode needs is missing, or guidance without language.
@@ -206,7 +209,8 @@ class UVA(nn.Module):
 
         def decode_chunks(z: Tensor, free: Tensor | None) -> None:
             if mode.learns_actions:
-                result.actions = self.action_head.sample_chunk(z, sampler, generator, free, guidance)
+                known = None if keep is None else self.action_head.known_rows(*keep)
+                result.actions = self.action_head.sample_chunk(z, sampler, generator, free, guidance, known)
             if spec.proprio_output_dim:
                 result.proprio = self.proprio_head.sample_chunk(z, sampler, generator, free, guidance)
 

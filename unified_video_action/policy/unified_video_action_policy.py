@@ -138,9 +138,9 @@ class UnifiedVideoActionPolicy(BasePolicy):
         inputs.future = self._latents(batch["future"][main])
         if self.model.spec.wrist_output:
             inputs.wrist_future = self._latents(batch["future"][wrist])
-        inputs.actions = self._normalize_actions(batch["action"], batch.get("low_dim", {}))
+        inputs.actions = self.normalized_actions(batch["action"], batch.get("low_dim", {}))
         if self.model.spec.history_actions:
-            inputs.history_actions = self._normalize_actions(batch["history_action"], batch.get("low_dim", {}))
+            inputs.history_actions = self.normalized_actions(batch["history_action"], batch.get("low_dim", {}))
         return inputs
 
     def _targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
@@ -246,7 +246,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
                 f"the policy needs {self.horizon.history}"
             )
         if actions is not None:
-            inputs.actions = self._normalize_actions(actions.to(self.device), obs)
+            inputs.actions = self.normalized_actions(actions.to(self.device), obs)
         if future is not None:
             inputs.future = self._latents(future[self.observations.main], generator)
         for_actions, for_frames = self.config.samplers(sampler)
@@ -278,7 +278,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if spec.proprio_dim:
             inputs.proprio = torch.cat([self._state(name, obs) for name in names.low_dim], dim=-1)  # (B, P, d)
         if spec.history_actions and obs.get("history_action") is not None:
-            inputs.history_actions = self._normalize_actions(obs["history_action"].to(self.device), obs)
+            inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
         if spec.text_dim:
             if obs.get("text") is None:
                 raise ValueError("observation 'text' is missing: this policy follows instructions")
@@ -300,7 +300,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         name = self.config.relative_to
         return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
 
-    def _normalize_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+    def normalized_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, n, D) in the data's units as the model sees them; the inverse of `actions_from`."""
         return self.normalizer.normalize("action", actions - self._origin(obs))
 
     def actions_from(self, made: Generated, obs: Observation) -> dict[str, Tensor]:

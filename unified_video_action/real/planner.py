@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from unified_video_action.inference.continuation import Continuation
 from unified_video_action.poses import HandSpec
 from unified_video_action.spec import Horizon
 
@@ -62,18 +63,6 @@ class PolicyDescription:
             raise ValueError(
                 f"this is no description of a policy: {error!r}; is it the server of another project?"
             ) from error
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """What is left of the plan under way, for a plan that goes on from it.
-
-    `actions` (n, D) are meant for the first n steps of the new chunk (in its own terms: relative ones as seen from the
-    new observation). `weights` (n,) in [0, 1]: 1 keeps an action as it is, 0 leaves the policy free.
-    """
-
-    actions: np.ndarray
-    weights: np.ndarray
 
 
 class Planner(ABC):
