@@ -1,0 +1,112 @@
+"""How well a checkpoint tells a hand-held camera's motion from future frames, in cm and degrees (paper, Table VI).
+
+    python scripts/evaluate_inverse_dynamics.py --checkpoint RUN/checkpoints/latest
+    python scripts/evaluate_inverse_dynamics.py --checkpoint ... --data unseen.zarr.zip --json errors.json
+    python scripts/evaluate_inverse_dynamics.py --checkpoint ... --data mocap.zarr.zip --other slam=slam.zarr.zip
+
+Windows are those of the episodes that the run held out, or with --data of all episodes in other archives of the same
+kind, whose poses count as known. --other names archives of the same episodes and frames with poses by another method,
+such as SLAM, which are measured in the same way. The row "still" says that nothing moves: the size of the task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified_video_action.dataset.window_dataset import WindowDataset
+
+log = logging.getLogger("evaluate_inverse_dynamics")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--data", nargs="+", type=Path, help="archives to measure on (default: the run's held-out episodes)")
+    add("--other", action="append", default=[], metavar="NAME=ARCHIVE", help="the same episodes by another method")
+    add("--windows", type=int, default=500, help="how many, spread evenly (default: 500)")
+    add("--show-history", action="store_true", help="show the model past frames as well, unlike in its training")
+    add("--sampler", help="such as ancestral100 or ddim10 (default: the configuration's)")
+    add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--json", type=Path, help="also write the figures there")
+    return parser.parse_args()
+
+
+def open_dataset(config: dict[str, Any], paths: list[Path] | None) -> WindowDataset:
+    """The run's held-out episodes, or all of other archives, as they are: not augmented, at fixed times."""
+    from unified_video_action.dataset.build import build_dataset
+
+    if paths is None:
+        return build_dataset(config).validation()
+    sources = config["task"]["dataset"]["sources"]
+    like = sources if "_target_" in sources else next(iter(sources.values() if isinstance(sources, dict) else sources))
+    replaced = [{**like, "path": str(path), "weight": None} for path in paths]
+    dataset = {**config["task"]["dataset"], "sources": replaced, "max_train_episodes": None}
+    return build_dataset({**config, "task": {**config["task"], "dataset": dataset}}).everything()
+
+
+def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """name of the method -> its errors."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from unified_video_action.evaluation import inverse_dynamics
+    from unified_video_action.instantiate import build_dataclass
+    from unified_video_action.policy.build import load_policy
+    from unified_video_action.poses import HandSpec
+
+    others = dict(named.split("=", 1) for named in args.other if "=" in named)
+    if len(others) != len(args.other):
+        raise ValueError(f"--other {' '.join(args.other)}: expected NAME=ARCHIVE, each name once")
+    if others and args.data is None:
+        raise ValueError("--other compares archives with --data: name the one whose poses are known")
+    policy = load_policy(args.checkpoint, args.weights, torch.device(args.device))
+    config = OmegaConf.to_container(OmegaConf.load(args.checkpoint / "config.yaml"), resolve=True)
+    if not config["task"].get("hand"):
+        raise ValueError(f"{args.checkpoint}: its task has no hand (task.hand): its actions are no poses of a camera")
+    if not config["training"]["mode_mix"].get("inverse_dynamics"):
+        log.warning("this run never trained inverse dynamics (training.mode_mix): its errors say little")
+    hand = build_dataclass(HandSpec, config["task"]["hand"], "task.hand")
+    dataset = open_dataset(config, args.data)
+    if dataset.instructions:
+        dataset.use_text(policy.encode_text(dataset.instructions))
+    indices = inverse_dynamics.windows_of(dataset, args.windows)
+    log.info("%d windows of %d", len(indices), len(dataset))
+    predicted, true, recorded = inverse_dynamics.predict(
+        policy, dataset, indices, hide_history=not args.show_history, sampler=args.sampler
+    )
+    answers = {"model": predicted, "still": inverse_dynamics.standing_still(true, hand)}
+    for name, path in others.items():
+        other = open_dataset(config, [Path(path)])
+        if len(other) != len(dataset):
+            raise ValueError(f"--other {path}: {len(other)} windows, --data has {len(dataset)}: not the same episodes")
+        answers[name] = inverse_dynamics.recorded_actions(other, indices)
+    return {
+        name: inverse_dynamics.pose_errors(chunk, true, recorded, hand).summary() for name, chunk in answers.items()
+    }
+
+
+def main() -> None:
+    args = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        figures = measure(args)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"evaluate_inverse_dynamics.py: {error}")
+    log.info("%-10s %28s %28s", "", "position, cm", "rotation, degrees")
+    for name, row in figures.items():
+        shown = [f"{part['mean']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in row.values()]
+        log.info("%-10s %28s %28s", name, *shown)
+    if args.json:
+        args.json.write_text(json.dumps({"checkpoint": str(args.checkpoint), "errors": figures}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""How well a model tells the motion of a hand-held camera from what it sees (paper, Table VI)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from unified_video_action.dataset.sampling import sample_seed
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.poses import HandSpec, distance
+
+SEED = 20260602  # of the noise, the same every time
+RESAMPLES = 1000  # of the windows, for the intervals
+CENTIMETRES = 100.0
+
+
+@dataclass(frozen=True)
+class PoseErrors:
+    """Errors of poses at every step of a chunk, seen from the pose of the newest observation.
+
+    `position` (windows, A) centimetres, `rotation` (windows, A) degrees; NaN where a step lies beyond the episode.
+    """
+
+    position: np.ndarray
+    rotation: np.ndarray
+
+    def summary(self) -> dict[str, dict[str, float | int | list[float | None]]]:
+        """position_cm and rotation_deg: mean over steps and windows with its 95 % interval, median, 90th percentile,
+        and the mean at every step."""
+        return {"position_cm": _summary(self.position), "rotation_deg": _summary(self.rotation)}
+
+
+def windows_of(dataset: WindowDataset, count: int) -> list[int]:
+    """At most `count` windows, spread evenly over a dataset."""
+    count = min(count, len(dataset))
+    return [i * len(dataset) // count for i in range(count)]
+
+
+@torch.no_grad()
+def predict(
+    policy: UnifiedVideoActionPolicy,
+    dataset: WindowDataset,
+    indices: Sequence[int],
+    hide_history: bool = True,
+    sampler: str | None = None,
+    batch_size: int = 16,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The chunks that the future frames of windows show, and the recorded ones.
+
+    Args:
+        dataset: with frames, not latents.
+        hide_history: show future frames only, as the mode is trained.
+
+    Returns:
+        predicted and true actions (windows, A, D) in the data's units, and which steps are recorded (windows, A).
+    """
+    made: list[tuple[np.ndarray, ...]] = []
+    for batch in _batches(dataset, indices, batch_size):
+        noise = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
+        obs = {**batch["history"], **batch["low_dim"], **({"text": batch["text"]} if "text" in batch else {})}
+        chunks = policy.predict_inverse_dynamics(obs, batch["future"], hide_history, noise, sampler)["action_pred"]
+        made.append((chunks.cpu().numpy(), batch["action"].numpy(), ~batch["action_is_pad"].numpy()))
+    predicted, true, recorded = (np.concatenate(part) for part in zip(*made, strict=True))
+    return predicted, true, recorded
+
+
+def pose_errors(predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, hand: HandSpec) -> PoseErrors:
+    """Errors of actions (windows, A, 10) that name poses of one hand.
+
+    Raises:
+        ValueError: actions that are no poses.
+    """
+    here = np.broadcast_to(np.eye(4), (len(predicted), 4, 4))  # distances are the same wherever they are seen from
+    position, rotation = distance(hand.targets(predicted, here)[0], hand.targets(true, here)[0])
+    missing = np.where(recorded, 0.0, np.nan)
+    return PoseErrors(CENTIMETRES * position + missing, np.degrees(rotation) + missing)
+
+
+def recorded_actions(dataset: WindowDataset, indices: Sequence[int], batch_size: int = 16) -> np.ndarray:
+    """Recorded actions (windows, A, D)."""
+    return np.concatenate([batch["action"].numpy() for batch in _batches(dataset, indices, batch_size)])
+
+
+def standing_still(true: np.ndarray, hand: HandSpec) -> np.ndarray:
+    """What a model would say that sees no motion: relative actions (windows, A, 10) of a hand that stays where it is.
+
+    Raises:
+        ValueError: actions are not relative, so that they do not tell where the hand is.
+    """
+    if not hand.relative_actions:
+        raise ValueError("task.hand.relative_actions=false: absolute actions do not tell where the hand stands")
+    still = hand.actions(np.broadcast_to(np.eye(4), (*true.shape[:2], 4, 4)), true[..., 9], np.eye(4))
+    return np.asarray(still, true.dtype)
+
+
+def _batches(dataset: WindowDataset, indices: Sequence[int], size: int) -> Iterator[dict]:
+    for first in range(0, len(indices), size):
+        yield dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in indices[first : first + size]])
+
+
+def _summary(errors: np.ndarray) -> dict[str, float | int | list[float | None]]:
+    errors = errors[~np.isnan(errors).all(axis=1)]
+    windows = np.nanmean(errors, axis=1)  # (windows,)
+    rng = np.random.default_rng(SEED)
+    means = [windows[rng.integers(len(windows), size=len(windows))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return {
+        "mean": float(windows.mean()),
+        "low": float(low),
+        "high": float(high),
+        "median": float(np.median(windows)),
+        "p90": float(np.percentile(windows, 90)),
+        "windows": len(windows),
+        "by_step": [float(step[~np.isnan(step)].mean()) if (~np.isnan(step)).any() else None for step in errors.T],
+    }
