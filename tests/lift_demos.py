@@ -1,11 +1,11 @@
 """What Lift's tests share: files of a few scripted episodes, made once in a session."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+
+from tests.loading import load_script
 
 LIFT = "robosuite is not installed; add the simulators with: make sims"
 SIZE = 64  # pixels
@@ -29,14 +29,6 @@ def _collected(tmp_path_factory: pytest.TempPathFactory, name: str, count: int, 
     if not path.exists():  # every module that imports a fixture has it anew
         load_script("collect_lift").main(["-n", str(count), "--output", str(path), "--workers", "1", *options])
     return path
-
-
-def load_script(name: str) -> ModuleType:
-    """scripts/<name>.py as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_demo(path: Path, demo: str = "demo_0") -> dict[str, np.ndarray | str]:

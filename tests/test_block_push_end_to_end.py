@@ -1,6 +1,5 @@
 """Block pushing from demonstrations to a trained policy, its rollout and its forward model, with 4:3 frames."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tests.loading import load_script
 from tests.shrunk import SHRUNK, read
 
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
@@ -35,11 +35,9 @@ SMALL = (
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory) -> Path:
     """Three episodes by the script that users call."""
-    spec = importlib.util.spec_from_file_location("collect_demos", ROOT / "scripts" / "collect_demos.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     output = tmp_path_factory.mktemp("demos") / "demos.zarr.zip"
-    script.main(["--task", "block_push", "-n", "3", "--output", str(output), "--workers", "1", "--image-size", "48"])
+    arguments = ["--task", "block_push", "-n", "3", "--output", str(output), "--workers", "1", "--image-size", "48"]
+    load_script("collect_demos").main(arguments)
     return output
 
 

@@ -1,25 +1,20 @@
 """scripts/collect_demos.py as a user runs it: what it writes can be trained on, and bad calls die clearly."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from tests.loading import load_script
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.renderer import render_states
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "collect_demos.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("collect_demos", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("collect_demos")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """uva_pusht_m_mini from the script that makes its demonstrations to an evaluation, with few steps."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import eval_sim
+from tests.loading import load_script
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
@@ -40,11 +40,8 @@ SHRUNK = (
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A $UVA_DATA_DIR with two demonstrations."""
     folder = tmp_path_factory.mktemp("data")
-    spec = importlib.util.spec_from_file_location("collect_demos", ROOT / "scripts" / "collect_demos.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     output = folder / "pusht_m" / "scripted.zarr.zip"
-    script.main(["--task", "pusht_m", "-n", "2", "--output", str(output), "--workers", "1"])
+    load_script("collect_demos").main(["--task", "pusht_m", "-n", "2", "--output", str(output), "--workers", "1"])
     return folder
 
 

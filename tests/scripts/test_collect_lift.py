@@ -8,7 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from tests.lift_demos import LIFT, SIZE, lift_images, lift_steps, load_script, read_demo  # noqa: F401
+from tests.lift_demos import LIFT, SIZE, lift_images, lift_steps, read_demo  # noqa: F401
+from tests.loading import load_script
 
 pytest.importorskip("robosuite", reason=LIFT)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from tests.lift_demos import LIFT, lift_steps, load_script, read_demo  # noqa: F401
+from tests.lift_demos import LIFT, lift_steps, read_demo  # noqa: F401
+from tests.loading import load_script
 
 pytest.importorskip("robosuite", reason=LIFT)
 

@@ -1,12 +1,12 @@
 """scripts/transform_demos.py: what it writes is the human demonstrations, elsewhere on the table, with their goals."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
+from tests.loading import load_script
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
 from unified_video_action.env.pusht.geometry import OUTLINE, to_table
@@ -22,16 +22,12 @@ from unified_video_action.env.pusht_m.motion import (
     greatest_coverage,
 )
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "transform_demos.py"
 OPTIONS = ("--episodes", "2", "--seed", "1")
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("transform_demos", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("transform_demos")
 
 
 @pytest.fixture(scope="module")
