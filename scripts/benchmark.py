@@ -8,6 +8,7 @@
     torchrun --nproc-per-node 2 scripts/benchmark.py --config-name uva_pusht_mini --only scaling
     python scripts/benchmark.py --config-name uva_pusht_mini --only steadiness --calls 10000
     python scripts/benchmark.py --config-name uva_lift --only simulator --calls 200
+    python scripts/benchmark.py --only server    what eval_real.py serve adds to a plan
     python scripts/benchmark.py --config-name uva_pusht --compare naive --repeats 5 --json naive.json vae.weights=random
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 log = logging.getLogger("benchmark")
-PARTS = ("latency", "training", "loader", "scaling", "steadiness", "simulator")
+ALONE = ("simulator", "server")  # not of a policy
+PARTS = ("latency", "training", "loader", "scaling", "steadiness", *ALONE)
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +112,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     bench = Bench(torch.device(device), dtype, options.repeats, options.warmup)
+    if options.only == ["server"]:
+        return benchmark_server(options.calls, {"machine": machine(), "versions": versions()})
     config = read_config(options)
     if options.only == ["simulator"]:
         return benchmark_simulator(config, options.calls, {"machine": machine(), "versions": versions()})
@@ -173,6 +177,20 @@ def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, A
     return {**results, "simulator": measured}
 
 
+def benchmark_server(calls: int, results: dict[str, Any]) -> dict[str, Any]:
+    """The policy server's doors with a policy that answers at once."""
+    from unified_video_action.real.server.overhead import measure
+
+    measured = measure(calls)
+    log.info("\nRound trips over loopback less the policy's time: 4 frames of 224 px and 4 states, %d calls", calls)
+    for door, row in measured.items():
+        log.info(
+            "%-10s median %.2f ms, p99 %.2f ms, %.1f MB a request",
+            door, row["median_ms"], row["p99_ms"], row["bytes"] / 1e6,
+        )  # fmt: skip
+    return {**results, "server": measured}
+
+
 def compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], trained: bool) -> dict[str, Any]:
     """The session against the same pipeline without its measures, in turns."""
     from unified_video_action.evaluation.inference_timing import compare_naive, peak_memory, wake
@@ -198,13 +216,13 @@ def compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, in
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_mutually_exclusive_group()
     what.add_argument("--config-name", help="a configuration of config/; Hydra overrides may follow")
     what.add_argument("--config", type=Path, help="a resolved configuration file")
     what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
     parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
     parser.add_argument("--compare", choices=("naive",), help="only time plans with and without what makes them fast")
-    parser.add_argument("--calls", type=int, default=1000, help="plans of steadiness, steps of simulator (1000)")
+    parser.add_argument("--calls", type=int, default=1000, help="plans, simulator steps or round trips (1000)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
@@ -220,8 +238,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
     options = parser.parse_intermixed_args(arguments)
     options.only = options.only or ["latency", "training"]
-    if "simulator" in options.only and len(options.only) > 1:
-        parser.error("--only simulator: the simulator is timed alone, without the policy's other parts")
+    for part in ALONE:
+        if part in options.only and len(options.only) > 1:
+            parser.error(f"--only {part}: the {part} is timed alone, without the policy's other parts")
+    if options.only != ["server"] and not (options.config_name or options.config or options.checkpoint):
+        parser.error("one of --config-name, --config and --checkpoint is needed")
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
     try:

@@ -185,3 +185,30 @@ def _info(episodes, fps, pictures, tasks) -> dict:
         "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
         "features": features,
     }
+
+
+def write_umi(
+    path: Path,
+    frames: np.ndarray,
+    poses: np.ndarray,
+    widths: np.ndarray | None = None,
+    ends: Sequence[int] | None = None,
+    codec: object | None = None,
+    **more: np.ndarray,
+) -> Path:
+    """Write an archive in UMI's layout, a zip if the name ends so: frames (N, H, W, 3), poses (N, 6), `more` arrays."""
+    from unified_video_action.dataset.demonstrations import new_store
+    from unified_video_action.dataset.jpeg import JpegXlCodec
+
+    count = len(poses)
+    arrays = {
+        "camera0_rgb": frames,
+        "robot0_eef_pos": poses[:, :3].astype(np.float32),
+        "robot0_eef_rot_axis_angle": poses[:, 3:].astype(np.float32),
+        "robot0_gripper_width": np.zeros((count, 1), np.float32) if widths is None else widths.astype(np.float32),
+        **more,
+    }
+    with new_store(path, codec or JpegXlCodec()) as store:
+        for start, end in zip([0, *(ends or [count])[:-1]], ends or [count], strict=True):
+            store.append({name: values[start:end] for name, values in arrays.items()}, {})
+    return path

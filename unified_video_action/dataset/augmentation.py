@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from torch.nn.functional import conv1d, interpolate, pad
 
 @dataclass(frozen=True)
 class VideoAugmentation:
-    """Crop-and-resize, Gaussian blur and colour jitter, each drawn once for a whole video.
+    """Crop-and-resize, Gaussian blur and changes of colour, each drawn once for a whole video.
 
-    The paper crops and blurs PushT, which is what the defaults do, and jitters the colours of LIBERO.
+    The paper crops and blurs PushT, which is what the defaults do, jitters the colours of LIBERO, and does all of it to
+    frames of hand-held grippers. Colours change first, in the order of the fields.
     """
 
     crop: float = 0.95  # side of the crop relative to the frame's, rounded down: 91 of 96 pixels
@@ -23,18 +24,24 @@ class VideoAugmentation:
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # range of the standard deviation, pixels
     blur_probability: float = 0.5
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # of brightness, contrast, saturation and hue
+    jitter_probability: float = 1.0
+    sharpness: tuple[float, float] = (0.0, 2.0)  # range of the factor: 0 smooths, 1 changes nothing, 2 sharpens
+    sharpness_probability: float = 0.0
+    autocontrast_probability: float = 0.0  # every channel of every frame is stretched to 0..255
+    grayscale_probability: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
             raise ValueError(f"augmentation.crop={self.crop}: expected 0 < crop <= 1")
-        for name in ("crop_probability", "blur_probability"):
+        for name in (field.name for field in fields(self) if field.name.endswith("_probability")):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augmentation.{name}={getattr(self, name)}: expected 0 to 1")
         if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
             raise ValueError(f"augmentation.blur_kernel={self.blur_kernel}: expected a positive odd number")
         if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError(f"augmentation.blur_sigma={self.blur_sigma}: expected 0 < lowest <= highest")
-
+        if len(self.sharpness) != 2 or not 0 <= self.sharpness[0] <= self.sharpness[1]:
+            raise ValueError(f"augmentation.sharpness={self.sharpness}: expected 0 <= lowest <= highest")
         if len(self.jitter) != 4 or not all(0 <= part <= 1 for part in self.jitter) or self.jitter[3] > 0.5:
             raise ValueError(f"augmentation.jitter={self.jitter}: expected four numbers 0 to 1, the last at most 0.5")
 
@@ -42,8 +49,7 @@ class VideoAugmentation:
         """uint8 (T, 3, H, W) -> the same shape; every random choice comes from `rng`."""
         crops, corner = rng.random() < self.crop_probability, rng.random(2)
         blurs, sigma = rng.random() < self.blur_probability, rng.uniform(*self.blur_sigma)
-        if any(self.jitter):
-            frames = self._jittered(frames, rng)
+        frames = self._recoloured(frames, rng)
         if not (crops or blurs):
             return frames
         # Cropping, resizing and blurring are linear and separable: together they are one matrix for each axis.
@@ -54,6 +60,26 @@ class VideoAugmentation:
         video = torch.from_numpy(np.ascontiguousarray(frames)).float()
         video = rows @ video @ columns.T  # (T, 3, H, W)
         return video.round_().clamp_(0, 255).to(torch.uint8).numpy()
+
+    def _recoloured(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        def chosen(probability: float) -> bool:
+            """Draws only where there is a choice: what a seed does to recipes without it never changes."""
+            return probability == 1 or (probability > 0 and rng.random() < probability)
+
+        if any(self.jitter) and chosen(self.jitter_probability):
+            frames = self._jittered(frames, rng)
+        if not (self.sharpness_probability or self.autocontrast_probability or self.grayscale_probability):
+            return frames
+        from torchvision.transforms.v2 import functional
+
+        video = torch.from_numpy(np.ascontiguousarray(frames))
+        if chosen(self.sharpness_probability):
+            video = functional.adjust_sharpness(video, float(rng.uniform(*self.sharpness)))
+        if chosen(self.autocontrast_probability):
+            video = functional.autocontrast(video)
+        if chosen(self.grayscale_probability):
+            video = functional.rgb_to_grayscale(video, num_output_channels=3)
+        return video.numpy()  # (T, 3, H, W)
 
     def _jittered(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Factors within 1 +- jitter and a turn of the hue within +- jitter, applied in an order drawn as well."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.mixture import Wanted
+from unified_video_action.dataset.pose_windows import HAND_STATES
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, instantiate
+from unified_video_action.poses import KINDS, HandSpec
 from unified_video_action.spec import Horizon
 from unified_video_action.vae.base import FrameCodec
 
@@ -33,7 +35,9 @@ class DataSettings:
 
 
 def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
-    """Build `task.dataset`; `task.horizon` and `task.shape_meta` decide what its samples hold.
+    """Build `task.dataset`; `task.horizon`, `task.shape_meta` and `task.hand` decide what its samples hold.
+
+    With `task.hand`, the sources give the poses of a hand, of which the task's states and actions are made.
 
     Raises:
         ValueError: an unknown key, or data whose shapes differ from task.shape_meta.
@@ -46,21 +50,64 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")
     low_dim = [name for name, entry in meta["obs"].items() if entry["type"] == "low_dim"]
     steps = {meta["obs"][name].get("steps", horizon.history) for name in low_dim}
+    hand = _hand(task, low_dim)
     asked = {
         "horizon": horizon,
         "wanted": Wanted(
             tuple(name for name, entry in meta["obs"].items() if entry["type"] == "rgb"),
-            tuple(low_dim),
+            tuple(low_dim) if hand is None else HAND_STATES,
             int(meta["action"]["shape"][0]),
             bool(meta.get("auxiliary_dim", 0)),
         ),
         "low_dim_steps": max(steps, default=None),
         "history_actions": meta["action"].get("history", False),
-        "future_low_dim": bool(meta.get("proprio_output_dim", 0)),
+        "future_low_dim": predicted_states(meta)[0],
     }
+    if hand is not None:
+        asked["hand"] = hand
+    _check_predicted(meta)
     dataset = instantiate(task["dataset"], "task.dataset", **asked)
     _check_shapes(dataset, meta)
     return dataset
+
+
+def predicted_states(shape_meta: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Low-dim observations that are predicted at the steps of the actions, and how many numbers they are.
+
+    They are those that say `predict: true`. Where none says so, `proprio_output_dim` decides: all of them, or none
+    where it is 0 or absent; it stands even if it is not the width of all, as in checkpoints of the paper's code.
+
+    Raises:
+        ValueError: `proprio_output_dim` differs from what is marked.
+    """
+    widths = {n: int(entry["shape"][0]) for n, entry in shape_meta["obs"].items() if entry["type"] == "low_dim"}
+    marked = tuple(name for name in widths if shape_meta["obs"][name].get("predict", False))
+    given = shape_meta.get("proprio_output_dim", 0)
+    if not marked:
+        return (tuple(widths) if given else ()), given
+    width = sum(widths[name] for name in marked)
+    if given and given != width:
+        raise ValueError(
+            f"task.shape_meta.proprio_output_dim={given}, but {', '.join(marked)}, which say predict, have {width} "
+            "numbers; leave it out"
+        )
+    return marked, width
+
+
+def _hand(task: Mapping[str, Any], low_dim: Sequence[str]) -> HandSpec | None:
+    """`task.hand`, which makes all states of the task. Raises ValueError where they do not fit together."""
+    if not task.get("hand"):
+        return None
+    hand = build_dataclass(HandSpec, task["hand"], "task.hand")
+    if list(hand.states) != list(low_dim):
+        raise ValueError(
+            f"task.hand.states makes {', '.join(hand.states) or 'nothing'}, but the low_dim observations of "
+            f"task.shape_meta are {', '.join(low_dim) or 'none'}; name the same ones, in the same order"
+        )
+    for name, kind in hand.states.items():
+        if (KINDS[kind],) != tuple(task["shape_meta"]["obs"][name]["shape"]):
+            raise ValueError(f"task.shape_meta.obs.{name}: a hand's {kind} has shape [{KINDS[kind]}]")
+    return hand
 
 
 def open_frames(dataset: WindowDataset, settings: DataSettings, codec: FrameCodec, progress: bool = True) -> None:
@@ -70,6 +117,16 @@ def open_frames(dataset: WindowDataset, settings: DataSettings, codec: FrameCode
         dataset.use_latents(cache)
     else:
         dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+
+
+def _check_predicted(meta: Mapping[str, Any]) -> None:
+    names, width = predicted_states(meta)
+    available = sum(int(meta["obs"][name]["shape"][0]) for name in names)
+    if width != available:
+        raise ValueError(
+            f"task.shape_meta.proprio_output_dim={width}, but the states have {available} numbers; mark those that are "
+            "to be predicted with predict: true"
+        )
 
 
 def _check_shapes(dataset: WindowDataset, meta: Mapping[str, Any]) -> None:

@@ -11,15 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from numcodecs.abc import Codec
+
+from unified_video_action.dataset.jpeg import register_jpeg
 
 ROWS_PER_CHUNK = 2000
 FRAMES_PER_CHUNK = 32  # frames are read a few at a time
 
 
 class DemonstrationStore:
-    """A zarr (format 2) folder that grows by whole episodes: data/<name> (rows, ...), meta/episode_ends (episodes,)."""
+    """A zarr (format 2) folder that grows by whole episodes: data/<name> (rows, ...), meta/episode_ends (episodes,).
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        pictures: codec of frames, each of which is then a chunk of its own, such as `JpegXlCodec()`; None: zarr's
+            compression of many frames together.
+    """
+
+    def __init__(self, folder: Path, pictures: Codec | None = None) -> None:
+        self._pictures = pictures
         self._root = zarr.open_group(folder, mode="w", zarr_format=2)
         self._arrays: dict[str, zarr.Array] = {}
         self.rows = 0
@@ -39,10 +48,16 @@ class DemonstrationStore:
 
     def _extend(self, path: str, values: np.ndarray) -> None:
         if path not in self._arrays:
-            rows = FRAMES_PER_CHUNK if values.ndim == 4 else ROWS_PER_CHUNK
-            shape = values.shape[1:]
+            frames, shape = values.ndim == 4, values.shape[1:]
+            alone = frames and self._pictures is not None
+            rows = 1 if alone else FRAMES_PER_CHUNK if frames else ROWS_PER_CHUNK
             self._arrays[path] = self._root.create_array(
-                path, shape=(0, *shape), chunks=(rows, *shape), dtype=values.dtype
+                path,
+                shape=(0, *shape),
+                chunks=(rows, *shape),
+                dtype=values.dtype,
+                compressors=self._pictures if alone else "auto",
+                config={"write_empty_chunks": True},  # readers take a chunk that is not there for damage
             )
         self._arrays[path].append(values)
 
@@ -56,13 +71,17 @@ def require_new_store(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_store(output: Path) -> Iterator[DemonstrationStore]:
-    """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left."""
+def new_store(output: Path, pictures: Codec | None = None) -> Iterator[DemonstrationStore]:
+    """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left.
+
+    `pictures` as for `DemonstrationStore`.
+    """
     require_new_store(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        yield DemonstrationStore(partial)
+        register_jpeg()
+        yield DemonstrationStore(partial, pictures)
         _publish(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Frames that are stored as JPEG: each a picture of its own, decoded by whoever reads it."""
+"""Frames that are stored as JPEG or JPEG XL: each a picture of its own, decoded by whoever reads it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numcodecs.abc import Codec
 
 CODEC_IDS = ("imagecodecs_jpeg", "jpeg")  # names under which zarr v2 stores say that their chunks are JPEG
+XL_CODEC_ID = "imagecodecs_jpegxl"
 UNSUPPORTED = ("tables", "header")  # of imagecodecs: parts of the stream that are kept elsewhere
 
 
@@ -61,22 +62,72 @@ class JpegCodec(Codec):
         return {"id": self.codec_id, "level": self.level}
 
     def encode(self, buf: Any) -> bytes:
-        frame = np.asarray(buf)
-        if frame.dtype != np.uint8 or frame.shape[-1] != 3 or np.prod(frame.shape[:-3]) != 1:
-            raise ValueError(f"JPEG needs chunks of one RGB frame, uint8 (1, H, W, 3); got {frame.dtype} {frame.shape}")
-        return encode_jpeg(frame.reshape(frame.shape[-3:]), self.level)
+        return encode_jpeg(_single_frame(buf, "JPEG"), self.level)
 
     def decode(self, buf: Any, out: Any = None) -> np.ndarray:
-        image = decode_image(bytes(buf), "a chunk")
-        if out is None:
-            return image
-        target = np.asarray(out)
-        target[...] = image.reshape(target.shape)
-        return target
+        return _handed_over(decode_image(bytes(buf), "a chunk"), out)
+
+
+class JpegXlCodec(Codec):
+    """The same for JPEG XL, which UMI's archives hold.
+
+    Args:
+        level: quality of what is written, 1 to 100; 99, as published, shows hardly any loss.
+        lossless: write without any loss; level is then ignored.
+        effort: time spent on writing, 1 (fast) to 9 (small); reading takes no longer.
+    """
+
+    codec_id = XL_CODEC_ID
+
+    def __init__(self, level: int = 99, lossless: bool = False, effort: int = 3) -> None:
+        self.level, self.lossless, self.effort = level, lossless, effort
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> JpegXlCodec:
+        """From the metadata of an array; whatever else imagecodecs noted there concerns writing alone."""
+        if config.get("bitspersample") not in (None, 8):
+            raise ValueError(f"JPEG XL chunks of {config['bitspersample']} bits cannot be read; rewrite them in 8")
+        given = {key: config[key] for key in ("level", "lossless", "effort") if config.get(key) is not None}
+        return cls(**given)
+
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "level": self.level, "lossless": self.lossless, "effort": self.effort}
+
+    def encode(self, buf: Any) -> bytes:
+        from imagecodecs import jpegxl_encode
+
+        frame, level = _single_frame(buf, "JPEG XL"), None if self.lossless else self.level
+        return jpegxl_encode(frame, level, lossless=self.lossless, effort=self.effort, numthreads=1)
+
+    def decode(self, buf: Any, out: Any = None) -> np.ndarray:
+        from imagecodecs import JpegxlError, jpegxl_decode
+
+        try:
+            image = jpegxl_decode(bytes(buf), numthreads=1)
+        except (JpegxlError, ValueError) as error:
+            raise ValueError(f"a chunk: {len(buf)} bytes that are no readable JPEG XL ({error})") from error
+        return _handed_over(image, out)
 
 
 def register_jpeg() -> None:
-    """Let zarr read (and write) JPEG chunks; codecs that are registered already, imagecodecs' say, stay."""
-    for name in CODEC_IDS:
+    """Let zarr read (and write) JPEG and JPEG XL chunks; codecs that are registered already, imagecodecs' say, stay."""
+    for name, codec in {**dict.fromkeys(CODEC_IDS, JpegCodec), XL_CODEC_ID: JpegXlCodec}.items():
         if name not in numcodecs.registry.codec_registry:
-            numcodecs.register_codec(JpegCodec, name)
+            numcodecs.register_codec(codec, name)
+
+
+def _single_frame(buf: Any, kind: str) -> np.ndarray:
+    """The frame (H, W, 3) of a chunk that holds one."""
+    frame = np.asarray(buf)
+    if frame.dtype != np.uint8 or frame.shape[-1] != 3 or np.prod(frame.shape[:-3]) != 1:
+        raise ValueError(f"{kind} needs chunks of one RGB frame, uint8 (1, H, W, 3); got {frame.dtype} {frame.shape}")
+    return np.ascontiguousarray(frame.reshape(frame.shape[-3:]))
+
+
+def _handed_over(image: np.ndarray, out: Any) -> np.ndarray:
+    """`image`, in `out` where that is given."""
+    if out is None:
+        return image
+    target = np.asarray(out)
+    target[...] = image.reshape(target.shape)
+    return target

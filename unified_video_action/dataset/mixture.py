@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.sequence import reach
+from unified_video_action.dataset.pose_windows import HandWindows
+from unified_video_action.dataset.sequence import WindowOptions, reach
 from unified_video_action.dataset.tables import Table
-from unified_video_action.dataset.window_dataset import WindowDataset, WindowOptions
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.dataset.window_transforms import WindowTransform
+from unified_video_action.poses import HandSpec
 from unified_video_action.spec import Horizon
 
 
@@ -47,13 +50,20 @@ class MixtureDataset(WindowDataset):
         val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
         max_train_episodes: most episodes of each store to train on; None: all.
         pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
-            None: so far that every step of an episode is `now` once.
+            None: so far that every row of an episode is `now` once.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
         low_dim_steps: newest states given; None: one for each history frame.
         history_actions: also give the chunk of actions before now.
-        future_low_dim: also give the states at the steps of the actions.
-        history_frequency: "fixed", or "random" for history frames at random times.
+        future_low_dim: also give the states, or those named, at the steps of the actions.
+        history_frequency: "fixed", "random" for history frames at random times up to now, or "scattered" for different
+            random times, of which none need be now.
+        down_sample: recorded rows that make a control step; each of them may be `now`.
+        latency: name of a recorded state, or "action" -> recorded rows by which it is newer than the frame beside it
+            when a robot reads it. Between rows positions are mixed and rotations turned.
+        transforms: changes of states and actions, see `window_transforms`.
+        hand: how recorded poses become the task's states and actions; the last of the transforms.
+        normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
 
     Raises:
         ValueError: a bad option, no source, or sources that do not fit together.
@@ -73,8 +83,13 @@ class MixtureDataset(WindowDataset):
         raw_dims: Mapping[str, Sequence[int]] | None = None,
         low_dim_steps: int | None = None,
         history_actions: bool = False,
-        future_low_dim: bool = False,
+        future_low_dim: bool | Sequence[str] = False,
         history_frequency: str = "fixed",
+        down_sample: int = 1,
+        latency: Mapping[str, float] | None = None,
+        transforms: Sequence[WindowTransform] | None = None,
+        hand: HandSpec | None = None,
+        normalizer: str = "limits",
     ) -> None:
         sources = [sources] if isinstance(sources, Source) else sources
         sources = list(sources.values() if isinstance(sources, Mapping) else sources or ())
@@ -95,8 +110,11 @@ class MixtureDataset(WindowDataset):
             future_low_dim=future_low_dim,
             history_frequency=history_frequency,
             augmentation=augmentation,
+            down_sample=down_sample,
+            latency=latency or {},
+            transforms=(*(transforms or ()), *([] if hand is None else [HandWindows(hand)])),
         )
         tables = [table for source in sources for table in source.tables(wanted)]
         super().__init__(
-            tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims=raw_dims
+            tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )

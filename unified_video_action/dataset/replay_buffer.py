@@ -41,14 +41,22 @@ class ReplayBuffer(EpisodeStore):
         images: names of frame arrays: (N, H, W, 3), uint8, or floats that hold whole numbers 0..255, where JPEG may be
             the compressor of single frames; or (N,) bytes, each a JPEG or PNG, all of one size.
         vectors: names of arrays (N, D) to keep in memory.
+        frames_in_memory: bytes of decoded frames that a process keeps; None: FRAMES_IN_MEMORY.
 
     Raises:
         FileNotFoundError: nothing at `location`.
         StoreError: damaged, truncated or inconsistent; names file, array and index.
     """
 
-    def __init__(self, location: str | Path, images: Sequence[str], vectors: Sequence[str]) -> None:
+    def __init__(
+        self,
+        location: str | Path,
+        images: Sequence[str],
+        vectors: Sequence[str],
+        frames_in_memory: int | None = None,
+    ) -> None:
         self.location = expand(location)
+        self.frames_in_memory = FRAMES_IN_MEMORY if frames_in_memory is None else frames_in_memory
         self.images = tuple(images)
         self._group: zarr.Group | None = None
         self._arrays: dict[str, zarr.Array] = {}
@@ -59,7 +67,7 @@ class ReplayBuffer(EpisodeStore):
         self.episode_ends = self._read_episode_ends()
         for name in images:
             self._check_images(name)
-        self.vectors = {name: self._read_vectors(name) for name in vectors}
+        self.vectors = {name: self.read_vectors(name) for name in vectors}
 
     def frame_shape(self, name: str) -> tuple[int, int]:
         """(H, W) of an image array."""
@@ -86,16 +94,28 @@ class ReplayBuffer(EpisodeStore):
                 digest.update(chunk_bytes(array, chunk))
         return digest.hexdigest()
 
+    def has(self, name: str) -> bool:
+        """Whether there is an array data/<name>."""
+        self._own()
+        return f"data/{name}" in self._group
+
+    def release(self) -> None:
+        """Give back open files and decoded frames; the next read opens the store again."""
+        self.__dict__.update(self.__getstate__())
+
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_group": None, "_arrays": {}, "_owner": 0, "_decoded": OrderedDict()}
+
+    def _own(self) -> None:
+        if self._owner != os.getpid():  # open files must not be shared between processes
+            register_jpeg()
+            self._group, self._arrays, self._owner = open_root(self.location), {}, os.getpid()
 
     def _array(self, name: str) -> zarr.Array:
         return self._member(f"data/{name}")
 
     def _member(self, path: str) -> zarr.Array:
-        if self._owner != os.getpid():  # open files must not be shared between processes
-            register_jpeg()
-            self._group, self._arrays, self._owner = open_root(self.location), {}, os.getpid()
+        self._own()
         if path not in self._arrays:
             try:
                 member = self._group[path]
@@ -193,7 +213,8 @@ class ReplayBuffer(EpisodeStore):
         except ValueError as error:
             raise StoreError(f"{self.location}: {error}") from error
 
-    def _read_vectors(self, name: str) -> np.ndarray:
+    def read_vectors(self, name: str) -> np.ndarray:
+        """float32 (N, D) of an array of numbers. Raises StoreError: no such array, or a value that is not finite."""
         array = self._check_rows(name)
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise StoreError(f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected numbers (N, D)")
@@ -211,7 +232,7 @@ class ReplayBuffer(EpisodeStore):
             start, stop = block * rows, min((block + 1) * rows, len(self))
             values = self._read(f"data/{name}", start, stop)
             self._decoded[key] = values if name in self._sizes else self._as_uint8(name, start, values)
-            while len(self._decoded) > 1 and sum(map(_bytes, self._decoded.values())) > FRAMES_IN_MEMORY:
+            while len(self._decoded) > 1 and sum(map(_bytes, self._decoded.values())) > self.frames_in_memory:
                 self._decoded.popitem(last=False)
         self._decoded.move_to_end(key)
         return self._decoded[key]

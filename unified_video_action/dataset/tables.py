@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from unified_video_action.dataset.pose_windows import poses_between
+from unified_video_action.dataset.sequence import WindowOptions, clamp_rows
 from unified_video_action.dataset.store import EpisodeStore
+from unified_video_action.dataset.window_transforms import WindowStates, rows_between
 
 
 def check_weight(path: str, weight: float | None) -> None:
@@ -54,6 +57,7 @@ class Table:
     instructions: tuple[str, ...] | None = None  # one for each episode; None: the task has none
     weight: float | None = None  # its source's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
+    poses: frozenset[str] = frozenset()  # those of low_dim that are positions and axis-angle vectors, (N, 6)
 
     def __len__(self) -> int:
         return len(self.store)
@@ -65,6 +69,101 @@ class Table:
     def mirrored(self, frames: np.ndarray) -> np.ndarray:
         """Stored frames as this table shows them."""
         return frames if self.mirror is None else self.mirror(frames)
+
+
+class Recordings:
+    """States and actions of all rows N of several tables, one table after the other, read by windows.
+
+    Attributes:
+        first: (tables,) row at which each of them begins.
+        has_action: (tables,) bool.
+        low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32.
+
+    Raises:
+        ValueError: a latency of what is not recorded.
+    """
+
+    def __init__(self, tables: Sequence[Table], action_dim: int, options: WindowOptions) -> None:
+        self.options, self._tables = options, tuple(tables)
+        self.first = np.cumsum([0, *map(len, tables[:-1])])
+        self.has_action = np.array([table.action is not None for table in tables])
+        none = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
+        self.low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
+        self.auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
+        self._action = _stack(none)
+        self._poses = tables[0].poses
+        for name in options.latency:
+            if name not in {*self.low_dim, "action"}:
+                raise ValueError(f"latency.{name}: there is no such state; there are {', '.join(self.low_dim)}, action")
+
+    def states(
+        self,
+        now: np.ndarray,
+        start: np.ndarray,
+        end: np.ndarray,
+        seeds: np.ndarray,
+        history_offsets: np.ndarray,
+        training: bool,
+    ) -> WindowStates:
+        """What windows hold besides frames, transformed.
+
+        Args:
+            now, start, end: (B,) rows: window and its episode [start, end).
+            seeds: (B,) of the samples.
+            history_offsets: (H,) or (B, H) steps.
+            training: whether transforms may draw anything.
+        """
+        options, horizon = self.options, self.options.horizon
+
+        def read(name: str, values: np.ndarray, steps: np.ndarray, late_as: str) -> np.ndarray:
+            """(B, n, d)"""
+            offsets = self._offsets(steps, late_as)
+            between = poses_between if name in self._poses else rows_between
+            return between(values, clamp_rows(now, start, end, offsets)[0])
+
+        def observed(steps: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+            return {name: read(name, values, steps, name) for name, values in self.low_dim.items()}
+
+        def reached(steps: Sequence[int]) -> dict[str, np.ndarray]:
+            return {name: read(name, values, steps, "action") for name, values in self.low_dim.items()}
+
+        past = horizon.history_action_offsets if options.history_actions else None
+        whole = bool(options.transforms)  # which may need all of it
+        states = WindowStates(
+            history=observed(history_offsets[..., -(options.low_dim_steps or horizon.history) :]),
+            now=observed([0]) if whole else {},
+            future=observed(horizon.action_offsets) if whole or options.future_low_dim else {},
+            targets=reached(horizon.action_offsets) if whole else {},
+            past_targets=reached(past) if whole and past else {},
+            action=read("action", self._action, horizon.action_offsets, "action"),
+            history_action=read("action", self._action, past, "action") if past else None,
+            action_is_pad=clamp_rows(now, start, end, self._offsets(horizon.action_offsets, "action"))[1],
+            seeds=seeds,
+            training=training,
+        )
+        for transform in options.transforms:
+            states = transform(states)
+        return states
+
+    def sample(self, most: int) -> tuple[np.ndarray, WindowStates]:
+        """Tables (n,) and states of windows at up to `most` rows, evenly spread, history at its fixed times."""
+        starts = np.concatenate([first + table.store.episode_starts for first, table in zip(self.first, self._tables)])
+        ends = np.concatenate([first + table.store.episode_ends for first, table in zip(self.first, self._tables)])
+        count = min(most, int(ends[-1]))
+        now = np.arange(count) * int(ends[-1]) // count
+        episode = np.searchsorted(ends, now, side="right")
+        fixed = np.array(self.options.horizon.history_offsets)
+        states = self.states(now, starts[episode], ends[episode], np.zeros(count, np.int64), fixed, training=False)
+        return np.searchsorted(self.first, now, side="right") - 1, states
+
+    def _offsets(self, steps: Sequence[int] | np.ndarray, late_as: str) -> np.ndarray:
+        """Rows from `now` at which a state or the actions are read: integers unless they lie between rows."""
+        rows, late = self.options.down_sample * np.array(steps), self.options.latency.get(late_as, 0)
+        return rows + (int(late) if late == int(late) else late)
+
+
+def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.float32)
 
 
 def repeats(windows: list[int], weights: list[float | None]) -> list[float]:

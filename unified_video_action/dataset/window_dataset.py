@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.frame_readers import (
     FrameReader,
     LatentReader,
@@ -23,36 +22,15 @@ from unified_video_action.dataset.frame_readers import (
     build_latents,
 )
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.dataset.sampling import sample_seed
-from unified_video_action.dataset.sequence import clamp_rows, random_history, split_episodes, window_rows
+from unified_video_action.dataset.sequence import WindowOptions, clamp_rows, split_episodes, window_rows
 from unified_video_action.dataset.stored_latents import StoredLatents
-from unified_video_action.dataset.tables import Table, repeats
-from unified_video_action.spec import Horizon
+from unified_video_action.dataset.tables import Recordings, Table, repeats
 from unified_video_action.vae.base import FrameCodec
 
 log = logging.getLogger(__name__)
 
-HISTORY = 100  # stream of random numbers drawn from a sample's seed; the frame readers have others
-
-
-@dataclass(frozen=True)
-class WindowOptions:
-    """Which windows are cut, and what is drawn at random."""
-
-    horizon: Horizon = field(default_factory=Horizon)
-    pad_before: int = 1  # steps by which a window may reach over its episode's start
-    pad_after: int = 7  # and over its end
-    low_dim_steps: int | None = None  # newest states given; None: one for each history frame
-    history_actions: bool = False  # samples carry the chunk before now
-    future_low_dim: bool = False  # samples carry the states at the steps of the actions
-    history_frequency: str = "fixed"  # "random": history frames at random times before now
-    augmentation: VideoAugmentation | None = None
-
-    def __post_init__(self) -> None:
-        if self.history_frequency not in ("fixed", "random"):
-            raise ValueError(f"history_frequency={self.history_frequency!r}: expected 'fixed' or 'random'")
-        if self.low_dim_steps is not None and not 1 <= self.low_dim_steps <= self.horizon.history:
-            raise ValueError(f"low_dim_steps={self.low_dim_steps}: expected 1 to {self.horizon.history}, or null")
+NORMALIZERS = {"limits": Normalizer.limits, "deviations": Normalizer.deviations}
+ROWS_FITTED = 50_000  # at most so many windows decide how transformed states and actions are normalised
 
 
 class WindowDataset(Dataset):
@@ -61,8 +39,9 @@ class WindowDataset(Dataset):
     A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)),
     `action` (A, D), `low_dim` (name -> (P, d)), where asked for `history_action` (A, D) and `auxiliary` (H+F, K), the
     masks `action_is_pad` (A,), `frame_is_pad` (F,) and `has_action` (), and its `index` and `seed`. Values are in the
-    data's units. Where asked for it also has `future_low_dim` (name -> (A, d)), and of sources with instructions `text`
-    (text_dim,), the feature that `use_text` was given. Every random choice is a function of the seed.
+    data's units, as the options' transforms leave them. Where asked for it also has `future_low_dim` (name -> (A, d)),
+    and of sources with instructions `text` (text_dim,), the feature that `use_text` was given. Every random choice is a
+    function of the seed.
 
     Args:
         tables: sources; those of one store share its split into training and held-out episodes.
@@ -71,6 +50,7 @@ class WindowDataset(Dataset):
         split_seed: of that draw.
         max_train_episodes: most episodes of each store to train on; None: all.
         raw_dims: field ("action" or a state) -> dimensions that the normaliser leaves as they are.
+        normalizer: what is fitted: "limits", "deviations" (for values with long tails) or "none".
 
     Raises:
         ValueError: tables that do not fit together, or no episode that is long enough.
@@ -85,8 +65,11 @@ class WindowDataset(Dataset):
         split_seed: int = 42,
         max_train_episodes: int | None = None,
         raw_dims: Mapping[str, Sequence[int]] | None = None,
+        normalizer: str = "limits",
     ) -> None:
-        self.raw_dims = dict(raw_dims or {})
+        if normalizer not in (*NORMALIZERS, "none"):
+            raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join([*NORMALIZERS, 'none'])}")
+        self.raw_dims, self.normalizer, self._training = dict(raw_dims or {}), normalizer, True
         self.tables, self.action_dim, self.options = tuple(tables), action_dim, options
         for camera in tables[0].cameras:
             sizes = {table.store.location: table.store.frame_shape(table.cameras[camera]) for table in tables}
@@ -95,17 +78,14 @@ class WindowDataset(Dataset):
         self._splits = [
             split_episodes(table.store.n_episodes, val_ratio, split_seed, max_train_episodes) for table in tables
         ]
-        self._first = np.cumsum([0, *map(len, tables[:-1])])  # where each table begins in the stacked numbers
-        none = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
-        self._has_action = np.array([table.action is not None for table in tables])
-        self._action = _stack(none)
-        self._low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
+        self._recorded = Recordings(tables, action_dim, options)
+        self._first, self._has_action = self._recorded.first, self._recorded.has_action
         with_text = {table.instructions is not None for table in tables}
         if len(with_text) > 1:
             raise ValueError("some sources have instructions and others have none: give every source a task string")
         self._instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
         self._text: Tensor | None = None  # (instructions, text_dim)
-        self._auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
+        self._auxiliary = self._recorded.auxiliary
         self._reader: FrameReader = PixelReader(self.tables, options.augmentation)
         self._cut([train for train, _ in self._splits])
 
@@ -118,7 +98,13 @@ class WindowDataset(Dataset):
             starts = self._first[number] + table.store.episode_starts[chosen]
             ends = self._first[number] + table.store.episode_ends[chosen]
             episode, now = window_rows(
-                options.horizon, starts, ends, options.pad_before, options.pad_after, options.history_actions
+                options.horizon,
+                starts,
+                ends,
+                options.pad_before,
+                options.pad_after,
+                options.history_actions,
+                options.down_sample,
             )
             parts.append(np.stack([np.full(len(now), number), now, starts[episode], ends[episode]]))  # (4, W)
         times = repeats([part.shape[1] for part in parts], [table.weight for table in self.tables])
@@ -132,7 +118,7 @@ class WindowDataset(Dataset):
             raise ValueError(f"{places}: no episode is long enough for a window of {options.horizon}")
 
     def validation(self) -> WindowDataset:
-        """The held-out episodes: not mirrored, weighted or augmented, history at its fixed times; same caches.
+        """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches.
 
         Raises:
             ValueError: nothing is held out (val_ratio is 0).
@@ -146,7 +132,7 @@ class WindowDataset(Dataset):
         dataset = copy.copy(self)
         dataset.tables = tuple(replace(table, weight=None) for table in self.tables)
         dataset.options = replace(self.options, augmentation=None, history_frequency="fixed")
-        dataset._reader = self._reader.plain()
+        dataset._reader, dataset._training = self._reader.plain(), False
         dataset._cut(held_out)
         return dataset
 
@@ -172,7 +158,7 @@ class WindowDataset(Dataset):
 
     def low_dim_dims(self) -> dict[str, int]:
         """name -> d."""
-        return {name: values.shape[1] for name, values in self._low_dim.items()}
+        return {name: values.shape[-1] for name, values in self._recorded.sample(1)[1].history.items()}
 
     # -- caches --------------------------------------------------------------------------------------------------------
 
@@ -217,40 +203,35 @@ class WindowDataset(Dataset):
         """The same, but latents are `StoredLatents`: whoever uses them scales them, on the device."""
         index, seeds = np.array(items, np.int64).T.copy()  # (B,) each
         table, now, start, end = (column[index] for column in (self._table, self._now, self._start, self._end))
-        options, horizon = self.options, self.options.horizon
-        history_rows, _ = clamp_rows(now, start, end, self._history_offsets(seeds))  # (B, H)
-        future_rows, frame_is_pad = clamp_rows(now, start, end, horizon.future_offsets)  # (B, F)
-        action_rows, action_is_pad = clamp_rows(now, start, end, horizon.action_offsets)  # (B, A)
+        horizon, step = self.options.horizon, self.options.down_sample
+        history_offsets = self.options.history_offsets(seeds)
+        history_rows, _ = clamp_rows(now, start, end, step * history_offsets)  # (B, H)
+        future_rows, frame_is_pad = clamp_rows(now, start, end, step * np.array(horizon.future_offsets))  # (B, F)
         frame_rows = np.concatenate([history_rows, future_rows], axis=1)  # (B, H + F)
         videos = self._reader.read(table, frame_rows - self._first[table][:, None], seeds)
-        state_rows = history_rows[:, -(options.low_dim_steps or horizon.history) :]  # (B, P)
+        states = self._recorded.states(now, start, end, seeds, history_offsets, self._training)
         has_action = self._has_action[table]
         batch: dict[str, Any] = {
             "history": {camera: video[:, : horizon.history] for camera, video in videos.items()},
             "future": {camera: video[:, horizon.history :] for camera, video in videos.items()},
-            "action": torch.from_numpy(self._action[action_rows]),  # (B, A, D)
-            "low_dim": {name: torch.from_numpy(values[state_rows]) for name, values in self._low_dim.items()},
-            "action_is_pad": torch.from_numpy(action_is_pad | ~has_action[:, None]),
+            "action": torch.from_numpy(states.action),  # (B, A, D)
+            "low_dim": _tensors(states.history),
+            "action_is_pad": torch.from_numpy(states.action_is_pad | ~has_action[:, None]),
             "frame_is_pad": torch.from_numpy(frame_is_pad),
             "has_action": torch.from_numpy(has_action),
             "index": torch.from_numpy(index),
             "seed": torch.from_numpy(seeds),
         }
-        if options.history_actions:
-            past_rows, _ = clamp_rows(now, start, end, horizon.history_action_offsets)  # (B, A)
-            batch["history_action"] = torch.from_numpy(self._action[past_rows])  # (B, A, D)
-        if options.future_low_dim:
-            batch["future_low_dim"] = {name: torch.from_numpy(v[action_rows]) for name, v in self._low_dim.items()}
+        if states.history_action is not None:
+            batch["history_action"] = torch.from_numpy(states.history_action)  # (B, A, D)
+        if self.options.future_low_dim:
+            asked = states.future if self.options.future_low_dim is True else self.options.future_low_dim
+            batch["future_low_dim"] = _tensors({name: states.future[name] for name in asked})
         if self._text is not None:
             batch["text"] = self._text[torch.from_numpy(self._instruction_numbers(table, now))]  # (B, text_dim)
         if self._auxiliary is not None:
             batch["auxiliary"] = torch.from_numpy(self._auxiliary[frame_rows])  # (B, H + F, K)
         return batch
-
-    def _history_offsets(self, seeds: np.ndarray) -> np.ndarray:
-        if self.options.history_frequency == "fixed":
-            return np.array(self.options.horizon.history_offsets)  # (H,)
-        return random_history(self.options.horizon, sample_seed(seeds, HISTORY))  # (B, H)
 
     # -- instructions --------------------------------------------------------------------------------------------------
 
@@ -284,14 +265,25 @@ class WindowDataset(Dataset):
             relative_to: low-dim name that the policy's actions are relative to (its newest value), or None. Relative
                 actions have long tails: they are normalised by their deviation.
         """
-        chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
-        if not chunks:
+        if relative_to is not None and self.options.transforms:
+            raise ValueError(f"relative_to={relative_to!r}: the data's transforms make actions relative already")
+        if self.normalizer == "none":
+            return Normalizer.identity({"action": self.action_dim, **self.low_dim_dims()})
+        fit = NORMALIZERS[self.normalizer]
+        if self.options.transforms:
+            table, states = self._recorded.sample(ROWS_FITTED)
+            low_dim = states.history
+            chunks = [states.action[~states.action_is_pad & self._has_action[table][:, None]]]  # (n, D)
+        else:
+            low_dim = self._recorded.low_dim
+            chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
+        if not sum(map(len, chunks)):
             log.info("no source has actions: they are left as they are by the normaliser")
             actions = Normalizer.identity({"action": self.action_dim})
         else:
-            fit = Normalizer.limits if relative_to is None else Normalizer.deviations
-            actions = fit({"action": np.concatenate(chunks)})
-        fields = {**actions.fields(), **Normalizer.limits(self._low_dim).fields()}
+            fit_actions = fit if relative_to is None else Normalizer.deviations
+            actions = fit_actions({"action": np.concatenate(chunks)})
+        fields = {**actions.fields(), **fit(low_dim).fields()}
         for name, dims in self.raw_dims.items():
             if name not in fields or not all(0 <= dim < len(fields[name]["scale"]) for dim in dims):
                 raise ValueError(f"raw_dims.{name}={list(dims)}: the data has {', '.join(fields)}; dimensions from 0")
@@ -313,12 +305,13 @@ class WindowDataset(Dataset):
             offsets = horizon.history_action_offsets + offsets
         now, store = np.arange(len(table)), table.store
         episode = np.searchsorted(store.episode_ends, now, side="right")
+        offsets = self.options.down_sample * np.array(offsets)
         rows, is_pad = clamp_rows(now, store.episode_starts[episode], store.episode_ends[episode], offsets)  # (N, A)
         return (table.action[rows] - table.low_dim[relative_to][:, None])[~is_pad]
 
 
-def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.float32)
+def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
 def _first_row(batch: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.compat.tensors import load_exactly, read_safetensors, weights_exist
+from unified_video_action.dataset.build import predicted_states
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.config import ModelConfig
@@ -58,7 +59,7 @@ def model_spec(config: Mapping[str, Any], observations: ObservationSpec, latent:
         wrist_output=observations.wrist is not None and meta["obs"][observations.wrist].get("predict", True),
         proprio_dim=sum(int(meta["obs"][name]["shape"][0]) for name in observations.low_dim),
         proprio_steps=observations.low_dim_steps,
-        proprio_output_dim=meta.get("proprio_output_dim", 0),
+        proprio_output_dim=predicted_states(meta)[1],
         text_dim=meta.get("text_dim", 0),
         auxiliary_dim=meta.get("auxiliary_dim", 0),
     )

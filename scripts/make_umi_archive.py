@@ -1,0 +1,61 @@
+"""Make a small synthetic recording of a hand-held gripper in UMI's published layout, for tests and first runs.
+
+A camera moves over a textured table along random smooth paths, and every pose is known: what scripts that measure
+predicted motion need. The same seed makes the same archive.
+
+python scripts/make_umi_archive.py --output $UVA_DATA_DIR/umi/synthetic.zarr.zip
+python scripts/make_umi_archive.py --output held_out.zarr.zip --seed 1 -n 4
+"""
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+
+from unified_video_action.dataset.demonstrations import require_new_store
+from unified_video_action.dataset.jpeg import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.umi_synthetic import CAMERAS, Scene, write_archive
+from unified_video_action.dataset.zarr_store import expand
+
+log = logging.getLogger("make_umi_archive")
+CODECS = {"jpegxl": JpegXlCodec, "jpeg": JpegCodec}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
+    parser.add_argument("-n", "--episodes", type=int, default=20, help="(default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--codec", choices=CODECS, default="jpegxl", help="of the frames (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
+    for field, text in {
+        "image_size": "pixels of a frame's side",
+        "fps": "rows per second",
+        "seconds": "length of an episode",
+        "field_of_view": "degrees across a frame",
+        "speed": "of the hand; 1: about 0.3 m/s",
+        "tables": "different tables, which episodes take in turn; 0: each has its own",
+        "turning": "radians by which the hand tilts and turns, standard deviation",
+    }.items():
+        default = getattr(Scene, field)
+        parser.add_argument(
+            f"--{field.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default {default})"
+        )
+    parser.add_argument("--camera", choices=CAMERAS, default=Scene.camera, help="(default %(default)s)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if options.episodes < 1 or options.workers < 1 or options.seed < 0:
+            raise ValueError("--episodes and --workers must be at least 1, --seed at least 0")
+        output = Path(expand(options.output))
+        require_new_store(output)
+        scene = Scene(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Scene)})
+        pictures = CODECS[options.codec]()
+        rows = write_archive(output, scene, options.seed, options.episodes, pictures, options.workers, progress=True)
+        log.info("%d episodes, %d rows at %g per second, in %s", options.episodes, rows, scene.fps, output)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Look at a recorded episode: a film, a sheet of its frames, and a plot of commanded and reached poses.
+
+python scripts/plot_episode.py outputs/real/0001.zarr.zip --output outputs/look
+python scripts/plot_episode.py --recover outputs/real                  finish recordings that a crash has left there
+
+Draws 0001.mp4, 0001.sheet.png and 0001.plot.png.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from unified_video_action.env_runner.film import write_mp4
+from unified_video_action.real.episode_plot import Recording, draw_plot, draw_sheet, film_frames
+from unified_video_action.real.recorder import ENDING, UNFINISHED, UNFIT, finish_recording
+
+log = logging.getLogger("plot_episode")
+
+
+def look(path: Path, output: Path) -> list[Path]:
+    """Draw one episode; returns the files, those of frames only where there are any."""
+    recording = Recording.open(path)
+    name = path.name.removesuffix(ENDING).removesuffix(UNFIT)
+    output.mkdir(parents=True, exist_ok=True)
+    files = [output / f"{name}.plot.png"]
+    draw_plot(recording).save(files[0])
+    if len(recording.row_time):
+        files += [output / f"{name}.sheet.png", output / f"{name}.mp4"]
+        draw_sheet(recording).save(files[1])
+        write_mp4(files[2], film_frames(recording), max(round(recording.rate), 1))
+    return files
+
+
+def recover(folder: Path) -> list[Path]:
+    """Finish every recording in a folder; those that are still going on are left alone.
+
+    Raises ValueError when there is none.
+    """
+    found = sorted(folder.glob(f"*{UNFINISHED}"))
+    if not found:
+        raise ValueError(f"{folder}: no unfinished recording (*{UNFINISHED}) here")
+    finished = []
+    for recording in found:
+        try:
+            finished.append(finish_recording(recording))
+        except ValueError as error:
+            log.warning("%s", error)
+    return finished
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("episodes", nargs="*", type=Path, metavar="EPISODE.zarr.zip")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the pictures (default: here)")
+    parser.add_argument("--recover", type=Path, metavar="FOLDER", help="finish what a crash left in this folder first")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.episodes and options.recover is None:
+        parser.error("name episodes, or give --recover FOLDER")
+    try:
+        for path in [] if options.recover is None else recover(options.recover):
+            log.info("finished %s", path)
+        for path in options.episodes:
+            for file in look(path, options.output):
+                log.info("%s", file)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

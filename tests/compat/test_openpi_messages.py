@@ -1,0 +1,113 @@
+"""Messages as openpi's own package writes and reads them, and openpi's names."""
+
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from openpi_client import msgpack_numpy
+
+from unified_video_action.compat.openpi_messages import observations, pack, unpack
+
+MESSAGES = {
+    "nothing": None,
+    "plain": {"a": [1, 2.5, "text", b"bytes", None, True], "b": {"c": []}},
+    "frames": {"image": np.arange(48, dtype=np.uint8).reshape(4, 4, 3)},
+    "states": {"state": np.linspace(0, 1, 8), "more": np.float32([[1, 2], [3, 4]])},
+    "not contiguous": {"a": np.arange(12).reshape(3, 4).T, "b": np.arange(10)[::3]},
+    "no numbers": {"a": np.zeros((0, 3)), "b": np.zeros((2, 0), np.uint8)},
+    "one number": {"a": np.array(3.5), "b": np.float32(2), "c": np.int64(-7), "d": np.bool_(True)},
+    "other types": {"a": np.array([True]), "b": np.float16([1]), "c": np.array([1], ">f4"), "d": np.uint64([2**63])},
+}
+
+
+def same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            same(one[key], other[key])
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert one == other and type(one) is type(other)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages_are_byte_for_byte_those_of_openpi(name: str) -> None:
+    data = msgpack_numpy.packb(MESSAGES[name])
+    assert pack(MESSAGES[name]) == data
+    same(unpack(data, len(data)), msgpack_numpy.unpackb(data))
+
+
+def test_arrays_come_back_read_only_and_text_scalars_as_texts() -> None:
+    data = pack({"a": np.zeros(3), "prompt": np.str_("fold")})
+    found = unpack(data, 1000)
+    assert not found["a"].flags.writeable
+    assert found["prompt"] == "fold" and type(found["prompt"]) is str
+    same(unpack(memoryview(data), 1000), found)
+
+
+@pytest.mark.parametrize("value", [np.array([object()]), np.zeros(1, [("a", "f4")]), np.zeros(1, complex)], ids=str)
+def test_what_openpi_cannot_send_is_not_sent(value: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="cannot be sent"):
+        pack({"a": value})
+
+
+def array(**changes: Any) -> bytes:
+    fields = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<f4", b"shape": [2]}
+    return msgpack.packb({"a": fields | {key.encode(): value for key, value in changes.items()}})
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (array(dtype="|O"), "expected numbers"),
+        (array(dtype="<f4,<f4"), "expected numbers"),
+        (array(dtype=4), "expected numbers"),
+        (array(shape=[3]), "with 8 bytes of data"),
+        (array(shape=[2**40, 2**40]), "whole numbers"),
+        (array(shape=[-2]), "whole numbers"),
+        (array(shape=[1] * 9), "at most 8 dimensions"),
+        (array(data="abcdefgh"), "with no bytes"),
+        (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}), "a scalar"),
+        (msgpack.packb([{}] * 100 + [[[]] * 100] * 2), "more than 256 maps and lists"),
+        (msgpack.packb([0] * 200), "200 exceeds max_array_len"),
+        (b"\xdd\x7f\xff\xff\xff", "exceeds max_array_len"),
+        (b"\xdf\x7f\xff\xff\xff", "exceeds max_map_len"),
+        (b"\xc6\x7f\xff\xff\xff", "damaged"),
+        (b"\x91" * 5000, "damaged"),
+        (b"\xd6\x05\x00\x00\x00\x00", "extension of type 5"),
+        (b"\xa2\xff\xfe", "UTF-8"),
+        (b"\x01\x01", "damaged"),
+        (b"", "damaged"),
+        (bytes(1001), "the most is 1000"),
+    ],
+)
+def test_what_is_damaged_or_hostile_is_refused(data: bytes, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        unpack(data, 1000 if len(data) in (1001,) else 10_000)
+
+
+def test_openpis_names_stand_for_a_policys_own() -> None:
+    image, wrist, state = np.zeros(1), np.ones(1), np.arange(5.0)
+    message = {
+        "observation/image": image,
+        "observation/wrist_image": wrist,
+        "observation/state": state,
+        "prompt": "fold",
+        "observation/elbow": 1,
+    }
+    found, unknown = observations(message, ("front", "hand"), {"position": 3, "gripper": 2})
+    assert found["front"] is image and found["hand"] is wrist and unknown == ["observation/elbow"]
+    assert found["position"].tolist() == [0, 1, 2] and found["gripper"].tolist() == [3, 4]
+    found, unknown = observations(message, ("front",), {})
+    assert set(found) == {"front"} and unknown == ["observation/elbow"]  # a view or a state that it does not read
+    own = {"front": wrist, "observation/gripper": state[:2]}
+    found, _ = observations(message | own, ("front", "hand"), {"position": 3, "gripper": 2})
+    assert found["front"] is wrist and found["gripper"].tolist() == [0, 1]
+
+
+def test_a_state_of_another_width_is_refused_with_the_layout() -> None:
+    with pytest.raises(ValueError, match=r"array \(8,\); expected 5 numbers: position \(3\), gripper \(2\)"):
+        observations({"observation/state": np.zeros(8)}, (), {"position": 3, "gripper": 2})

@@ -1,0 +1,140 @@
+"""Pickles as umi-arx's client sends them, read as data, and the words of its messages."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from unified_video_action.compat.plain_pickle import INSTRUCTIONS, read, write
+from unified_video_action.compat.umi_arx import client_yaml, instruction, observations
+
+KNOWN = ("put the cup on the saucer", "fold the towel", "put the mouse on the mat", "wash the cup")
+FRAMES = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
+MESSAGE = {
+    "camera0_rgb": np.moveaxis(FRAMES, -1, 1),
+    "large": np.arange(5000.0).reshape(50, 100),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "transposed": np.arange(24).reshape(2, 3, 4).transpose(1, 2, 0),
+    "other order": np.arange(3, dtype=">f8"),
+    "numbers": [1, -2, 2**70, 0.5, True, None, np.float64(3.5), np.int32(4)],
+    "nothing": np.zeros((0, 3)),
+    "one": np.array(7),
+    "flags": np.array([True, False]),
+    "texts": ("a", "ü", {"b": ["c" * 9000]}),
+    "bytes": b"abc",
+}
+
+
+def same(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert type(one) is type(other) and len(one) == len(other)
+        for mine, its in zip(one, other):
+            same(mine, its)
+    else:
+        np.testing.assert_array_equal(one, other)
+        assert getattr(one, "dtype", None) == getattr(other, "dtype", None) or np.isscalar(other)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_data_is_read_in_every_protocol(protocol: int) -> None:
+    data = pickle.dumps(MESSAGE, protocol)
+    found = read(data, len(data))
+    same(found, MESSAGE)
+    same(read(memoryview(data), len(data)), MESSAGE)
+
+
+@pytest.mark.parametrize("value", [np.zeros((16, 10), np.float32), np.zeros((0, 10)), "what went wrong", "ü\n" * 300])
+def test_answers_can_be_unpickled_by_any_client(value: Any) -> None:
+    data = write(value)
+    assert b"numpy._core" not in data  # NumPy 1 has no such module
+    assert data[:2] == b"\x80\x03"
+    np.testing.assert_array_equal(pickle.loads(data), value)  # noqa: S301
+    np.testing.assert_array_equal(read(data, len(data)), value)
+
+
+def test_bytes_of_an_array_are_left_as_they_are() -> None:
+    name = np.frombuffer(b"cnumpy._core.multiarray\n", np.uint8)
+    np.testing.assert_array_equal(pickle.loads(write(name)), name)  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (print, "builtins.print"),
+        (eval, "builtins.eval"),
+        (object(), "object|copyreg"),
+        (np.array([None]), "something else than numbers"),
+        (np.array(["text"]), "something else than numbers"),
+        (np.zeros(1, [("a", "f4")]), "something else than numbers"),
+        (np.zeros(1, "M8[s]"), "something else than numbers"),
+        ({1: 2}, "keys are not texts"),
+        ({"a": {(1,): 2}}, "keys are not texts"),
+        ({1, 2}, "instruction EMPTY_SET"),
+        (1j, "builtins.complex"),
+        (np.random.default_rng(0), "numpy.random"),
+    ],
+)
+def test_anything_else_is_refused_and_said(value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        read(pickle.dumps({"a": value}), 10**6)
+
+
+def test_a_message_is_bounded_in_bytes_and_instructions() -> None:
+    data = pickle.dumps(list(range(100)))
+    with pytest.raises(ValueError, match=f"the most is {len(data) - 1}"):
+        read(data, len(data) - 1)
+    with pytest.raises(ValueError, match=f"more than {INSTRUCTIONS} instructions"):
+        read(pickle.dumps(list(range(INSTRUCTIONS))), 10**6)
+    with pytest.raises(ValueError, match="nested too deeply|more than"):
+        read(b"]" + b"\x85" * 1900 + b".", 10**6)
+
+
+def test_what_lies_beside_the_end_is_not_run_and_not_read() -> None:
+    assert read(pickle.dumps("good") + b"cos\nsystem\n", 10**6) == "good"
+
+
+def test_a_policys_names_are_looked_up_by_what_they_are() -> None:
+    message = {"camera0_rgb": 1, "robot0_eef_pos": 2, "robot0_gripper_width": 3, "more": 4}
+    states = {"place": "position", "opening": "gripper"}
+    assert observations(message, "front", states) == {"front": 1, "place": 2, "opening": 3}
+    with pytest.raises(ValueError, match="robot0_eef_rot_axis_angle, robot0_eef_rot_axis_angle_wrt_start is missing"):
+        observations(message, "front", {"turn": "rotation_6d", "whole turn": "rotation_6d_from_start"})
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (None, None),
+        ("uva_towel", "fold the towel"),
+        ("MOUSE arrangement", "put the mouse on the mat"),
+        ("wash the cup", "wash the cup"),
+    ],
+)
+def test_a_task_name_stands_for_an_instruction(given: str | None, chosen: str | None) -> None:
+    assert instruction({} if given is None else {"task_name": given}, KNOWN) == chosen
+
+
+@pytest.mark.parametrize(("given", "fitting"), [("cup", 2), ("shoes", 0), ("towel and mouse", 2)])
+def test_a_task_name_that_fits_none_or_several_is_refused(given: str, fitting: int) -> None:
+    with pytest.raises(ValueError, match=f"fits {fitting} of the instructions"):
+        instruction({"task_name": given}, KNOWN)
+
+
+def test_the_clients_configuration_has_what_it_reads() -> None:
+    config = yaml.safe_load(client_yaml("mine", (224, 200), {"place": "position"}, (True, False), 16, 12))
+    task = config["task"]
+    assert list(task["shape_meta"]["obs"]) == [
+        *("camera0_rgb", "robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width"),
+    ]
+    assert task["shape_meta"]["obs"]["camera0_rgb"]["shape"] == [3, 224, 200]
+    assert {entry["horizon"] for entry in task["shape_meta"]["obs"].values()} == {16}
+    assert task["shape_meta"]["action"]["horizon"] == 12
+    assert task["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "abs"}
+    assert task["dataset"]["shape_meta"] == task["shape_meta"]
+    assert config["policy"]["obs_encoder"]["model_name"] == task["dataset"]["dataset_path"] == "mine"

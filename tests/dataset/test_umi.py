@@ -1,0 +1,272 @@
+"""Archives of hand-held grippers: layout, lazy reading of JPEG XL and JPEG, folders of archives, masks, errors."""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from tests.dataset.recordings import numbered_frames, psnr, read_numbers, write_umi
+from unified_video_action.dataset import jpeg, umi
+from unified_video_action.dataset.jpeg import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.pose_windows import HAND_STATES, START_POSE
+from unified_video_action.dataset.umi import UmiSource, UmiStore
+from unified_video_action.dataset.umi_frames import LEFT_MIRROR, FrameMask
+from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.spec import Horizon
+
+CAMERA = "camera0_rgb"
+WANTED = Wanted((CAMERA,), HAND_STATES, 10)
+ENDS = [20, 33, 60]
+SHOWN = numbered_frames(range(60), (48, 48))
+POSES = np.random.default_rng(0).normal(0, 0.3, (60, 6))
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    """Three episodes as a zip of JPEG XL frames that tell their row."""
+    start = np.repeat(POSES[[3, 20, 33]], np.diff([0, *ENDS]), axis=0)
+    path = tmp_path_factory.mktemp("umi") / "cups.zarr.zip"
+    return write_umi(path, SHOWN, POSES, ends=ENDS, robot0_demo_start_pose=start)
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """One entry for each frame that is decoded from now on."""
+    calls: list[int] = []
+    decode = JpegXlCodec.decode
+
+    def counting(self, buf, out=None):
+        calls.append(len(buf))
+        return decode(self, buf, out)
+
+    monkeypatch.setattr(JpegXlCodec, "decode", counting)
+    return calls
+
+
+def test_the_layout_is_the_published_one(archive) -> None:
+    with zipfile.ZipFile(archive) as content:
+        metadata = json.loads(content.read(f"data/{CAMERA}/.zarray"))
+    assert metadata["chunks"] == [1, 48, 48, 3] and metadata["dtype"] == "|u1" and metadata["zarr_format"] == 2
+    assert (metadata["compressor"]["id"], metadata["compressor"]["level"]) == ("imagecodecs_jpegxl", 99)
+    (table,) = UmiSource(str(archive)).tables(WANTED)
+    assert table.store.episode_ends.tolist() == ENDS and table.store.n_episodes == 3
+    assert np.allclose(table.low_dim["pose"], POSES, atol=1e-6) and table.low_dim["gripper"].shape == (60, 1)
+    assert np.allclose(table.low_dim[START_POSE][[0, 19, 20, 59]], POSES[[3, 3, 20, 33]], atol=1e-6)
+    assert np.allclose(table.action[:, :3], POSES[:, :3], atol=1e-6) and table.action.shape == (60, 10)
+    assert table.instructions is None
+    assert UmiSource(str(archive), instruction="place the cup").tables(WANTED)[0].instructions == ("place the cup",) * 3
+
+
+@pytest.mark.parametrize("codec", [JpegXlCodec(), JpegXlCodec(lossless=True), JpegXlCodec(80), JpegCodec(95), None])
+@pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip"])
+def test_frames_of_every_codec(tmp_path, codec, name) -> None:
+    store = UmiStore(write_umi(tmp_path / name, SHOWN, POSES, codec=codec), [CAMERA])
+    rows = np.array([[59, 0, 7], [7, 7, 31]])
+    frames = store.frames(CAMERA, rows)
+    assert frames.shape == (2, 3, 48, 48, 3) and np.array_equal(read_numbers(frames[0]), rows[0])
+    assert psnr(frames[1], SHOWN[rows[1]]) > (25 if isinstance(codec, JpegCodec) else 30)
+    if codec is not None and getattr(codec, "lossless", False):
+        assert np.array_equal(frames, SHOWN[rows])
+
+
+def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
+    """It names every parameter in the metadata, and hands on chunks with their leading axis."""
+    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
+    metadata = json.loads((path / "data" / CAMERA / ".zarray").read_text())
+    unset = dict.fromkeys(["bitspersample", "decodingspeed", "index", "keeporientation", "numthreads", "planar"])
+    metadata["compressor"] = {"id": "imagecodecs_jpegxl", "level": 99, "lossless": False, "effort": None, **unset}
+    (path / "data" / CAMERA / ".zarray").write_text(json.dumps(metadata))
+    (path / "data" / CAMERA / "5.0.0.0").write_bytes(imagecodecs.jpegxl_encode(SHOWN[44:45], level=99))
+    assert read_numbers(UmiStore(path, [CAMERA]).frames(CAMERA, np.array([4, 5, 6]))).tolist() == [4, 44, 6]
+    metadata["compressor"]["bitspersample"] = 16
+    (path / "data" / CAMERA / ".zarray").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="JPEG XL chunks of 16 bits cannot be read"):
+        UmiStore(path, [CAMERA])
+
+
+def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> None:
+    dataset = MixtureDataset(UmiSource(str(archive)), WANTED, Horizon(), 0, pad_before=None, pad_after=None)
+    dataset.fit_normalizer(), dataset.low_dim_dims(), dataset.describe(0)
+    assert not decoded, "poses and sizes need no frames"
+    sample = dataset[(40, 0)]  # row 40, of the episode from 33: history rows 33, 33, 36, 40, future rows 44 ... 56
+    shown = [read_numbers(np.moveaxis(sample[part][CAMERA].numpy(), 1, -1)).tolist() for part in ("history", "future")]
+    assert shown == [[33, 33, 36, 40], [44, 48, 52, 56]]
+    assert len(decoded) == 7, "one of the eight frames is shown twice"
+
+
+def test_a_worker_reads_for_itself(archive) -> None:
+    store = UmiStore(archive, [CAMERA])
+    first = store.frames(CAMERA, np.array([8]))
+    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
+    assert np.array_equal(copy.frames(CAMERA, np.array([8])), first)
+    assert copy.fingerprint() == store.fingerprint()
+
+
+def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
+    for number, (start, end) in enumerate(zip([0, *ENDS], ENDS)):
+        suffix = ".zarr" if number == 1 else ".zarr.zip"
+        write_umi(tmp_path / "run" / f"episode_{number}{suffix}", SHOWN[start:end], POSES[start:end])
+    (tmp_path / "run" / "notes.txt").write_text("not an archive")
+    (tmp_path / "run" / "episode_0.zarr.zip.camera0_rgb.toy_48.latents.zarr").mkdir()
+    monkeypatch.setattr(umi, "MOST_OPEN", 1)
+    (table,) = UmiSource(str(tmp_path / "run")).tables(WANTED)
+    assert table.store.episode_ends.tolist() == ENDS
+    rows = np.array([59, 0, 20, 19, 33, 32])
+    assert np.array_equal(read_numbers(table.store.frames(CAMERA, rows)), rows)
+    opened = [each._group is not None for each in table.store._archives]
+    assert sum(opened) == 1, "the others are closed"
+    assert np.allclose(table.low_dim["pose"], POSES, atol=1e-6)
+    # Without demo_start_pose, an episode began with its first pose.
+    assert np.allclose(table.low_dim[START_POSE][[0, 19, 20, 59]], POSES[[0, 0, 20, 33]], atol=1e-6)
+    before = table.store.fingerprint()
+    write_umi(tmp_path / "run" / "episode_3.zarr.zip", SHOWN[:5], POSES[:5])
+    assert UmiStore(tmp_path / "run", [CAMERA]).fingerprint() != before
+
+
+# -- how frames are shown ----------------------------------------------------------------------------------------------
+
+
+def test_mirrors_are_blackened_where_they_are() -> None:
+    grey = np.full((224, 224, 3), 100, np.uint8)
+    shown = FrameMask()(grey)
+    assert (grey == 100).all(), "the frame given stays as it is"
+    centre = np.mean(LEFT_MIRROR, axis=0)  # inside, as the polygon is convex but for a corner
+    for x, y in [centre, (1 - centre[0], centre[1]), (0.01, 0.7), (0.99, 0.7)]:
+        assert (shown[round(y * 224), min(round(x * 224), 223)] == 0).all(), (x, y)
+    for x, y in [(0.5, 0.5), (0.5, 0.95), (0.02, 0.5), (0.02, 0.9), (0.2, 0.7)]:
+        assert (shown[round(y * 224), round(x * 224)] == 100).all(), (x, y)
+    black = (shown == 0).all(axis=-1)
+    assert np.mean(black != black[:, ::-1]) < 0.01 and 0.06 < black.mean() < 0.12
+
+
+def test_polygons_of_your_own() -> None:
+    right_half = FrameMask.parse([[[0.5, 0], [1, 0], [1, 1], [0.5, 1]]], "here")
+    shown = right_half(np.full((10, 20, 3), 200, np.uint8))
+    assert (shown[:, :9] == 200).all() and (shown[:, 11:] == 0).all()
+    for bad in ("mirror", [[0.1, 0.2]], [[[0, 0], [1, 1]]], 3, []):
+        with pytest.raises(ValueError, match="here: mask=|mask: .* is no polygon"):
+            FrameMask.parse(bad, "here")
+
+
+
+def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_path, toy_codec) -> None:
+    def dataset(mask: str | None) -> MixtureDataset:
+        source = UmiSource(str(archive), mask=mask, image_size=96)
+        return MixtureDataset(source, WANTED, Horizon(), 0.3, pad_before=None, pad_after=None)
+
+    masked, plain = dataset("mirrors"), dataset(None)
+    item = [(3, 0), (25, 1)]
+    decoded = masked.__getitems__(item)["future"][CAMERA]
+    assert decoded.shape[-2:] == (96, 96)
+    assert (decoded[..., 67, 4] == 0).all() and (plain.__getitems__(item)["future"][CAMERA][..., 67, 4] > 0).any()
+    masked.use_frames(tmp_path, cached=True, progress=False)
+    plain.use_frames(tmp_path, cached=True, progress=False)
+    assert torch.equal(masked.__getitems__(item)["future"][CAMERA], decoded)
+    assert torch.equal(masked.validation().__getitems__([(0, 0)])["future"][CAMERA][..., 67, 4], torch.zeros(1, 4, 3))
+    codec = toy_codec()
+    for each in (plain, masked):
+        each.use_latents(each.latents(codec, tmp_path, progress=False))
+    latents, expected = masked.__getitems__(item)["future"][CAMERA], codec.encode(decoded)
+    assert torch.allclose(latents, expected, atol=2e-3)
+    assert not torch.allclose(plain.__getitems__(item)["future"][CAMERA], expected, atol=2e-3)
+    assert len(list(tmp_path.glob("*.latents.zarr"))) == len(list(tmp_path.glob("*.frames.zarr"))) == 2
+
+
+# -- several sources ---------------------------------------------------------------------------------------------------
+
+
+def test_weights_share_the_samples(tmp_path) -> None:
+    sources = {}
+    for name, count, weight in (("cup", 40, 1.0), ("towel", 80, 3.0)):
+        path = write_umi(tmp_path / f"{name}.zarr.zip", SHOWN[:1].repeat(count, 0), POSES[:1].repeat(count, 0))
+        sources[name] = UmiSource(str(path), weight=weight, instruction=f"move the {name}")
+    dataset = MixtureDataset(sources, WANTED, Horizon(), 0, pad_before=None, pad_after=None)
+    assert dataset.instructions == ("move the cup", "move the towel")
+    counts = np.bincount(dataset._table)
+    assert counts[1] == pytest.approx(3 * counts[0], abs=2) and counts[0] == 40
+    dataset.use_text(torch.tensor([[1.0], [2.0]]))
+    texts = dataset.__getitems__([(0, 0), (len(dataset) - 1, 0)])["text"]
+    assert texts.tolist() == [[1.0], [2.0]]
+
+
+def test_a_video_without_actions(archive) -> None:
+    dataset = MixtureDataset(UmiSource(str(archive), has_action=False), WANTED, Horizon(), 0)
+    sample = dataset[(0, 0)]
+    assert not sample["has_action"] and sample["action_is_pad"].all()
+
+
+# -- errors ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_arms_are_refused(tmp_path) -> None:
+    path = write_umi(tmp_path / "two.zarr.zip", SHOWN, POSES, robot1_eef_pos=np.zeros((60, 3), np.float32))
+    with pytest.raises(StoreError, match=r"two.zarr.zip: has data/robot1_eef_pos, so it is of two arms; only one arm"):
+        UmiSource(str(path)).tables(WANTED)
+
+
+def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None:
+    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES, robot0_demo_start_pose=np.zeros((60, 3)))
+    with pytest.raises(StoreError, match=r"robot0_demo_start_pose has shape \(60, 3\), expected \(60, 6\)"):
+        UmiStore(path, [CAMERA])
+    group = zarr.open_group(path, mode="r+", zarr_format=2)["data"]
+    del group["robot0_gripper_width"]
+    with pytest.raises(StoreError, match="the array data/robot0_gripper_width is missing"):
+        UmiStore(path, [CAMERA])
+    with pytest.raises(StoreError, match="the array data/camera1_rgb is missing"):
+        UmiStore(archive, ["camera1_rgb"])
+    with pytest.raises(FileNotFoundError, match="nowhere.zarr.zip: no such file"):
+        UmiStore(tmp_path / "nowhere.zarr.zip", [CAMERA])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty: an empty folder; expected archives"):
+        UmiStore(tmp_path / "empty", [CAMERA])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "film.mp4").write_bytes(b"")
+    with pytest.raises(StoreError, match="other: holds no array meta/episode_ends"):
+        UmiStore(tmp_path / "other", [CAMERA])
+
+
+def test_a_damaged_frame_is_named(tmp_path) -> None:
+    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
+    (path / "data" / CAMERA / "9.0.0.0").write_bytes(b"no picture")
+    with pytest.raises(StoreError, match=rf"data/{CAMERA}\[9:10\] cannot be read .*no readable JPEG XL"):
+        UmiStore(path, [CAMERA]).frames(CAMERA, np.array([9]))
+
+
+def test_sizes_must_agree(tmp_path) -> None:
+    write_umi(tmp_path / "run" / "a.zarr", SHOWN, POSES)
+    write_umi(tmp_path / "run" / "b.zarr", SHOWN[:, ::2, ::2], POSES)
+    with pytest.raises(StoreError, match=r"b.zarr: camera0_rgb has frames of \(24, 24\).*set image_size"):
+        UmiStore(tmp_path / "run", [CAMERA])
+    (table,) = UmiSource(str(tmp_path / "run"), image_size=32).tables(WANTED)
+    assert table.store.frames(CAMERA, np.array([0, 119])).shape == (2, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "options", "message"),
+    [
+        (Wanted((CAMERA,), HAND_STATES, 7), {}, "a hand's actions are 10 numbers"),
+        (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, r"has no state 'robot0_eef_pos' .*task.hand.states"),
+        (WANTED, {"weight": 0}, "weight=0 must be positive"),
+        (WANTED, {"mask": "cups"}, "mask='cups'"),
+        (WANTED, {"image_size": -1}, "image_size=-1"),
+    ],
+)
+def test_what_cannot_be_given_is_refused(archive, wanted, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        UmiSource(str(archive), **options).tables(wanted)
+
+
+def test_codecs_of_others_stay(monkeypatch) -> None:
+    registry = {jpeg.XL_CODEC_ID: object}
+    monkeypatch.setattr(jpeg.numcodecs.registry, "codec_registry", registry)
+    jpeg.register_jpeg()
+    assert registry[jpeg.XL_CODEC_ID] is object
+    with pytest.raises(ValueError, match=r"JPEG XL needs chunks of one RGB frame"):
+        JpegXlCodec().encode(SHOWN[:2])

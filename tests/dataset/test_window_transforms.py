@@ -1,0 +1,337 @@
+"""States and actions of windows: hand-computed poses, latencies, noise, times, normalisation, what is predicted."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
+from tests.reseed import tensor_list
+from tests.shrunk import read
+from unified_video_action.compat.reference_spec import infer_spec
+from unified_video_action.dataset.build import build_dataset, predicted_states
+from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.pose_windows import (
+    GRIPPER,
+    HAND_STATES,
+    POSE,
+    START_POSE,
+    HandWindows,
+    StartNoise,
+    poses_between,
+)
+from unified_video_action.dataset.sequence import WindowOptions, scattered_history, window_rows
+from unified_video_action.dataset.umi import UmiSource
+from unified_video_action.dataset.window_transforms import WindowStates, normal, rows_between
+from unified_video_action.policy.build import model_spec, observation_spec
+from unified_video_action.poses import HandSpec, distance, from_vector
+from unified_video_action.spec import Horizon, LatentShape
+
+CAMERA = "camera0_rgb"
+RIGHT = np.pi / 2
+STATES = {"position": "position", "rotation": "rotation_6d", "width": "gripper", "from_start": "rotation_6d_from_start"}
+HAND = HandSpec(STATES)
+WANTED = Wanted((CAMERA,), HAND_STATES, 10)
+ROWS = 120
+SHOWN = numbered_frames(range(ROWS), (48, 48))
+
+
+def windows(history: list, future: list, now: list, start: list, training: bool = False, seeds=(0,)) -> WindowStates:
+    """One window of given poses, repeated for each seed; the gripper opens by 1 cm a state."""
+
+    def section(poses: list) -> dict[str, np.ndarray]:
+        count = len(poses)
+        widths = np.arange(count)[:, None] / 100
+        own = {POSE: np.array(poses, np.float32), GRIPPER: widths, START_POSE: np.array([start] * count, np.float32)}
+        return {name: np.repeat(np.array(values)[None], len(seeds), axis=0) for name, values in own.items()}
+
+    return WindowStates(
+        history=section(history),
+        now=section([now]),
+        future=section(future),
+        targets=section(future),
+        past_targets={},
+        action=np.zeros((len(seeds), len(future), 10)),
+        history_action=None,
+        action_is_pad=np.zeros((len(seeds), len(future)), bool),
+        seeds=np.array(seeds),
+        training=training,
+    )
+
+
+# -- poses worked out by hand ------------------------------------------------------------------------------------------
+
+
+def test_states_and_actions_of_quarter_turns() -> None:
+    """Now the hand is at (1, 2, 3), turned a quarter about z: its x axis is the world's y, its y the world's -x."""
+    now, before = [1, 2, 3, 0, 0, RIGHT], [1, 0, 3, 0, 0, 0]
+    later = [1, 5, 3.5, 0, 0, 2 * RIGHT]  # 3 m ahead of it, half a metre higher, turned a quarter more
+    made = HandWindows(HAND)(windows([before, now], [later, now], now, before))
+    history, action = made.history, made.action[0]
+    # Two metres behind in the world's y are two metres behind in the hand's x.
+    assert np.allclose(history["position"][0], [[-2, 0, 0], [0, 0, 0]], atol=1e-6)
+    # It was turned by -90 degrees then: rows (0, 1, 0) and (-1, 0, 0) of the matrix.
+    assert np.allclose(history["rotation"][0], [[0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]], atol=1e-6)
+    assert np.allclose(history["width"][0, :, 0], [0, 0.01])
+    assert np.allclose(history["from_start"][0], [[1, 0, 0, 0, 1, 0], [0, -1, 0, 1, 0, 0]], atol=1e-6)
+    assert np.allclose(action[0], [3, 0, 0.5, 0, -1, 0, 1, 0, 0, 0], atol=1e-6)
+    assert np.allclose(action[1], [0, 0, 0, 1, 0, 0, 0, 1, 0, 0.01], atol=1e-6)
+    # Where the world's frame is kept: later is turned by half a turn, rows (-1, 0, 0) and (0, -1, 0).
+    assert np.allclose(made.future["from_start"][0, 0], [-1, 0, 0, 0, -1, 0], atol=1e-6)
+    absolute = HandWindows(HandSpec(STATES, relative_states=False, relative_actions=False))
+    made = absolute(windows([before], [later], now, before))
+    assert np.allclose(made.history["position"][0, 0], [1, 0, 3], atol=1e-6)
+    assert np.allclose(made.action[0, 0], [1, 5, 3.5, -1, 0, 0, 0, -1, 0, 0], atol=1e-6)
+
+
+def test_a_turn_about_another_axis() -> None:
+    """Now turned a quarter about x: the hand's y axis is the world's z, its z the world's -y."""
+    now, later = [0, 0, 0, RIGHT, 0, 0], [0, -1, 0, RIGHT, 0, 0]
+    made = HandWindows(HAND)(windows([now], [later], now, now))
+    assert np.allclose(made.action[0, 0], [0, 0, 1, 1, 0, 0, 0, 1, 0, 0], atol=1e-6)
+
+
+def test_poses_between_rows_turn_along_the_shortest_way() -> None:
+    poses = np.array([[0, 0, 0, 0, 0, 0], [3, 0, 6, 0, 0, RIGHT], [3, 4, 6, 0, 0, 0]])
+    third, late, whole = poses_between(poses, np.array([1 / 3, 1.75, 2.0]))
+    assert np.allclose(third, [1, 0, 2, 0, 0, RIGHT / 3])  # 30 degrees
+    assert np.allclose(late, [3, 3, 6, 0, 0, RIGHT / 4]) and np.allclose(whole, poses[2])
+    # From 170 to -170 degrees the short way leads over 180: mixed numbers would give 0.
+    across = np.radians([[0, 0, 0, 0, 0, 170], [0, 0, 0, 0, 0, -170]])
+    assert np.allclose(np.abs(poses_between(across, np.array([0.25]))[0, 5]), np.radians(175))
+    # From a quarter about x to a quarter about y the turn is 120 degrees about (-1, 1, 1) / sqrt(3): half of it, 60.
+    corner = np.array([[0, 0, 0, RIGHT, 0, 0], [0, 0, 0, 0, RIGHT, 0]])
+    half = from_vector(poses_between(corner, np.array([0.5])))[0]
+    to_start, to_end = (distance(half, from_vector(end))[1] for end in corner)
+    assert np.allclose([to_start, to_end], np.radians(60))
+    assert poses_between(poses, np.array([1, 0])).tolist() == poses[[1, 0]].tolist()
+
+
+def test_numbers_between_rows_are_mixed() -> None:
+    values = np.array([[0.0], [1.0], [4.0]], np.float32)
+    assert rows_between(values, np.array([[0.5, 1.25], [2.0, 0.0]])).tolist() == [[[0.5], [1.75]], [[4.0], [0.0]]]
+    assert rows_between(values, np.array([2])).dtype == np.float32
+
+
+# -- whole windows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory) -> Path:
+    """Two episodes of 60 rows: the hand moves 1 cm a row along x, turned a quarter about z in the second one."""
+    poses = np.zeros((ROWS, 6))
+    poses[:, 0] = np.arange(ROWS) / 100
+    poses[60:, 5] = RIGHT
+    widths = np.arange(ROWS)[:, None] / 1000
+    return write_umi(tmp_path_factory.mktemp("windows") / "a.zarr.zip", SHOWN, poses, widths, ends=[60, 120])
+
+
+def dataset(recording: Path, **options) -> MixtureDataset:
+    given = {"horizon": Horizon(action_offset=1), "val_ratio": 0, "pad_before": None, "pad_after": None, "hand": HAND}
+    return MixtureDataset(UmiSource(str(recording)), WANTED, **{**given, **options})
+
+
+def shown(video: torch.Tensor) -> list[int]:
+    return read_numbers(np.moveaxis(video.numpy(), 1, -1)).tolist()
+
+
+def test_every_third_row_makes_a_step_and_every_row_may_be_now(recording) -> None:
+    data = dataset(recording, down_sample=3, horizon=Horizon(3, 2, 2, 4, 1))
+    assert len(data) == ROWS
+    sample = data[(30, 0)]
+    assert shown(sample["history"][CAMERA]) == [18, 24, 30] and shown(sample["future"][CAMERA]) == [36, 42]
+    # Actions at rows 33, 36, 39, 42: 3 cm apart, the first one after now.
+    assert np.allclose(sample["action"][:, 0], [0.03, 0.06, 0.09, 0.12], atol=1e-6)
+    assert np.allclose(sample["action"][:, 9], [0.033, 0.036, 0.039, 0.042], atol=1e-6)
+    assert np.allclose(sample["low_dim"]["position"][:, 0], [-0.12, -0.06, 0], atol=1e-6)
+    assert not sample["action_is_pad"].any() and not sample["frame_is_pad"].any()
+
+
+def test_offsets_beyond_an_episode_repeat_its_ends(recording) -> None:
+    sample = dataset(recording, down_sample=3, horizon=Horizon(3, 2, 2, 4, 1))[(64, 0)]
+    assert shown(sample["history"][CAMERA]) == [60, 60, 64], "not of the episode before"
+    # Turned a quarter about z, motion along the world's x is motion along the hand's -y.
+    assert np.allclose(sample["low_dim"]["position"], [[0, 0.04, 0], [0, 0.04, 0], [0, 0, 0]], atol=1e-6)
+    last = dataset(recording, down_sample=3, horizon=Horizon(3, 2, 2, 4, 1))[(54, 0)]
+    assert np.allclose(last["action"][:, 0], [0.03, 0.05, 0.05, 0.05], atol=1e-6)
+    assert last["action_is_pad"].tolist() == [False, True, True, True]
+    assert shown(last["future"][CAMERA]) == [59, 59] and last["frame_is_pad"].tolist() == [True, True]
+
+
+def test_latencies_shift_what_is_read(recording) -> None:
+    """A pose 1.5 rows and an opening 2 rows newer than the frame; actions half a row later."""
+    latency = {POSE: 1.5, GRIPPER: 2, "action": 0.5}
+    sample = dataset(recording, latency=latency, horizon=Horizon(2, 2, 2, 3, 1))[(20, 0)]
+    assert shown(sample["history"][CAMERA]) == [18, 20]
+    assert np.allclose(sample["low_dim"]["width"][:, 0], [0.020, 0.022], atol=1e-6)
+    assert np.allclose(sample["low_dim"]["position"][:, 0], [-0.02, 0], atol=1e-6), "now is at row 21.5 as well"
+    assert np.allclose(sample["action"][:, 0], [0, 0.01, 0.02], atol=1e-6), "rows 21.5, 22.5, 23.5, seen from 21.5"
+    assert np.allclose(sample["action"][:, 9], [0.0215, 0.0225, 0.0235], atol=1e-6)
+    end = dataset(recording, latency=latency, horizon=Horizon(2, 2, 2, 3, 1))[(57, 0)]
+    assert end["action_is_pad"].tolist() == [False, True, True], "rows 58.5, 59.5, 60.5 of 59"
+    with pytest.raises(ValueError, match="latency.wrist: there is no such state; there are pose, gripper, start_pose"):
+        dataset(recording, latency={"wrist": 1})
+    with pytest.raises(ValueError, match="latency.pose=nan"):
+        dataset(recording, latency={POSE: float("nan")})
+
+
+def test_the_chunk_before_now_is_relative_to_now_as_well(recording) -> None:
+    sample = dataset(recording, history_actions=True, horizon=Horizon(2, 2, 2, 3, 1))[(20, 0)]
+    assert np.allclose(sample["history_action"][:, 0], [-0.02, -0.01, 0], atol=1e-6)
+
+
+def test_without_a_hand_actions_are_the_poses_themselves(recording) -> None:
+    sample = dataset(recording, hand=None, horizon=Horizon(2, 2, 2, 3, 1))[(70, 0)]
+    assert np.allclose(sample["action"][0], [0.71, 0, 0, 0, -1, 0, 1, 0, 0, 0.071], atol=1e-6)
+    assert sample["low_dim"][POSE].shape == (2, 6)
+
+
+# -- random choices ----------------------------------------------------------------------------------------------------
+
+
+def test_scattered_history_draws_every_set_of_times_alike() -> None:
+    drawn = scattered_history(Horizon(), np.arange(40_000))
+    assert drawn.shape == (40_000, 4) and drawn.min() == -15 and drawn.max() == 0
+    assert (np.diff(drawn, axis=1) > 0).all()
+    sets, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert len(sets) == 1820 and counts.max() < 3 * counts.mean()
+    assert np.mean(drawn[:, -1] == 0) == pytest.approx(4 / 16, abs=0.01), "now is one of them in a quarter"
+    assert np.array_equal(drawn[:50], scattered_history(Horizon(), np.arange(50)))
+
+
+def test_states_are_given_at_the_times_of_scattered_frames(recording) -> None:
+    data = dataset(recording, history_frequency="scattered", down_sample=3, horizon=Horizon(action_offset=1))
+    for seed in range(5):
+        sample = data[(50, seed)]
+        rows = np.array(shown(sample["history"][CAMERA]))
+        assert np.allclose(sample["low_dim"]["position"][:, 0], (rows - 50) / 100, atol=1e-6)
+        assert np.allclose(sample["action"][0, 0], 0.03, atol=1e-6), "seen from now, whether it is shown or not"
+    assert len({tuple(shown(data[(50, seed)]["history"][CAMERA])) for seed in range(8)}) > 5
+    held = dataset(recording, history_frequency="scattered", val_ratio=0.5).validation()
+    assert np.diff(shown(held[(30, 0)]["history"][CAMERA])).tolist() == [4, 4, 4]
+
+
+def test_noise_on_the_start_is_normal_and_a_function_of_the_seed() -> None:
+    numbers = normal(np.arange(4000), 7, 6)
+    assert numbers.shape == (4000, 6) and abs(numbers.mean()) < 0.02 and numbers.std() == pytest.approx(1, abs=0.01)
+    assert np.abs(np.corrcoef(numbers.T) - np.eye(6)).max() < 0.06
+    assert np.array_equal(normal(np.arange(5), 7, 6), numbers[:5])
+    assert not np.allclose(normal(np.arange(5), 8, 6), numbers[:5])
+    pose = [1, 2, 3, 0.1, 0.2, 0.3]
+    still = windows([pose], [pose], pose, pose, training=True, seeds=range(2000))
+    noisy = StartNoise(0.05)(still)
+    moved = noisy.now[START_POSE][:, 0] - pose
+    assert moved.std(axis=0) == pytest.approx([0.05] * 6, rel=0.07) and abs(moved.mean()) < 0.003
+    assert np.array_equal(noisy.now[POSE], still.now[POSE]) and np.allclose(still.now[START_POSE], pose)
+    shown_rotation = HandWindows(HAND)(noisy).history["from_start"]
+    assert 0.02 < (shown_rotation[:, 0, 1]).std() < 0.09, "off the diagonal it is about the angle"
+    calm = windows([pose], [pose], pose, pose, training=False)
+    assert StartNoise(0.05)(calm) is calm
+    with pytest.raises(ValueError, match="StartNoise.deviation=-1"):
+        StartNoise(-1)
+
+
+def test_a_held_out_sample_has_no_noise(recording) -> None:
+    data = dataset(recording, transforms=[StartNoise()], val_ratio=0.5)
+    first, second = (data[(30, seed)]["low_dim"]["from_start"] for seed in (0, 1))
+    assert not torch.allclose(first, second) and torch.equal(first, data[(30, 0)]["low_dim"]["from_start"])
+    assert torch.allclose(data.validation()[(30, 5)]["low_dim"]["from_start"][0], torch.eye(3)[:2].flatten())
+
+
+# -- normalisation -----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_normaliser_fits(recording) -> None:
+    horizon = Horizon(2, 2, 2, 3, 1)
+    none = dataset(recording, normalizer="none", horizon=horizon).fit_normalizer()
+    assert none.names == ("action", *STATES)
+    assert all((none.scale(name) == 1).all() and (none.offset(name) == 0).all() for name in none.names)
+    limits = dataset(recording, normalizer="limits", horizon=horizon).fit_normalizer()
+    # Relative positions: 1 to 3 cm along x in the first episode, along -y in the second.
+    assert limits.stats["action"]["min"][:3].tolist() == pytest.approx([0, -0.03, 0], abs=1e-6)
+    assert limits.stats["action"]["max"][:3].tolist() == pytest.approx([0.03, 0, 0], abs=1e-6)
+    raw = dataset(recording, normalizer="limits", horizon=horizon, raw_dims={"action": [0]}).fit_normalizer()
+    assert raw.scale("action")[0] == 1 and raw.scale("action")[1] == limits.scale("action")[1]
+    deviations = dataset(recording, normalizer="deviations", horizon=horizon).fit_normalizer()
+    scaled = deviations.stats["action"]["std"][0] * deviations.scale("action")[0]
+    assert scaled == pytest.approx(1) and deviations.scale("width").shape == (1,)
+    with pytest.raises(ValueError, match="normalizer='all': expected one of limits, deviations, none"):
+        dataset(recording, normalizer="all")
+    with pytest.raises(ValueError, match="relative_to='position': the data's transforms make actions relative already"):
+        dataset(recording).fit_normalizer("position")
+
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def umi_config(recording: Path, *overrides: str) -> dict:
+    places = (f"task.dataset.sources.path={recording}", "task.dataset.sources.image_size=96")
+    return read("uva_umi_mini", *places, "task.dataset.val_ratio=0.5", *overrides)
+
+
+def test_a_task_predicts_the_states_that_say_so(recording) -> None:
+    config = umi_config(recording)
+    sample = build_dataset(config)[(10, 0)]
+    assert {name: tuple(v.shape) for name, v in sample["future_low_dim"].items()} == {
+        "robot0_eef_rot_axis_angle_wrt_start": (16, 6)
+    }
+    meta = config["task"]["shape_meta"]
+    meta["obs"]["robot0_gripper_width"]["predict"] = True
+    assert predicted_states(meta) == (("robot0_gripper_width", "robot0_eef_rot_axis_angle_wrt_start"), 7)
+    meta["proprio_output_dim"] = 6
+    with pytest.raises(ValueError, match=r"proprio_output_dim=6, but .* say predict, have 7 numbers; leave it out"):
+        build_dataset(config)
+    for entry in meta["obs"].values():
+        entry.pop("predict", None)
+    assert predicted_states(meta)[1] == 6, "a published checkpoint's, which does not say which"
+    with pytest.raises(ValueError, match="proprio_output_dim=6, but the states have 16 numbers; mark those"):
+        build_dataset(config)
+    meta["proprio_output_dim"] = 16
+    assert len(build_dataset(config)[(10, 0)]["future_low_dim"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hand": None}, "has no state 'robot0_eef_pos'"),
+        ({"hand": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones, in the same order"),
+        ({"hand": {"states": {"robot0_eef_pos": "place"}}}, "hand.states.robot0_eef_pos='place': expected one of"),
+        ({"hand": {"position": 3}}, "task.hand.position: HandSpec has no such field"),
+    ],
+)
+def test_a_hand_that_does_not_fit_the_task_is_named(recording, change, message) -> None:
+    config = umi_config(recording)
+    config["task"] |= change
+    with pytest.raises(ValueError, match=message):
+        build_dataset(config)
+
+
+def test_a_hand_knows_its_shapes(recording) -> None:
+    config = umi_config(recording)
+    config["task"]["shape_meta"]["obs"]["robot0_eef_rot_axis_angle"]["shape"] = [3]
+    with pytest.raises(ValueError, match=r"robot0_eef_rot_axis_angle: a hand's rotation_6d has shape \[6\]"):
+        build_dataset(config)
+
+
+def test_the_configuration_has_the_sizes_of_the_published_model() -> None:
+    config = read("uva_umi_multi")
+    horizon = Horizon(**config["task"]["horizon"])
+    observations = observation_spec(config["task"]["shape_meta"], horizon)
+    spec = model_spec(config, observations, LatentShape(16, 16, 16))
+    assert spec == infer_spec(tensor_list("umi"), different_history_freq=True, shift_action=False)
+    single = read("uva_umi")
+    assert model_spec(single, observations, LatentShape(16, 16, 16)).text_dim == 0
+
+
+@pytest.mark.parametrize("option", [{"down_sample": 0}, {"history_frequency": "often"}, {"latency": {"pose": "1"}}])
+def test_bad_options_are_named(option) -> None:
+    with pytest.raises(ValueError, match=next(iter(option))):
+        WindowOptions(**option)
+
+
+def test_padding_counts_in_steps() -> None:
+    for before, after in itertools.product((0, 2), (0, 3)):
+        _, now = window_rows(Horizon(2, 2, 2, 3, 1), np.array([0]), np.array([40]), before, after, down_sample=3)
+        assert (now[0], now[-1]) == (3 * (3 - before), 39 - 3 * (4 - after))

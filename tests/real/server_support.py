@@ -1,0 +1,151 @@
+"""Checkpoints of a few thousand random weights, policies that answer at once, and servers around them."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+
+from tests.shrunk import SHRUNK, read
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.inference.continuation import Continuation
+from unified_video_action.policy.build import build_policy
+from unified_video_action.poses import HandSpec
+from unified_video_action.real.planner import ObservationEntry, PolicyDescription
+from unified_video_action.real.server import serving
+from unified_video_action.real.server.core import Core
+from unified_video_action.real.server.requests import RequestSpec
+from unified_video_action.spec import Horizon
+
+INSTRUCTIONS = ("put the cup on the saucer", "fold the towel")
+STATES = {
+    "robot0_eef_pos": "position",
+    "robot0_eef_rot_axis_angle": "rotation_6d",
+    "robot0_gripper_width": "gripper",
+    "robot0_eef_rot_axis_angle_wrt_start": "rotation_6d_from_start",
+}
+WIDTHS = {"position": 3, "rotation_6d": 6, "gripper": 1, "rotation_6d_from_start": 6}
+SIZE, TEXT = 64, 8
+
+
+def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path:
+    """A checkpoint of a hand with four states that follows instructions, or of PushT."""
+    config = read("uva_pusht_mini", *SHRUNK)
+    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
+    fields = {"action": corners, "agent_pos": corners}
+    if hand:
+        obs = {"camera0_rgb": {"shape": [3, SIZE, SIZE], "type": "rgb"}}
+        obs |= {name: {"shape": [WIDTHS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
+        config["task"]["shape_meta"] = {"obs": obs, "action": {"shape": [10]}, "text_dim": TEXT if text else 0}
+        config["task"]["hand"] = {"states": STATES, "relative_states": True, "relative_actions": True}
+        config["task"]["step_seconds"] = 0.05
+        config["policy"]["relative_to"] = None
+        config["vae"]["image_size"] = SIZE
+        fields = {"action": np.array([[-1.0] * 10, [1.0] * 10])}
+    if hand and text:
+        clip = {"_target_": "unified_video_action.text.clip.ClipText", "weights": "missing.safetensors", "tokens": 30}
+        config["text"] = clip
+    normalizer = Normalizer.limits(fields)
+    if hand:
+        normalizer = Normalizer(
+            normalizer.fields() | Normalizer.identity({k: WIDTHS[v] for k, v in STATES.items()}).fields()
+        )
+    torch.manual_seed(0)
+    policy = build_policy(config, normalizer)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    folder.mkdir(parents=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    (folder / "normalizer.json").write_text(normalizer.to_json())
+    save_file(policy.model.state_dict(), folder / "ema.safetensors")
+    if hand and text:
+        features = {name: torch.randn(TEXT).tolist() for name in INSTRUCTIONS}
+        (folder / "instructions.json").write_text(json.dumps({"tokens": 30, "features": features}))
+    return folder
+
+
+def options(*given: str) -> Namespace:
+    """Options of `eval_real.py serve`."""
+    parser = ArgumentParser()
+    serving.add_arguments(parser)
+    return parser.parse_args(given)
+
+
+def describe(size: int = SIZE, follows_text: bool = True) -> PolicyDescription:
+    """As the hand's checkpoint."""
+    entries = {"camera0_rgb": ObservationEntry("rgb", (size, size, 3), 4)}
+    entries |= {name: ObservationEntry("low_dim", (WIDTHS[kind],), 4) for name, kind in STATES.items()}
+    known = INSTRUCTIONS if follows_text else ()
+    hand = HandSpec(STATES)
+    return PolicyDescription("hand", entries, Horizon(), 10, 8, follows_text, known, 0.05, hand, continues=True)
+
+
+def observe(description: PolicyDescription, seed: int = 0) -> dict[str, np.ndarray]:
+    """A random history that the description allows."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.integers(256, size=(entry.steps, *entry.shape), dtype=np.uint8)
+        if entry.kind == "rgb"
+        else rng.uniform(-0.5, 0.5, (entry.steps, *entry.shape)).astype(np.float32)
+        for name, entry in description.observations.items()
+    }
+
+
+class InstantSession:
+    """Plans at once: every action is the newest position; or does as `failure` says."""
+
+    def __init__(self, description: PolicyDescription) -> None:
+        self.description = description
+        self.failure: BaseException | str | None = None
+        self.resets: list[tuple[int, int, str | None]] = []
+        self.recalled: dict[int, list[Mapping[str, np.ndarray]]] = {}
+        self.going_on: list[Mapping[int, Continuation] | None] = []
+
+    def reset(self, slot: int = 0, seed: int = 0, text: str | None = None) -> None:
+        if text == "unheard of":
+            raise ValueError(f"no feature of {text!r}")
+        self.resets.append((slot, seed, text))
+
+    def recall(self, history: list[dict[str, np.ndarray]], slot: int = 0) -> None:
+        self.recalled[slot] = history
+
+    def plan(self, slots: list[int], going_on: Mapping[int, Continuation] | None = None) -> np.ndarray:
+        self.going_on.append(going_on)
+        if isinstance(self.failure, BaseException):
+            raise self.failure
+        newest = self.recalled[slots[0]][-1]["robot0_eef_pos"]
+        actions = np.zeros((1, self.description.horizon.actions, self.description.action_dim), np.float32)
+        actions[..., :3] = newest
+        return np.full_like(actions, np.nan) if self.failure == "nan" else actions
+
+
+@contextmanager
+def instant_core(
+    description: PolicyDescription | None = None, **settings: Any
+) -> Iterator[tuple[Core, InstantSession]]:
+    description = description or describe()
+    session = InstantSession(description)
+    with Core(session, RequestSpec(description), **settings) as core:
+        yield core, session
+
+
+@contextmanager
+def open_doors(core: Core, *given: str) -> Iterator[dict[str, int]]:
+    """Ports of the doors that these options open."""
+    args = options("--port", "0", "--zmq-port", "0", "--umi-port", "0", *given)
+    opened = serving.doors(core, args, serving.Access.of(args))
+    for door in opened.values():
+        door.start()
+    try:
+        yield {name: door.port for name, door in opened.items()}
+    finally:
+        for door in opened.values():
+            door.stop()

@@ -1,0 +1,155 @@
+"""Plans become poses in time, and give way to one another."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from tests.real.fakes import HAND, HOME, circle, description
+from unified_video_action.poses import HandSpec, pose_matrix
+from unified_video_action.real.chunks import BadPlan, Chunks, Plan, ensemble, keeping, read_plan
+from unified_video_action.real.smoothing import moving_average
+from unified_video_action.real.trajectory import Trajectory, turned
+from unified_video_action.spec import Horizon
+
+STEP = 0.1
+RNG = np.random.default_rng(5)
+
+
+def said(observed: float, base: np.ndarray, offset: int = 0) -> np.ndarray:
+    """The actions (16, 10) of a policy that goes round the circle."""
+    times = observed + STEP * (offset + np.arange(16))
+    return HAND.actions(np.stack([circle(time) for time in times]), np.linspace(0, 0.08, 16), base)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_actions_are_meant_for_the_time_of_the_newest_frame(offset: int) -> None:
+    base = pose_matrix(np.array([0.3, 0.1, 0.2]), turned([0.3, 1.0, -0.5]))
+    policy = description(horizon=Horizon(action_offset=offset))
+    plan = read_plan(said(50.0, base, offset), policy, STEP, 50.0, base)
+    np.testing.assert_allclose(plan.trajectory.times, 50.0 + STEP * (offset + np.arange(16)))
+    expected = np.stack([circle(time) for time in plan.trajectory.times])
+    np.testing.assert_allclose(plan.trajectory.poses, expected, atol=1e-6)
+    np.testing.assert_allclose(plan.trajectory.grippers, np.linspace(0, 0.08, 16), atol=1e-6)
+
+
+def test_absolute_actions_need_no_base() -> None:
+    hand = HandSpec({"hand_position": "position"}, relative_actions=False)
+    actions = hand.actions(np.stack([circle(time) for time in range(16)]), np.zeros(16), HOME)
+    plan = read_plan(actions, description(hand=hand), STEP, 0.0, pose_matrix(np.ones(3), np.eye(3)))
+    np.testing.assert_allclose(plan.trajectory.poses[3], circle(3), atol=1e-6)
+
+
+@pytest.mark.parametrize("spoilt", ["nan", "inf", "zero", "shape"])
+def test_a_plan_that_cannot_be_followed_says_why(spoilt: str) -> None:
+    actions = said(0.0, HOME)
+    actions = actions[:5] if spoilt == "shape" else actions
+    if spoilt in ("nan", "inf"):
+        actions[7, 2] = float(spoilt)
+    if spoilt == "zero":
+        actions[7, 3:6] = 0
+    match = {"shape": r"shape \(5, 10\)", "zero": "first row is zero"}.get(spoilt, "1 of the plan's numbers")
+    with pytest.raises(BadPlan, match=match):
+        read_plan(actions, description(), STEP, 0.0, HOME)
+
+
+def chunks(blend: str = "latest", lead: float = 0.02) -> tuple[Chunks, Counter]:
+    counts: Counter[str] = Counter()
+    return Chunks(description(), STEP, blend, lead, counts), counts
+
+
+def plan_at(observed: float, shift: float = 0.0) -> Plan:
+    times = observed + STEP * np.arange(16)
+    poses = np.stack([circle(time) for time in times])
+    poses[:, 0, 3] += shift
+    return Plan(observed, Trajectory(times, poses, np.full(16, 0.04)))
+
+
+def test_stale_actions_are_dropped_and_a_wholly_stale_plan_too() -> None:
+    made, counts = chunks()
+    assert made.at(100.0) is None
+    assert made.add(plan_at(100.0), 100.25, HOME, 0.05)
+    assert counts["stale_actions"] == 3  # of 100.0, 100.1 and 100.2
+    np.testing.assert_allclose(made.at(100.27)[0], HOME)  # it sets out from where the arm is told to be
+    np.testing.assert_allclose(made.at(100.4)[0], circle(100.4), atol=1e-9)
+    np.testing.assert_allclose(made.at(101.0)[0], circle(101.0), atol=1e-9)
+    np.testing.assert_allclose(made.at(105.0)[0], circle(101.5), atol=1e-9)  # nothing is planned any more
+    before = made.trajectory
+    assert not made.add(plan_at(98.0), 100.4, HOME, 0.05)
+    assert counts["stale_plans"] == 1 and made.trajectory is before
+
+
+def test_the_latest_plan_takes_over_without_a_jump() -> None:
+    made, counts = chunks("latest")
+    made.add(plan_at(100.0), 100.05, HOME, 0.04)
+    before = made.at(100.57)
+    made.add(plan_at(100.5, shift=0.03), 100.55, HOME, 0.04)
+    np.testing.assert_allclose(made.at(100.57)[0], before[0], atol=1e-12)
+    np.testing.assert_allclose(made.at(100.6)[0][0, 3], circle(100.6)[0, 3] + 0.03 * 0.3, atol=1e-9)
+    np.testing.assert_allclose(made.at(100.7)[0][0, 3], circle(100.7)[0, 3] + 0.03, atol=1e-9)
+    assert counts["blends"] == 1
+
+
+def test_an_ensemble_is_the_weighted_mean_of_all_plans_for_a_time() -> None:
+    made, _ = chunks("ensemble")
+    for index, shift in enumerate((0.0, 0.02, -0.01)):
+        made.add(plan_at(100.0 + 0.4 * index, shift), 100.05 + 0.4 * index, HOME, 0.04)
+    weights = np.exp(-0.01 * np.arange(3))
+    mean = weights @ np.array([0.0, 0.02, -0.01]) / weights.sum()
+    np.testing.assert_allclose(made.at(101.2)[0][0, 3], circle(101.2)[0, 3] + mean, atol=1e-9)
+    # Of the first plan's last action on there are two plans, and then one.
+    weights = weights[:2]
+    np.testing.assert_allclose(
+        made.at(101.8)[0][0, 3], circle(101.8)[0, 3] + weights @ np.array([0.02, -0.01]) / weights.sum(), atol=1e-9
+    )
+    np.testing.assert_allclose(made.at(102.2)[0][0, 3], circle(102.2)[0, 3] - 0.01, atol=1e-9)
+
+
+def test_rotations_are_averaged_as_rotations() -> None:
+    turns = [np.array([0, 0, 0.9 * np.pi]), np.array([0, 0, -0.9 * np.pi])]  # their mean is pi, not 0
+    times = np.array([1.0, 2.0])
+    given = [Trajectory(times, np.stack([pose_matrix(np.zeros(3), turned(turn))] * 2), np.zeros(2)) for turn in turns]
+    mean = ensemble(given).poses[0, :3, :3]
+    assert Rotation.from_matrix(mean @ turned([0, 0, np.pi]).T).magnitude() < 0.01
+
+
+def test_going_on_gives_the_rest_of_the_plan_as_seen_from_now() -> None:
+    made, _ = chunks("continue")
+    assert made.going_on(100.0, HOME, 100.0, 0.1) is None
+    made.add(plan_at(100.0), 100.05, HOME, 0.04)
+    base = pose_matrix(np.array([0.4, -0.1, 0.25]), turned([0.5, 0.2, 1.0]))
+    kept = made.going_on(100.5, base, 100.55, latency=0.2)
+    assert len(kept.actions) == 11  # 100.5 to 101.5
+    poses, _ = HAND.targets(kept.actions, base)
+    np.testing.assert_allclose(poses, np.stack([circle(100.5 + STEP * i) for i in range(11)]), atol=1e-6)
+    # Executed before the new plan is there: 100.5, 100.6 and 100.7, for it comes at 100.55 + 0.2 + 0.02.
+    assert (kept.weights[:3] == 1).all() and (np.diff(kept.weights[2:]) < 0).all() and 0 < kept.weights[-1] < 0.1
+    assert made.going_on(105.0, base, 105.0, 0.1) is None
+    made.clear()
+    assert made.going_on(100.5, base, 100.55, 0.2) is None
+    assert chunks("latest")[0].going_on(100.5, base, 100.55, 0.2) is None
+
+
+def test_weights_of_what_is_kept_fall_as_in_the_paper() -> None:
+    weights = keeping(np.array([0.0, 1.0, 2.0, 3.0]), arrival=0.5)
+    shares = np.array([1.0, 0.75, 0.5, 0.25])
+    np.testing.assert_allclose(weights, shares * (np.exp(shares) - 1) / (np.e - 1))
+
+
+def test_an_unknown_blend_or_one_that_the_policy_cannot_do_is_refused() -> None:
+    with pytest.raises(ValueError, match="blend='mix'"):
+        chunks("mix")
+    with pytest.raises(ValueError, match="cannot go on"):
+        Chunks(description(continues=False), STEP, "continue", 0.02, Counter())
+
+
+def test_smoothing_is_the_mean_of_neighbours_with_the_ends_repeated() -> None:
+    actions = RNG.normal(size=(16, 10)).astype(np.float32)
+    smooth = moving_average(actions, 3)
+    np.testing.assert_allclose(smooth[5], actions[4:7].mean(0), atol=1e-6)
+    np.testing.assert_allclose(smooth[0], (2 * actions[0] + actions[1]) / 3, atol=1e-6)
+    np.testing.assert_allclose(smooth[-1], (2 * actions[-1] + actions[-2]) / 3, atol=1e-6)
+    assert (moving_average(actions, 1) == actions).all() and smooth.dtype == np.float32
+    with pytest.raises(ValueError, match="smooth=2"):
+        moving_average(actions, 2)

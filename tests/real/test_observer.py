@@ -1,0 +1,123 @@
+"""What a policy reads of what a robot saw and felt."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation, Slerp
+
+from tests.real.fakes import HAND, HOME, SIZE, FakeCamera, ManualTime, description
+from unified_video_action.poses import pose_matrix, relative_to
+from unified_video_action.real.observer import Observer, fitted
+from unified_video_action.real.planner import ObservationEntry
+from unified_video_action.real.robot import ArmState
+
+STEP = 0.1  # seconds
+
+
+def pose_at(time: float) -> np.ndarray:
+    """Somewhere on a way without symmetry."""
+    return pose_matrix(
+        HOME[:3, 3] + [0.1 * np.sin(time), 0.05 * time, 0.02], Rotation.from_rotvec([time, 0.2, -time / 2]).as_matrix()
+    )
+
+
+def state(time: float) -> ArmState:
+    return ArmState(time, pose_at(time), 0.01 * time, np.zeros(6), np.zeros(6))
+
+
+def watched(seconds: float, dropped=lambda number: False, **changes) -> tuple[Observer, ManualTime]:
+    clock = ManualTime(10.0)
+    camera = FakeCamera(clock)
+    camera.dropped = dropped
+    observer = Observer(description(**changes), [camera], STEP, clock)
+    while clock() < 10.0 + seconds:
+        clock.sleep(0.004)
+        observer.add_state(state(clock()))
+        observer.look(0)
+    return observer, clock
+
+
+def numbers(entries: dict) -> np.ndarray:
+    return entries["wrist"][:, 0, 0, 0].astype(int)
+
+
+def test_frames_are_those_nearest_to_the_history_and_states_lie_at_the_same_times() -> None:
+    observer, clock = watched(3.0)
+    observed = observer.observation()
+    newest = int((clock() - FakeCamera.latency) * 30)
+    assert observed.time == newest / 30
+    # A history of stride 4 at 0.1 s a step: 0.4 s apart, that is 12 frames.
+    assert (numbers(observed.entries) == (newest - np.array([36, 24, 12, 0])) % 256).all()
+    times = observed.time - np.array([1.2, 0.8, 0.4, 0.0])
+    # Measured states lie 4 ms apart, and are interpolated.
+    known = 10 + 0.004 * np.arange(1, 751)
+    slerp = Slerp(known, Rotation.from_matrix(np.stack([pose_at(time)[:3, :3] for time in known])))
+    places = [np.interp(times, known, [pose_at(time)[axis, 3] for time in known]) for axis in range(3)]
+    poses = pose_matrix(np.stack(places, axis=1), slerp(times).as_matrix())
+    base = poses[-1]
+    np.testing.assert_allclose(observed.base, base, atol=1e-6)
+    seen = relative_to(poses, base)
+    np.testing.assert_allclose(observed.entries["hand_position"], seen[:, :3, 3], atol=1e-6)
+    np.testing.assert_allclose(observed.entries["hand_rotation"], seen[:, :2, :3].reshape(4, 6), atol=1e-6)
+    np.testing.assert_allclose(observed.entries["opening"][:, 0], 0.01 * times, atol=1e-6)
+    for name, entry in description().observations.items():
+        assert observed.entries[name].shape == (entry.steps, *entry.shape)
+        assert observed.entries[name].dtype == (np.uint8 if entry.kind == "rgb" else np.float32)
+
+
+def test_before_there_is_enough_history_the_oldest_stands_in() -> None:
+    observer, _ = watched(0.5)
+    seen = numbers(observer.observation().entries)
+    assert seen[0] == seen[1] < seen[2] < seen[3]
+    assert watched(0.0)[0].observation() is None
+
+
+def test_dropped_frames_are_stood_in_for_by_their_neighbours() -> None:
+    whole, gappy = watched(3.0)[0].observation(), watched(3.0, dropped=lambda n: n % 12 in (0, 1, 2))[0].observation()
+    assert abs(whole.time - gappy.time) < 4 / 30
+    assert np.ptp(np.diff(numbers(gappy.entries))) <= 4
+
+
+def test_cameras_that_differ_in_age_meet_at_a_common_time() -> None:
+    clock = ManualTime(10.0)
+    one, other = FakeCamera(clock), FakeCamera(clock, rate=10.0)
+    entries = {"a": ObservationEntry("rgb", (SIZE, SIZE, 3), 4), "b": ObservationEntry("rgb", (SIZE, SIZE, 3), 4)}
+    observer = Observer(description(observations=entries), [one, other], STEP, clock)
+    for _ in range(500):
+        clock.sleep(0.004)
+        observer.add_state(state(clock()))
+        observer.look(0)
+        observer.look(1)
+    observed = observer.observation()
+    assert observed.time == pytest.approx(other.latest().time)
+    assert observed.entries["a"][-1, 0, 0, 0] == round(observed.time * 30) % 256
+
+
+def test_more_states_than_frames_are_consecutive_steps() -> None:
+    entries = dict(description().observations) | {"opening": ObservationEntry("low_dim", (1,), 16)}
+    observed = watched(3.0, observations=entries)[0].observation()
+    expected = 0.01 * (observed.time - STEP * np.arange(15, -1, -1))
+    np.testing.assert_allclose(observed.entries["opening"][:, 0], expected, atol=1e-6)
+
+
+def test_old_frames_and_states_are_forgotten() -> None:
+    observer, _ = watched(6.0)
+    assert len(observer._states) < 2.3 / 0.004 and len(observer._frames[0]) < 2.3 * 30
+
+
+def test_a_policy_that_this_robot_cannot_serve_is_refused() -> None:
+    camera = FakeCamera(ManualTime())
+    with pytest.raises(ValueError, match="setup.cameras: 2 of them, but the policy reads 1: wrist"):
+        Observer(description(), [camera, camera], STEP)
+    with pytest.raises(ValueError, match="does not say how its actions move a hand"):
+        Observer(description(hand=None), [camera], STEP)
+    entries = dict(description().observations) | {"force": ObservationEntry("low_dim", (3,), 4)}
+    with pytest.raises(ValueError, match="'force'"):
+        Observer(description(observations=entries, hand=HAND), [camera], STEP)
+
+
+def test_frames_of_other_proportions_are_cut_from_the_middle() -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:, 8:56] = 200  # the square in the middle
+    assert (fitted(image, 16, 16) == 200).all()
+    assert (fitted(np.ascontiguousarray(image.transpose(1, 0, 2)), 24, 24) == 200).all()
+    assert fitted(image, 48, 64) is image

@@ -1,0 +1,269 @@
+"""What was recorded is what was given, in training's layout; nothing waits for it, and a crash loses little."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from scipy.spatial.transform import Rotation
+from zarr.storage import ZipStore
+
+from unified_video_action.dataset import replay_buffer
+from unified_video_action.dataset.jpeg import register_jpeg
+from unified_video_action.poses import distance, from_vector, pose_matrix
+from unified_video_action.real import recorder as module
+from unified_video_action.real.recorder import EpisodeRecorder, finish_recording
+from unified_video_action.real.robot import ArmCommand, ArmState, Frame
+
+SIZE = (24, 32)
+BEGAN = 100.0
+
+
+def pose_at(time: float) -> np.ndarray:
+    """Where the hand is at a time: it moves and turns evenly."""
+    turn = Rotation.from_rotvec([0.3 * (time - BEGAN), 2.8, 0.1]).as_matrix()
+    return pose_matrix(np.array([0.3 + 0.1 * (time - BEGAN), 0.02, 0.2]), turn)
+
+
+def state_at(time: float) -> ArmState:
+    return ArmState(time, pose_at(time), 0.08 - 0.01 * (time - BEGAN), np.full(6, time), np.full(6, -time))
+
+
+def picture(number: int) -> np.ndarray:
+    """Its brightness is its number."""
+    return np.full((*SIZE, 3), number % 256, np.uint8)
+
+
+def record(recorder: EpisodeRecorder, seconds: float, skip: tuple[float, float] = (0.0, 0.0)) -> None:
+    """States at 100 Hz, frames at 20 Hz between them, none taken within `skip`."""
+    for tick in range(round(100 * seconds) + 1):
+        now = BEGAN + tick / 100
+        recorder.state(state_at(now))
+        recorder.command(ArmCommand(now + 0.01, pose_at(now + 0.01), 0.05), sent=now)
+        if tick % 5 == 2 and not skip[0] < now - BEGAN < skip[1]:
+            recorder.frame(0, Frame(now + 0.003, picture(tick)))
+            recorder.frame(0, Frame(now + 0.003, picture(tick)))  # seen again by the loop
+
+
+def opened(path: Path) -> zarr.Group:
+    register_jpeg()
+    return zarr.open_group(ZipStore(path, mode="r"), mode="r")
+
+
+@pytest.mark.parametrize("codec", ["jpeg", "jpegxl"])
+def test_what_was_recorded_is_what_was_given(tmp_path: Path, codec: str) -> None:
+    plan = np.arange(12.0).reshape(4, 3)
+    with EpisodeRecorder(
+        tmp_path / "one.zarr.zip", rate=20, codec=codec, attributes={"instruction": "cup"}
+    ) as recorder:
+        record(recorder, 2.0)
+        recorder.plan(BEGAN + 0.5, BEGAN + 0.7, plan)
+        recorder.plan(BEGAN + 1.0, BEGAN + 1.3, 2 * plan)
+        recorder.event(BEGAN + 1.0, "clip", "table")
+        recorder.event(BEGAN + 2.0, "stop", "Ctrl-C")
+    assert os.listdir(tmp_path) == ["one.zarr.zip"] and recorder.lost == {}
+    root = opened(tmp_path / "one.zarr.zip")
+    data = {name: array[...] for name, array in root["data"].arrays()}
+    rows = len(data["robot0_eef_pos"])
+    assert rows == 40 and root["meta/episode_ends"][...].tolist() == [rows]
+    shapes = {name: (values.shape[1:], values.dtype.name) for name, values in data.items()}
+    assert shapes == {
+        "camera0_rgb": ((*SIZE, 3), "uint8"),
+        "robot0_eef_pos": ((3,), "float32"),
+        "robot0_eef_rot_axis_angle": ((3,), "float32"),
+        "robot0_gripper_width": ((1,), "float32"),
+        "robot0_demo_start_pose": ((6,), "float64"),
+        "robot0_demo_end_pose": ((6,), "float64"),
+    }
+    assert root["data/camera0_rgb"].chunks == (1, *SIZE, 3)
+    assert root["data/camera0_rgb"].metadata.zarr_format == 2
+    times = root["recording/row_time"][...]
+    assert times == pytest.approx(BEGAN + 0.023 + 0.05 * np.arange(rows))
+    vectors = np.concatenate([data["robot0_eef_pos"], data["robot0_eef_rot_axis_angle"]], axis=1)
+    for row in (0, 7, rows - 1):  # the hand when the frame was taken, between two states
+        apart = distance(from_vector(vectors[row]), pose_at(times[row]))
+        assert max(apart) < 1e-5
+        assert data["robot0_gripper_width"][row, 0] == pytest.approx(0.08 - 0.01 * (times[row] - BEGAN), abs=1e-6)
+        assert np.abs(data["camera0_rgb"][row].astype(int) - (2 + 5 * row)).max() <= 1
+    assert data["robot0_demo_start_pose"] == pytest.approx(np.repeat(vectors[:1], rows, 0), abs=1e-6)
+    assert data["robot0_demo_end_pose"] == pytest.approx(np.repeat(vectors[-1:], rows, 0), abs=1e-6)
+
+    kept = {name: array[...] for name, array in root["recording"].arrays()}
+    assert (kept["state_time"] == BEGAN + np.arange(201) / 100).all()
+    assert (kept["state_pose"][57] == pose_at(kept["state_time"][57])).all()
+    assert (kept["state_joints"][57] == kept["state_time"][57]).all()
+    assert (kept["state_joint_velocities"][57] == -kept["state_time"][57]).all()
+    assert (kept["command_pose"][3] == pose_at(kept["command_time"][3])).all()
+    assert kept["command_time"] - kept["command_sent"] == pytest.approx(0.01)
+    assert (kept["plan_actions"] == [plan, 2 * plan]).all()
+    assert kept["plan_received"] - kept["plan_observed"] == pytest.approx([0.2, 0.3])
+    events = root["recording"].attrs["events"]
+    assert [(event["kind"], event["text"]) for event in events] == [("clip", "table"), ("stop", "Ctrl-C")]
+    assert root.attrs["instruction"] == "cup"
+
+
+def test_the_projects_reader_opens_it(tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr.zip"
+    with EpisodeRecorder(path, rate=20) as recorder:
+        record(recorder, 1.0)
+    buffer = replay_buffer.ReplayBuffer(path, ["camera0_rgb"], ["robot0_eef_pos"])
+    assert buffer.episode_ends.tolist() == [20]
+    assert np.abs(buffer.frames("camera0_rgb", np.array([3]))[0].astype(int) - 17).max() <= 1
+
+
+def test_frames_that_are_missing_are_shown_again_with_their_own_poses(tmp_path: Path) -> None:
+    with EpisodeRecorder(tmp_path / "gap.zarr.zip", rate=20) as recorder:
+        record(recorder, 2.0, skip=(0.5, 1.0))
+    root = opened(tmp_path / "gap.zarr.zip")
+    times, position = root["recording/row_time"][...], root["data/robot0_eef_pos"][...]
+    assert len(times) == 40, "rows are even in time"
+    assert len(np.unique(times)) == 30
+    assert position[:, 0] == pytest.approx(0.3 + 0.1 * (times - BEGAN), abs=1e-5)
+
+
+def test_two_cameras_meet_in_time(tmp_path: Path) -> None:
+    with EpisodeRecorder(tmp_path / "two.zarr.zip", cameras=2, rate=20) as recorder:
+        record(recorder, 1.0)
+        for tick in range(60):
+            recorder.frame(1, Frame(BEGAN + tick / 60, picture(tick)))
+    root = opened(tmp_path / "two.zarr.zip")
+    times = root["recording/row_time"][...]
+    other = root["data/camera1_rgb"][:, 0, 0, 0].astype(float)
+    assert np.abs(other / 60 - (times - BEGAN)).max() < 0.5 / 60 + 1 / 60
+
+
+def test_states_that_are_no_numbers_are_kept_but_not_trained_on(tmp_path: Path) -> None:
+    with EpisodeRecorder(tmp_path / "nan.zarr.zip", rate=20) as recorder:
+        record(recorder, 1.0)
+        broken = state_at(BEGAN + 0.505)
+        broken.pose[:3, 3] = np.nan
+        recorder.state(broken)
+    root = opened(tmp_path / "nan.zarr.zip")
+    assert np.isnan(root["recording/state_pose"][...]).any()
+    assert np.isfinite(root["data/robot0_eef_pos"][...]).all()
+
+
+def test_an_episode_without_frames_is_no_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with EpisodeRecorder(tmp_path / "blind.zarr.zip") as recorder:
+        recorder.state(state_at(BEGAN))
+        recorder.event(BEGAN, "stop", "no frame came")
+    assert os.listdir(tmp_path) == ["blind.no_rows.zip"]
+    assert "nothing here can be trained on" in caplog.text
+    root = opened(tmp_path / "blind.no_rows.zip")
+    assert root["recording/state_time"][...].tolist() == [BEGAN]
+
+
+def test_it_never_waits_and_counts_what_it_loses(tmp_path: Path, monkeypatch, caplog) -> None:
+    release = []
+
+    def slow(self, buf) -> bytes:
+        while not release:
+            time.sleep(0.01)
+        return b"x"
+
+    monkeypatch.setattr(module.JpegCodec, "encode", slow)
+    with EpisodeRecorder(tmp_path / "slow.zarr.zip") as recorder:
+        for tick in range(module.FRAMES_WAITING + 50):
+            recorder.frame(0, Frame(BEGAN + tick, picture(0)))
+        release.append(True)
+    lost = recorder.lost["frames"]
+    assert 50 >= lost >= 50 - module.FRAMES_AT_ONCE  # as many as did not fit, less those that the writer had taken
+    assert f"{{'frames': {lost}}}" in caplog.text
+    path = next(tmp_path.iterdir())
+    assert json.loads(opened(path)["recording"].attrs["events"][0]["text"]) == {"frames": lost}
+
+
+def test_patient_it_loses_nothing(tmp_path: Path, monkeypatch) -> None:
+    encode = module.JpegCodec.encode
+    monkeypatch.setattr(module, "FRAMES_WAITING", 4)
+    monkeypatch.setattr(module.JpegCodec, "encode", lambda self, buf: (time.sleep(0.005), encode(self, buf))[1])
+    with EpisodeRecorder(tmp_path / "all.zarr.zip", rate=20, patient=True) as recorder:
+        record(recorder, 2.0)
+    assert recorder.lost == {} and opened(tmp_path / "all.zarr.zip")["data/camera0_rgb"].shape[0] == 40
+
+
+def test_an_error_in_the_loop_is_recorded_and_goes_on_up(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="policy"), EpisodeRecorder(tmp_path / "bad.zarr.zip") as recorder:
+        record(recorder, 0.5)
+        raise RuntimeError("the policy failed")
+    events = opened(tmp_path / "bad.zarr.zip")["recording"].attrs["events"]
+    assert events[0]["kind"] == "error" and "the policy failed" in events[0]["text"]
+
+
+def test_a_full_disk_stops_the_recording_but_not_the_loop(tmp_path: Path, monkeypatch, caplog) -> None:
+    def full(self, *args) -> None:
+        raise OSError("no space left on device")
+
+    with EpisodeRecorder(tmp_path / "full.zarr.zip") as recorder:
+        recorder.state(state_at(BEGAN))
+        monkeypatch.setattr(EpisodeRecorder, "_write_frame", full)
+        record(recorder, 0.5)
+    assert "nothing is recorded any more: no space left" in caplog.text and not recorder.output.exists()
+    assert recorder.finish() is None
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ends in .zarr.zip"):
+        EpisodeRecorder(tmp_path / "one.zip")
+    with pytest.raises(ValueError, match="codec='png'"):
+        EpisodeRecorder(tmp_path / "one.zarr.zip", codec="png")
+    (tmp_path / "one.zarr.zip").touch()
+    with pytest.raises(FileExistsError, match="never recorded over"):
+        EpisodeRecorder(tmp_path / "one.zarr.zip")
+    with pytest.raises(ValueError, match="no recording"):
+        finish_recording(tmp_path)
+
+
+def test_neither_recorder_nor_drivers_need_torch_or_a_simulator() -> None:
+    names = ("recorder", "episode_plot", "video_camera", "arx5", "sim.setup")
+    imports = ", ".join(f"unified_video_action.real.{name}" for name in names)
+    code = f"import sys, {imports}; assert not {{'torch', 'mujoco', 'arx5_interface'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+CRASHING = """
+    import sys, time
+    from pathlib import Path
+    from tests.real.test_recorder import *
+    recorder = EpisodeRecorder(Path(sys.argv[1]), rate=20)
+    recorder.__enter__()
+    record(recorder, 2.0)
+    recorder.event(BEGAN, "clip", "table")
+    time.sleep(1.5)
+    sys.stdout.write("written\\n"); sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+def test_a_crash_loses_at_most_the_last_second(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [sys.executable, "-c", textwrap.dedent(CRASHING), str(tmp_path / "crashed.zarr.zip")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as process:
+        assert process.stdout.readline() == "written\n"
+        folder = tmp_path / "crashed.recording"
+        with pytest.raises(ValueError, match="being recorded now"):
+            finish_recording(folder)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with open(next(folder.glob("camera0_*")), "ab") as file:  # a frame and a state whose writing it interrupted
+        file.write(module.HEAD.pack(BEGAN + 3, 10_000) + b"half of a frame")
+    with open(next(folder.glob("states_*")), "ab") as file:
+        file.write(b"\0" * 13)
+    with open(folder / "events.jsonl", "ab") as file:
+        file.write(b'{"time": 3, "ki')
+    path = finish_recording(folder)
+    assert path == tmp_path / "crashed.zarr.zip" and os.listdir(tmp_path) == [path.name]
+    archive = opened(path)
+    assert archive["data/camera0_rgb"].shape[0] == 40 and archive["recording/state_time"].shape == (201,)
+    assert np.abs(archive["data/camera0_rgb"][39].astype(int) - (2 + 5 * 39)).max() <= 1
+    assert [event["kind"] for event in archive["recording"].attrs["events"]] == ["clip"]

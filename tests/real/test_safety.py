@@ -1,0 +1,317 @@
+"""Whatever is asked for, what goes out keeps every limit."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.real.fakes import HOME, LIMITS, FakeArm, circle, cylinder, stream_faults
+from unified_video_action.poses import pose_matrix
+from unified_video_action.real.robot import ArmCommand, ArmState
+from unified_video_action.real.safety import Gate, Rules, Safety, SafetyLimits, SafetyStop
+from unified_video_action.real.trajectory import JOINT_TICKS, Braking, Motion, turned
+
+ARM = FakeArm.limits
+Stream = Callable[[int], tuple[np.ndarray, float]]
+
+
+def limits(**changes: object) -> SafetyLimits:
+    return SafetyLimits(**(LIMITS | changes))
+
+
+def state_at(pose: np.ndarray, gripper: float = 0.05) -> ArmState:
+    return ArmState(0.0, pose, gripper, cylinder(pose), np.zeros(6))
+
+
+def safety_at(pose: np.ndarray = HOME, rate: float = 200.0, **changes: object) -> Safety:
+    safety = Safety(limits(**changes), ARM, rate, FakeArm().joints_for)
+    safety.begin(state_at(pose))
+    return safety
+
+
+class Outcome:
+    """The stream that came out, judged by itself."""
+
+    def __init__(self, safety: Safety, rate: float) -> None:
+        self.safety, self.rate = safety, rate
+        self.poses = [safety.told[0]]
+        self.grippers = [safety.told[1]]
+
+    def sent(self, pose: np.ndarray, gripper: float) -> None:
+        self.poses.append(pose)
+        self.grippers.append(gripper)
+
+    def faults(self) -> list[str]:
+        bounds, times = self.safety.bounds, np.arange(len(self.poses)) / self.rate
+        found = stream_faults(times, np.stack(self.poses), self.safety.limits)
+        joints = np.stack([cylinder(pose) for pose in self.poses])
+        speeds = np.diff(joints, axis=0) * self.rate
+        joints = np.concatenate([joints[:1].repeat(2 * JOINT_TICKS, 0), joints])  # it rested before
+        windows = (joints[JOINT_TICKS:] - joints[:-JOINT_TICKS]) * self.rate / JOINT_TICKS
+        changes = (windows[JOINT_TICKS:] - windows[:-JOINT_TICKS]) * self.rate / JOINT_TICKS
+        if (joints < bounds.joints_low - 1e-6).any() or (joints > bounds.joints_high + 1e-6).any():
+            found.append("joint range")
+        if (np.abs(speeds) > bounds.joint_speed * 1.001).any():
+            found.append(f"joint speed {np.abs(speeds).max(0)}")
+        if (np.abs(changes) > bounds.joint_acceleration * 1.001).any():
+            found.append(f"joint acceleration {np.abs(changes).max(0)}")
+        openings = np.array(self.grippers)
+        if (openings < ARM.gripper_low - 1e-9).any() or (openings > ARM.gripper_high + 1e-9).any():
+            found.append("gripper range")
+        if (np.abs(np.diff(openings)) > bounds.gripper_speed / self.rate * 1.001).any():
+            found.append("gripper speed")
+        return found
+
+
+def drive(safety: Safety, stream: Stream, ticks: int, rate: float) -> Outcome:
+    """Follow a stream, then brake to rest; the arm is perfect."""
+    outcome = Outcome(safety, rate)
+    for tick in range(ticks):
+        outcome.sent(*safety.follow(*stream(tick), safety.told[0]))
+    for _ in range(10_000):
+        if safety.at_rest:
+            return outcome
+        outcome.sent(*safety.brake())
+    raise AssertionError("it never came to rest")
+
+
+def leaps(rng: np.random.Generator, hold: int) -> Stream:
+    """Targets far outside, each for some ticks."""
+    places, turns = rng.uniform([-0.3, -0.6, -0.3], [0.9, 0.6, 0.8], (64, 3)), rng.normal(0, 1.5, (64, 3))
+    openings = rng.uniform(-0.1, 0.2, 64)
+    return lambda tick: (pose_matrix(places[tick // hold % 64], turned(turns[tick // hold % 64])), openings[tick % 64])
+
+
+def ram(rng: np.random.Generator, hold: int) -> Stream:
+    """As fast as it goes into a wall, an edge or a corner, then away again."""
+    wall = rng.choice([-1.0, 0.0, 1.0], 3)
+    spin = rng.normal(0, 1, 3)
+
+    def stream(tick: int) -> tuple[np.ndarray, float]:
+        sign = 1 if tick // (3 * hold) % 2 == 0 else -1
+        return pose_matrix(HOME[:3, 3] + sign * wall * 0.05 * (tick % (3 * hold)), turned(spin * 0.05 * tick)), 0.0
+
+    return stream
+
+
+def shake(rng: np.random.Generator, hold: int) -> Stream:
+    """To and fro, always against the present motion."""
+    way, turn = rng.normal(0, 0.3, 3), rng.normal(0, 2.0, 3)
+
+    def stream(tick: int) -> tuple[np.ndarray, float]:
+        sign = 1 if tick // hold % 2 == 0 else -1
+        return pose_matrix(HOME[:3, 3] + sign * way, turned(sign * turn)), 0.04 + sign
+
+    return stream
+
+
+def to_the_axis(rng: np.random.Generator, hold: int) -> Stream:
+    """Past the axis of the arm, where its first joint would have to race."""
+    side = rng.normal(0, 0.03)
+    return lambda tick: (pose_matrix(np.array([-0.3, side * (1 + tick / hold), 0.2]), np.eye(3)), 0.05)
+
+
+STREAMS = {"leaps": leaps, "ram": ram, "shake": shake, "to the axis": to_the_axis}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_nothing_makes_it_break_a_limit(kind: str) -> None:
+    rng = np.random.default_rng(sum(map(ord, kind)))
+    seen = 0
+    for case in range(300):
+        rate = (25.0, 50.0, 100.0)[case % 3]
+        near_axis = {"workspace_low": [0.0, -0.3, 0.0]} if case % 2 or kind == "to the axis" else {}
+        place = rng.uniform([0.12, -0.28, 0.06], [0.5, 0.28, 0.44])
+        pose = pose_matrix(place * (0.5 if near_axis else 1.0) + [0.08, 0, 0.05], turned(rng.normal(0, 0.5, 3)))
+        pose[:3, 3] = np.clip(pose[:3, 3], [0.1, -0.2, 0.06], [0.5, 0.2, 0.44])
+        safety = safety_at(pose, rate, **near_axis)
+        stream = STREAMS[kind](rng, int(rng.integers(1, 25)))
+        outcome = drive(safety, stream, 15, rate)
+        assert not outcome.faults(), f"case {case} at {rate} Hz: {outcome.faults()}"
+        seen += len(outcome.poses)
+    assert seen > 300 * 15
+
+
+def test_a_long_run_keeps_the_limits_and_reaches_what_is_allowed() -> None:
+    safety = safety_at(rate=100.0)
+    rng = np.random.default_rng(3)
+    outcome = drive(safety, leaps(rng, 70), 1000, 100.0)
+    assert not outcome.faults()
+    corner = pose_matrix(np.array([0.8, 0.8, -1.0]), np.eye(3))
+    outcome = drive(safety, lambda tick: (corner, 0.05), 300, 100.0)
+    place = outcome.poses[-1][:3, 3]
+    # The joints' reach, 0.6 m less its margin, cuts the corner of the workspace off.
+    assert 0.55 < np.hypot(*place[:2]) < 0.571 and place[2] < 0.1
+
+
+def test_what_keeps_the_limits_goes_through_unchanged() -> None:
+    safety = safety_at(circle(0.0))
+    for tick in range(900):  # gently from rest, then evenly
+        target = circle(tick**2 / 800 / 200 if tick < 400 else (tick - 200) / 200)
+        pose, _ = safety.follow(target, 0.05, safety.told[0])
+        np.testing.assert_allclose(pose, target, atol=1e-9)
+    assert not safety.clipped
+
+
+def test_few_late_ticks_are_made_up_for_and_more_find_the_arm_at_rest() -> None:
+    one, other, stalled = safety_at(), safety_at(), safety_at()
+    target = HOME.copy()
+    target[0, 3] += 0.1
+    for _ in range(10):
+        for _ in range(4):
+            single = one.follow(target, 0.05, HOME)
+        several, again = other.follow(target, 0.05, HOME, ticks=4), stalled.follow(target, 0.05, HOME, ticks=4)
+    np.testing.assert_allclose(single[0], several[0], atol=1e-12)
+    before, (after, _) = again[0], stalled.follow(target, 0.05, HOME, ticks=5)
+    assert 0 < np.linalg.norm(after[:3, 3] - before[:3, 3]) <= 2.0 * 0.005**2 * (1 + 1e-9)  # one tick's, from rest
+
+
+@pytest.mark.parametrize(
+    ("rule", "target", "gripper"),
+    [
+        ("workspace", pose_matrix(np.array([0.35, 0.31, 0.2]), np.eye(3)), 0.05),
+        ("table", pose_matrix(np.array([0.35, 0.0, 0.04]), np.eye(3)), 0.05),
+        ("step", pose_matrix(np.array([0.35, 0.2, 0.2]), np.eye(3)), 0.05),
+        ("gripper", HOME, 0.2),
+    ],
+)
+def test_a_rule_may_stop_instead(rule: str, target: np.ndarray, gripper: float) -> None:
+    start = HOME.copy()
+    start[:3, 3] = {"workspace": [0.35, 0.28, 0.2], "table": [0.35, 0, 0.08]}.get(rule, HOME[:3, 3])
+    clipping = safety_at(start)
+    clipping.follow(target, gripper, start)
+    assert clipping.clipped[rule] == 1
+    stopping = safety_at(start, rules=dataclasses.replace(Rules(), **{rule: "stop"}))
+    with pytest.raises(SafetyStop, match=rule):
+        stopping.follow(target, gripper, start)
+
+
+def test_speed_and_joints_may_stop_too() -> None:
+    stopping = safety_at(rules=Rules(speed="stop"))
+    stopping.follow(HOME, 0.05, HOME)
+    with pytest.raises(SafetyStop, match="speed"):
+        stopping.follow(circle(0.0), 0.05, HOME)
+    stopping = safety_at(rules=Rules(joints="stop"), workspace_high=[0.9, 0.3, 0.45])
+    with pytest.raises(SafetyStop, match="joints"):
+        for _ in range(1000):
+            stopping.follow(pose_matrix(np.array([0.9, 0, 0.2]), np.eye(3)), 0.05, stopping.told[0])
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_stops(number: float) -> None:
+    for place in ((0, 3), (1, 1)):
+        pose = HOME.copy()
+        pose[place] = number
+        with pytest.raises(SafetyStop, match="finite"):
+            safety_at().follow(pose, 0.05, HOME)
+    with pytest.raises(SafetyStop, match="finite"):
+        safety_at().follow(HOME, number, HOME)
+
+
+def test_an_arm_that_stays_behind_stops() -> None:
+    safety = safety_at()
+    blocked = HOME.copy()
+    with pytest.raises(SafetyStop, match="lag"):
+        for tick in range(1000):  # a policy that pushes on, from where the commands are
+            ahead = safety.told[0].copy()
+            blocked[:3, 3] = HOME[:3, 3] if tick < 50 else HOME[:3, 3] - [0.21, 0, 0]
+            safety.follow(ahead, 0.05, blocked)
+
+
+def test_targets_never_lead_farther_than_a_step_from_a_blocked_arm() -> None:
+    safety = safety_at(max_step=0.06)
+    far = pose_matrix(np.array([0.55, 0.0, 0.2]), np.eye(3))
+    ways = [np.linalg.norm(safety.follow(far, 0.05, HOME)[0][:3, 3] - HOME[:3, 3]) for _ in range(1000)]
+    assert max(ways) < 0.0601 and ways[-1] > 0.0599
+
+
+def test_the_arm_starts_only_where_it_may_be() -> None:
+    outside = pose_matrix(np.array([0.35, 0.0, 0.02]), np.eye(3))
+    with pytest.raises(SafetyStop, match=r"workspace.*0\.020.*release"):
+        safety_at(outside)
+    wrong = dataclasses.replace(state_at(HOME), joints=cylinder(HOME) + 0.5)
+    with pytest.raises(SafetyStop, match="joints for the pose"):
+        Safety(limits(), ARM, 200.0, FakeArm().joints_for).begin(wrong)
+
+
+def test_an_arm_that_sags_at_rest_goes_on_from_where_it_was_told_to_be() -> None:
+    safety = safety_at()
+    for sag, kept in ((0.004, True), (0.03, False)):
+        told = safety.told[0]
+        lower = told.copy()
+        lower[2, 3] -= sag
+        safety.begin(state_at(lower))
+        assert np.allclose(safety.told[0], told if kept else lower)
+
+
+def test_the_gate_needs_no_governor() -> None:
+    """It refuses by itself what a broken governor would let out."""
+    bounds = limits().bounds(ARM, 200.0)
+    still = Motion.resting(HOME, Braking(1, 1))
+
+    def shifted(way: float, turn: float = 0.0) -> Motion:
+        pose = pose_matrix(HOME[:3, 3] + [0, way, 0], turned([0, 0, turn]))
+        return Motion.resting(pose, Braking(1, 1))
+
+    for motion, gripper, match in (
+        (shifted(0.01), 0.05, "speed"),
+        (shifted(0.001), 0.05, "acceleration"),
+        (shifted(0.0, 0.1), 0.05, "angular"),
+        (shifted(1.0), 0.05, "workspace"),
+        (still, 0.5, "gripper"),
+        (still, 0.06, "gripper speed"),
+        (shifted(np.nan), 0.05, "finite"),
+    ):
+        gate = Gate(bounds)
+        gate.begin(still, 0.05, cylinder(HOME))
+        with pytest.raises(SafetyStop, match=match):
+            gate.passes(motion, gripper, cylinder(motion.pose))
+    gate = Gate(bounds)
+    gate.begin(still, 0.05, cylinder(HOME))
+    with pytest.raises(SafetyStop, match="joint"):
+        gate.passes(still, 0.05, cylinder(HOME) + 0.02)
+    gate.begin(still, 0.05, cylinder(HOME))
+    gate.passes(shifted(4e-5), 0.05, cylinder(HOME))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"workspace_low": [0.1, 0.2]}, "workspace_low"),
+        ({"workspace_low": [0.6, -0.3, 0.0]}, "workspace_low"),
+        ({"linear_speed": 0}, "linear_speed"),
+        ({"linear_speed": "fast"}, "linear_speed"),
+        ({"linear_acceleration": float("inf")}, "linear_acceleration"),
+        ({"table_height": 1.0}, "table_height"),
+        ({"max_lag": 0.01}, "max_lag"),
+        ({"joint_speed_share": 1.5}, "joint_speed_share"),
+        ({"off": True}, "off"),
+        ({"rules": {"table": "ignore"}}, "safety.rules.*table"),
+        ({"rules": {"lag": "clip"}}, "safety.rules.lag"),
+    ],
+)
+def test_a_configuration_that_makes_no_sense_names_its_field(change: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        SafetyLimits.read(LIMITS | change)
+
+
+def test_a_gripper_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="gripper_low"):
+        limits(gripper_low=0.09).bounds(ARM, 200.0)
+
+
+@pytest.mark.parametrize("name", ["sim", "arx5"])
+def test_the_robots_limits_are_read(name: str) -> None:
+    path = Path(__file__).parents[2] / "config" / "real" / f"{name}.yaml"
+    read = SafetyLimits.read(yaml.safe_load(path.read_text())["safety"])
+    assert read.linear_speed <= 1.0 and read.table_height >= 0
+
+
+def test_commands_are_for_the_arm_as_they_come() -> None:
+    arm = FakeArm()
+    safety = safety_at()
+    arm.command(ArmCommand(0.0, *safety.follow(circle(0.1), 0.05, HOME)))
+    assert len(arm.sent) == 1

@@ -1,0 +1,202 @@
+"""Checkpoints served as `eval_real.py serve` does it, each answer against the policy's own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+
+from tests.real.server_support import (
+    INSTRUCTIONS,
+    describe,
+    observe,
+    open_doors,
+    options,
+    write_checkpoint,
+)
+from unified_video_action.inference.continuation import Continuation
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.policy.build import load_policy
+from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
+from unified_video_action.real.planner import PlannerError
+from unified_video_action.real.server import serving
+from unified_video_action.real.server.core import histories, smoothed
+from unified_video_action.real.server.description import describe as describe_checkpoint
+from unified_video_action.real.server.loading import load_core
+
+ROOT = Path(__file__).parents[2]
+TEXT, OTHER_TEXT = INSTRUCTIONS
+SECONDS = 120  # for processes that import torch on a busy machine
+
+
+@pytest.fixture(scope="module")
+def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a hand that follows instructions."""
+    return write_checkpoint(tmp_path_factory.mktemp("hand") / "latest")
+
+
+@pytest.fixture(scope="module")
+def pusht(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint without language, of frames and one newest state."""
+    return write_checkpoint(tmp_path_factory.mktemp("pusht") / "latest", hand=False)
+
+
+def planned(folder: Path, seen: list[dict[str, np.ndarray]], seed: int, text: str | None) -> list[np.ndarray]:
+    """What the policy itself plans in one episode."""
+    session = PolicySession(load_policy(folder))
+    session.reset(0, seed, text)
+    plans = []
+    for each in seen:
+        session.recall(histories(each, 4))
+        plans.append(session.plan([0])[0])
+    return plans
+
+
+def test_a_checkpoint_describes_itself(hand: Path, pusht: Path) -> None:
+    found = describe_checkpoint(hand)
+    expected = describe()
+    assert found.observations == expected.observations and found.hand == expected.hand
+    assert found.horizon == expected.horizon and found.instructions == INSTRUCTIONS
+    assert (found.action_dim, found.follows_text, found.step_seconds, found.continues) == (10, True, 0.05, True)
+    found = describe_checkpoint(pusht)
+    assert [(name, entry.kind, entry.shape, entry.steps) for name, entry in found.observations.items()] == [
+        ("image", "rgb", (96, 96, 3), 4),
+        ("agent_pos", "low_dim", (2,), 1),
+    ]
+    assert (found.action_dim, found.follows_text, found.hand, found.step_seconds) == (2, False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("step_seconds: 0.05", "step_seconds: -1"), "task.step_seconds"),
+        (("robot0_eef_pos: position", "robot0_eef_pos: place"), "hand.states.robot0_eef_pos"),
+        (("robot0_eef_pos: position", "elbow: position"), "elbow is not in"),
+        (("relative_states", "relative_state"), "task.hand"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_named(hand: Path, tmp_path: Path, change: tuple, said: str) -> None:
+    text = (hand / "config.yaml").read_text()
+    assert change[0] in text
+    (tmp_path / "config.yaml").write_text(text.replace(*change))
+    with pytest.raises(ValueError, match=said):
+        describe_checkpoint(tmp_path)
+
+
+def test_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
+        describe_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        describe_checkpoint(tmp_path / "none")
+
+
+def test_every_door_gives_the_plans_of_the_policy(hand: Path) -> None:
+    given = ("--checkpoint", str(hand), "--device", "cpu", "--max-clients", "3", "--allow-umi-pickle")
+    seen = [observe(describe(), seed) for seed in range(2)]
+    expected = planned(hand, seen, 0, TEXT)
+    with load_core(options(*given)) as core, open_doors(core, *given[4:]) as ports:
+        with RemotePlanner(f"tcp://127.0.0.1:{ports['zmq']}") as planner:
+            planner.reset(0, TEXT)
+            found = [planner.plan(each) for each in seen]
+            kept = Continuation(found[1][2:6] + 0.1, np.ones(4))
+            np.testing.assert_allclose(planner.plan(seen[1], kept)[:4], kept.actions, atol=1e-5)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        client = WebsocketClientPolicy("127.0.0.1", ports["websocket"])
+        found = [client.infer(each | {"prompt": TEXT})["actions"] for each in seen]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        with zmq.Context() as context, context.socket(zmq.REQ) as client:
+            client.linger, client.rcvtimeo = 0, 1000 * SECONDS
+            client.connect(f"tcp://127.0.0.1:{ports['umi']}")
+            found = []
+            for each in seen:
+                frames = np.moveaxis(each["camera0_rgb"].astype(np.float32) / 255, -1, 1)
+                client.send_pyobj({**each, "camera0_rgb": frames, "task_name": "cup"})
+                found.append(client.recv_pyobj())
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_policy_without_language_is_served_and_smoothed(pusht: Path) -> None:
+    given = ("--checkpoint", str(pusht), "--device", "cpu", "--smooth")
+    rng = np.random.default_rng(0)
+    seen = {
+        "image": rng.integers(256, size=(4, 96, 96, 3), dtype=np.uint8),
+        "agent_pos": rng.uniform(0, 500, (1, 2)).astype(np.float32),
+    }
+    with load_core(options(*given)) as core, open_doors(core) as ports:
+        with RemotePlanner(f"tcp://127.0.0.1:{ports['zmq']}") as planner:
+            planner.reset(3)
+            np.testing.assert_allclose(planner.plan(seen), smoothed(planned(pusht, [seen], 3, None)[0]), atol=1e-2)
+            with pytest.raises(PlannerError, match="agent_pos: got 9000 at place 1, expected -"):
+                planner.plan(seen | {"agent_pos": np.array([[0.0, 9000.0]])})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--sampler", "magic"), "magic"),
+        (("--max-clients", "0"), "--max-clients"),
+        (("--precision", "fp7"), "fp7"),
+        (("--device", "abacus"), "--device abacus"),
+    ],
+)
+def test_bad_options_are_named(hand: Path, given: tuple[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_core(options("--checkpoint", str(hand), *given))
+
+
+def test_an_instruction_for_a_policy_without_language_is_a_mistake(pusht: Path) -> None:
+    with pytest.raises(ValueError, match="--task"):
+        load_core(options("--checkpoint", str(pusht), "--task", TEXT))
+    with pytest.raises(ValueError, match="--checkpoint DIR is needed"):
+        serving.start(options())
+
+
+def test_a_server_process_serves_one_robot_and_ends_with_its_parent(
+    hand: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UVA_SERVER_KEY", "of another server")
+    process, endpoint = start_server_process(hand, ("--device", "cpu", "--task", OTHER_TEXT))
+    try:
+        assert os.getpgid(process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
+        with RemotePlanner(endpoint) as planner:
+            planner.reset(1)
+            seen = observe(planner.description)
+            np.testing.assert_allclose(planner.plan(seen), planned(hand, [seen], 1, OTHER_TEXT)[0], atol=1e-5)
+        assert process.poll() is None
+        process.stdin.close()  # as the end of this process does
+        assert process.wait(SECONDS) == 0
+    finally:
+        stop_server_process(process)
+
+
+def test_a_server_process_that_cannot_start_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PlannerError, match="ended with status 1"):
+        start_server_process(tmp_path / "none")
+
+
+def test_ctrl_c_ends_the_server_of_eval_real(hand: Path, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    command = [sys.executable, "eval_real.py", "serve", "--checkpoint", str(hand), "--device", "cpu"]
+    command += ["--port", "0", "--zmq-port", "0", "--ready-file", str(ready)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + SECONDS
+        while not ready.exists():
+            assert process.poll() is None and time.monotonic() < end
+            time.sleep(0.05)
+        told = json.loads(ready.read_text())
+        assert set(told["ports"]) == {"zmq", "websocket"} and told["description"]["instructions"] == list(INSTRUCTIONS)
+        client = WebsocketClientPolicy("127.0.0.1", told["ports"]["websocket"])  # connected, and does not leave
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    assert client.get_server_metadata()["policy"] == told["description"]["name"]

@@ -1,0 +1,270 @@
+"""Ten thousand malformed messages for every door: each is answered, nothing is run, memory stays flat, plans go on."""
+
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.real import fuzzing
+from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, open_doors
+from unified_video_action.compat import plain_pickle
+from unified_video_action.compat.openpi_messages import pack, unpack
+from unified_video_action.real.server.desk import Desk
+from unified_video_action.real.server.errors import Refused
+from unified_video_action.real.server.openpi_desk import OpenpiDesk
+from unified_video_action.real.server.umi_desk import UmiDesk
+
+MESSAGES = 10_000  # for each door, to what reads them
+OVER_SOCKETS = 300  # of them
+GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
+PEAK = 256 * 2**20  # and at any time
+SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
+TEXT = INSTRUCTIONS[0]
+RUNS = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
+SECONDS = 20
+
+DESCRIPTION = describe(SIZE)
+pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in what pickletools decodes
+
+
+class Watch:
+    """Hears of what the interpreter is made to do, through an audit hook, which cannot be taken away again."""
+
+    on = False
+    heard: list[str] = []
+
+    @classmethod
+    def hook(cls, event: str, _: tuple) -> None:
+        if cls.on and event in RUNS:
+            cls.heard.append(event)
+
+
+sys.addaudithook(Watch.hook)
+
+
+@pytest.fixture
+def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A file that hostile messages try to make."""
+    monkeypatch.setattr(logging.getLogger("unified_video_action.real.server"), "level", logging.ERROR)
+    path = tmp_path / "made"
+    Watch.heard.clear()
+    yield str(path)
+    Watch.on = False
+    assert not Watch.heard
+    assert not path.exists() and not list(tmp_path.glob("made*"))
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def bombard(messages: Iterator[bytes], send: Callable[[bytes], bool], check: Callable[[], None]) -> None:
+    """Send all, and good ones in between; `send` tells whether a message was refused."""
+    Watch.on = True
+    refused = count = 0
+    for message in messages:
+        if count == 1000:  # what the first ones loaded is no growth
+            before, highest = resident(), peak()
+        refused += send(message)
+        count += 1
+        if count % 500 == 0:
+            check()
+    assert count == MESSAGES and refused > MESSAGES / 2
+    assert resident() - before < GROWTH
+    assert peak() - max(before, highest) < PEAK
+
+
+def zmq_messages() -> list[dict[str, Any]]:
+    plan = {"kind": "plan", "client": "a", "observation": observe(DESCRIPTION)}
+    going_on = {"actions": np.zeros((4, 10), np.float32), "weights": np.ones(4)}
+    reset = {"kind": "reset", "client": "a", "name": "robot", "seed": 1, "text": TEXT}
+    return [plan, plan | going_on, reset, {"kind": "describe"}, {"kind": "health"}, {"kind": "close", "client": "a"}]
+
+
+def openpi_messages() -> list[dict[str, Any]]:
+    whole = observe(DESCRIPTION)
+    single = {name: value[-1] for name, value in whole.items()} | {"prompt": TEXT}
+    own = {"observation/image": np.zeros((SIZE, SIZE, 3), np.uint8), "observation/state": np.zeros(16), "prompt": TEXT}
+    return [single, single | {"step": 5}, whole | {"prompt": TEXT}, own]
+
+
+def umi_messages() -> list[dict[str, Any]]:
+    whole = observe(DESCRIPTION)
+    frames = np.moveaxis(whole["camera0_rgb"].astype(np.float32) / 255, -1, 1)
+    message = {name: value.astype(np.float64) for name, value in whole.items()} | {"camera0_rgb": frames}
+    return [message, message | {"task_name": "cup"}]
+
+
+def test_zeromqs_requests(sentinel: str) -> None:
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
+        desk = Desk(core, lease=0.0)
+        answers: list[bytes] = []
+
+        def ask(message: bytes) -> dict[str, Any]:
+            answers.clear()
+            desk.handle(b"a", message, answers.append)
+            while not answers:
+                pass
+            return unpack(answers[0], 2**20)
+
+        def check() -> None:
+            assert ask(pack({"kind": "reset", "client": "b", "text": TEXT})) == {"ok": True}
+            good = {"kind": "plan", "client": "b", "observation": observe(DESCRIPTION)}
+            assert ask(pack(good))["actions"].shape == (16, 10)
+
+        bombard(fuzzing.msgpack_messages(zmq_messages(), MESSAGES, 1), lambda each: "error" in ask(each), check)
+
+
+def test_openpis_messages(sentinel: str) -> None:
+    with instant_core(DESCRIPTION) as (core, _):
+        client = core.open("fuzzer")
+
+        def refused(message: bytes, desk: OpenpiDesk) -> bool:
+            try:
+                desk.answer(message)
+            except Refused as error:
+                assert error.code in ("bad_request", "no_episode") and error.text
+                return True
+            return False
+
+        def check() -> None:
+            answer = OpenpiDesk(core, client, 8).answer(fuzzing.packed(openpi_messages()[0]))
+            assert unpack(answer, 2**20)["actions"].shape == (16, 10)
+
+        desk = OpenpiDesk(core, client, 8)  # one connection, as though it were never closed
+        messages = fuzzing.msgpack_messages(openpi_messages(), MESSAGES, 2)
+        bombard(messages, lambda each: refused(each, desk), check)
+
+
+def test_umis_pickles(sentinel: str) -> None:
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
+        desk = UmiDesk(core)
+        answers: list[bytes] = []
+
+        def ask(message: bytes) -> np.ndarray | str:
+            answers.clear()
+            desk.handle(b"a", message, answers.append)
+            while not answers:
+                pass
+            return plain_pickle.read(answers[0], 2**20)
+
+        def check() -> None:
+            assert ask(plain_pickle.write(umi_messages()[0])).shape == (16, 10)
+
+        messages = fuzzing.pickle_messages(umi_messages(), MESSAGES, 3, sentinel)
+        bombard(messages, lambda each: isinstance(ask(each), str), check)
+
+
+@pytest.mark.parametrize("kind", ["a gadget", "a bomb", "an array that lies"])
+def test_every_hostile_pickle_is_refused(kind: str, sentinel: str) -> None:
+    hostile = {
+        "a gadget": fuzzing.gadgets(sentinel),
+        "a bomb": fuzzing.pickle_bombs(),
+        "an array that lies": fuzzing.array_pickles(),
+    }[kind]
+    Watch.on = True
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
+        desk, answers = UmiDesk(core), []
+        for message in hostile:
+            desk.handle(b"a", message, answers.append)
+        assert len(answers) == len(hostile)
+        assert all(isinstance(plain_pickle.read(answer, 2**20), str) for answer in answers)
+        assert core.health()["plans"] == 0 and core.health()["refused"] == len(hostile)
+
+
+def test_a_gadget_would_work_where_pickles_are_run(tmp_path: Path) -> None:
+    """The test of the tests: the same bytes, given to pickle itself."""
+    import pickle
+
+    made = tmp_path / "made"
+    for gadget in fuzzing.gadgets(str(made))[:6]:
+        assert not made.exists()
+        pickle.loads(gadget)  # noqa: S301
+        assert made.exists()
+        made.unlink()
+
+
+# -- over sockets ------------------------------------------------------------------------------------------------------
+
+
+def over_zmq(port: int, messages: Iterator[bytes]) -> Iterator[bytes]:
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger, client.rcvtimeo = 0, 1000 * SECONDS
+        client.connect(f"tcp://127.0.0.1:{port}")
+        for message in messages:
+            client.send(message)
+            yield client.recv()
+
+
+def garbage(port: int, rng: np.random.Generator) -> None:
+    """What is not even the transport's protocol."""
+    starts = [
+        b"",
+        b"GET / HTTP/1.1\r\n",
+        b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03",
+        b"POST /healthz HTTP/1.1\r\n\r\n",
+    ]
+    for start in starts * 5:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(start + rng.bytes(int(rng.integers(0, 2000))))
+
+
+@pytest.mark.parametrize("door", ["zmq", "websocket", "umi"])
+def test_sockets_survive_too(door: str, sentinel: str) -> None:
+    with instant_core(DESCRIPTION, instruction=TEXT, max_clients=2) as (core, _):
+        with open_doors(core, "--allow-umi-pickle", "--lease", "0") as ports:
+            garbage(ports[door], np.random.default_rng(4))
+            Watch.on = True
+            storm = {"zmq": _bombard_zmq, "websocket": _bombard_websocket, "umi": _bombard_umi}[door]
+            storm(ports[door], sentinel)
+
+
+def _bombard_zmq(port: int, _: str) -> None:
+    messages = fuzzing.msgpack_messages(zmq_messages(), OVER_SOCKETS, 5)
+    answers = [unpack(answer, 2**20) for answer in over_zmq(port, messages)]
+    assert len(answers) == OVER_SOCKETS and sum("error" in answer for answer in answers) > OVER_SOCKETS / 2
+    good = [{"kind": "reset", "client": "b"}, {"kind": "plan", "client": "b", "observation": observe(DESCRIPTION)}]
+    *_, answer = over_zmq(port, map(pack, good))
+    assert unpack(answer, 2**20)["actions"].shape == (16, 10)
+
+
+def _bombard_umi(port: int, sentinel: str) -> None:
+    messages = fuzzing.pickle_messages(umi_messages(), OVER_SOCKETS, 6, sentinel)
+    answers = [plain_pickle.read(answer, 2**20) for answer in over_zmq(port, messages)]
+    assert len(answers) == OVER_SOCKETS and sum(isinstance(each, str) for each in answers) > OVER_SOCKETS / 2
+    (answer,) = over_zmq(port, iter([plain_pickle.write(umi_messages()[0])]))
+    assert plain_pickle.read(answer, 2**20).shape == (16, 10)
+
+
+def _bombard_websocket(port: int, _: str) -> None:
+    refused = 0
+    for message in fuzzing.msgpack_messages(openpi_messages(), OVER_SOCKETS, 7):
+        with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
+            client.recv(timeout=SECONDS)
+            client.send(message)
+            answer = client.recv(timeout=SECONDS)
+            if isinstance(answer, str):
+                refused += 1
+                with pytest.raises(ConnectionClosed):
+                    client.recv(timeout=SECONDS)
+            else:
+                assert unpack(answer, 2**20)["actions"].shape == (16, 10)
+    assert refused > OVER_SOCKETS / 2
+    with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
+        client.recv(timeout=SECONDS)
+        client.send(pack(openpi_messages()[0]))
+        assert unpack(client.recv(timeout=SECONDS), 2**20)["actions"].shape == (16, 10)

@@ -1,0 +1,160 @@
+"""OpenCV's cameras, played from files; and the measurement of their latency on made frames."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.loading import load_script
+from unified_video_action.real import video_camera
+from unified_video_action.real.robot import RobotError
+from unified_video_action.real.video_camera import VideoCamera, cropped
+
+WIDE = (72, 128)  # height, width
+FPS = 30
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seconds; the left, middle and right of each frame are red, green and blue, and it grows brighter."""
+    path = tmp_path_factory.mktemp("film") / "wide.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), FPS, WIDE[::-1])
+    for number in range(60):
+        frame = np.zeros((*WIDE, 3), np.uint8)
+        shade = 100 + 2 * number
+        frame[:, :28, 2], frame[:, 28:100, 1], frame[:, 100:, 0] = shade, shade, shade
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if what():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_frames_are_the_square_middle_in_rgb_and_never_queue(film: Path) -> None:
+    with VideoCamera(str(film), latency=0.05, size=(36, 36)) as camera:
+        first = camera.latest()
+        assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
+        assert first.image[..., 1].min() > 80 and first.image[..., [0, 2]].max() < 60, "only the green middle"
+        assert first.time <= time.monotonic() - 0.05
+        time.sleep(0.7)
+        later = camera.latest()
+        assert later.image[..., 1].mean() > first.image[..., 1].mean() + 20, "frames in between are passed over"
+        assert time.monotonic() - later.time < 0.05 + 0.5
+
+
+def test_colours_are_not_swapped(film: Path) -> None:
+    with VideoCamera(str(film), size=WIDE) as camera:
+        image = camera.latest().image
+    assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
+
+
+def test_the_middle_of_any_shape() -> None:
+    image = np.arange(6 * 10).reshape(6, 10, 1)
+    assert (cropped(image, (224, 224)) == image[:, 2:8]).all()
+    assert (cropped(image, (3, 10)) == image[1:4]).all()
+    assert (cropped(image, (60, 100)) == image).all()
+
+
+def test_a_camera_that_is_lost_is_opened_again(film: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(video_camera, "RETRY", 0.1)
+    path = tmp_path / "plugged.avi"
+    shutil.copy(film, path)
+    with VideoCamera(str(path)) as camera:
+        path.unlink()  # it ends after two seconds, and cannot be opened any more
+        assert wait_for(lambda: caplog.text.count("cannot be opened") >= 2)
+        last = camera.latest()
+        assert "no frame comes any more" in caplog.text
+        time.sleep(0.3)
+        assert camera.latest() is last, "its last frame grows old"
+        shutil.copy(film, path)
+        assert wait_for(lambda: camera.latest().time > last.time)
+
+
+def test_what_the_camera_does_not_give_is_said(film: Path) -> None:
+    with pytest.raises(RobotError, match=r"capture=\[720, 1280\] was asked for, it gives \[72, 128\]"):
+        VideoCamera(str(film), capture=(720, 1280)).connect()
+    with pytest.raises(RobotError, match="fps=60 was asked for, it gives 30"):
+        VideoCamera(str(film), fps=60).connect()
+    with pytest.raises(RobotError, match="fourcc=YUYV was asked for, it gives 'MJPG'"):
+        VideoCamera(str(film), fourcc="YUYV").connect()
+    with VideoCamera(str(film), capture=WIDE, fps=FPS, fourcc="MJPG") as camera:
+        assert camera.latest() is not None
+
+
+def test_no_camera_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RobotError, match="cannot be opened.*v4l2-ctl"):
+        VideoCamera(str(tmp_path / "video9")).connect()
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"latency": -1}, "latency=-1"),
+        ({"size": (0, 5)}, "size="),
+        ({"capture": (1,)}, "capture="),
+        ({"fourcc": "X"}, "four"),
+    ],
+)
+def test_mistakes_are_named(wrong: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        VideoCamera(0, **wrong)
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load_script("measure_camera_latency")
+
+
+def flashing(latency: float, exposure: float, fps: float, noise: float = 3.0) -> tuple[list, np.ndarray, np.ndarray]:
+    """What a camera of a latency sees of a window: changes, times of receipt, frames with a bright border."""
+    rng = np.random.default_rng(0)
+    changes = (10 + np.cumsum(rng.uniform(0.12, 0.45, 60))).tolist()
+    times = np.arange(10, changes[-1], 1 / fps) + rng.uniform(0, 0.002)
+    frames = np.zeros((len(times), 16, 16, 3))
+    for place, received in enumerate(times):
+        light = np.linspace(received - latency - exposure / 2, received - latency + exposure / 2, 50)
+        bright = (np.searchsorted(changes, light, side="right") % 2).mean()
+        frames[place] = 200
+        frames[place, 4:-4, 4:-4] = 20 + 180 * bright
+    frames += rng.normal(0, noise, frames.shape)
+    return changes, times, np.clip(frames, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "latency, exposure, fps", [(0.125, 0.01, 60), (0.06, 0.016, 30), (0.31, 0.002, 30), (0.2, 0.03, 20)]
+)
+def test_the_latency_is_found(script: ModuleType, latency: float, exposure: float, fps: float) -> None:
+    found = script.measure(*flashing(latency, exposure, fps))
+    assert found.latency == pytest.approx(latency, abs=0.006) and found.agreement > 0.9
+
+
+def test_what_shows_no_window_is_no_measurement(script: ModuleType) -> None:
+    changes, times, frames = flashing(0.1, 0.01, 30)
+    with pytest.raises(ValueError, match="fill its view"):
+        script.measure(changes, times, np.random.default_rng(1).integers(0, 255, frames.shape).astype(np.uint8))
+    with pytest.raises(ValueError, match="does not see the window"):
+        script.measure(changes, times, np.full_like(frames, 90))
+    with pytest.raises(ValueError, match="too few"):
+        script.measure(changes[:3], times, frames)
+
+
+def test_without_a_screen_the_script_says_so(script: ModuleType, film: Path, monkeypatch, capsys) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(SystemExit):
+        script.main(["--device", str(film)])
+    assert "no window can be shown" in capsys.readouterr().err

@@ -1,0 +1,178 @@
+"""A hand-held gripper's recordings from a synthetic archive to a trained policy; the large presets compose and fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from scripts.make_umi_archive import main as make_archive
+from tests.shrunk import SHRUNK, read
+from unified_video_action.dataset import umi_synthetic
+from unified_video_action.dataset.build import build_dataset
+from unified_video_action.dataset.jpeg import JpegXlCodec
+from unified_video_action.dataset.umi import UmiStore
+from unified_video_action.dataset.umi_synthetic import (
+    CAMERA_IN_HAND,
+    TABLE,
+    TEXELS,
+    CameraModel,
+    Scene,
+    episode,
+    table_texture,
+    trajectory,
+    write_archive,
+)
+from unified_video_action.policy.build import load_policy, model_spec, observation_spec
+from unified_video_action.poses import HandSpec, from_vector, inverse, pose_matrix
+from unified_video_action.spec import Horizon, LatentShape
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
+
+CAMERA = "camera0_rgb"
+SCENE = Scene(image_size=64, seconds=1.5)
+SMALL = (*(line for line in SHRUNK if "env_runner" not in line and "evaluate_every" not in line), "vae.image_size=32")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("umi") / "synthetic.zarr.zip"
+    write_archive(path, SCENE, seed=0, episodes=3, pictures=JpegXlCodec())
+    return path
+
+
+# -- the generator -----------------------------------------------------------------------------------------------------
+
+
+def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
+    """A red dot on a black table appears where a pinhole or equidistant camera projects it."""
+    texture, point = np.zeros((TEXELS, TEXELS, 3), np.uint8), np.array([0.02, -0.03, 0.0])
+    column, row = np.round((point[:2] / TABLE + 0.5) * TEXELS).astype(int)
+    texture[row - 4 : row + 5, column - 4 : column + 5, 0] = 255
+    for camera, view in (("pinhole", 90.0), ("fisheye", 160.0)):
+        model = CameraModel(Scene(image_size=128, camera=camera, field_of_view=view))
+        poses, _ = trajectory(Scene(seconds=12.0), np.random.default_rng(1))
+        seen = 0
+        for pose in poses[::45]:
+            x, y, z = (inverse(pose @ CAMERA_IN_HAND) @ [*point, 1.0])[:3]
+            angle = np.arctan2(np.hypot(x, y), z)
+            radius = 64 * (np.tan(angle) if camera == "pinhole" else angle / np.radians(80))  # 64 px from the middle
+            place = 64 + radius * np.array([x, y]) / np.hypot(x, y)
+            if z < 0.05 or not (4 < place).all() or not (place < [124, 75]).all():  # outside, or behind the fingers
+                continue
+            picture = model.picture(texture, pose, 0.08).astype(int)
+            red = np.argwhere(picture[..., 0] - picture[..., 1] > 40)
+            nearest = np.linalg.norm(red[:, ::-1] + 0.5 - place, axis=1).min(initial=np.inf)  # the table repeats
+            assert nearest < 1.5, (camera, place, nearest)
+            seen += 1
+        assert seen >= 3
+
+
+def test_a_camera_that_moves_sideways_shifts_the_picture() -> None:
+    """From 0.5 m above, 9 cm to the right is 9 / 50 of the focal length: the table moves that far to the left."""
+    scene = Scene(image_size=100, field_of_view=90.0)  # a focal length of 50 pixels
+    texture, model = table_texture(np.random.default_rng(0)), CameraModel(scene)
+    down = np.diag([1.0, -1.0, -1.0])
+    hands = [pose_matrix(np.array([x, 0, 0.34]), down) for x in (0.0, 0.09)]  # the camera is 16 cm above the hand
+    before, after = (model.picture(texture, hand, 0.08)[:70].astype(float) for hand in hands)
+    errors = [np.abs(before[:, 20 + shift : 80 + shift] - after[:, 20:80]).mean() for shift in range(20)]
+    assert np.argmin(errors) == 9 and errors[9] < 3 < min(errors[:7] + errors[12:])
+
+
+def test_recordings_are_functions_of_their_seed(archive) -> None:
+    one, same, other = (episode(SCENE, *key) for key in ((0, 1), (0, 1), (1, 1)))
+    assert all(np.array_equal(one[name], same[name]) for name in one)
+    assert not np.array_equal(one[CAMERA], other[CAMERA])
+    assert not np.allclose(one["robot0_eef_pos"], other["robot0_eef_pos"])
+
+
+def test_episodes_take_tables_in_turn(monkeypatch) -> None:
+    def plain(rng: np.random.Generator) -> np.ndarray:
+        return np.full((TEXELS, TEXELS, 3), rng.integers(0, 250), np.uint8)
+
+    monkeypatch.setattr(umi_synthetic, "table_texture", plain)
+    for tables, others in ((2, [0, 1, 0]), (0, [0, 1, 2])):
+        scene = replace(SCENE, tables=tables, speed=0.0, turning=0.0, seconds=0.5)
+        made = [episode(scene, 0, number) for number in range(3)]
+        assert all(np.ptp(each["robot0_eef_pos"], axis=0).max() == 0 for each in made), "the hand stands still"
+        shades = [each[CAMERA][0, 10, 32, 0] for each in made]
+        assert [shades.index(shade) for shade in shades] == others
+
+
+def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
+    path = tmp_path / "made.zarr.zip"
+    options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
+    make_archive([*options, "--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"])
+    assert len(UmiStore(path, [CAMERA])) == 10
+    for bad, message in ((options, "exists already"), (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1")):
+        with pytest.raises(SystemExit):
+            make_archive(bad)
+        assert message in capsys.readouterr().err
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(archive, tmp_path_factory) -> tuple[dict, Path]:
+    """Configuration and folder of a run of three steps in all task modes."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    places = (f"task.dataset.sources.path={archive}", f"data.cache_dir={folder.parent}", f"output_dir={folder}")
+    options = ("task.dataset.val_ratio=0.4", "task.dataset.sources.mask=mirrors")
+    config = read("uva_umi_joint_mini", *SMALL, *places, *options)
+    TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
+    return config, folder
+
+
+def test_a_policy_trains(trained) -> None:
+    _, folder = trained
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    measured = {name: value for line in lines for name, value in line.items()}
+    wanted = {"train/action", "train/video", "train/proprio", "validation/action_error"}
+    assert wanted | {"validation/inverse_dynamics/action"} <= measured.keys()
+    assert all(np.isfinite(value) for value in measured.values())
+    assert (folder / "sheets" / "step_00000003.png").is_file()
+
+
+def test_what_is_trained_acts_and_says_how_frames_were_reached(trained) -> None:
+    config, folder = trained
+    policy = load_policy(folder / "checkpoints" / "latest", weights="model")
+    dataset = build_dataset(config)
+    batch = dataset.validation().__getitems__([(0, 0), (30, 0)])
+    observation = {**batch["history"], **batch["low_dim"]}
+    acted = policy.predict_action(observation, torch.Generator().manual_seed(0))["action_pred"]
+    found = policy.predict_inverse_dynamics(observation, batch["future"], True, torch.Generator().manual_seed(0))
+    assert acted.shape == found["action_pred"].shape == (2, 16, 10) and acted.isfinite().all()
+    hand, now = HandSpec(**config["task"]["hand"]), np.stack([np.eye(4)] * 2)
+    truth, widths = hand.targets(batch["action"].numpy(), now)
+    start = batch["index"].numpy()
+    store, row = dataset.tables[0].store, dataset.validation()._now[start]
+    vectors = np.concatenate([store.vectors[f"robot0_eef_{n}"] for n in ("pos", "rot_axis_angle")], axis=1)
+    later = from_vector(vectors[row + 3])  # the first action is a step of three rows later
+    assert np.allclose(truth[:, 0], inverse(from_vector(vectors[row])) @ later, atol=1e-5)
+    assert np.allclose(widths[:, 0], store.vectors["robot0_gripper_width"][row + 3, 0], atol=1e-6)
+
+
+def test_the_presets_of_the_paper_build_their_data_and_sizes(archive) -> None:
+    ours = [f"task.dataset.sources.{name}.path={archive}" for name in ("cup", "towel", "mouse")]
+    for name, paths in {"uva_umi": [f"task.dataset.sources.path={archive}"], "uva_umi_multi": ours}.items():
+        config = read(name, *paths, "task.shape_meta.obs.camera0_rgb.shape=[3,64,64]", "vae.weights=random")
+        dataset = build_dataset(config)
+        sample = dataset[(10, 0)]
+        observations = observation_spec(config["task"]["shape_meta"], Horizon(**config["task"]["horizon"]))
+        spec = model_spec(config, observations, LatentShape(16, 16, 16))
+        assert sample["action"].shape == (spec.horizon.actions, spec.action_dim) == (16, 10)
+        states = torch.cat(list(sample["low_dim"].values()), dim=-1)
+        assert states.shape == (spec.proprio_steps, spec.proprio_dim) == (4, 16)
+        assert sum(v.shape[1] for v in sample["future_low_dim"].values()) == spec.proprio_output_dim == 6
+        assert dataset.fit_normalizer().scale("action").tolist() == [1] * 10
+        assert config["trainer"]["precision"] == "bf16"
+        quotas = config["training"]["mode_mix"]["quotas"]
+        assert {mode for mode, share in quotas.items() if share} == {"policy", "policy_and_video"}
+    assert len(dataset.instructions) == 3 and spec.text_dim == 512
+    frames = [dataset[(place, 3)]["history"][CAMERA][0, :, 44, 2] for place in (10, len(dataset) - 10)]
+    assert frames[0].max() < frames[1].max(), "the mirrors of the cups' gripper are black"
+    counts = np.bincount(dataset._table)
+    assert (counts == counts[0]).all()

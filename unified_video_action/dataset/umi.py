@@ -1,0 +1,204 @@
+"""Archives of hand-held grippers in UMI's published layout: poses of the hand, its opening, and what its camera saw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from unified_video_action.dataset.mixture import Source, Wanted
+from unified_video_action.dataset.pose_windows import GRIPPER, HAND_STATES, POSE, START_POSE
+from unified_video_action.dataset.replay_buffer import FRAMES_IN_MEMORY, ReplayBuffer
+from unified_video_action.dataset.store import EpisodeStore
+from unified_video_action.dataset.tables import StoreSource, Table
+from unified_video_action.dataset.umi_frames import FrameMask
+from unified_video_action.dataset.video_frames import Fit
+from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
+from unified_video_action.poses import from_vector
+from unified_video_action.rotations import POSE_ACTION, matrix_to_6d
+
+POSITION, ROTATION, WIDTH, START = (
+    f"robot0_{name}" for name in ("eef_pos", "eef_rot_axis_angle", "gripper_width", "demo_start_pose")
+)
+NEEDED = {POSITION: 3, ROTATION: 3, WIDTH: 1}  # array -> numbers in a row
+SECOND_ARM = "robot1_eef_pos"
+ENDINGS = (".zip", ".zarr")
+CACHES = (".latents.zarr", ".frames.zarr")  # of this project, which may lie beside an archive
+MOST_OPEN = 32  # archives of a folder
+
+
+@dataclass(frozen=True)
+class UmiSource(StoreSource, Source):
+    """An archive (zip, folder or URL), or a folder of archives such as a robot's recorder leaves, one for each episode.
+
+    Arrays: data/<camera> uint8 (N, H, W, 3), data/robot0_eef_pos (N, 3) metres, data/robot0_eef_rot_axis_angle (N, 3)
+    axis-angle radians, data/robot0_gripper_width (N, 1) metres, meta/episode_ends, and where an episode's first row is
+    not its start, data/robot0_demo_start_pose (N, 6). A camera is called as its array. Frames may be stored in chunks
+    of one, as JPEG XL or JPEG, and are decoded when a window needs them.
+
+    Tables hold the states that a task's `hand` is made of, and as actions the poses themselves in the recording's
+    frame: position, 6-D rotation, opening.
+    """
+
+    instruction: str | None = None  # what is done in all episodes, for tasks with language
+    image_size: int | Sequence[int] | None = None  # frames become S x S, or [H, W]; null: they stay as they are
+    mask: str | Sequence | None = None  # what is blackened: mirrors, or polygons in shares of the frame; null: nothing
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._view()
+
+    def tables(self, wanted: Wanted) -> list[Table]:
+        if wanted.action_dim != POSE_ACTION or wanted.auxiliary:
+            raise ValueError(
+                f"source {self.path}: a hand's actions are {POSE_ACTION} numbers (position, 6-D rotation, opening) and "
+                f"there are no auxiliary targets, but task.shape_meta wants {wanted}"
+            )
+        for name in wanted.low_dim:
+            if name not in HAND_STATES:
+                raise ValueError(
+                    f"source {self.path}: has no state {name!r} but {', '.join(HAND_STATES)}; say in task.hand.states "
+                    "which states of the task are made of them, and how"
+                )
+        store = UmiStore(self.path, wanted.cameras, *self._view())
+        pose = np.concatenate([store.vectors[POSITION], store.vectors[ROTATION]], axis=1)  # (N, 6)
+        states = {POSE: pose, GRIPPER: store.vectors[WIDTH], START_POSE: store.vectors[START]}
+        return [
+            Table(
+                store=store,
+                cameras={camera: camera for camera in wanted.cameras},
+                low_dim={name: states[name] for name in wanted.low_dim},
+                action=_absolute_actions(pose, store.vectors[WIDTH]) if self.has_action else None,
+                instructions=None if self.instruction is None else (self.instruction,) * store.n_episodes,
+                weight=self.weight,
+                poses=frozenset({POSE, START_POSE}),
+            )
+        ]
+
+    def _view(self) -> tuple[Fit, FrameMask | None]:
+        where = f"source {self.path}"
+        return Fit.parse(self.image_size, True, where), FrameMask.parse(self.mask, where)
+
+
+class UmiStore(EpisodeStore):
+    """Episodes of one archive or of all archives in a folder, by name; frames are masked, then resized.
+
+    Attributes:
+        vectors: array -> float32 (N, d), those of NEEDED and robot0_demo_start_pose.
+
+    Raises:
+        FileNotFoundError: there is no archive.
+        StoreError: an archive is damaged, of two arms, or of another layout.
+    """
+
+    def __init__(
+        self, location: str | Path, cameras: Sequence[str], fit: Fit | None = None, mask: FrameMask | None = None
+    ) -> None:
+        self.fit, self.mask = fit or Fit(), mask
+        paths = archives(expand(location))
+        share = FRAMES_IN_MEMORY // len(paths)
+        self._archives, parts = [], []
+        for number, path in enumerate(paths):
+            archive = ReplayBuffer(path, cameras, [], share)
+            parts.append(_vectors(archive))
+            if number >= MOST_OPEN:
+                archive.release()
+            self._archives.append(archive)
+        self._check_sizes(cameras)
+        self.vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._first = np.cumsum([0, *map(len, self._archives)])  # where each archive begins
+        ends = [first + archive.episode_ends for first, archive in zip(self._first, self._archives)]
+        self.episode_ends = np.concatenate(ends).astype(np.int64)
+        self._open = list(range(min(len(paths), MOST_OPEN)))  # archives, the one used last at the end
+        # Two sources may show one archive differently: each has caches of its own.
+        view = repr((sorted(cameras), self.fit, self.mask))
+        self.location = f"{expand(location)}@{hashlib.sha256(view.encode()).hexdigest()[:8]}"
+
+    def frame_shape(self, name: str) -> tuple[int, int]:
+        return self.fit.shape(self._archives[0].frame_shape(name))
+
+    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
+        flat = np.asarray(rows, np.int64).ravel()
+        frames = np.empty((len(flat), *self.frame_shape(name), 3), np.uint8)
+        wanted, places = np.unique(flat, return_inverse=True)  # windows repeat the frames at an episode's ends
+        owners = np.searchsorted(self._first, wanted, side="right") - 1
+        for owner in np.unique(owners).tolist():
+            mine = np.flatnonzero(owners == owner)
+            stored = self._archive(owner).frames(name, wanted[mine] - self._first[owner])
+            for place, frame in zip(mine, stored, strict=True):
+                frames[places == place] = self.fit(frame if self.mask is None else self.mask(frame))
+        return frames.reshape(*np.shape(rows), *frames.shape[1:])
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.location.rpartition("@")[2].encode())
+        for number in range(len(self._archives)):
+            digest.update(self._archive(number).fingerprint().encode())
+        return digest.hexdigest()
+
+    def _archive(self, number: int) -> ReplayBuffer:
+        """One of them; the one that was not used for the longest time is closed for it."""
+        if number in self._open:
+            self._open.remove(number)
+        self._open.append(number)
+        while len(self._open) > MOST_OPEN:
+            self._archives[self._open.pop(0)].release()
+        return self._archives[number]
+
+    def _check_sizes(self, cameras: Sequence[str]) -> None:
+        for camera in cameras:
+            first = self._archives[0].frame_shape(camera)
+            for archive in self._archives:
+                if self.fit.size is None and archive.frame_shape(camera) != first:
+                    raise StoreError(
+                        f"{archive.location}: {camera} has frames of {archive.frame_shape(camera)}, "
+                        f"{self._archives[0].location} of {first}; set image_size"
+                    )
+
+
+def archives(location: str) -> list[str]:
+    """The archive that `location` names, or those in the folder, by name.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    folder = Path(location)
+    if is_url(location) or not folder.is_dir():
+        return [location]
+    found = [
+        str(path)
+        for path in sorted(folder.iterdir())
+        if path.name.endswith(ENDINGS) and not path.name.startswith(".") and not path.name.endswith(CACHES)
+    ]
+    if found or any(folder.iterdir()):
+        return found or [location]
+    raise FileNotFoundError(f"{location}: an empty folder; expected archives NAME.zarr.zip")
+
+
+def _vectors(archive: ReplayBuffer) -> dict[str, np.ndarray]:
+    """The arrays of an archive that describe the hand, float32 (n, d)."""
+    if archive.has(SECOND_ARM):
+        raise StoreError(
+            f"{archive.location}: has data/{SECOND_ARM}, so it is of two arms; only one arm is supported: write the "
+            "arrays of one arm, as robot0_*, into an archive of its own"
+        )
+    found = {name: archive.read_vectors(name) for name in NEEDED}
+    if archive.has(START):
+        found[START] = archive.read_vectors(START)
+    else:
+        first = np.repeat(archive.episode_starts, np.diff(archive.episode_ends, prepend=0))  # (n,)
+        found[START] = np.concatenate([found[POSITION], found[ROTATION]], axis=1)[first]
+    for name, width in {**NEEDED, START: 6}.items():
+        if found[name].shape[1] != width:
+            raise StoreError(
+                f"{archive.location}: data/{name} has shape {found[name].shape}, expected ({len(archive)}, {width})"
+            )
+    return found
+
+
+def _absolute_actions(pose: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """Poses (N, 6) and openings (N, 1) -> (N, 10) float32, as the policy writes poses."""
+    matrices = from_vector(pose)
+    return np.concatenate([matrices[:, :3, 3], matrix_to_6d(matrices[:, :3, :3]), width], axis=1).astype(np.float32)

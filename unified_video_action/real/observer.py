@@ -1,0 +1,217 @@
+"""What a robot saw and felt of late, and what a policy reads of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from unified_video_action.poses import HandSpec
+from unified_video_action.real.planner import PolicyDescription
+from unified_video_action.real.robot import ArmState, Camera, Frame, RobotError
+from unified_video_action.real.trajectory import between
+
+log = logging.getLogger(__name__)
+
+POLL = 0.005  # seconds between two looks for a new frame
+MARGIN = 1.0  # seconds that are kept beyond a history
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What is asked of a policy, and what is needed to understand its answer."""
+
+    time: float  # at which the newest frame was taken
+    base: np.ndarray  # (4, 4) pose of the hand then
+    entries: dict[str, np.ndarray]  # name -> (steps, *shape)
+
+
+class Observer:
+    """Keeps frames and states, each with the time at which it was true.
+
+    Cameras are looked at by a thread each; the states come from the thread that reads the arm.
+
+    Args:
+        step_seconds: between two steps of the history.
+        on_frame: called with a camera's number and its frame, from that camera's thread, for every new frame.
+
+    Raises:
+        ValueError: the policy is not one that moves a hand, or there are not as many cameras as it reads.
+    """
+
+    def __init__(
+        self,
+        description: PolicyDescription,
+        cameras: Sequence[Camera],
+        step_seconds: float,
+        now: Callable[[], float] = time.monotonic,
+        on_frame: Callable[[int, Frame], None] | None = None,
+    ) -> None:
+        self._description, self._cameras, self._step, self._now = description, tuple(cameras), step_seconds, now
+        self._hand = hand_of(description)
+        self._views = [name for name, entry in description.observations.items() if entry.kind == "rgb"]
+        if len(self._views) != len(self._cameras):
+            raise ValueError(
+                f"setup.cameras: {len(self._cameras)} of them, but the policy reads {len(self._views)}: "
+                + ", ".join(self._views)
+            )
+        states = [name for name, entry in description.observations.items() if entry.kind == "low_dim"]
+        for name in states:
+            if name not in self._hand.states:
+                raise ValueError(f"the policy reads {name!r}, which its description does not make from a hand's pose")
+        self._times = {name: self._offsets(entry.steps) for name, entry in description.observations.items()}
+        self.reach = -min(float(offsets.min()) for offsets in self._times.values())  # seconds of a history
+        self._span = self.reach + MARGIN
+        self._frames: list[deque[Frame]] = [deque() for _ in self._cameras]
+        self._states: deque[ArmState] = deque()
+        self._lock = threading.Lock()
+        self._on_frame = on_frame
+        self._start: np.ndarray | None = None
+        self._closing = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to look at the cameras."""
+        for number in range(len(self._cameras)):
+            thread = threading.Thread(target=self._watch, args=(number,), name=f"frames {number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def close(self) -> None:
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+
+    def begin(self, pose: np.ndarray) -> None:
+        """An episode begins with the hand here."""
+        self._start = pose.copy()
+
+    def add_state(self, state: ArmState) -> None:
+        with self._lock:
+            if self._states and state.time <= self._states[-1].time:
+                return
+            self._states.append(state)
+            while self._states[0].time < state.time - self._span:
+                self._states.popleft()
+
+    def forget_states(self) -> None:
+        """After the arm could not be trusted."""
+        with self._lock:
+            self._states.clear()
+
+    def look(self, number: int) -> None:
+        """Take a camera's newest frame in."""
+        frame = self._cameras[number].latest()
+        frames = self._frames[number]
+        if frame is None or (frames and frame.time <= frames[-1].time):
+            return
+        with self._lock:
+            frames.append(frame)
+            while frames[0].time < frame.time - self._span:
+                frames.popleft()
+        if self._on_frame is not None:
+            self._on_frame(number, frame)
+
+    def newest_frames(self) -> list[float]:
+        """When each camera's newest frame was taken; minus infinity where there is none."""
+        return [frames[-1].time if frames else -np.inf for frames in self._frames]
+
+    def observation(self) -> Observed | None:
+        """What the policy reads now; None before there are frames of all cameras and a state.
+
+        t_now is the time of the newest frame that every camera can match. History frames are those nearest to
+        t_now less their offsets; where the history does not reach back so far, its oldest stands in. States are
+        interpolated to the same times.
+        """
+        with self._lock:
+            frames, states = [list(each) for each in self._frames], list(self._states)
+        if not states or not all(frames):
+            return None
+        now = min(each[-1].time for each in frames)
+        times = np.array([state.time for state in states])
+        hand = {}
+        for steps in {entry.steps for entry in self._description.observations.values()}:
+            hand[steps] = _states_at(states, times, now + self._offsets(steps))
+        base, _ = _state_at(states, times, now)
+        start = states[0].pose if self._start is None else self._start
+        entries: dict[str, np.ndarray] = {}
+        made = {steps: self._hand.observe(*values, base, start) for steps, values in hand.items()}
+        for name, entry in self._description.observations.items():
+            if entry.kind == "low_dim":
+                entries[name] = made[entry.steps][name]
+            else:
+                wanted = now + self._times[name]
+                entries[name] = _frames_at(frames[self._views.index(name)], wanted, entry.shape)
+        return Observed(now, base, entries)
+
+    def _offsets(self, steps: int) -> np.ndarray:
+        """Seconds (steps,) from now: the history's, or as many consecutive steps as are read."""
+        horizon = self._description.horizon
+        offsets = horizon.history_offsets if steps == horizon.history else range(1 - steps, 1)
+        return self._step * np.array(offsets, float)
+
+    def _watch(self, number: int) -> None:
+        failing = False
+        while not self._closing.is_set():
+            try:
+                self.look(number)
+                failing = False
+            except (RobotError, OSError) as error:  # its frames grow old, which the watchdog sees
+                if not failing:
+                    log.error("camera %d: %s", number, error)
+                failing = True
+            self._closing.wait(POLL)
+
+
+def hand_of(description: PolicyDescription) -> HandSpec:
+    """Raises ValueError for a policy that does not move a hand."""
+    if description.hand is None:
+        raise ValueError(
+            f"policy {description.name!r} does not say how its actions move a hand (description.hand); only policies "
+            "trained on hands' poses, such as those of UMI data, can move an arm"
+        )
+    return description.hand
+
+
+def fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (height, width, 3): the largest part in the middle that has these proportions, scaled."""
+    rows, columns = image.shape[:2]
+    if (rows, columns) == (height, width):
+        return image
+    if rows * width > columns * height:
+        kept = round(columns * height / width)
+        image = image[(rows - kept) // 2 :][:kept]
+    else:
+        kept = round(rows * width / height)
+        image = image[:, (columns - kept) // 2 :][:, :kept]
+    method = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
+
+
+def _frames_at(frames: list[Frame], times: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The frames nearest to times (n,): uint8 (n, H, W, 3)."""
+    known = np.array([frame.time for frame in frames])
+    nearest = np.abs(known[None] - times[:, None]).argmin(1)
+    return np.stack([fitted(frames[index].image, shape[0], shape[1]) for index in nearest])
+
+
+def _states_at(states: list[ArmState], known: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (n, 4, 4) and openings (n,) at times (n,)."""
+    poses, grippers = zip(*(_state_at(states, known, float(time)) for time in times))
+    return np.stack(poses), np.array(grippers)
+
+
+def _state_at(states: list[ArmState], known: np.ndarray, time: float) -> tuple[np.ndarray, float]:
+    after = int(np.searchsorted(known, time))
+    if after == 0 or after == len(states):
+        state = states[0 if after == 0 else -1]
+        return state.pose, state.gripper
+    one, other = states[after - 1], states[after]
+    share = (time - one.time) / (other.time - one.time)
+    return between(one.pose, other.pose, share), one.gripper + share * (other.gripper - one.gripper)

@@ -1,0 +1,350 @@
+"""What an arm may be told. Always on: there is no switch, only limits, and every command passes through here.
+
+Two parts, so that the second need not be believed:
+
+* `Governor` moves a commanded pose towards the pose that is asked for, tick by tick. It takes a step only if the hand
+  could brake from there to rest, on a straight line, inside the workspace and with joints that exist and keep their
+  limits; otherwise it makes a smaller step, or begins to brake, which was found safe when the step before was taken.
+  So there is always a safe way to come to rest, whatever is asked for: limits of acceleration never meet a wall.
+* `Gate` looks at the stream that goes out, and only at that: a command that would break a limit is not sent, and the
+  arm is stopped. With the governor before it, it should never have to.
+
+What is asked for is looked at first, by rules that either clip it or stop the arm (`Rules`). Numbers that are not
+finite, and an arm that is left behind by its commands (`max_lag`), always stop it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from unified_video_action.instantiate import build_dataclass
+from unified_video_action.poses import pose_matrix
+from unified_video_action.real.robot import ArmLimits, ArmState
+from unified_video_action.real.trajectory import JOINT_TICKS, SLACK, Bounds, Governor, Motion, between, turn_of, turned
+
+log = logging.getLogger(__name__)
+
+CHOICES = ("clip", "stop")
+CHANGE_SLACK = 1e-3  # of a limit of acceleration, where rounding weighs more
+QUIET = 2.0  # seconds between two messages of one rule
+NEAR = 0.01, 0.1  # metres and radians within which an arm at rest is where it was told to be
+
+
+class SafetyStop(Exception):
+    """The arm must stop. `rule` says why."""
+
+    def __init__(self, rule: str, text: str) -> None:
+        self.rule = rule
+        super().__init__(f"{rule}: {text}")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What happens to a target that breaks a limit: "clip" brings it to the nearest allowed one, "stop" stops the arm.
+
+    The defaults clip what a policy that is merely imprecise does every day.
+
+    Raises:
+        ValueError: neither of the two.
+    """
+
+    workspace: str = "clip"
+    table: str = "clip"
+    step: str = "clip"
+    speed: str = "clip"
+    joints: str = "clip"  # no joints reach it, or they would break their limits
+    gripper: str = "clip"
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) not in CHOICES:
+                raise ValueError(f"{each.name}: {getattr(self, each.name)!r}, expected {' or '.join(CHOICES)}")
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """Limits of what is sent, in the frame of the arm's base; the hand's origin is what is meant by its position.
+
+    Raises:
+        ValueError: a field that makes no sense, with its name.
+    """
+
+    workspace_low: list[float]  # (3,) metres
+    workspace_high: list[float]
+    table_height: float  # metres: the hand's origin stays above
+    linear_speed: float  # metres per second
+    linear_acceleration: float  # metres per second^2
+    angular_speed: float  # radians per second
+    angular_acceleration: float  # radians per second^2
+    joint_acceleration: float  # radians per second^2, of every joint, taken over 5 ticks
+    joint_speed_share: float = 0.7  # of the maker's limits
+    joint_margin: float = 0.03  # radians between a joint and its maker's ends
+    max_step: float = 0.15  # metres from the pose reached to the pose asked for
+    max_turn: float = 1.0  # radians, the same
+    max_lag: float = 0.2  # metres from the pose reached to the pose sent, and to where it could rest; more always stops
+    max_lag_turn: float = 1.2  # radians, the same
+    gripper_low: float | None = None  # metres; the maker's where None
+    gripper_high: float | None = None
+    gripper_speed: float = 0.2  # metres per second
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self) -> None:
+        for name in ("workspace_low", "workspace_high"):
+            values = getattr(self, name)
+            if np.shape(values) != (3,) or not np.isfinite(np.asarray(values, float)).all():
+                raise ValueError(f"{name}: {values!r}, expected three numbers, metres")
+        if not (np.asarray(self.workspace_low) < np.asarray(self.workspace_high)).all():
+            raise ValueError(f"workspace_low: {self.workspace_low} does not lie below workspace_high")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name.startswith("workspace") or each.name == "rules" or value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+                raise ValueError(f"{each.name}: {value!r} is not a number")
+            if each.name not in ("table_height", "joint_margin", "gripper_low", "gripper_high") and value <= 0:
+                raise ValueError(f"{each.name}: {value} is not positive")
+        if self.joint_margin < 0 or self.joint_speed_share > 1:
+            raise ValueError("joint_margin: not negative, and joint_speed_share: at most 1")
+        if self.table_height >= self.workspace_high[2]:
+            raise ValueError(f"table_height: {self.table_height} leaves no room below workspace_high")
+        if self.max_lag < self.max_step or self.max_lag_turn < self.max_turn:
+            raise ValueError("max_lag: must not be less than max_step, nor max_lag_turn less than max_turn")
+
+    @classmethod
+    def read(cls, node: Any, where: str = "safety") -> SafetyLimits:
+        """From a robot's configuration. Raises ValueError naming the field."""
+        return build_dataclass(cls, node, where)
+
+    def bounds(self, arm: ArmLimits, rate: float) -> Bounds:
+        """These and the maker's together. Raises ValueError where they leave no room."""
+        low = arm.gripper_low if self.gripper_low is None else max(arm.gripper_low, self.gripper_low)
+        high = arm.gripper_high if self.gripper_high is None else min(arm.gripper_high, self.gripper_high)
+        if low >= high:
+            raise ValueError(f"gripper_low: {low} leaves the gripper no room below {high}")
+        joints_low, joints_high = arm.joints_low + self.joint_margin, arm.joints_high - self.joint_margin
+        if (joints_low >= joints_high).any():
+            raise ValueError(f"joint_margin: {self.joint_margin} leaves a joint no room")
+        return Bounds(
+            period=1.0 / rate, low=self.low, high=self.high,
+            speed=self.linear_speed, acceleration=self.linear_acceleration,
+            spin=self.angular_speed, spin_acceleration=self.angular_acceleration,
+            joints_low=joints_low, joints_high=joints_high,
+            joint_speed=arm.joint_velocity * self.joint_speed_share, joint_acceleration=self.joint_acceleration,
+            gripper_low=low, gripper_high=high, gripper_speed=self.gripper_speed,
+        )  # fmt: skip
+
+    @property
+    def low(self) -> np.ndarray:
+        """(3,) of the box above the table."""
+        return np.array([*self.workspace_low[:2], max(self.workspace_low[2], self.table_height)], float)
+
+    @property
+    def high(self) -> np.ndarray:
+        return np.asarray(self.workspace_high, float)
+
+
+class Gate:
+    """Refuses what would make the stream of commands break a limit. Knows nothing of how commands come about."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._motion: Motion | None = None
+        self._gripper = 0.0
+        self._joints: deque[np.ndarray] = deque(maxlen=2 * JOINT_TICKS + 1)
+
+    def begin(self, motion: Motion, gripper: float, joints: np.ndarray) -> None:
+        """Start a stream: the arm rests here."""
+        self._motion, self._gripper = motion, gripper
+        self._joints.extend([joints] * self._joints.maxlen)
+
+    def passes(self, motion: Motion, gripper: float, joints: np.ndarray) -> None:
+        """Raises SafetyStop for a command that must not be sent, one tick after the one before."""
+        bounds, before, period = self._bounds, self._motion, self._bounds.period
+        velocity = (motion.position - before.position) / period
+        spin = turn_of(motion.rotation @ before.rotation.T) / period
+        change, spin_change = (velocity - before.velocity) / period, (spin - before.spin) / period
+        self._joints.append(joints)
+        recent = [self._joints[0], self._joints[JOINT_TICKS], joints]
+        wrong = {
+            "finite": not np.isfinite([*motion.pose.ravel(), gripper, *joints]).all(),
+            "workspace": (motion.position < bounds.low - SLACK).any() or (motion.position > bounds.high + SLACK).any(),
+            "speed": _length(velocity) > bounds.speed * (1 + SLACK),
+            "acceleration": _length(change) > bounds.acceleration * (1 + CHANGE_SLACK),
+            "angular speed": _length(spin) > bounds.spin * (1 + SLACK),
+            "angular acceleration": _length(spin_change) > bounds.spin_acceleration * (1 + CHANGE_SLACK),
+            "joints": bounds.joints_used(recent, (JOINT_TICKS, JOINT_TICKS)) > 1 + CHANGE_SLACK,
+            "joint speed": (np.abs(joints - self._joints[-2]) > bounds.joint_speed * period * (1 + CHANGE_SLACK)).any(),
+            "gripper": not bounds.gripper_low - SLACK <= gripper <= bounds.gripper_high + SLACK,
+            "gripper speed": abs(gripper - self._gripper) > bounds.gripper_speed * period * (1 + SLACK),
+        }
+        broken = [rule for rule, is_broken in wrong.items() if is_broken]
+        if broken:
+            raise SafetyStop(broken[0], "a command was about to break this limit, and was not sent")
+        self._motion = Motion(motion.position, motion.rotation, velocity, spin, motion.braking)
+        self._gripper = gripper
+
+
+class Safety:
+    """Everything that is sent to one arm comes out of here.
+
+    Args:
+        joints_for: the arm's inverse kinematics.
+        clipped: counts, per rule, the ticks in which it changed what was asked for.
+        on_clip: told of them, in words, now and then.
+        ahead: ticks by which commands are sent ahead of their time. So many that were missed are made up for; after
+            more, the arm has come to the end of what it was told and rests there, and so does the stream.
+    """
+
+    def __init__(
+        self, limits: SafetyLimits, arm: ArmLimits, rate: float,
+        joints_for: Callable[[np.ndarray, np.ndarray], np.ndarray | None],
+        clipped: Counter[str] | None = None, now: Callable[[], float] = time.monotonic,
+        on_clip: Callable[[str], None] = lambda text: None, ahead: int = 4,
+    ) -> None:  # fmt: skip
+        self.limits = limits
+        self.bounds = limits.bounds(arm, rate)
+        self.clipped = Counter() if clipped is None else clipped
+        self._joints_for, self._now, self._on_clip = joints_for, now, on_clip
+        self._governor, self._gate = Governor(self.bounds, joints_for), Gate(self.bounds)
+        self._said: dict[str, float] = {}
+        self._ahead = ahead
+
+    @property
+    def at_rest(self) -> bool:
+        return self._governor.motion.at_rest
+
+    @property
+    def told(self) -> tuple[np.ndarray, float]:
+        """The pose (4, 4) and opening of the newest command."""
+        return self._governor.motion.pose, self._governor.gripper
+
+    def begin(self, state: ArmState) -> None:
+        """Start a stream of commands at the arm, which rests.
+
+        Raises:
+            SafetyStop: the arm stands where it must not be, or its inverse kinematics contradict its state.
+        """
+        pose, gripper, before = state.pose, state.gripper, self._governor.motion
+        if before is not None and _near(before.pose, pose):  # it sags a little: do not let it creep at every start
+            pose, gripper = before.pose, self._governor.gripper
+        low, high = self.bounds.low, self.bounds.high
+        if (pose[:3, 3] < low).any() or (pose[:3, 3] > high).any():
+            raise SafetyStop(
+                "workspace",
+                f"the hand is at {_shown(pose[:3, 3])} m, outside {_shown(low)} to {_shown(high)}; release the arm and "
+                "move it inside by hand, or widen safety.workspace_* if they are wrong",
+            )
+        joints = self._joints_for(pose, state.joints)
+        if joints is None or np.abs(joints - state.joints).max() > NEAR[1]:
+            found = "none" if joints is None else _shown(joints)
+            text = f"joints for the pose in which the arm stands: {found}, but it reports {_shown(state.joints)}"
+            raise SafetyStop("joints", text)
+        if (joints < self.bounds.joints_low).any() or (joints > self.bounds.joints_high).any():
+            raise SafetyStop("joints", f"joints {_shown(joints)} are nearer to their ends than safety.joint_margin")
+        self._governor.begin(pose, float(np.clip(gripper, self.bounds.gripper_low, self.bounds.gripper_high)), joints)
+        self._gate.begin(self._governor.motion, self._governor.gripper, joints)
+        self._asked: np.ndarray | None = None
+
+    def follow(self, pose: np.ndarray, gripper: float, reached: np.ndarray, ticks: int = 1) -> tuple[np.ndarray, float]:
+        """The pose (4, 4) and opening to send, so many ticks after the last ones.
+
+        Args:
+            pose, gripper: what is asked for. reached: (4, 4), where the arm is.
+
+        Raises:
+            SafetyStop: a limit is broken whose rule is to stop. Nothing may be sent but what `brake` says.
+        """
+        pose, gripper = self._asked_for(pose, gripper, reached, ticks)
+        self._look_after(reached)
+        before, steps = self._governor.target, self._made_up(ticks)
+        for step in range(1, steps + 1):
+            target = pose if step == steps or before is None else between(before, pose, step / steps)
+            for rule in self._governor.follow(target, gripper):
+                if rule != "acceleration":
+                    self._broken(rule, getattr(self.limits.rules, rule), "a smaller step is taken")
+                self.clipped[rule] += rule == "acceleration"
+            self._pass()
+        return self.told
+
+    def brake(self, ticks: int = 1) -> tuple[np.ndarray, float]:
+        """As `follow`, on the way to rest. Raises SafetyStop where there is none: the arm's own stop must do."""
+        for _ in range(self._made_up(ticks)):
+            self._governor.brake()
+            self._pass()
+        return self.told
+
+    def _made_up(self, ticks: int) -> int:
+        """How many ticks are to be computed for so many that have passed."""
+        if ticks <= self._ahead:
+            return ticks
+        governor = self._governor
+        governor.begin(*self.told, governor.joints)
+        self._gate.begin(governor.motion, governor.gripper, governor.joints)
+        return 1
+
+    def _pass(self) -> None:
+        self._gate.passes(self._governor.motion, self._governor.gripper, self._governor.joints)
+
+    def _asked_for(self, pose: np.ndarray, gripper: float, reached: np.ndarray, ticks: int) -> tuple:
+        """What is asked for, clipped."""
+        limits, rules, bounds = self.limits, self.limits.rules, self.bounds
+        if not (np.isfinite(pose).all() and np.isfinite(gripper)):
+            raise SafetyStop("finite", "a target is no number")
+        place, rotation = pose[:3, 3].astype(float), pose[:3, :3]
+        before, self._asked = self._asked, place
+        speed = 0.0 if before is None else _length(place - before) / (ticks * bounds.period)
+        if speed > bounds.speed * (1 + SLACK):
+            self._broken("speed", rules.speed, f"{speed:.2f} m/s")
+        way, turn = place - reached[:3, 3], turn_of(rotation @ reached[:3, :3].T)
+        if _length(way) > limits.max_step:
+            self._broken("step", rules.step, f"{_length(way):.3f} m from the pose reached")
+            place = reached[:3, 3] + way * (limits.max_step / _length(way))
+        if _length(turn) > limits.max_turn:
+            self._broken("step", rules.step, f"{_length(turn):.2f} rad from the pose reached")
+            rotation = turned(turn * (limits.max_turn / _length(turn))) @ reached[:3, :3]
+        if place[2] < limits.table_height:
+            self._broken("table", rules.table, f"height {place[2]:.3f} m")
+        if (place < np.asarray(limits.workspace_low)).any() or (place > bounds.high).any():
+            self._broken("workspace", rules.workspace, f"position {_shown(place)} m")
+        if not bounds.gripper_low <= gripper <= bounds.gripper_high:
+            self._broken("gripper", rules.gripper, f"opening {gripper:.4f} m")
+        clipped = pose_matrix(np.clip(place, bounds.low, bounds.high), rotation)
+        return clipped, float(np.clip(gripper, bounds.gripper_low, bounds.gripper_high))
+
+    def _look_after(self, reached: np.ndarray) -> None:
+        sent, place = self._governor.motion, reached[:3, 3]
+        way = max(_length(sent.position - place), _length(sent.resting_place(self.bounds.period) - place))
+        turn = _length(turn_of(sent.rotation @ reached[:3, :3].T))
+        if way > self.limits.max_lag or turn > self.limits.max_lag_turn:
+            raise SafetyStop("lag", f"the arm is {way:.3f} m and {turn:.2f} rad behind; is something in its way?")
+
+    def _broken(self, rule: str, choice: str, detail: str) -> None:
+        if choice == "stop":
+            raise SafetyStop(rule, detail)
+        self.clipped[rule] += 1
+        if self._now() - self._said.get(rule, -np.inf) > QUIET:
+            self._said[rule] = self._now()
+            text = f"{rule}: {detail} ({self.clipped[rule]} times so far)"
+            log.warning("safety: clipped: %s", text)
+            self._on_clip(text)
+
+
+def _length(vector: np.ndarray) -> float:
+    return math.sqrt(float(vector @ vector))
+
+
+def _near(one: np.ndarray, other: np.ndarray) -> bool:
+    turn = turn_of(one[:3, :3].T @ other[:3, :3])
+    return _length(one[:3, 3] - other[:3, 3]) < NEAR[0] and _length(turn) < NEAR[1]
+
+
+def _shown(values: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.3f}" for value in values) + ")"
