@@ -22,7 +22,9 @@ def parse_arguments() -> argparse.Namespace:
         ("serve", serving, "answer clients with plans of a checkpoint"),
         ("run", running, "control an arm"),
     ):
-        command = commands.add_parser(name, help=what, description=module.__doc__)
+        command = commands.add_parser(
+            name, help=what, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         module.add_arguments(command)
         command.set_defaults(start=module.start)
     return parser.parse_args()
