@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from scripts.make_umi_archive import main as make_archive
+from tests.loading import load_script
 from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset import umi_synthetic
 from unified_video_action.dataset.build import build_dataset
@@ -104,11 +104,11 @@ def test_episodes_take_tables_in_turn(monkeypatch) -> None:
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
     path = tmp_path / "made.zarr.zip"
     options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
-    make_archive([*options, "--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"])
+    load_script("make_umi_archive").main([*options, "--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"])
     assert len(UmiStore(path, [CAMERA])) == 10
     for bad, message in ((options, "exists already"), (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1")):
         with pytest.raises(SystemExit):
-            make_archive(bad)
+            load_script("make_umi_archive").main(bad)
         assert message in capsys.readouterr().err
 
 
@@ -176,3 +176,31 @@ def test_the_presets_of_the_paper_build_their_data_and_sizes(archive) -> None:
     assert frames[0].max() < frames[1].max(), "the mirrors of the cups' gripper are black"
     counts = np.bincount(dataset._table)
     assert (counts == counts[0]).all()
+
+
+def test_errors_of_camera_motion_by_the_script(trained, archive, tmp_path, monkeypatch) -> None:
+    """On the run's held-out episodes, and on an archive beside other methods: one right, one that finds no motion."""
+    _, folder = trained
+    script = load_script("evaluate_inverse_dynamics")
+
+    def measure(*options: str) -> dict:
+        figures = tmp_path / "errors.json"
+        fixed = ["evaluate", "--checkpoint", str(folder / "checkpoints" / "latest"), "--json", str(figures)]
+        monkeypatch.setattr("sys.argv", [*fixed, "--windows", "6", "--sampler", "ddim2", *options])
+        script.main()
+        return json.loads(figures.read_text())["errors"]
+
+    own = measure()
+    assert set(own) == {"model", "still"} and own["model"]["position_cm"]["windows"] == 6
+    resting = tmp_path / "resting.zarr.zip"
+    write_archive(resting, replace(SCENE, speed=0.0, turning=0.0), seed=0, episodes=3, pictures=JpegXlCodec())
+    all_of_it = measure("--data", str(archive), "--other", f"resting={resting}", f"--other=same={archive}")
+    assert all_of_it["same"]["position_cm"]["mean"] < 1e-4 and all_of_it["same"]["rotation_deg"]["mean"] < 1e-2
+    for part, row in all_of_it["still"].items():  # a method that finds no motion is as wrong as standing still
+        assert row["mean"] == pytest.approx(all_of_it["resting"][part]["mean"], rel=1e-3) and row["mean"] > 0.5
+    with pytest.raises(SystemExit, match="--other compares archives with --data"):
+        measure(f"--other=same={archive}")
+    shorter = tmp_path / "shorter.zarr.zip"
+    write_archive(shorter, replace(SCENE, seconds=1.0), seed=0, episodes=3, pictures=JpegXlCodec())
+    with pytest.raises(SystemExit, match="not the same episodes"):
+        measure("--data", str(archive), "--other", f"slam={shorter}")

@@ -62,6 +62,15 @@ def test_colours_are_not_swapped(film: Path) -> None:
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
 
 
+def test_frames_are_masked_as_recordings_were(film: Path) -> None:
+    left_half = [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]
+    with VideoCamera(str(film), size=(36, 36), mask=left_half) as camera:
+        image = camera.latest().image
+    assert image[:, :16].max() == 0 and image[:, 20:, 1].min() > 80
+    with pytest.raises(ValueError, match="camera 0: mask='eyes'"):
+        VideoCamera(0, mask="eyes")
+
+
 def test_the_middle_of_any_shape() -> None:
     image = np.arange(6 * 10).reshape(6, 10, 1)
     assert (cropped(image, (224, 224)) == image[:, 2:8]).all()

@@ -129,11 +129,18 @@ class WindowDataset(Dataset):
         ]
         if not any(map(len, held_out)):
             raise ValueError("val_ratio=0: no episode is held out for validation")
+        return self._plain(held_out)
+
+    def everything(self) -> WindowDataset:
+        """All episodes, as `validation` shows the held-out ones: for data that nothing is trained on."""
+        return self._plain([np.arange(table.store.n_episodes) for table in self.tables])
+
+    def _plain(self, episodes: Sequence[np.ndarray]) -> WindowDataset:
         dataset = copy.copy(self)
         dataset.tables = tuple(replace(table, weight=None) for table in self.tables)
         dataset.options = replace(self.options, augmentation=None, history_frequency="fixed")
         dataset._reader, dataset._training = self._reader.plain(), False
-        dataset._cut(held_out)
+        dataset._cut(episodes)
         return dataset
 
     def __len__(self) -> int:

@@ -181,7 +181,7 @@ class NoiseDataset:
             "action": rows("action", horizon.actions),
             "history_action": rows("action", horizon.actions),
             "low_dim": {name: rows(name, horizon.history) for name in names.low_dim},
-            "future_low_dim": {name: rows(name, horizon.actions) for name in names.low_dim},
+            "future_low_dim": {name: rows(name, horizon.actions) for name in names.predicted},
             "auxiliary": torch.randn(batch, horizon.history + horizon.future, spec.auxiliary_dim),
             "text": torch.randn(batch, spec.text_dim),
             "action_is_pad": torch.zeros(batch, horizon.actions, dtype=torch.bool),

@@ -28,6 +28,7 @@ class ObservationSpec:
     wrist: str | None = None  # second camera
     low_dim: tuple[str, ...] = ()  # proprioceptive inputs, concatenated in this order
     low_dim_steps: int = 0  # states given of each: the history's frames, or 1 for the newest only
+    predicted: tuple[str, ...] = ()  # states that are predicted at the steps of the actions
 
     @property
     def cameras(self) -> tuple[str, ...]:

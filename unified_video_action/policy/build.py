@@ -41,7 +41,11 @@ def observation_spec(shape_meta: Mapping[str, Any], horizon: Horizon) -> Observa
     if len(steps) > 1:
         raise ValueError(f"task.shape_meta.obs: low_dim observations must share one number of steps, got {steps}")
     return ObservationSpec(
-        cameras[0], cameras[1] if len(cameras) > 1 else None, tuple(low_dim), steps.pop() if steps else 0
+        cameras[0],
+        cameras[1] if len(cameras) > 1 else None,
+        tuple(low_dim),
+        steps.pop() if steps else 0,
+        predicted_states(shape_meta)[0],
     )
 
 

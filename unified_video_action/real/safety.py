@@ -89,7 +89,7 @@ class SafetyLimits:
     joint_margin: float = 0.03  # radians between a joint and its maker's ends
     max_step: float = 0.15  # metres from the pose reached to the pose asked for
     max_turn: float = 1.0  # radians, the same
-    max_lag: float = 0.2  # metres from the pose reached to the pose sent, and to where it could rest; more always stops
+    max_lag: float = 0.2  # metres from the pose reached to the pose sent; more always begins to brake
     max_lag_turn: float = 1.2  # radians, the same
     gripper_low: float | None = None  # metres; the maker's where None
     gripper_high: float | None = None
@@ -321,7 +321,7 @@ class Safety:
 
     def _look_after(self, reached: np.ndarray) -> None:
         sent, place = self._governor.motion, reached[:3, 3]
-        way = max(_length(sent.position - place), _length(sent.resting_place(self.bounds.period) - place))
+        way = _length(sent.position - place)
         turn = _length(turn_of(sent.rotation @ reached[:3, :3].T))
         if way > self.limits.max_lag or turn > self.limits.max_lag_turn:
             raise SafetyStop("lag", f"the arm is {way:.3f} m and {turn:.2f} rad behind; is something in its way?")

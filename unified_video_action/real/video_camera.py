@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from unified_video_action.dataset.umi_frames import FrameMask
 from unified_video_action.real.robot import Camera, Frame, RobotError
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class VideoCamera(Camera):
         capture: (height, width) to ask the camera for; None: as it comes.
         fps: to ask for; None: as it comes.
         fourcc: format to ask for, such as MJPG; None: as it comes.
+        mask: what is blackened, as it was in the recordings that the policy learned from: "mirrors", or polygons in
+            shares of the frame; None: nothing.
 
     Raises:
         ValueError: a number that makes no sense; names it.
@@ -45,6 +48,7 @@ class VideoCamera(Camera):
         capture: Sequence[int] | None = None,
         fps: float | None = None,
         fourcc: str | None = None,
+        mask: object = None,
     ) -> None:
         if not 0 <= latency < 2:
             raise ValueError(f"camera {device}: latency={latency}: expected seconds, 0 to 2")
@@ -54,6 +58,7 @@ class VideoCamera(Camera):
             raise ValueError(f"camera {device}: fourcc={fourcc!r}: expected four letters such as MJPG")
         self.device, self.latency, self.size = device, latency, (int(size[0]), int(size[1]))
         self.capture, self.fps, self.fourcc = None if capture is None else tuple(capture), fps, fourcc
+        self._mask = FrameMask.parse(mask, f"camera {device}")
         self._newest: Frame | None = None
         self._thread: threading.Thread | None = None
 
@@ -152,7 +157,8 @@ class VideoCamera(Camera):
             smaller = middle.shape[0] >= self.size[0]
             how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
             middle = cv2.resize(middle, self.size[::-1], interpolation=how)
-        return cv2.cvtColor(middle, cv2.COLOR_BGR2RGB)
+        frame = cv2.cvtColor(middle, cv2.COLOR_BGR2RGB)
+        return frame if self._mask is None else self._mask(frame)
 
 
 def cropped(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
