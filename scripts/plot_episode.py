@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unified_video_action.env_runner.film import write_mp4
 from unified_video_action.real.episode_plot import Recording, draw_plot, draw_sheet, film_frames
-from unified_video_action.real.recorder import ENDING, UNFINISHED, UNFIT, finish_recording
+from unified_video_action.real.recording_archive import ENDING, UNFINISHED, UNFIT, finish_recording
 
 log = logging.getLogger("plot_episode")
 

@@ -104,7 +104,8 @@ def test_episodes_take_tables_in_turn(monkeypatch) -> None:
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
     path = tmp_path / "made.zarr.zip"
     options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
-    load_script("make_umi_archive").main([*options, "--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"])
+    others = ["--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"]
+    load_script("make_umi_archive").main([*options, *others])
     assert len(UmiStore(path, [CAMERA])) == 10
     for bad, message in ((options, "exists already"), (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1")):
         with pytest.raises(SystemExit):

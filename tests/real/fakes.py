@@ -14,10 +14,10 @@ import yaml
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.poses import HandSpec, pose_matrix
+from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control, Phase
 from unified_video_action.real.planner import ObservationEntry, Planner, PlannerError, PolicyDescription
 from unified_video_action.real.robot import Arm, ArmCommand, ArmLimits, ArmState, Camera, Frame, RobotError, Setup
-from unified_video_action.real.safety import SafetyLimits
 from unified_video_action.real.trajectory import turn_of, turned
 from unified_video_action.real.watchdog import LoopSettings
 from unified_video_action.spec import Horizon

@@ -11,9 +11,9 @@ import yaml
 
 from tests.real.fakes import SIM, FakePlanner, circle, command_faults, reached_faults, watched
 from unified_video_action.instantiate import build_dataclass
+from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control
 from unified_video_action.real.recorder import EpisodeRecorder
-from unified_video_action.real.safety import SafetyLimits
 from unified_video_action.real.watchdog import LoopSettings, Reason
 
 if find_spec("mujoco") is None:  # importing it here would choose how it draws too early

@@ -7,9 +7,9 @@ from tests.real.fakes import HOME, Bench, bench, circle
 from unified_video_action.poses import distance
 from unified_video_action.real.chunks import read_plan
 from unified_video_action.real.clock import Pacer
+from unified_video_action.real.limits import Rules
 from unified_video_action.real.loop import Phase
 from unified_video_action.real.planner import PlannerError
-from unified_video_action.real.safety import Rules
 from unified_video_action.real.watchdog import Reason, Timeouts
 
 

@@ -18,10 +18,11 @@ from scipy.spatial.transform import Rotation
 from zarr.storage import ZipStore
 
 from unified_video_action.dataset import replay_buffer
-from unified_video_action.dataset.jpeg import register_jpeg
+from unified_video_action.dataset.jpeg import JpegCodec, register_jpeg
 from unified_video_action.poses import distance, from_vector, pose_matrix
 from unified_video_action.real import recorder as module
-from unified_video_action.real.recorder import EpisodeRecorder, finish_recording
+from unified_video_action.real.recorder import EpisodeRecorder
+from unified_video_action.real.recording_archive import HEAD, finish_recording
 from unified_video_action.real.robot import ArmCommand, ArmState, Frame
 
 SIZE = (24, 32)
@@ -170,7 +171,7 @@ def test_it_never_waits_and_counts_what_it_loses(tmp_path: Path, monkeypatch, ca
             time.sleep(0.01)
         return b"x"
 
-    monkeypatch.setattr(module.JpegCodec, "encode", slow)
+    monkeypatch.setattr(JpegCodec, "encode", slow)
     with EpisodeRecorder(tmp_path / "slow.zarr.zip") as recorder:
         for tick in range(module.FRAMES_WAITING + 50):
             recorder.frame(0, Frame(BEGAN + tick, picture(0)))
@@ -183,9 +184,9 @@ def test_it_never_waits_and_counts_what_it_loses(tmp_path: Path, monkeypatch, ca
 
 
 def test_patient_it_loses_nothing(tmp_path: Path, monkeypatch) -> None:
-    encode = module.JpegCodec.encode
+    encode = JpegCodec.encode
     monkeypatch.setattr(module, "FRAMES_WAITING", 4)
-    monkeypatch.setattr(module.JpegCodec, "encode", lambda self, buf: (time.sleep(0.005), encode(self, buf))[1])
+    monkeypatch.setattr(JpegCodec, "encode", lambda self, buf: (time.sleep(0.005), encode(self, buf))[1])
     with EpisodeRecorder(tmp_path / "all.zarr.zip", rate=20, patient=True) as recorder:
         record(recorder, 2.0)
     assert recorder.lost == {} and opened(tmp_path / "all.zarr.zip")["data/camera0_rgb"].shape[0] == 40
@@ -256,7 +257,7 @@ def test_a_crash_loses_at_most_the_last_second(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     with open(next(folder.glob("camera0_*")), "ab") as file:  # a frame and a state whose writing it interrupted
-        file.write(module.HEAD.pack(BEGAN + 3, 10_000) + b"half of a frame")
+        file.write(HEAD.pack(BEGAN + 3, 10_000) + b"half of a frame")
     with open(next(folder.glob("states_*")), "ab") as file:
         file.write(b"\0" * 13)
     with open(folder / "events.jsonl", "ab") as file:

@@ -10,9 +10,11 @@ import yaml
 
 from tests.real.fakes import HOME, LIMITS, FakeArm, circle, cylinder, stream_faults
 from unified_video_action.poses import pose_matrix
+from unified_video_action.real.limits import Rules, SafetyLimits
+from unified_video_action.real.motion import JOINT_TICKS, Braking, Motion
 from unified_video_action.real.robot import ArmCommand, ArmState
-from unified_video_action.real.safety import Gate, Rules, Safety, SafetyLimits, SafetyStop
-from unified_video_action.real.trajectory import JOINT_TICKS, Braking, Motion, turned
+from unified_video_action.real.safety import Gate, Safety, SafetyStop
+from unified_video_action.real.trajectory import turned
 
 ARM = FakeArm.limits
 Stream = Callable[[int], tuple[np.ndarray, float]]

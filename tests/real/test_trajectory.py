@@ -5,7 +5,8 @@ import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
 from unified_video_action.poses import pose_matrix
-from unified_video_action.real.trajectory import Braking, Motion, Trajectory, between, turn_of, turned
+from unified_video_action.real.motion import Braking, Motion
+from unified_video_action.real.trajectory import Trajectory, between, turn_of, turned
 
 RNG = np.random.default_rng(7)
 

@@ -26,7 +26,7 @@ import zmq
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.real.planner import Planner, PlannerError, PolicyDescription
-from unified_video_action.real.server.errors import BUSY, NO_EPISODE
+from unified_video_action.real.server.errors import BUSY, NO_EPISODE, POLICY_FAILED
 from unified_video_action.real.server.keys import VARIABLE, ClientCurve
 
 log = logging.getLogger(__name__)
@@ -118,7 +118,8 @@ class RemotePlanner(Planner):
         actions = answer.get("actions")
         shape = self.description.horizon.actions, self.description.action_dim
         if not isinstance(actions, np.ndarray) or actions.shape != shape or not np.isfinite(actions).all():
-            raise PlannerError(f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers")
+            text = f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers"
+            raise Answered(POLICY_FAILED, text)
         self.timing = {**answer.get("timing", {}), "round_trip_ms": 1e3 * (time.monotonic() - begun)}
         return actions.astype(np.float32)
 

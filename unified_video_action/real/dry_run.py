@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.real.chunks import BadPlan, Plan, read_plan
+from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.observer import Observed, Observer
 from unified_video_action.real.planner import Planner, PolicyDescription
 from unified_video_action.real.robot import ArmState, RobotError, Setup
-from unified_video_action.real.safety import Safety, SafetyLimits, SafetyStop
+from unified_video_action.real.safety import Safety, SafetyStop
 from unified_video_action.real.watchdog import LoopSettings, step_seconds_of
 
 log = logging.getLogger(__name__)

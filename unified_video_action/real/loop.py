@@ -15,13 +15,15 @@ from enum import Enum
 
 import numpy as np
 
-from unified_video_action.real.chunks import Chunks, Planning
+from unified_video_action.real.chunks import Chunks
 from unified_video_action.real.clock import Pacer
+from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.observer import Observer
 from unified_video_action.real.planner import Planner
+from unified_video_action.real.planning import Planning
 from unified_video_action.real.recorder import EpisodeRecorder
 from unified_video_action.real.robot import ArmCommand, ArmState, RobotError, Setup
-from unified_video_action.real.safety import Safety, SafetyLimits, SafetyStop
+from unified_video_action.real.safety import Safety, SafetyStop
 from unified_video_action.real.statistics import Statistics
 from unified_video_action.real.watchdog import LoopSettings, Reason, Stop, Watchdog, step_seconds_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from unified_video_action.poses import pose_matrix
-from unified_video_action.real.recorder import ENDING, EpisodeRecorder
+from unified_video_action.real.recorder import EpisodeRecorder
+from unified_video_action.real.recording_archive import ENDING
 from unified_video_action.real.robot import Arm, ArmCommand, Setup
 from unified_video_action.real.sim.clock import ManualClock
 from unified_video_action.real.sim.expert import Course, Waypoint, cup_onto_saucer, random_table, stands_on_saucer
