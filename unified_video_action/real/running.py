@@ -45,6 +45,7 @@ from unified_video_action.real.chunks import BLENDS
 from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control
+from unified_video_action.real.observer import hand_of
 from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.recorder import EpisodeRecorder
 from unified_video_action.real.robot import RobotError, Setup
@@ -98,6 +99,7 @@ def start(args: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             planner = _planner(args, stack)
+            hand_of(planner.description)  # a policy of something else is refused before anything is connected
             if planner.description.follows_text and not args.task:
                 known = "; it was trained on: " + " | ".join(planner.description.instructions[:20])
                 raise ValueError("--task TEXT: this policy follows instructions" + known)
