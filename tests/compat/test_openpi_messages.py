@@ -48,7 +48,11 @@ def test_arrays_come_back_read_only_and_text_scalars_as_texts() -> None:
     same(unpack(memoryview(data), 1000), found)
 
 
-@pytest.mark.parametrize("value", [np.array([object()]), np.zeros(1, [("a", "f4")]), np.zeros(1, complex)], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [np.array([object()]), np.zeros(1, [("a", "f4")]), np.zeros(1, complex)],
+    ids=["objects", "records", "complex"],
+)
 def test_what_openpi_cannot_send_is_not_sent(value: np.ndarray) -> None:
     with pytest.raises(ValueError, match="cannot be sent"):
         pack({"a": value})
