@@ -16,7 +16,6 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.real.observer import hand_of
@@ -166,15 +165,13 @@ def keeping(times: np.ndarray, arrival: float) -> np.ndarray:
 
 def ensemble(trajectories: list[Trajectory]) -> Trajectory:
     """The weighted mean of trajectories, oldest first, at the times of the newest."""
-    newest = trajectories[-1]
-    poses, grippers = newest.poses.copy(), newest.grippers.copy()
-    for index, time in enumerate(newest.times):
-        known = [each for each in trajectories if each.times[0] <= time <= each.end]
-        weights = np.exp(-DECAY * np.arange(len(known)))
-        weights /= weights.sum()
-        said, openings = zip(*(each.at(float(time)) for each in known))
-        said = np.stack(said)
-        poses[index, :3, 3] = weights @ said[:, :3, 3]
-        poses[index, :3, :3] = Rotation.from_matrix(said[:, :3, :3]).mean(weights).as_matrix()
-        grippers[index] = weights @ np.array(openings)
-    return Trajectory(newest.times, poses, grippers)
+    times = trajectories[-1].times
+    said = [each.sampled(times) for each in trajectories]
+    known = np.stack([(each.times[0] <= times) & (times <= each.end) for each in trajectories])  # (plans, n)
+    weights = np.exp(-DECAY * (known.cumsum(axis=0) - 1)) * known
+    weights /= weights.sum(axis=0)
+    poses = np.einsum("pn,pnij->nij", weights, np.stack([each.poses for each in said]))  # (n, 4, 4)
+    left, _, right = np.linalg.svd(poses[:, :3, :3])  # the rotations nearest to the means of matrices
+    left[..., 2] *= np.linalg.det(left @ right)[:, None]
+    poses[:, :3, :3] = left @ right
+    return Trajectory(times, poses, (weights * np.stack([each.grippers for each in said])).sum(axis=0))

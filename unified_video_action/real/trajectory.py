@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 
 def turned(vector: np.ndarray) -> np.ndarray:
@@ -51,6 +52,15 @@ def between(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     return pose
 
 
+def all_between(ones: np.ndarray, others: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """`between` for many: poses (m, 4, 4) and shares (m,) -> (m, 4, 4)."""
+    poses = ones.copy()
+    poses[:, :3, 3] += shares[:, None] * (others[:, :3, 3] - ones[:, :3, 3])
+    turns = Rotation.from_matrix(np.swapaxes(ones[:, :3, :3], 1, 2) @ others[:, :3, :3]).as_rotvec()  # (m, 3)
+    poses[:, :3, :3] = ones[:, :3, :3] @ Rotation.from_rotvec(shares[:, None] * turns).as_matrix()
+    return poses
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """Where a hand is to be, time after time; before the first and after the last it stays there.
@@ -87,18 +97,20 @@ class Trajectory:
 
     def sampled(self, times: np.ndarray) -> Trajectory:
         """The same at other times (m,)."""
-        poses, grippers = zip(*(self.at(float(time)) for time in times))
-        return Trajectory(np.asarray(times, float), np.stack(poses), np.array(grippers))
+        times = np.asarray(times, float)
+        grippers = np.interp(times, self.times, self.grippers)
+        if len(self.times) == 1:
+            return Trajectory(times, np.repeat(self.poses, len(times), axis=0), grippers)
+        after = np.searchsorted(self.times, times, side="right").clip(1, len(self.times) - 1)
+        begin, end = self.times[after - 1], self.times[after]
+        share = ((times - begin) / (end - begin)).clip(0, 1)
+        return Trajectory(times, all_between(self.poses[after - 1], self.poses[after], share), grippers)
 
     def followed_by(self, other: Trajectory, since: float, fade: float, remember: float) -> Trajectory:
         """This one up to `since`, the other from `since + fade` on, and between them from the one to the other."""
         kept = self.times[(self.times > since - remember) & (self.times < since)]
         later = other.times[other.times > since]
         times = np.unique(np.concatenate([kept, [since, since + fade], later]))
-        poses, grippers = [], []
-        for time in times:
-            share = min(max((time - since) / fade, 0.0), 1.0)
-            (pose, gripper), (then, opening) = self.at(time), other.at(time)
-            poses.append(pose if share == 0 else between(pose, then, share))
-            grippers.append(gripper + share * (opening - gripper))
-        return Trajectory(times, np.stack(poses), np.array(grippers))
+        before, after, share = self.sampled(times), other.sampled(times), ((times - since) / fade).clip(0, 1)
+        grippers = before.grippers + share * (after.grippers - before.grippers)
+        return Trajectory(times, all_between(before.poses, after.poses, share), grippers)
