@@ -111,3 +111,13 @@ def distance(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray
     turn = np.swapaxes(one[..., :3, :3], -1, -2) @ other[..., :3, :3]
     angles = Rotation.from_matrix(turn.reshape(-1, 3, 3)).magnitude().reshape(turn.shape[:-2])
     return np.linalg.norm(one[..., :3, 3] - other[..., :3, 3], axis=-1), angles
+
+
+def between(ones: np.ndarray, others: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Poses (..., 4, 4) at `shares` (...) of the straight ways from `ones` to `others`, turning evenly (slerp)."""
+    poses, turned = ones.copy(), ones[..., :3, :3]
+    poses[..., :3, 3] += shares[..., None] * (others[..., :3, 3] - ones[..., :3, 3])
+    turns = Rotation.from_matrix((np.swapaxes(turned, -1, -2) @ others[..., :3, :3]).reshape(-1, 3, 3)).as_rotvec()
+    steps = Rotation.from_rotvec(np.reshape(shares, (-1, 1)) * turns).as_matrix()  # (n, 3, 3)
+    poses[..., :3, :3] = turned @ steps.reshape(turned.shape)
+    return poses

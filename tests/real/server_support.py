@@ -18,7 +18,7 @@ from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.policy.build import build_policy
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import KINDS, HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server import serving
 from unified_video_action.real.server.core import Core
@@ -32,7 +32,6 @@ STATES = {
     "robot0_gripper_width": "gripper",
     "robot0_eef_rot_axis_angle_wrt_start": "rotation_6d_from_start",
 }
-WIDTHS = {"position": 3, "rotation_6d": 6, "gripper": 1, "rotation_6d_from_start": 6}
 SIZE, TEXT = 64, 8
 
 
@@ -43,7 +42,7 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
     fields = {"action": corners, "agent_pos": corners}
     if hand:
         obs = {"camera0_rgb": {"shape": [3, SIZE, SIZE], "type": "rgb"}}
-        obs |= {name: {"shape": [WIDTHS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
+        obs |= {name: {"shape": [KINDS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
         config["task"]["shape_meta"] = {"obs": obs, "action": {"shape": [10]}, "text_dim": TEXT if text else 0}
         config["task"]["hand"] = {"states": STATES, "relative_states": True, "relative_actions": True}
         config["task"]["step_seconds"] = 0.05
@@ -56,7 +55,7 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
     normalizer = Normalizer.limits(fields)
     if hand:
         normalizer = Normalizer(
-            normalizer.fields() | Normalizer.identity({k: WIDTHS[v] for k, v in STATES.items()}).fields()
+            normalizer.fields() | Normalizer.identity({k: KINDS[v] for k, v in STATES.items()}).fields()
         )
     torch.manual_seed(0)
     policy = build_policy(config, normalizer)
@@ -82,7 +81,7 @@ def options(*given: str) -> Namespace:
 def describe(size: int = SIZE, follows_text: bool = True) -> PolicyDescription:
     """As the hand's checkpoint."""
     entries = {"camera0_rgb": ObservationEntry("rgb", (size, size, 3), 4)}
-    entries |= {name: ObservationEntry("low_dim", (WIDTHS[kind],), 4) for name, kind in STATES.items()}
+    entries |= {name: ObservationEntry("low_dim", (KINDS[kind],), 4) for name, kind in STATES.items()}
     known = INSTRUCTIONS if follows_text else ()
     hand = HandSpec(STATES)
     return PolicyDescription("hand", entries, Horizon(), 10, 8, follows_text, known, 0.05, hand, continues=True)

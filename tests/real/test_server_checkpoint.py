@@ -27,9 +27,10 @@ from unified_video_action.policy.build import load_policy
 from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.server import serving
-from unified_video_action.real.server.core import histories, smoothed
+from unified_video_action.real.server.core import histories
 from unified_video_action.real.server.description import describe as describe_checkpoint
 from unified_video_action.real.server.loading import load_core
+from unified_video_action.real.smoothing import moving_average
 
 ROOT = Path(__file__).parents[2]
 TEXT, OTHER_TEXT = INSTRUCTIONS
@@ -132,7 +133,8 @@ def test_a_policy_without_language_is_served_and_smoothed(pusht: Path) -> None:
     with load_core(options(*given)) as core, open_doors(core) as ports:
         with RemotePlanner(f"tcp://127.0.0.1:{ports['zmq']}") as planner:
             planner.reset(3)
-            np.testing.assert_allclose(planner.plan(seen), smoothed(planned(pusht, [seen], 3, None)[0]), atol=1e-2)
+            expected = moving_average(planned(pusht, [seen], 3, None)[0])
+            np.testing.assert_allclose(planner.plan(seen), expected, atol=1e-2)
             with pytest.raises(PlannerError, match="agent_pos: got 9000 at place 1, expected -"):
                 planner.plan(seen | {"agent_pos": np.array([[0.0, 9000.0]])})
 

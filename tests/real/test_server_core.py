@@ -9,7 +9,7 @@ import pytest
 from tests.real.server_support import INSTRUCTIONS, InstantSession, describe, instant_core, observe
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server import core as core_module
-from unified_video_action.real.server.core import Core, histories, smoothed
+from unified_video_action.real.server.core import Core, histories
 from unified_video_action.real.server.errors import (
     BAD_REQUEST,
     BUSY,
@@ -20,6 +20,7 @@ from unified_video_action.real.server.errors import (
     Refused,
 )
 from unified_video_action.real.server.requests import RequestSpec
+from unified_video_action.real.smoothing import moving_average
 from unified_video_action.spec import Horizon
 
 TEXT = INSTRUCTIONS[0]
@@ -276,7 +277,7 @@ def test_the_log_says_now_and_then_how_the_server_does(
 
 def test_smoothing_averages_three_steps_and_repeats_the_ends() -> None:
     actions = np.array([[0.0], [3.0], [6.0], [0.0]], np.float32)
-    np.testing.assert_allclose(smoothed(actions), [[1], [3], [3], [2]])
+    np.testing.assert_allclose(moving_average(actions), [[1], [3], [3], [2]])
     with instant_core(smooth=True) as (core, _):
         client = core.open("robot")
         client.reset(0, TEXT)

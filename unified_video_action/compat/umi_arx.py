@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from unified_video_action.poses import KINDS
+
 CAMERA = "camera0_rgb"
 STATES = {  # what a policy may read of a hand -> its name here, and as which numbers the client measures it
     "position": ("robot0_eef_pos", 3),
@@ -20,7 +22,6 @@ STATES = {  # what a policy may read of a hand -> its name here, and as which nu
     "gripper": ("robot0_gripper_width", 1),
     "rotation_6d_from_start": ("robot0_eef_rot_axis_angle_wrt_start", 3),
 }
-WIDTHS = {"position": 3, "rotation_6d": 6, "gripper": 1, "rotation_6d_from_start": 6}
 ALWAYS = ("position", "rotation_6d", "gripper")  # the client makes poses only where all three are asked for
 TASK = "task_name"
 WORDS = ("cup", "towel", "mouse")  # of the published tasks
@@ -76,8 +77,8 @@ def client_yaml(
     obs: dict[str, Any] = {CAMERA: {"shape": [3, *image], "type": "rgb", "ignore_by_policy": False, **each}}
     for kind in dict.fromkeys((*ALWAYS, *states.values())):
         own, raw = STATES[kind]
-        rotation = {"raw_shape": [raw], "rotation_rep": "rotation_6d"} if WIDTHS[kind] == 6 else {}
-        obs[own] = {"shape": [WIDTHS[kind]], "type": "low_dim", **rotation, **each}
+        rotation = {"raw_shape": [raw], "rotation_rep": "rotation_6d"} if KINDS[kind] == 6 else {}
+        obs[own] = {"shape": [KINDS[kind]], "type": "low_dim", **rotation, **each}
     action = {"shape": [10], "horizon": actions, "latency_steps": 0, "down_sample_steps": 1}
     meta = {"obs": obs, "action": action | {"rotation_rep": "rotation_6d"}}
     poses = dict(zip(("obs_pose_repr", "action_pose_repr"), ("relative" if each else "abs" for each in relative)))

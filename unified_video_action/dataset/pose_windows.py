@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from unified_video_action.dataset.window_transforms import WindowStates, neighbours, normal
-from unified_video_action.poses import HandSpec, from_vector
+from unified_video_action.poses import HandSpec, between, from_vector, to_vector
 
 # The states that a source records of a hand.
 POSE = "pose"  # position (metres) and axis-angle (radians), (6,)
@@ -25,12 +24,8 @@ def poses_between(poses: np.ndarray, rows: np.ndarray) -> np.ndarray:
     below, above, share = neighbours(rows)
     if share is None:
         return poses[below]
-    first, second = poses[below].astype(np.float64), poses[above].astype(np.float64)  # (..., 6)
-    position = (1 - share) * first[..., :3] + share * second[..., :3]
-    start, end = (Rotation.from_rotvec(each[..., 3:].reshape(-1, 3)) for each in (first, second))
-    turn = (start.inv() * end).as_rotvec() * share.reshape(-1, 1)  # (n, 3)
-    rotation = (start * Rotation.from_rotvec(turn)).as_rotvec().reshape(position.shape)
-    return np.concatenate([position, rotation], axis=-1).astype(poses.dtype)
+    made = to_vector(between(from_vector(poses[below]), from_vector(poses[above]), share[..., 0]))
+    return made.astype(poses.dtype)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from unified_video_action.poses import to_vector
 from unified_video_action.real.chunks import BadPlan, Plan, read_plan
 from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.observer import Observed, Observer
@@ -101,8 +102,6 @@ def rehearse(
 
 def write_report(path: Path, rehearsals: list[Rehearsal], rate: float) -> None:
     """What would be sent, as JSON: per plan its poses, position and axis-angle, one for every tick."""
-    from unified_video_action.poses import to_vector
-
     path.parent.mkdir(parents=True, exist_ok=True)
     plans = [
         {

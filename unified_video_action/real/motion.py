@@ -176,12 +176,12 @@ class Governor:
         """Velocity (3,) of the next tick, and whether it leads all the way to the target."""
         period = self.bounds.period
         straight = error / period
-        if _length(straight) <= most and _length(straight - now) <= acceleration * period:
+        if norm(straight) <= most and norm(straight - now) <= acceleration * period:
             return straight, True
-        far = _length(error)
+        far = norm(error)
         easy, bend = acceleration / 2, acceleration / 2 / GAIN**2  # half is kept for what the target does itself
         speed = GAIN * far if far <= bend else math.sqrt(2 * easy * (far - bend / 2))
-        wanted = ahead if _length(ahead) <= most else np.zeros(3)  # a target that leaps says nothing of where it goes
+        wanted = ahead if norm(ahead) <= most else np.zeros(3)  # a target that leaps says nothing of where it goes
         wanted = _at_most(wanted + (error * (speed / far) if far > 0 else 0.0), most)
         return now + _at_most(wanted - now, acceleration * period), False
 
@@ -232,23 +232,23 @@ class Governor:
         self.gripper += min(max(gripper - self.gripper, -step), step)
 
 
-def _length(vector: np.ndarray) -> float:
+def norm(vector: np.ndarray) -> float:
     return math.sqrt(float(vector @ vector))
 
 
 def _at_most(vector: np.ndarray, length: float) -> np.ndarray:
-    given = _length(vector)
+    given = norm(vector)
     return vector if given <= length else vector * (length / given)
 
 
 def _shorter(vector: np.ndarray, by: float) -> np.ndarray:
-    length = _length(vector)
+    length = norm(vector)
     return np.zeros(3) if length <= by else vector * (1 - by / length)
 
 
 def _way(vector: np.ndarray, step: float, ticks: int | None) -> np.ndarray:
     """Sum of the vector as it is shortened by `step`, tick after tick, `ticks` times or until nothing is left."""
-    length = _length(vector)
+    length = norm(vector)
     if length <= step:
         return np.zeros(3)
     whole = math.floor(length / step)

@@ -16,7 +16,6 @@ finite, and an arm that is left behind by its commands (`max_lag`), always stop 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -25,7 +24,7 @@ import numpy as np
 
 from unified_video_action.poses import pose_matrix
 from unified_video_action.real.limits import SafetyLimits
-from unified_video_action.real.motion import JOINT_TICKS, SLACK, Bounds, Governor, Motion
+from unified_video_action.real.motion import JOINT_TICKS, SLACK, Bounds, Governor, Motion, norm
 from unified_video_action.real.robot import ArmLimits, ArmState
 from unified_video_action.real.trajectory import between, turn_of, turned
 
@@ -69,10 +68,10 @@ class Gate:
         wrong = {
             "finite": not np.isfinite([*motion.pose.ravel(), gripper, *joints]).all(),
             "workspace": (motion.position < bounds.low - SLACK).any() or (motion.position > bounds.high + SLACK).any(),
-            "speed": _length(velocity) > bounds.speed * (1 + SLACK),
-            "acceleration": _length(change) > bounds.acceleration * (1 + CHANGE_SLACK),
-            "angular speed": _length(spin) > bounds.spin * (1 + SLACK),
-            "angular acceleration": _length(spin_change) > bounds.spin_acceleration * (1 + CHANGE_SLACK),
+            "speed": norm(velocity) > bounds.speed * (1 + SLACK),
+            "acceleration": norm(change) > bounds.acceleration * (1 + CHANGE_SLACK),
+            "angular speed": norm(spin) > bounds.spin * (1 + SLACK),
+            "angular acceleration": norm(spin_change) > bounds.spin_acceleration * (1 + CHANGE_SLACK),
             "joints": bounds.joints_used(recent, (JOINT_TICKS, JOINT_TICKS)) > 1 + CHANGE_SLACK,
             "joint speed": (np.abs(joints - self._joints[-2]) > bounds.joint_speed * period * (1 + CHANGE_SLACK)).any(),
             "gripper": not bounds.gripper_low - SLACK <= gripper <= bounds.gripper_high + SLACK,
@@ -193,16 +192,16 @@ class Safety:
             raise SafetyStop("finite", "a target is no number")
         place, rotation = pose[:3, 3].astype(float), pose[:3, :3]
         before, self._asked = self._asked, place
-        speed = 0.0 if before is None else _length(place - before) / (ticks * bounds.period)
+        speed = 0.0 if before is None else norm(place - before) / (ticks * bounds.period)
         if speed > bounds.speed * (1 + SLACK):
             self._broken("speed", rules.speed, f"{speed:.2f} m/s")
         way, turn = place - reached[:3, 3], turn_of(rotation @ reached[:3, :3].T)
-        if _length(way) > limits.max_step:
-            self._broken("step", rules.step, f"{_length(way):.3f} m from the pose reached")
-            place = reached[:3, 3] + way * (limits.max_step / _length(way))
-        if _length(turn) > limits.max_turn:
-            self._broken("step", rules.step, f"{_length(turn):.2f} rad from the pose reached")
-            rotation = turned(turn * (limits.max_turn / _length(turn))) @ reached[:3, :3]
+        if norm(way) > limits.max_step:
+            self._broken("step", rules.step, f"{norm(way):.3f} m from the pose reached")
+            place = reached[:3, 3] + way * (limits.max_step / norm(way))
+        if norm(turn) > limits.max_turn:
+            self._broken("step", rules.step, f"{norm(turn):.2f} rad from the pose reached")
+            rotation = turned(turn * (limits.max_turn / norm(turn))) @ reached[:3, :3]
         if place[2] < limits.table_height:
             self._broken("table", rules.table, f"height {place[2]:.3f} m")
         if (place < np.asarray(limits.workspace_low)).any() or (place > bounds.high).any():
@@ -214,8 +213,8 @@ class Safety:
 
     def _look_after(self, reached: np.ndarray) -> None:
         sent, place = self._governor.motion, reached[:3, 3]
-        way = _length(sent.position - place)
-        turn = _length(turn_of(sent.rotation @ reached[:3, :3].T))
+        way = norm(sent.position - place)
+        turn = norm(turn_of(sent.rotation @ reached[:3, :3].T))
         if way > self.limits.max_lag or turn > self.limits.max_lag_turn:
             raise SafetyStop("lag", f"the arm is {way:.3f} m and {turn:.2f} rad behind; is something in its way?")
 
@@ -230,13 +229,9 @@ class Safety:
             self._on_clip(text)
 
 
-def _length(vector: np.ndarray) -> float:
-    return math.sqrt(float(vector @ vector))
-
-
 def _near(one: np.ndarray, other: np.ndarray) -> bool:
     turn = turn_of(one[:3, :3].T @ other[:3, :3])
-    return _length(one[:3, 3] - other[:3, 3]) < NEAR[0] and _length(turn) < NEAR[1]
+    return norm(one[:3, 3] - other[:3, 3]) < NEAR[0] and norm(turn) < NEAR[1]
 
 
 def _shown(values: np.ndarray) -> str:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.transform import Rotation
+
+from unified_video_action.poses import between as all_between
 
 
 def turned(vector: np.ndarray) -> np.ndarray:
@@ -50,15 +51,6 @@ def between(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
     pose[:3, 3] = one[:3, 3] + share * (other[:3, 3] - one[:3, 3])
     pose[:3, :3] = one[:3, :3] @ turned(share * turn_of(one[:3, :3].T @ other[:3, :3]))
     return pose
-
-
-def all_between(ones: np.ndarray, others: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """`between` for many: poses (m, 4, 4) and shares (m,) -> (m, 4, 4)."""
-    poses = ones.copy()
-    poses[:, :3, 3] += shares[:, None] * (others[:, :3, 3] - ones[:, :3, 3])
-    turns = Rotation.from_matrix(np.swapaxes(ones[:, :3, :3], 1, 2) @ others[:, :3, :3]).as_rotvec()  # (m, 3)
-    poses[:, :3, :3] = ones[:, :3, :3] @ Rotation.from_rotvec(shares[:, None] * turns).as_matrix()
-    return poses
 
 
 @dataclass(frozen=True)

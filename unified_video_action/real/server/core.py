@@ -25,6 +25,7 @@ from unified_video_action.real.server.errors import (
 from unified_video_action.real.server.health import Health
 from unified_video_action.real.server.place import Client, Job, Plan
 from unified_video_action.real.server.requests import RequestSpec
+from unified_video_action.real.smoothing import moving_average
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 60.0
@@ -198,7 +199,7 @@ class Core:
         client.plans += 1
         client.used = time.monotonic()
         self.monitor.planned(infer_ms)
-        return Plan(smoothed(actions) if self.smooth else actions, infer_ms, 1e3 * (begun - asked))
+        return Plan(moving_average(actions) if self.smooth else actions, infer_ms, 1e3 * (begun - asked))
 
     def _run(self) -> None:
         report = time.monotonic() + REPORT_SECONDS
@@ -264,9 +265,3 @@ def histories(observation: Mapping[str, np.ndarray], frames: int) -> list[dict[s
         {name: values[max(len(values) - frames + index, 0)] for name, values in observation.items()}
         for index in range(frames)
     ]
-
-
-def smoothed(actions: np.ndarray) -> np.ndarray:
-    """Moving average over three steps (A, D); the first and the last action stand for what lies beyond them."""
-    padded = np.concatenate([actions[:1], actions, actions[-1:]])  # (A + 2, D)
-    return ((padded[:-2] + padded[1:-1] + padded[2:]) / 3).astype(np.float32)

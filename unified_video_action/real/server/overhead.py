@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from unified_video_action.compat import openpi_messages, plain_pickle, umi_arx
 from unified_video_action.inference.continuation import Continuation
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import KINDS, HandSpec
 from unified_video_action.real.client import RemotePlanner
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server import serving
@@ -43,7 +43,7 @@ def describe(frames: int = 4, size: int = 224) -> PolicyDescription:
     """A hand with one camera and its four states."""
     states = {name: kind for kind, (name, _) in umi_arx.STATES.items()}
     entries = {umi_arx.CAMERA: ObservationEntry("rgb", (size, size, 3), frames)}
-    entries |= {name: ObservationEntry("low_dim", (umi_arx.WIDTHS[kind],), frames) for name, kind in states.items()}
+    entries |= {name: ObservationEntry("low_dim", (KINDS[kind],), frames) for name, kind in states.items()}
     return PolicyDescription("still", entries, Horizon(frames), 10, 8, False, hand=HandSpec(states))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.compat import plain_pickle, umi_arx
+from unified_video_action.poses import KINDS
 from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED, Refused
 from unified_video_action.real.server.frames import as_trained
@@ -47,7 +48,7 @@ class UmiDesk:
     def most_bytes(self) -> int:
         """Of a message: a history of every control step in float64, or in float32 as the oldest protocols write it."""
         spec, (camera,) = self._core.spec, self._core.spec.cameras
-        step = 8 * int(np.prod(spec.entries[camera].shape)) + 8 * sum(umi_arx.WIDTHS.values())
+        step = 8 * int(np.prod(spec.entries[camera].shape)) + 8 * sum(KINDS.values())
         return self._steps * step + OVERHEAD
 
     @property
