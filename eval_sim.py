@@ -3,6 +3,7 @@
     python eval_sim.py --checkpoint outputs/my_run/checkpoints/latest --n-episodes 50 --output FOLDER [--resume]
     torchrun --nproc-per-node 8 eval_sim.py --checkpoint ...       several GPUs share the episodes
     python eval_sim.py --checkpoint ... --disturbance background   pictures it was not trained on (paper's Table III)
+    python eval_sim.py --checkpoint ... --planner 16               the best of 16 plans, as the model imagines them
 
 Writes results.json (every episode, and what made it), films/*.mp4 and report.html into the output folder.
 """
@@ -27,6 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--films", type=int, default=3, help="episodes to film, from the best to the worst (default: 3)")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
     add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
+    add("--planner", type=int, metavar="K", help="execute the best of K plans (default: the configuration's, or none)")
+    add("--planner-model", choices=("policy", "simulator"), default="policy", help="what a planner tries its plans in: "
+        "the policy's own forward dynamics (default), or the true simulator, which gives the bound")  # fmt: skip
     add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as task.env_runner.max_steps=400")
     return parser.parse_args()
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("benchmark")
 ALONE = ("simulator", "server")  # not of a policy
-PARTS = ("latency", "training", "loader", "scaling", "steadiness", *ALONE)
+PARTS = ("latency", "training", "loader", "scaling", "steadiness", "launches", *ALONE)
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
@@ -55,11 +55,13 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
 def make_policy(config: dict[str, Any], checkpoint: Path | None) -> UnifiedVideoActionPolicy:
     from unified_video_action.dataset.normalizer import Normalizer
     from unified_video_action.policy.build import build_policy, load_policy
+    from unified_video_action.policy.unified_video_action_policy import CHANGE
 
     if checkpoint:
         return load_policy(checkpoint)
     meta = config["task"]["shape_meta"]
     dims = {name: each["shape"][0] for name, each in meta["obs"].items() if each["type"] == "low_dim"}
+    dims |= {CHANGE + name: 1 for name, each in meta["obs"].items() if each["type"] == "rgb"}
     normalizer = Normalizer.identity({"action": meta["action"]["shape"][0], **dims})
     try:
         return build_policy(config, normalizer)
@@ -101,11 +103,11 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     from unified_video_action.env_runner.results import git_commit, machine, versions
     from unified_video_action.evaluation.floors import floors
-    from unified_video_action.evaluation.inference_timing import peak_memory, time_steadiness
+    from unified_video_action.evaluation.inference_timing import count_launches, peak_memory, time_steadiness
     from unified_video_action.evaluation.timing import Bench, time_latency
-    from unified_video_action.evaluation.training_timing import time_loader, time_scaling, time_training
     from unified_video_action.instantiate import build_dataclass
     from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+    from unified_video_action.workspace.training_timing import time_loader, time_scaling, time_training
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -141,6 +143,10 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         steady = results["steadiness"] = time_steadiness(policy, bench, image, options.calls, options.sampler)
         log.info("\nSteadiness over %d plans with remembered frames", options.calls)
         log.info("\n".join(f"{name}: {value:.3f}" for name, value in steady.items()))
+    if "launches" in options.only:
+        results["launches"] = count_launches(policy, bench, image)
+        for name, row in results["launches"].items():
+            log.info("\n%-10s %s", name, shown(row))
     if "latency" in options.only:
         results["latency_ms"] = time_latency(policy, bench, image, options.batch, options.sampler)
         results["floor_ms"] = floors(policy, image, options.precision, options.batch, options.sampler)
@@ -167,7 +173,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, Any]) -> dict[str, Any]:
     """The task's simulator alone; no policy is built."""
-    from unified_video_action.evaluation.simulator_timing import time_simulator
+    from unified_video_action.env_runner.simulator_timing import time_simulator
 
     if not config["task"].get("env"):
         raise ValueError("the configuration has no simulator: task.env is not set")

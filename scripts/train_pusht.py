@@ -144,7 +144,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
     parser.add_argument("--run", type=Path, help="folder of the run; one that exists goes on (default: outputs/NAME)")
     parser.add_argument("--output", type=Path, help="checkpoint to write (default: checkpoints/NAME)")
-    parser.add_argument("--prepare", action="store_true", help="only make demonstrations and latents")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--prepare", action="store_true", help="only make demonstrations and latents")
+    parts.add_argument("--train-only", action="store_true", help="end after the training, without an evaluation")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
     for name in ("minutes", "episodes", "scripted"):
@@ -182,11 +184,14 @@ def main(arguments: list[str] | None = None) -> None:
         f"task.dataset.paths=[{','.join(paths)}]",
         f"data.cache_dir={hydra_value(data / 'cache')}",
     ]
-    run(ROOT / "scripts" / "cache_latents.py", *settings)
+    if not options.train_only:  # training makes latents too, where there are none
+        run(ROOT / "scripts" / "cache_latents.py", *settings)
     if options.prepare:
         return
     budget = f"trainer.time_budget_minutes={options.minutes:g}"
     run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
+    if options.train_only:
+        return
     ship(options, recipe["dtype"])
     log.info("Shipped: %s", options.output)
 

@@ -23,6 +23,7 @@ CONFIG = {
         "shape_meta": {
             "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}},
             "action": {"shape": [2]},
+            "auxiliary_dim": 6,
         },
         "horizon": {},
         "env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv"},
@@ -160,6 +161,41 @@ def test_a_simulator_without_disturbances_says_so(checkpoint: Path, monkeypatch:
     toy = "task.env._target_=unified_video_action.env_runner.episode.Episode"  # any class that knows none
     with pytest.raises(SystemExit, match=r"task\.env\.disturbance: Episode has no such field"):
         call(monkeypatch, "--checkpoint", checkpoint, "--disturbance", "goal", "--set", toy)
+
+
+SCORE = "task.planner_score._target_=unified_video_action.env.pusht.score.CoverageScore"
+
+
+@pytest.mark.parametrize("model", ["policy", "simulator"])
+def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str):
+    options = ("--checkpoint", checkpoint, "--n-episodes", 2, "--seed", 100006, "--planner-model", model)
+    steps = "task.env_runner.max_steps=16"
+    plain, best = tmp_path / "plain", tmp_path / "best"
+    call(monkeypatch, *options, "--planner", 1, "--films", 0, "--output", plain, "--set", steps, SCORE)
+    call(monkeypatch, *options, "--planner", 3, "--films", 1, "--output", best, "--set", steps, SCORE)
+    plain, best = (json.loads((folder / "results.json").read_text()) for folder in (plain, best))
+    assert best["facts"]["planner"].startswith("best of 3 by CoverageScore(at=-1, shaping=")
+    assert best["facts"]["planner model"] == model and "planner_score" in best["config"]["task"]
+    assert best["plan_ms"]["median"] > 0 and best["plan_ms"]["environments"] in (1, 2)
+    assert "best of 3 by" in (page := (tmp_path / "best" / "report.html").read_text()) and "one plan" in page
+    curves = [[episode["curve"] for episode in results["episodes"]] for results in (plain, best)]
+    assert curves[0] != curves[1]
+
+
+def test_a_planner_needs_a_score_and_forward_dynamics(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(SystemExit, match="--planner 4: the configuration names no score; set task.planner_score"):
+        call(monkeypatch, "--checkpoint", checkpoint, "--planner", 4)
+    with pytest.raises(SystemExit, match="candidates must be a positive integer, got 0"):
+        call(monkeypatch, "--checkpoint", checkpoint, "--planner", 0, "--set", SCORE)
+    with pytest.raises(SystemExit, match="no planner is configured; say how many plans with --planner K"):
+        call(monkeypatch, "--checkpoint", checkpoint, "--planner-model", "simulator")
+    policy_only = shutil.copytree(checkpoint, tmp_path / "policy_only")
+    with (policy_only / "config.yaml").open("a") as file:
+        file.write("training: {mode_mix: {quotas: {policy: 1.0}}}\n")
+    with pytest.raises(SystemExit, match="not trained in the mode forward_dynamics"):
+        call(monkeypatch, "--checkpoint", policy_only, "--planner", 4, "--set", SCORE)
 
 
 def test_missing_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -37,7 +37,7 @@ TASK_FREE = ("model", "policy", "workspace", "inference", "text", "vae", "evalua
 
 
 COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
-    *("aiohttp", "pygame", "shapely", "torchvision"),
+    *("aiohttp", "pygame", "torchvision"),
     *("dm-tree", "import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
     *("bddl", "hf-libero", "numba", "six", "termcolor"),
 }

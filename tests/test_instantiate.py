@@ -4,6 +4,7 @@ import pytest
 
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.config import ModelConfig
+from unified_video_action.policy.unified_video_action_policy import PolicyConfig
 from unified_video_action.spec import Horizon, ModelSpec
 
 HORIZON = "unified_video_action.spec.Horizon"
@@ -112,3 +113,13 @@ def test_dataclasses_are_filled_from_plain_mappings():
 def test_wrong_values_are_named_with_their_place(node, message):
     with pytest.raises(ValueError, match=message):
         build_dataclass(ModelConfig, node, "model")
+
+
+def test_a_dataclass_that_may_be_absent_is_filled_too():
+    planner = {"candidates": 4, "score": {"_target_": "unified_video_action.anything.Score"}}
+    assert build_dataclass(PolicyConfig, {"planner": planner}, "policy").planner.candidates == 4
+    assert build_dataclass(PolicyConfig, {"planner": None}, "policy").planner is None
+    with pytest.raises(ValueError, match=r"policy.planner.candidate: PlannerConfig has no such field"):
+        build_dataclass(PolicyConfig, {"planner": {"candidate": 4}}, "policy")
+    with pytest.raises(ValueError, match=r"policy.planner.score: PlannerConfig needs a value"):
+        build_dataclass(PolicyConfig, {"planner": {"candidates": 4}}, "policy")

@@ -111,8 +111,9 @@ def build_dataclass(kind: type, node: Any, where: str) -> Any:
     for key, value in node.items():
         if key not in known:
             raise ValueError(f"{where}.{key}: {kind.__name__} has no such field; it has {', '.join(known)}")
-        nested = dataclasses.is_dataclass(types[key]) and isinstance(value, dict)
-        values[key] = build_dataclass(types[key], value, f"{where}.{key}") if nested else value
+        kinds = [each for each in (types[key], *typing.get_args(types[key])) if dataclasses.is_dataclass(each)]
+        nested = kinds and isinstance(value, dict)
+        values[key] = build_dataclass(kinds[0], value, f"{where}.{key}") if nested else value
         if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
             values[key] = float(value)
         elif types[key] in (int, float, str, bool) and not isinstance(values[key], types[key]):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.dataset.recordings import numbered_frames, psnr, read_numbers, write_video
-from unified_video_action.dataset.video_frames import Fit, VideoFiles, read_header
+from unified_video_action.dataset.frame_fit import Fit
+from unified_video_action.dataset.video_frames import VideoFiles, read_header
 from unified_video_action.dataset.zarr_store import StoreError
 
 FRAMES = numbered_frames(range(60))

@@ -13,6 +13,7 @@ from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
 from gymnasium.utils.env_checker import check_env
 
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, start_state
+from unified_video_action.env.pusht.geometry import state_targets
 from unified_video_action.env.pusht.renderer import StateRenderer, render_state, render_states
 from unified_video_action.env.system_libraries import missing_library_message
 
@@ -138,6 +139,38 @@ def test_equal_seeds_give_equal_episodes_and_leave_the_global_generator_alone() 
 
     np.testing.assert_array_equal(play(PushTEnv()), play(PushTEnv(observe_image=False)))
     np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_actions_can_be_tried_out(env: PushTEnv) -> None:
+    steps, untouched = (4, 8, 16), PushTEnv(observe_image=False)
+    rng, moved = np.random.default_rng(0), 0
+    for seed in (0, 3):
+        env.reset(seed=seed)
+        untouched.reset(seed=seed)
+        for _ in range(4):
+            before = env.state
+            chunks = before[2:4] + 0.4 * rng.normal(0, 60, (3, 16, 2)).cumsum(axis=1)  # about the T
+            tried = env.try_actions(chunks, steps)
+            np.testing.assert_array_equal(env.state, before)
+            states = [env.step(action)[-1]["state"] for action in chunks[1]]
+            np.testing.assert_array_equal(tried[1], state_targets(np.stack(states))[[3, 7, 15]])
+            for action in chunks[1]:
+                untouched.step(action)
+            np.testing.assert_array_equal(env.state, untouched.state)  # trying leaves no trace, not even in contacts
+            moved += np.abs(env.state - before)[2:4].max() > 1
+    assert moved > 3
+
+
+def test_what_is_tried_ends_with_success(env: PushTEnv) -> None:
+    env.reset(options={"state": [256.0, 150.0, *DEFAULT_GOAL]})
+    chunk = np.stack([np.full(16, 256.0), 150.0 + 15 * np.arange(16)], axis=1)  # through the T
+    ((first, last),) = env.try_actions(chunk[None], (1, 16))
+    assert env.step(chunk[0])[2] is True
+    np.testing.assert_array_equal(first, last)  # although the agent goes on to push the T away
+    np.testing.assert_array_equal(first, state_targets(env.state))
+    for action in chunk[1:]:
+        env.step(action)
+    assert np.abs(env.state[2:4] - DEFAULT_GOAL[:2]).max() > 20
 
 
 def test_gymnasium_is_content(env: PushTEnv) -> None:

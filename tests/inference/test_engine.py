@@ -89,6 +89,30 @@ def test_frames_and_actions_equal_the_models(spec: ModelSpec, chunk: str, sample
     assert left[0] == left[1]
 
 
+@pytest.mark.parametrize("chunk", ["rows", "vector"])
+@pytest.mark.parametrize(("spec", "guidance"), [(PLAIN, 1.0), (EVERYTHING, 2.5)], ids=["plain", "guided"])
+@pytest.mark.parametrize("keeps", [False, True])
+def test_several_chunks_of_one_joint_latent(spec: ModelSpec, guidance: float, chunk: str, keeps: bool) -> None:
+    sample = make_sample(spec, chunk=chunk)
+    engine = Engine(make_policy(sample, guidance=guidance))
+    inputs = replace(sample.inputs, future=None, actions=None)
+    if spec.text_dim:
+        inputs.text = torch.stack([engine.instruction(text) for text in inputs.text])
+    keep = (sample.inputs.actions, torch.rand(sample.inputs.actions.shape[:2])) if keeps else None
+    together, apart = noise(), noise()
+    made = engine.sample(inputs, together, keep=keep, chunks=2).actions.unflatten(0, (3, 2))
+    for row, own in enumerate(apart):
+        single = replace(inputs, **{k: v[row : row + 1] for k, v in vars(inputs).items() if v is not None})
+        own_keep = keep and tuple(each[row : row + 1] for each in keep)
+        z = engine.joint_latent(single)
+        head = sample.model.action_head
+        drawn = engine.draw_noise(head, engine.samplers[0], head.rows, [own, own])
+        halves = drawn.chunk(2, dim=1)  # of the two chunks
+        expected = torch.cat([engine.denoise_actions(z, half, own_keep) for half in halves])
+        assert (made[row] - expected).abs().max() < TOLERANCE
+    assert (made[:, 0] - made[:, 1]).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("history", [1, 4, 6])
 @pytest.mark.parametrize("given", [True, False])
 def test_inputs_fold_for_any_history_with_and_without_past_actions(history: int, given: bool) -> None:

@@ -5,8 +5,9 @@ import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
 from tests.real.fakes import HAND, HOME, SIZE, FakeCamera, ManualTime, description
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.poses import pose_matrix, relative_to
-from unified_video_action.real.observer import Observer, fitted
+from unified_video_action.real.observer import Observer
 from unified_video_action.real.planner import ObservationEntry
 from unified_video_action.real.robot import ArmState
 
@@ -118,6 +119,6 @@ def test_a_policy_that_this_robot_cannot_serve_is_refused() -> None:
 def test_frames_of_other_proportions_are_cut_from_the_middle() -> None:
     image = np.zeros((48, 64, 3), np.uint8)
     image[:, 8:56] = 200  # the square in the middle
-    assert (fitted(image, 16, 16) == 200).all()
-    assert (fitted(np.ascontiguousarray(image.transpose(1, 0, 2)), 24, 24) == 200).all()
-    assert fitted(image, 48, 64) is image
+    assert (Fit((16, 16))(image) == 200).all()
+    assert (Fit((24, 24))(np.ascontiguousarray(image.transpose(1, 0, 2))) == 200).all()
+    assert Fit((48, 64))(image) is image

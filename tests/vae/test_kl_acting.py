@@ -8,7 +8,6 @@ import torch
 
 from unified_video_action.vae import kl_acting
 from unified_video_action.vae.kl import AutoencoderKL
-from unified_video_action.vae.kl_acting import for_acting
 from unified_video_action.vae.pusht_tiny import PushTTiny
 
 ROUNDING = 1e-4  # of the latents' deviation
@@ -38,7 +37,7 @@ def frames(count: int, size: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [16, 48, 80, 128])  # 48 and 80 have levels whose sides are no multiples of 4
 def test_moments_equal_the_plain_ones(make: Callable[[int], AutoencoderKL], size: int) -> None:
     codec = make(size)
-    fast, pictures = for_acting(codec), frames(2, size)
+    fast, pictures = codec.for_acting(), frames(2, size)
     expected = codec.moments(pictures)
     for _ in range(2):  # the second time in used memory
         made = fast.moments(pictures)
@@ -52,7 +51,7 @@ def test_moments_equal_the_plain_ones(make: Callable[[int], AutoencoderKL], size
 
 
 def test_large_levels_take_the_fast_way(make: Callable[[int], AutoencoderKL], monkeypatch: pytest.MonkeyPatch) -> None:
-    fast, asked = for_acting(make(128)), []
+    fast, asked = make(128).for_acting(), []
     pays = kl_acting.pays
     monkeypatch.setattr(kl_acting, "pays", lambda conv, *size: asked.append((size, pays(conv, *size))) or asked[-1][1])
     fast.parameters_of(torch.zeros(1, 3, 128, 128))
@@ -62,7 +61,7 @@ def test_large_levels_take_the_fast_way(make: Callable[[int], AutoencoderKL], mo
 def test_it_shares_the_weights_and_leaves_the_codec_alone(make: Callable[[int], AutoencoderKL]) -> None:
     codec = make(48)
     before = set(vars(codec))
-    fast = for_acting(codec)
+    fast = codec.for_acting()
     assert fast.network is codec.network and set(vars(codec)) == before
     assert torch.equal(fast.scale, codec.scale) and fast.latent_shape == codec.latent_shape
     assert set(fast.state_dict()) == set(codec.state_dict())
@@ -70,4 +69,4 @@ def test_it_shares_the_weights_and_leaves_the_codec_alone(make: Callable[[int], 
 
 def test_other_codecs_stay_as_they_are() -> None:
     codec = PushTTiny()
-    assert for_acting(codec) is codec
+    assert codec.for_acting() is codec

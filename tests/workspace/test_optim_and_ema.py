@@ -13,12 +13,28 @@ def test_matrices_decay_and_vectors_do_not():
     module = nn.ModuleDict({"conv": nn.Conv1d(2, 3, 3), "norm": nn.LayerNorm(4), "frozen": nn.Linear(2, 2)})
     module.register_parameter("table", nn.Parameter(torch.zeros(1, 5, 2)))
     module["frozen"].requires_grad_(False)
-    vectors, matrices = parameter_groups(module.named_parameters(), 0.02)
+    vectors, matrices = parameter_groups(module, OptimizerSettings(weight_decay=0.02))
     assert vectors["weight_decay"] == 0 and matrices["weight_decay"] == 0.02
     assert [p.shape for p in vectors["params"]] == [(3,), (4,), (4,)]
     assert {p.shape for p in matrices["params"]} == {(3, 2, 3), (1, 5, 2)}
     optimizer = build_optimizer(module, OptimizerSettings(learning_rate=3e-4))
     assert optimizer.defaults["fused"] and optimizer.defaults["lr"] == 3e-4
+
+
+def test_layers_with_many_inputs_learn_more_slowly():
+    module = nn.ModuleDict({"narrow": nn.Linear(4, 6), "wide": nn.Linear(32, 6), "conv": nn.Conv2d(4, 2, 3)})
+    module.register_parameter("token", nn.Parameter(torch.zeros(1, 64)))  # no layer: its width is none of inputs
+    groups = parameter_groups(module, OptimizerSettings(fan_in=8))
+    scales = {
+        name: group["scale"]
+        for name, p in module.named_parameters()
+        for group in groups
+        if any(p is q for q in group["params"])
+    }
+    assert scales.pop("wide.weight") == 8 / 32 and scales.pop("conv.weight") == 8 / 36
+    assert set(scales.values()) == {1.0} and "token" in scales
+    with pytest.raises(ValueError, match="fan_in"):
+        OptimizerSettings(fan_in=0)
 
 
 def test_cosine_equals_diffusers():

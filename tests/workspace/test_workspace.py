@@ -70,6 +70,8 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, config):
         "train/loss", "train/action", "train/video", "train/auxiliary", "train/gradient_norm",
         "validation/policy/action", "validation/policy_and_video/video", "validation/action_error",
         "validation/action_error_chunk", "validation/frame_psnr", "validation/frame_psnr_still",
+        "validation/frame_agent", "validation/frame_whole", "validation/health/action_live",
+        "validation/health/action_spread", "validation/health/video_explained",
         "evaluation/mean_score", "evaluation/success_rate", "evaluation/mean_max_coverage",
     } <= measured.keys()  # fmt: skip
     assert all(np.isfinite(value) for value in measured.values())

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.jpeg import decode_image
 from unified_video_action.dataset.lerobot_folder import NUMBERS, Episodes, LeRobotFolder
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, sample_files
 from unified_video_action.dataset.tables import Table, check_weight
-from unified_video_action.dataset.video_frames import Fit, VideoFiles
+from unified_video_action.dataset.video_frames import VideoFiles
 from unified_video_action.dataset.zarr_store import StoreError, expand
 
 TIME_TOLERANCE = 0.2  # of the time between two frames: how far a frame may lie from where the index says

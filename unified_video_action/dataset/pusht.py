@@ -13,6 +13,7 @@ from unified_video_action.dataset.mixture import MixtureDataset, Source, Wanted
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.dataset.tables import StoreSource, Table
 from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.env.pusht.geometry import state_targets
 from unified_video_action.spec import Horizon
 
 PUBLISHED = "$UVA_DATA_DIR/pusht/pusht.zip"
@@ -119,12 +120,6 @@ def mirror_frames(frames: np.ndarray) -> np.ndarray:
     return np.swapaxes(frames[..., ::-1, ::-1], -1, -2)
 
 
-def auxiliary_targets(state: np.ndarray) -> np.ndarray:
-    """States (N, 5) -> (N, 6): agent xy and block xy in [-1, 1], cosine and sine of the block's angle."""
-    positions, angle = state[:, :4] / (TABLE / 2) - 1, state[:, 4:]
-    return np.concatenate([positions, np.cos(angle), np.sin(angle)], axis=1)
-
-
 def _table(store: ReplayBuffer, source: PushTSource, mirror: bool, wanted: Wanted) -> Table:
     state, action = store.vectors.get("state"), store.vectors.get("action")
     if mirror:
@@ -135,7 +130,7 @@ def _table(store: ReplayBuffer, source: PushTSource, mirror: bool, wanted: Wante
         cameras={"image": "img"},
         low_dim={"agent_pos": state[:, :2]} if wanted.low_dim else {},
         action=action,
-        auxiliary=auxiliary_targets(state) if wanted.auxiliary else None,
+        auxiliary=state_targets(state) if wanted.auxiliary else None,
         weight=source.weight,
         mirror=mirror_frames if mirror else None,
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.pose_windows import GRIPPER, HAND_STATES, POSE, START_POSE
 from unified_video_action.dataset.replay_buffer import FRAMES_IN_MEMORY, ReplayBuffer
 from unified_video_action.dataset.store import EpisodeStore
 from unified_video_action.dataset.tables import StoreSource, Table
 from unified_video_action.dataset.umi_frames import FrameMask
-from unified_video_action.dataset.video_frames import Fit
 from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
 from unified_video_action.poses import from_vector
 from unified_video_action.rotations import POSE_ACTION, matrix_to_6d

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, sample_files
 from unified_video_action.dataset.tables import Table, check_weight
-from unified_video_action.dataset.video_frames import Fit, VideoFiles, VideoHeader, read_header
+from unified_video_action.dataset.video_frames import VideoFiles, VideoHeader, read_header
 from unified_video_action.dataset.zarr_store import StoreError, expand
 
 CAPTIONS = "captions.json"

@@ -9,48 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.zarr_store import StoreError
 
 SEEK_COST = 8  # frames whose decoding takes about as long as a seek
 TIMES_IN_MEMORY = 2**22  # frame times that a process keeps
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How frames of any size become frames of one size."""
-
-    size: tuple[int, int] | None = None  # (H, W); None: as they are
-    crop: bool = True  # cut the longer side about the centre, so that shapes stay true; False: stretch
-
-    @classmethod
-    def parse(cls, image_size: object, crop: bool, where: str) -> Fit:
-        """From a configuration's `image_size`: a number S for S x S, or [H, W], or None."""
-        values = [image_size] * 2 if isinstance(image_size, int) else image_size
-        if values is None:
-            return cls(None, crop)
-        if not isinstance(values, list | tuple) or len(values) != 2 or not all(_positive(value) for value in values):
-            raise ValueError(f"{where}: image_size={image_size!r}; expected a number of pixels, or [height, width]")
-        return cls(tuple(values), crop)
-
-    def shape(self, stored: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) that stored frames (H', W') have afterwards."""
-        return self.size or stored
-
-    def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """uint8 (H', W', 3) -> (H, W, 3)."""
-        if self.size is None or frame.shape[:2] == self.size:
-            return frame
-        (stored_height, stored_width), (height, width) = frame.shape[:2], self.size
-        if self.crop:
-            scale = min(stored_height / height, stored_width / width)
-            kept_height, kept_width = round(scale * height), round(scale * width)
-            top, left = (stored_height - kept_height) // 2, (stored_width - kept_width) // 2
-            frame = frame[top : top + kept_height, left : left + kept_width]
-        shrinks = frame.shape[0] >= height and frame.shape[1] >= width
-        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 @dataclass(frozen=True)
@@ -237,7 +202,3 @@ def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStrea
     if not container.streams.video:
         raise StoreError(f"{path}: holds no video")
     return container.streams.video[0]
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

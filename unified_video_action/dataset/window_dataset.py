@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,15 @@ from unified_video_action.vae.base import FrameCodec
 log = logging.getLogger(__name__)
 
 NORMALIZERS = {"limits": Normalizer.limits, "deviations": Normalizer.deviations}
+
+
+class LatentStatistics(NamedTuple):
+    """Mean squares of one camera's latents."""
+
+    level: float  # of all values; a codec that fits its pictures has about 1
+    change: float  # from the newest frame to a later one, in the cells that change
+
+
 ROWS_FITTED = 50_000  # at most so many windows decide how transformed states and actions are normalised
 
 
@@ -153,6 +162,10 @@ class WindowDataset(Dataset):
         episode, step = store.locate(int(self._now[index] - self._first[number]))
         return f"{store.location}, episode {episode}, step {step}" + (", mirrored" if mirror else "")
 
+    def episodes(self) -> np.ndarray:
+        """(W,) a number for each window that only windows of its episode share."""
+        return np.unique(np.stack([self._table, self._start]), axis=1, return_inverse=True)[1].reshape(-1)
+
     @property
     def auxiliary_dim(self) -> int:
         """K; 0 without auxiliary targets."""
@@ -264,6 +277,23 @@ class WindowDataset(Dataset):
         return numbers
 
     # -- normalisation -------------------------------------------------------------------------------------------------
+
+    def measure_latents(self, windows: int = 512) -> dict[str, LatentStatistics]:
+        """How large the latents of each camera are, and their changes, over windows spread evenly over the samples.
+
+        Raises:
+            ValueError: samples hold frames, not latents.
+        """
+        places = range(0, len(self), max(1, len(self) // windows))
+        batch = self.__getitems__([(place, place) for place in places])
+        measured = {}
+        for camera, history in batch["history"].items():
+            if not history.is_floating_point():
+                raise ValueError("latents are measured where there are some: data.frames=latents")
+            changes = (batch["future"][camera] - history[:, -1:]).square().mean(2)  # (B, F, h, w)
+            change = changes.square().sum() / changes.sum().clamp(min=1e-12)  # of a cell, weighted by itself
+            measured[camera] = LatentStatistics(history.square().mean().item(), change.item())
+        return measured
 
     def fit_normalizer(self, relative_to: str | None = None) -> Normalizer:
         """Limits of actions and states over all episodes, the held-out ones included (as the paper's code does).

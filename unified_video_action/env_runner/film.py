@@ -47,8 +47,8 @@ def imagine_episode(
     for step, observation in enumerate(observations[:-1]):
         session.observe(observation, slot=0)
         if step % action_steps == 0:
-            imagined.append(Imagination(step, offsets, session.imagine([0])[0]))
             session.plan([0])  # as in the episode, so that the session knows the actions that follow
+            imagined.append(Imagination(step, offsets, session.imagine([0])[0]))
     return imagined
 
 

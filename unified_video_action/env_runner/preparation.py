@@ -14,18 +14,24 @@ from omegaconf import OmegaConf
 from unified_video_action.compat.tensors import digest
 from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.instantiate import instantiate
+from unified_video_action.inference.planner import Planner
+from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import load_policy
+from unified_video_action.policy.planner_config import PlannerConfig
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
-CHANGEABLE = ("task.env.", "task.env_runner.")  # what may differ from training; the policy is as it was trained
+# What may differ from training; the policy is as it was trained.
+CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.reader.")
 
 
-def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool = True) -> dict[str, Any]:
     """Configuration of a checkpoint, with `key=value` overrides of its simulator and its runner.
+
+    Args:
+        simulates: whether a simulator is needed.
 
     Raises:
         FileNotFoundError: no such folder, or no config.yaml in it.
@@ -47,7 +53,7 @@ def read_config(checkpoint: Path, overrides: Sequence[str] = ()) -> dict[str, An
                 f"--set {override}: expected KEY=VALUE with a key that starts with {' or '.join(CHANGEABLE)}"
             )
     config = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
-    for key in ("env", "env_runner"):
+    for key in ("env", "env_runner") if simulates else ():
         if not (config.get("task") or {}).get(key):
             raise ValueError(f"{path}: task.{key} is not set, so there is no simulator to evaluate in")
     return config
@@ -85,9 +91,34 @@ def weights_digest(policy: UnifiedVideoActionPolicy) -> str:
 
 def learns_frames(config: Mapping[str, Any]) -> bool:
     """Whether the training recipe taught the policy to imagine frames; True where there is no recipe."""
+    return any(TASK_MODES[name].learns_frames for name in TASK_MODES if is_trained(config, name))
+
+
+def is_trained(config: Mapping[str, Any], mode: str) -> bool:
+    """Whether the training recipe has a task mode; True where there is no recipe."""
     mix = (config.get("training") or {}).get("mode_mix") or {}
-    quotas = mix.get("quotas") or dict.fromkeys(TASK_MODES, 1.0)
-    return any(share > 0 and TASK_MODES[name].learns_frames for name, share in quotas.items())
+    return (mix.get("quotas") or dict.fromkeys(TASK_MODES, 1.0)).get(mode, 0) > 0
+
+
+def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
+    """The planner of a configuration, with another number of candidates if given; None: there is none.
+
+    Without one of its own (policy.planner) it is made of the task's score (task.planner_score).
+
+    Raises:
+        ValueError: no score is configured, or a setting is out of range.
+    """
+    configured = config["policy"].get("planner") or {}
+    if candidates is None and not configured:
+        return None
+    score = configured.get("score") or config["task"].get("planner_score")
+    if not score:
+        raise ValueError(
+            f"--planner {candidates}: the configuration names no score; "
+            "set task.planner_score._target_ to a class derived from unified_video_action.env.plan_score.PlanScore"
+        )
+    changed = {} if candidates is None else {"candidates": candidates}
+    return Planner.build(build_dataclass(PlannerConfig, {**configured, "score": score, **changed}, "policy.planner"))
 
 
 def choose_device(name: str | None) -> str:
@@ -116,6 +147,9 @@ def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[
         Sampler.parse(args.sampler)
     disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
     config = read_config(args.checkpoint, args.set + [f"task.env.{k}={v}" for k, v in disturbance.items()])
+    planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
+    if in_simulator and planner is None:
+        raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
     if disturbance:
         instantiate(config["task"]["env"], "task.env").close()  # a simulator that knows no such thing says so here
     run, name = run_folder(args.checkpoint), args.checkpoint.resolve().name
@@ -126,13 +160,19 @@ def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[
         require_new(output)
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
+    if planner is not None and not in_simulator:
+        policy.require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": weights_digest(policy)}
     facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    if planner is not None:
+        facts |= {"planner": planner.description, "planner model": args.planner_model}
     if args.resume:
         runner.finished(output, facts)  # there is something to go on with
     return policy, runner, {
         "output_dir": output,
         "sampler": args.sampler,
+        "planner": planner,
+        "try_in_simulator": in_simulator,
         "films": args.films,
         "imagine": learns_frames(config),
         "title": f"{config.get('name', run.name)}: evaluation",

@@ -206,6 +206,8 @@ def _provenance(results: Mapping[str, Any]) -> str:
         **results["machine"],
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
     }
+    if plan_ms := results.get("plan_ms"):
+        lines["one plan"] = f"{plan_ms['median']:.1f} ms for {plan_ms['environments']} environments together (median)"
     rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in lines.items())
     config = escape(json.dumps(results["config"], indent=2))
     details = f"<details><summary>resolved configuration</summary><pre>{config}</pre></details>"

@@ -25,12 +25,15 @@ def describe_results(
     episodes: Sequence[Episode],
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, str] | None = None,
+    plan_ms: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Gather what results.json holds; `config` is the resolved configuration, `facts` what else was chosen."""
+    """Gather what results.json holds; `config` is the resolved configuration, `facts` what else was chosen, `plan_ms`
+    how long a plan took: its `median` over calls, of so many `environments` together."""
     return {
         "metrics": dict(metrics),
         "intervals": INTERVALS,
         "facts": dict(facts or {}),
+        "plan_ms": None if plan_ms is None else dict(plan_ms),
         "episodes": [episode.to_json() for episode in episodes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),

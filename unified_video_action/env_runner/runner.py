@@ -5,7 +5,10 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +26,7 @@ from unified_video_action.env_runner.results import describe_results, write_json
 from unified_video_action.env_runner.rollout import rollout
 from unified_video_action.env_runner.vector import EnvProcesses
 from unified_video_action.env_runner.worker import EnvSource, Observation
+from unified_video_action.inference.planner import Planner
 from unified_video_action.inference.session import PolicySession
 
 log = logging.getLogger(__name__)
@@ -96,6 +100,7 @@ class EnvRunner:
         self.metrics = tuple(metrics)
         self.timeout_s = timeout_s
         self.fps = fps
+        self._plan_ms: dict[str, float] | None = None  # of this process
 
     def run(
         self,
@@ -103,6 +108,8 @@ class EnvRunner:
         output_dir: Path | str | None = None,
         *,
         sampler: str | None = None,
+        planner: Planner | None = None,
+        try_in_simulator: bool = False,
         films: int = 3,
         imagine: bool = True,
         title: str = "Evaluation",
@@ -118,6 +125,9 @@ class EnvRunner:
         Args:
             output_dir: where the first process writes results.json, films/*.mp4 and report.html; None: nowhere.
             sampler: name of the sampler of actions and frames; default the policy's own.
+            planner: chooses among several plans; default the policy's own, if it has one.
+            try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
+                it can win with a perfect model. Films are then of the policy without a planner.
             films: episodes to film, spread from the best to the worst.
             imagine: show in the films what the policy imagines; off for one that never learned to.
             title, facts, training_log: for the report, see `report.write_report`.
@@ -131,6 +141,7 @@ class EnvRunner:
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
         rank, world = processes.place()
+        self._plan_ms = None
         films = films if output_dir is not None else 0
         progress = progress and rank == 0
         if output_dir is not None and rank == 0:
@@ -144,20 +155,22 @@ class EnvRunner:
         todo = left(self.seeds, finished)
         with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
             recordings = Recordings(Path(folder))
-            mine = self._roll(policy, todo[rank::world], sampler, recordings if films else None, progress, diary)
+            roll = partial(self._roll, policy, sampler=sampler, planner=planner, try_in_simulator=try_in_simulator)
+            mine = roll(todo[rank::world], recordings=recordings if films else None, progress=progress, journal=diary)
             before = [finished[seed] for seed in self.seeds if seed in finished]
             episodes = sorted([*before, *processes.gather(mine)], key=lambda episode: episode.seed)
             metrics = summarise(episodes, self.metrics)
             chosen = pick_for_films(episodes, films)
             again = [episode.seed for _, episode in chosen if episode.seed in finished]  # seen by the earlier part
-            self._roll(policy, again[rank::world], sampler, recordings, False)
+            roll(again[rank::world], recordings=recordings)
             own = [episode.seed for _, episode in chosen if episode.seed in (*todo[rank::world], *again[rank::world])]
             seen = dict(processes.gather([(seed, recordings.load(seed)) for seed in own]))
             if output_dir is None or rank > 0:
                 return metrics
-            results = describe_results(metrics, episodes, config, facts)
+            results = describe_results(metrics, episodes, config, facts, self._plan_ms)
             write_json(output / "results.json", results)
-            session = PolicySession(policy, action_steps=self.action_steps, sampler=sampler) if imagine else None
+            planner = None if try_in_simulator else planner  # there is no simulator to try plans in
+            session = PolicySession(policy, 1, self.action_steps, sampler, planner=planner) if imagine else None
             made = self._film(policy, session, chosen, seen, output / "films", progress)
         write_report(output / "report.html", results, title, made, training_log, facts)
         if diary is not None:
@@ -187,20 +200,25 @@ class EnvRunner:
         self,
         policy: Any,
         seeds: Sequence[int],
+        *,
         sampler: str | None,
+        planner: Planner | None,
+        try_in_simulator: bool,
         recordings: Recordings | None,
-        progress: bool,
+        progress: bool = False,
         journal: Journal | None = None,
     ) -> list[Episode]:
         if not seeds:
             return []
         done: list[Episode] = []
         n_envs = min(self.n_envs, len(seeds))
-        session = PolicySession(policy, slots=n_envs, action_steps=self.action_steps, sampler=sampler)
         with (
             EnvProcesses(self.env_config, n_envs, self.timeout_s) as envs,
             tqdm(total=len(seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
         ):
+            if planner is not None and try_in_simulator:
+                planner = replace(planner, simulate=partial(envs.try_actions, steps=policy.horizon.future_offsets))
+            session = PolicySession(policy, n_envs, self.action_steps, sampler, planner=planner)
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
                 done.append(episode)
@@ -217,7 +235,7 @@ class EnvRunner:
                     bar.set_postfix(score=f"{score:.3f}", success=f"{successes}/{len(completed)}", refresh=False)
                 bar.update()
 
-            return rollout(
+            episodes = rollout(
                 session,
                 envs,
                 seeds,
@@ -227,6 +245,9 @@ class EnvRunner:
                 on_end=on_end,
                 keep_observations=recordings is not None,
             )
+        if self._plan_ms is None and session.plan_seconds:
+            self._plan_ms = {"median": 1000 * median(session.plan_seconds), "environments": n_envs}
+        return episodes
 
     def _film(
         self,

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -123,6 +123,24 @@ class EnvProcesses:
     def step(self, chunks: Mapping[int, np.ndarray]) -> dict[int, list[Step] | Crash]:
         """Execute a chunk (n, D) in each slot, all slots at once; a chunk stops where its episode ends."""
         return self._ask({slot: ("steps", np.asarray(chunk)) for slot, chunk in chunks.items()})
+
+    def try_actions(self, chunks: Mapping[int, np.ndarray], steps: Sequence[int]) -> dict[int, np.ndarray]:
+        """What would come of each of some chunks (n, A, D) in each slot, leaving the episodes as they are.
+
+        Args:
+            steps: (F,) actions executed before a state is read.
+
+        Returns:
+            slot -> states (n, F, K), as the task's auxiliary targets.
+
+        Raises:
+            RuntimeError: an environment crashed, or cannot try actions out.
+        """
+        answers = self._ask({slot: ("try", (np.asarray(own), tuple(steps))) for slot, own in chunks.items()})
+        for slot, answer in answers.items():
+            if isinstance(answer, Crash):
+                raise RuntimeError(f"environment {slot} could not try actions out: {answer.reason}")
+        return answers
 
     def close(self) -> None:
         """End all processes; those that do not go by themselves are killed."""

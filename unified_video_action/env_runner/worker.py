@@ -64,11 +64,18 @@ def _steps(env: Any, actions: np.ndarray) -> list[Step]:
     return steps
 
 
+def _try(env: Any, request: tuple[np.ndarray, tuple[int, ...]]) -> np.ndarray:
+    """States (n, F, K) after so many `steps` (F,) of each of the chunks (n, A, D); the episode stays as it is."""
+    if not hasattr(env, "try_actions"):
+        raise TypeError(f"{type(env).__name__} cannot try actions out: it has no method try_actions(chunks, steps)")
+    return env.try_actions(*request)
+
+
 def _hello(env: Any, _: None) -> None:
     """Answered once the environment is built."""
 
 
-COMMANDS = {"hello": _hello, "reset": _reset, "steps": _steps}
+COMMANDS = {"hello": _hello, "reset": _reset, "steps": _steps, "try": _try}
 
 
 def serve(connection: Connection) -> int:

@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from unified_video_action.evaluation.matrix_rate import matrix_rate
 from unified_video_action.evaluation.timing import Bench
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.workspace.matrix_rate import matrix_rate
 
 PARTS = {  # name -> what owns the method that does the work in the policy, and the method
     "VAE encode": ("codec", "moments"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from unified_video_action.evaluation.timing import Bench
 from unified_video_action.inference.session import PolicySession
@@ -21,6 +24,7 @@ from unified_video_action.vae.base import FrameCodec, Moments
 from unified_video_action.vae.kl import AutoencoderKL
 
 COMPARED = {"policy_100": "ancestral100", "policy_16": "ancestral16"}
+LAUNCH = re.compile(r"cu(da)?(LaunchKernel|GraphLaunch)")  # the profiler's names of calls that start kernels
 SETTLING = 0.1  # share of a series of calls after which memory must not grow any more
 
 Observed = dict[str, np.ndarray]
@@ -97,28 +101,17 @@ def compare_naive(
 
 
 def _compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], sampler: str) -> dict[str, float]:
-    text, horizon = no_instruction(policy), policy.horizon
-    session = PolicySession(policy, sampler=sampler, precision=bench.precision)
-    naive = NaivePlanner(policy, bench, sampler, text)
-    session.reset(seed=0, text=text)
-    source, seen = random_observations(policy, image), []
+    pair, horizon = Pair(policy, bench, image, sampler), policy.horizon
     scale = policy.normalizer.scale("action").cpu().numpy()
-
-    def observe(steps: int) -> None:
-        for _ in range(steps):
-            seen.append(next(source))
-            session.observe(seen[-1])
-        del seen[: horizon.history_offsets[0] - 1]
 
     def plan_both() -> tuple[float, float, float]:
         """Milliseconds of either, and how far apart their plans are."""
         plans: list[np.ndarray] = []
-        fast = bench.time(lambda: plans.append(session.plan()))
-        slow = bench.time(lambda: plans.append(naive.plan(seen)))
-        observe(policy.action_steps)
+        fast = bench.time(lambda: plans.append(pair.fast()))
+        slow = bench.time(lambda: plans.append(pair.slow()))
+        pair.observe(policy.action_steps)
         return 1000 * fast, 1000 * slow, float(np.abs((plans[0] - plans[1]) * scale).max())
 
-    observe(1 - horizon.history_offsets[0])
     rows = [plan_both() for _ in range(1 + bench.warmup + bench.repeats)]  # the first plan remembers nothing
     fast, slow, apart = zip(*rows)
     fast_ms, naive_ms = statistics.median(fast[-bench.repeats :]), statistics.median(slow[-bench.repeats :])
@@ -129,6 +122,68 @@ def _compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, i
         "max_abs_diff": max(apart),
         "new_frames": sum(-policy.action_steps < offset for offset in horizon.history_offsets),
         "history_frames": horizon.history,
+    }
+
+
+class Pair:
+    """A session and a naive planner of one policy that observe the same environment."""
+
+    def __init__(self, policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], sampler: str) -> None:
+        text = no_instruction(policy)
+        self.session = PolicySession(policy, sampler=sampler, precision=bench.precision)
+        self.naive = NaivePlanner(policy, bench, sampler, text)
+        self.session.reset(seed=0, text=text)
+        self.source, self.seen = random_observations(policy, image), []
+        self.oldest = policy.horizon.history_offsets[0] - 1
+        self.observe(-self.oldest)
+
+    def observe(self, steps: int) -> None:
+        for _ in range(steps):
+            self.seen.append(next(self.source))
+            self.session.observe(self.seen[-1])
+        del self.seen[: self.oldest]
+
+    def fast(self) -> np.ndarray:
+        return self.session.plan()
+
+    def slow(self) -> np.ndarray:
+        return self.naive.plan(self.seen)
+
+
+def count_launches(
+    policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """What a plan in the steady state asks of a CUDA device, for 100 and for 16 ancestral steps.
+
+    Returns:
+        for the session (`fast`) and without its measures (`naive`): `kernels` that the device runs, and `launches`, the
+        host's calls that start them; a graph with all its kernels is one.
+
+    Raises:
+        ValueError: the device is a CPU.
+    """
+    if bench.device.type != "cuda":
+        raise ValueError("--only launches counts those of a CUDA device; take --device cuda")
+    policy.eval()
+    counts = {}
+    for name, sampler in COMPARED.items():
+        pair = Pair(policy, bench, image, sampler)
+        for _ in range(1 + bench.warmup):
+            pair.fast(), pair.slow()
+            pair.observe(policy.action_steps)
+        counts[name] = {"fast": _launches(pair.fast), "naive": _launches(pair.slow)}
+    return counts
+
+
+def _launches(plan: Callable[[], Any]) -> dict[str, int]:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        plan()
+        torch.cuda.synchronize()
+    events = seen.events()
+    on_device = [event.name for event in events if event.device_type == DeviceType.CUDA]
+    return {
+        "kernels": sum(not name.startswith(("Memcpy", "Memset")) for name in on_device),
+        "launches": sum(bool(LAUNCH.match(event.name)) for event in events),
     }
 
 

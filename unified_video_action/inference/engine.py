@@ -19,7 +19,6 @@ from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.uva import Generated
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import Moments
-from unified_video_action.vae.kl_acting import for_acting
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,7 +55,7 @@ class Engine:
         self.mar = self._in_precision(self.model.mar)
         self.action_trunk = self._in_precision(self.model.action_head.trunk)
         plain_arithmetic = self.device.type == "cpu" and self.dtype == torch.float32
-        self.codec = for_acting(policy.codec) if plain_arithmetic else policy.codec
+        self.codec = policy.codec.for_acting() if plain_arithmetic else policy.codec
         self._encode = self._part("VAE encode", self._run_encode)
         self._latent = self._part("transformer", self._run_transformer)
         self._actions = self._part("action diffusion", self._run_actions)
@@ -81,12 +80,13 @@ class Engine:
         )  # fmt: skip
 
     def denoise_actions(self, z: Tensor, noise: Tensor, keep: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Joint latent, noise (draws, B * rows, C) -> normalised actions (B, A, action_dim); `keep` as in `sample`."""
+        """Joint latent, noise (draws, n * rows, C) -> normalised actions (n, A, action_dim), n a multiple of B, every
+        n / B of one joint latent; `keep` (n, ...) as in `sample`."""
         return self._actions(z, noise, *(keep or (None, None)))
 
-    def denoise_frames(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Joint latent, noise (draws, B*T*S, C) -> scaled latents (B, F, C, h, w)."""
-        return self._frames(z, noise)
+    def denoise_frames(self, z: Tensor, history: Tensor, noise: Tensor) -> Tensor:
+        """Joint latent, history (B, H, C, h, w), noise (draws, B*T*S, C) -> what the model predicts (B, F, C, h, w)."""
+        return self._frames(z, history, noise)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, T, C, h, w) -> uint8 frames (B, T, 3, H, W)."""
@@ -104,11 +104,13 @@ class Engine:
         generators: Sequence[torch.Generator],
         frames: bool = False,
         keep: tuple[Tensor, Tensor] | None = None,
+        chunks: int = 1,
     ) -> Generated:
         """Actions, and frames of the same future if asked for; one generator per sample, on the CPU.
 
         Args:
             keep: normalised actions (B, A, action_dim) that chunks are to keep to, and by how much (B, A), 0 to 1.
+            chunks: draw so many chunks of actions for each sample, (B * chunks, A, action_dim); frames need 1.
 
         Raises:
             RuntimeError: the policy's weights changed since the engine was made.
@@ -121,20 +123,22 @@ class Engine:
         z = self.joint_latent(inputs)
         for_actions, for_frames = self.samplers
         head = self.model.action_head
-        noise = self.draw_noise(head, for_actions, head.rows, generators)
+        every = [generator for generator in generators for _ in range(chunks)]  # in the order of the chunks
+        keep = keep and tuple(each.repeat_interleave(chunks, 0) for each in keep)
+        noise = self.draw_noise(head, for_actions, head.rows, every)
         made = Generated(actions=self.denoise_actions(z, noise, keep))
         if self.spec.proprio_output_dim:  # states are of no use while acting, but the model draws noise for them
             head = self.model.proprio_head
-            self.draw_noise(head, for_actions, head.rows, generators)
+            self.draw_noise(head, for_actions, head.rows, every)
         if frames:
             noise = self.draw_noise(self.model.video_head, for_frames, self.spec.tokens, generators)
-            made.frames = self.denoise_frames(z, noise)
+            made.frames = self.denoise_frames(z, inputs.history, noise)
             if self.spec.wrist_output:  # likewise
                 self.draw_noise(self.model.wrist_head, for_frames, self.spec.tokens, generators)
         return made
 
-    def warm_up(self, batch: int) -> None:
-        """Plan once for nothing, so that a CUDA device has its graphs for this many samples."""
+    def warm_up(self, batch: int, chunks: int = 1) -> None:
+        """Plan once for nothing, so that a CUDA device has its graphs for this many samples, and chunks of each."""
         spec = self.spec
         latents = torch.zeros(batch, spec.horizon.history, spec.latent.channels, spec.latent.height, spec.latent.width)
         inputs = ModelInputs(latents.to(self.device))
@@ -144,7 +148,7 @@ class Engine:
             inputs.proprio = torch.zeros(batch, spec.proprio_steps, spec.proprio_dim, device=self.device)
         if spec.text_dim:
             inputs.text = self.inputs.no_text.expand(batch, -1, -1)
-        self.sample(inputs, [torch.Generator() for _ in range(batch)])
+        self.sample(inputs, [torch.Generator() for _ in range(batch)], chunks=chunks)
 
     def draw_noise(
         self, head: DiffusionHead, sampler: Sampler, rows: int, generators: Sequence[torch.Generator]
@@ -174,11 +178,15 @@ class Engine:
     def _run_actions(self, z: Tensor, noise: Tensor, kept: Tensor | None, weight: Tensor | None) -> Tensor:
         head = self.model.action_head
         known = None if kept is None else head.known_rows(kept, weight)
-        cond = head.as_rows(self.action_trunk(z)).flatten(0, 1)  # (B*rows, c)
+        cond = head.as_rows(self.action_trunk(z))  # (B, rows, c), twice as many when guided
+        chunks = noise.shape[1] * (2 if self.guided else 1) // (len(cond) * head.rows)  # of each sample
+        cond = cond.unsqueeze(1).expand(-1, chunks, -1, -1).flatten(0, 2)  # (n*rows, c)
         return self.action_denoiser(cond, noise, known).reshape(-1, head.steps, head.row_dim)
 
-    def _run_frames(self, z: Tensor, noise: Tensor) -> Tensor:
-        return unpatchify(self.video_denoiser(z.flatten(0, 1), noise).unflatten(0, (-1, self.spec.tokens)), self.spec)
+    def _run_frames(self, z: Tensor, history: Tensor, noise: Tensor) -> Tensor:
+        histories = torch.cat([history, history]) if self.guided else history
+        cond = self.model.video_condition(z, histories).flatten(0, 1)  # (B*T*S, c)
+        return unpatchify(self.video_denoiser(cond, noise).unflatten(0, (-1, self.spec.tokens)), self.spec)
 
     # -- how it does it ------------------------------------------------------------------------------------------------
 

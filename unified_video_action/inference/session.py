@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.inference.engine import Engine
+from unified_video_action.inference.planner import Planner, repeated
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.vae.base import Moments
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float (d,)
 
 IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
+PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
 
 
 @dataclass
@@ -39,6 +42,9 @@ class Episode:
     executed: deque[np.ndarray]  # the newest actions (D,), as many as a chunk has
     acting: torch.Generator
     imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
+    planning: torch.Generator
+    slot: int
+    seed: int
     text: Tensor | None  # (text_dim,)
     instruction: Tensor | None  # (text_tokens, d), what the engine made of it
     coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
@@ -66,6 +72,7 @@ class PolicySession:
         action_steps: actions of a plan that `act` executes before it plans again; the policy's own number when None.
         sampler: overrides the policy's samplers, such as "ddim10".
         precision: of matrix products, "no" (float32), "bf16" or "fp16".
+        planner: chooses among several plans; when None, the one that the policy's configuration names, if any.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class PolicySession:
         action_steps: int | None = None,
         sampler: str | None = None,
         precision: str = "no",
+        planner: Planner | None = None,
     ) -> None:
         chunk = policy.horizon.actions
         action_steps = policy.action_steps if action_steps is None else action_steps
@@ -86,10 +94,14 @@ class PolicySession:
         self.action_steps = action_steps
         self.sampler = sampler
         self.engine = Engine(policy, sampler, precision)
+        configured = policy.config.planner
+        self.planner = Planner.build(configured) if planner is None and configured is not None else planner
+        self._candidates = 1 if self.planner is None else self.planner.candidates
+        self.plan_seconds: deque[float] = deque(maxlen=1000)  # how long the latest plans took, all slots together
         self._episodes: list[Episode | None] = [None] * slots
         if policy.device.type == "cuda":
             log.info("getting ready to plan in %d environments at a time", slots)
-            self.engine.warm_up(slots)
+            self.engine.warm_up(slots, self._candidates)
 
     def reset(self, slot: int = 0, seed: int = 0, text: Tensor | str | None = None) -> None:
         """Start a new episode in a slot.
@@ -112,6 +124,9 @@ class PolicySession:
             executed=deque(maxlen=horizon.actions),
             acting=torch.Generator().manual_seed(seed),
             imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
+            planning=torch.Generator().manual_seed(seed ^ PLANNING),
+            slot=slot,
+            seed=seed,
             text=text,
             instruction=self.engine.instruction(text) if follows else None,
         )
@@ -166,7 +181,11 @@ class PolicySession:
 
         Args:
             going_on: slot -> what is left of the plan under way there, which the new one keeps to.
+
+        Raises:
+            ValueError: the planner's score is not finite.
         """
+        started = time.perf_counter()
         episodes = self._observed(slots)
         for slot, kept in (going_on or {}).items():
             kept.padded(self.policy.horizon.actions, self.policy.action_dim)  # refuse what does not fit
@@ -178,10 +197,14 @@ class PolicySession:
                 episode.going_on = None
         for episode, chunk in zip(episodes, chunks, strict=True):
             episode.coming = deque(chunk)
+        self.plan_seconds.append(time.perf_counter() - started)
         return chunks
 
     def imagine(self, slots: Sequence[int] | None = None) -> np.ndarray:
-        """What the policy expects to see next while it acts: uint8 (n, F, H, W, 3). Leaves later plans as they are."""
+        """What the policy expects to see next while it acts: uint8 (n, F, H, W, 3). Leaves later plans as they are.
+
+        With `policy.plan_first`, right after `plan`, these are the frames of that very plan.
+        """
         frames = self._each(self._observed(slots), self._imagine)
         return np.moveaxis(frames, 2, -1)  # (n, F, H, W, 3)
 
@@ -223,8 +246,17 @@ class PolicySession:
         generators = [episode.acting for episode in episodes]
         observation = self._observation(episodes, generators)
         keep = self._kept(episodes, observation)
-        made = self.engine.sample(self.policy.model_inputs(observation), generators, keep=keep)
-        return self.policy.actions_from(made, observation)["action_pred"]
+        inputs, candidates = self.policy.model_inputs(observation), self._candidates
+        made = self.engine.sample(inputs, generators, keep=keep, chunks=candidates)
+        observation = repeated(observation, candidates)
+        chunks = self.policy.actions_from(made, observation)["action_pred"]  # (n*K, A, D)
+        if self.planner is None:
+            return chunks
+        if self.policy.model.spec.text_dim:  # the policy takes features of instructions
+            text = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+            observation["text"] = text.repeat_interleave(candidates, 0)
+        best = self.planner.choose(self.policy, observation, chunks, episodes, self.sampler)  # (n,)
+        return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
 
     def _kept(self, episodes: Sequence[Episode], observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Normalised actions (n, A, D) that the plans keep to and by how much (n, A); None: every plan is free."""
@@ -241,11 +273,16 @@ class PolicySession:
         """uint8 (n, F, 3, H, W)"""
         generators = [episode.imagining for episode in episodes]
         observation = self._observation(episodes, generators)
-        if self.policy.config.iterations == 1:
-            made = self.engine.sample(self.policy.model_inputs(observation), generators, frames=True)
-            return self.engine.decode(made.frames)
+        config, steps = self.policy.config, self.policy.horizon.actions
+        if config.iterations == 1 and not config.plan_first:
+            inputs = self.policy.model_inputs(observation)
+            made = self.engine.sample(inputs, generators, frames=True)
+            return self.engine.decode(self.policy.whole_frames(made, inputs).frames)
         if self.policy.model.spec.text_dim:  # several iterations are the policy's own business
             observation["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+        if config.plan_first and all(len(episode.coming) == steps for episode in episodes):
+            plans = torch.from_numpy(np.stack([episode.coming for episode in episodes]))  # (n, A, D)
+            return self.policy.predict_forward_dynamics(observation, plans, generators, self.sampler)["frames"]
         return self.policy.predict_action_and_video(observation, generators, self.sampler)["frames"]
 
     def _observation(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> dict:

@@ -40,6 +40,7 @@ class HeadConfig:
     learned_variance: bool = True
     noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
     rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
+    newest_token: bool = False  # video: the newest observed frame's token is part of the condition (beyond the paper)
     chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
     pool: int = 4  # actions: side of the grid that the trunk pools each frame to
     sample_clamp: float | None = None  # bound on predicted x0; None: the paper's, 1 for actions and none for video
@@ -58,14 +59,17 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """Share of a frame's cells hidden in training: a truncated normal (paper, section IV; MAR)."""
+    """What training hides: of a frame's cells a share that is a truncated normal (paper, section IV; MAR)."""
 
     mean: float = 1.0
     std: float = 0.25
     low: float = 0.7
     high: float = 1.0
+    inverse_history: float = 0.0  # share of inverse-dynamics samples that see the history (the paper's code: none)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.inverse_history <= 1:
+            raise ValueError(f"MaskConfig.inverse_history must lie in [0, 1], got {self.inverse_history!r}")
         if not 0 < self.low <= self.high <= 1:
             raise ValueError(f"MaskConfig needs 0 < low <= high <= 1, got low {self.low!r} and high {self.high!r}")
         if not self.std > 0:
@@ -90,3 +94,5 @@ class ModelConfig:
             raise ValueError("ModelConfig.video_head.chunk must be rows: video tokens are denoised each on its own")
         if self.action_head.rows is not None:
             raise ValueError("ModelConfig.action_head.rows must be null: it concerns video tokens")
+        if self.action_head.newest_token:
+            raise ValueError("ModelConfig.action_head.newest_token must be false: it concerns video tokens")

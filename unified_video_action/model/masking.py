@@ -99,6 +99,8 @@ def draw_training(
     }
     counts = {"text": 1, "ratio": 1, "cells": cells, "tokens": tokens if chosen < tokens else 0}  # uniform numbers
     counts |= {name: head.noise_draws * rows for name, (_, head, rows, _) in noisy.items()}
+    if config.masking.inverse_history:
+        counts["history"] = 1
     uniform = torch.empty(batch, sum(counts.values()), dtype=torch.float64)
     noise = {
         name: torch.empty(len(samples), head.noise_draws, rows, channels)
@@ -122,8 +124,11 @@ def draw_training(
         name: (u[name][samples] * head.diffusion_steps).long().reshape(len(samples), head.noise_draws, rows)
         for name, (samples, head, rows, _) in noisy.items()
     }
+    sees_history = torch.tensor([mode.sees_history for mode in modes])
+    if config.masking.inverse_history:
+        sees_history |= u["history"][:, 0] < config.masking.inverse_history
     return TrainingDraws(
-        sees_history=torch.tensor([mode.sees_history for mode in modes]),
+        sees_history=sees_history,
         sees_actions=torch.tensor([mode.sees_actions for mode in modes]),
         sees_text=u["text"][:, 0] >= config.text_dropout,
         masked=masked,

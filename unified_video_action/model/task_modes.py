@@ -20,6 +20,11 @@ class TaskMode:
     learns_frames: bool
     learns_actions: bool
 
+    @property
+    def inputs(self) -> tuple[bool, bool, bool]:
+        """What is shown when frames or actions are asked for: history, future frames, actions."""
+        return self.sees_history, self.future == "seen", self.sees_actions
+
 
 TASK_MODES: dict[str, TaskMode] = {
     mode.name: mode

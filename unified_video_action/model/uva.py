@@ -56,9 +56,10 @@ class UVA(nn.Module):
         self.spec, self.config = spec, config
         dim, horizon = config.transformer.dim, spec.horizon
         self.mar = MAR(spec, config.transformer)
-        self.video_head = VideoHead(spec.token_dim, dim, config.video_head)
+        cond = dim + spec.token_dim if config.video_head.newest_token else dim
+        self.video_head = VideoHead(spec.token_dim, cond, config.video_head)
         if spec.wrist_output:
-            self.wrist_head = VideoHead(spec.token_dim, dim, config.video_head)
+            self.wrist_head = VideoHead(spec.token_dim, cond, config.video_head)
 
         def chunk_head(row_dim: int) -> ActionHead:
             return ActionHead(row_dim, horizon.actions, dim, horizon.future, spec.grid, config.action_head)
@@ -97,12 +98,13 @@ class UVA(nn.Module):
 
         if len(draws.video_samples):
             at = draws.video_samples.unsqueeze(1), draws.video_rows  # (V, R) of the batch's tokens
-            views = {"video": (self.video_head, inputs.future, draws.video_t, draws.video_noise)}
+            views = {"video": (self.video_head, inputs.history, inputs.future, draws.video_t, draws.video_noise)}
             if self.spec.wrist_output:
-                views["wrist"] = (self.wrist_head, inputs.wrist_future, draws.wrist_t, draws.wrist_noise)
-            for name, (head, latents, t, noise) in views.items():
-                x0 = patchify(latents, self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)  # (V, K, R, C)
-                squared_error, bound = head.loss(z[at].unsqueeze(1), x0, t, noise)
+                wrist = inputs.wrist_history, inputs.wrist_future, draws.wrist_t, draws.wrist_noise
+                views["wrist"] = (self.wrist_head, *wrist)
+            for name, (head, history, future, t, noise) in views.items():
+                x0 = patchify(future, self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)  # (V, K, R, C)
+                squared_error, bound = head.loss(self.video_condition(z, history)[at].unsqueeze(1), x0, t, noise)
                 terms[name] = _term((squared_error + bound).mean(-1), weights[name])
         if len(draws.action_samples):
             chosen = draws.action_samples
@@ -144,6 +146,14 @@ class UVA(nn.Module):
             history = targets.frame_valid.new_ones(len(targets.frame_valid), self.spec.horizon.history)
             weights["auxiliary"] = torch.cat([history, targets.frame_valid], dim=1).float()
         return weights
+
+    def video_condition(self, z: Tensor, history: Tensor) -> Tensor:
+        """Joint latent (B, T*S, d) and a camera's history (B, H, C, h, w) -> (B, T*S, c), what its tokens are decoded
+        with: the joint latent and, if so configured, the token of the newest frame at the same place."""
+        if not self.config.video_head.newest_token:
+            return z
+        newest = patchify(history[:, -1:], self.spec.patch_size)  # (B, S, C)
+        return torch.cat([z, newest.to(z.dtype).repeat(1, self.spec.horizon.future, 1)], dim=-1)
 
     # -- inference -----------------------------------------------------------------------------------------------------
 
@@ -231,9 +241,13 @@ class UVA(nn.Module):
             still_masked.scatter_(1, order[:, :left], True)
             still_masked = still_masked.repeat(1, spec.horizon.future)  # (B, T*S)
             predicted = seen.masked & ~still_masked
-            rows, free_rows = z[predicted], None if free is None else free[predicted]  # (n, d), sample-major
-            heads = [("future", self.video_head)] + ([("wrist_future", self.wrist_head)] if spec.wrist_output else [])
-            for name, head in heads:
+            heads = [("future", self.video_head, inputs.history)]
+            if spec.wrist_output:
+                heads.append(("wrist_future", self.wrist_head, inputs.wrist_history))
+            for name, head, history in heads:
+                rows, free_rows = (  # (n, c), sample-major
+                    None if each is None else self.video_condition(each, history)[predicted] for each in (z, free)
+                )
                 drawn = head.sample(rows, video_sampler or sampler, generator, free_rows, guidance)  # (n, C)
                 tokens = patchify(getattr(inputs, name), spec.patch_size)
                 tokens[predicted] = drawn
@@ -241,6 +255,19 @@ class UVA(nn.Module):
             seen.masked = still_masked
         result.frames, result.wrist_frames = inputs.future, inputs.wrist_future
         return result
+
+    @torch.no_grad()
+    def states(self, inputs: ModelInputs, mode: TaskMode) -> Tensor:
+        """Auxiliary targets (B, H+F, auxiliary_dim) as the joint latent has them before any frame is generated."""
+
+        def every(value: bool, *shape: int) -> Tensor:
+            return torch.full((inputs.batch, *shape), value, device=inputs.history.device)
+
+        seen = Visibility(
+            every(True, self.spec.tokens), every(mode.sees_history), every(mode.sees_actions), every(True)
+        )
+        z = self.mar(inputs, seen)  # (B, T*S, d)
+        return self.auxiliary_head(z).reshape(inputs.batch, -1, self.spec.auxiliary_dim)
 
     def _order(self, batch: int, generator: Generators) -> Tensor:
         cells = self.spec.tokens_per_frame

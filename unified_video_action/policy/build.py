@@ -96,7 +96,9 @@ def build_policy(
     if text is None and config.get("text"):
         text = instantiate(config["text"], "text")
     model = UVA(model_spec(config, observations, codec.latent_shape), model_config)
-    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, policy_config, text)
+    quotas = config.get("training", {}).get("mode_mix", {}).get("quotas")
+    trained = None if quotas is None else [name for name, share in quotas.items() if share > 0]
+    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, policy_config, text, trained)
 
 
 def load_policy(

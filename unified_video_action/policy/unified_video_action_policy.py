@@ -1,6 +1,6 @@
 """UVA as a policy: frames and states in, actions or frames out, by any of the task modes (paper, section III-D)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Generated, Targets
 from unified_video_action.policy.base import BasePolicy, Observation, ObservationSpec
+from unified_video_action.policy.planner_config import PlannerConfig
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec
 
@@ -30,7 +31,10 @@ class PolicyConfig:
     iterations: int = 1  # autoregressive steps of frame generation
     guidance: float = 1.0  # classifier-free guidance on the instruction; 1: off
     relative_to: str | None = None  # low-dim observation that actions are relative to (beyond the paper)
+    relative_frames: bool = False  # future latents are changes from the newest frame's, scaled (beyond the paper)
+    plan_first: bool = False  # frames of a plan: actions first, then their frames (beyond the paper)
     loss_scale: Mapping[str, float] = field(default_factory=dict)  # factors of loss terms; 1 where not named
+    planner: PlannerConfig | None = None  # choose among several plans; None: execute the first one
 
     def __post_init__(self) -> None:
         if not isinstance(self.action_steps, int) or self.action_steps < 1:
@@ -52,6 +56,7 @@ class PolicyConfig:
         )
 
 
+CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
 LOSS_TERMS = ("video", "wrist", "action", "proprio", "auxiliary")
 
 
@@ -64,6 +69,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         normalizer: fields `action` and one for each low-dimensional observation.
         observations: names of what the policy reads.
         text: makes features of instructions; None: they are given.
+        trained: names of the task modes that it is trained in; None: all.
     """
 
     def __init__(
@@ -74,8 +80,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
         observations: ObservationSpec,
         config: PolicyConfig | None = None,
         text: ClipText | None = None,
+        trained: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
+        self.trained = tuple(TASK_MODES[name] for name in (TASK_MODES if trained is None else trained))
         self.model, self.observations, self.config = model, observations, config or PolicyConfig()
         self.text = text
         # Frozen parts move with the policy but are no parameters or weights of it.
@@ -135,9 +143,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def _training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
         main, wrist = self.observations.main, self.observations.wrist
         inputs = self.model_inputs({**batch.get("low_dim", {}), "latents": batch["history"], "text": batch.get("text")})
-        inputs.future = self._latents(batch["future"][main])
+        inputs.future = self._from_newest(main, self._latents(batch["future"][main]), inputs.history)
         if self.model.spec.wrist_output:
-            inputs.wrist_future = self._latents(batch["future"][wrist])
+            future = self._latents(batch["future"][wrist])
+            inputs.wrist_future = self._from_newest(wrist, future, inputs.wrist_history)
         inputs.actions = self.normalized_actions(batch["action"], batch.get("low_dim", {}))
         if self.model.spec.history_actions:
             inputs.history_actions = self.normalized_actions(batch["history_action"], batch.get("low_dim", {}))
@@ -183,18 +192,36 @@ class UnifiedVideoActionPolicy(BasePolicy):
         """Forward dynamics: `frames` uint8 (B, F, 3, h, w) from history and actions (B, A, D) in the data's units."""
         return self._frames(self._run("forward_dynamics", obs, generator, sampler, actions=actions))
 
+    @torch.no_grad()
+    def predict_states(self, obs: Observation, actions: Tensor, generator: Generators = None) -> Tensor:
+        """Forward dynamics of states: auxiliary targets (B, H+F, K) from history and actions (B, A, D) in the data's
+        units, for one pass of the transformer.
+
+        Raises:
+            ValueError: the model has no auxiliary head.
+        """
+        self.require_trained("forward_dynamics")
+        if not self.model.spec.auxiliary_dim:
+            raise ValueError("this policy predicts no states: train one with task.shape_meta.auxiliary_dim above 0")
+        inputs = self.model_inputs(obs, generator)
+        inputs.actions = self.normalized_actions(actions.to(self.device), obs)
+        return self.model.states(inputs, TASK_MODES["forward_dynamics"]).float()
+
     def predict_inverse_dynamics(
         self,
         obs: Observation,
         future: Mapping[str, Tensor],
-        hide_history: bool = False,
+        hide_history: bool | None = None,
         generator: Generators = None,
         sampler: str | None = None,
     ) -> dict[str, Tensor]:
         """Inverse dynamics: `action`, `action_pred` from future frames, camera -> (B, F, 3, h, w) uint8 or latents.
 
-        `hide_history` shows the model future frames only, as the paper's code does and as this mode is trained.
+        `hide_history` shows the model future frames only, as the paper's code does; None: as this mode was trained,
+        which is hidden unless model.masking.inverse_history is above 0.
         """
+        if hide_history is None:
+            hide_history = not self.model.config.masking.inverse_history
         return self.actions_from(
             self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history), obs
         )
@@ -202,7 +229,11 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def predict_action_and_video(
         self, obs: Observation, generator: Generators = None, sampler: str | None = None
     ) -> dict[str, Tensor]:
-        """Policy with planner: `action`, `action_pred` and `frames` of one joint latent."""
+        """Policy with planner: `action`, `action_pred` and `frames`, of one joint latent, or (`plan_first`) the actions
+        of the policy and then the frames by forward dynamics."""
+        if self.config.plan_first:
+            plan = self.predict_action(obs, generator, sampler)
+            return {**plan, **self.predict_forward_dynamics(obs, plan["action_pred"], generator, sampler)}
         made = self._run("policy_and_video", obs, generator, sampler)
         return {**self.actions_from(made, obs), **self._frames(made)}
 
@@ -226,6 +257,22 @@ class UnifiedVideoActionPolicy(BasePolicy):
         """Scaled latents (B, T, C, h, w) -> uint8 frames (B, T, 3, H, W) at the codec's image size."""
         return ((self.codec.decode(latents.float()) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
+    def require_trained(self, name: str) -> None:
+        """Refuse a task mode in which this policy's answer would be noise.
+
+        Raises:
+            ValueError: no mode that it was trained in has the same inputs and learns the same.
+        """
+        mode = TASK_MODES[name]
+        alike = [other for other in self.trained if other.inputs == mode.inputs]
+        frames, actions = (any(getattr(other, what) for other in alike) for what in ("learns_frames", "learns_actions"))
+        if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
+            raise ValueError(
+                f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
+                f"training.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
+                f"{', '.join(other.name for other in self.trained)})"
+            )
+
     # -- in and out ----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -239,6 +286,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         future: Mapping[str, Tensor] | None = None,
         hide_history: bool | None = None,
     ) -> Generated:
+        self.require_trained(mode)
         inputs = self.model_inputs(obs, generator)
         if inputs.history.shape[1] != self.horizon.history:
             raise ValueError(
@@ -248,9 +296,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if actions is not None:
             inputs.actions = self.normalized_actions(actions.to(self.device), obs)
         if future is not None:
-            inputs.future = self._latents(future[self.observations.main], generator)
+            main = self.observations.main
+            inputs.future = self._from_newest(main, self._latents(future[main], generator), inputs.history)
         for_actions, for_frames = self.config.samplers(sampler)
-        return self.model.sample(
+        made = self.model.sample(
             inputs,
             TASK_MODES[mode],
             sampler=for_actions,
@@ -260,6 +309,23 @@ class UnifiedVideoActionPolicy(BasePolicy):
             generator=generator,
             hide_history=hide_history,
         )
+        return self.whole_frames(made, inputs)
+
+    def whole_frames(self, made: Generated, inputs: ModelInputs) -> Generated:
+        """What the model made, with its frames as latents (B, F, C, h, w) in place of changes from the newest one."""
+        if self.config.relative_frames and made.frames is not None:
+            main, wrist = self.observations.main, self.observations.wrist
+            made.frames = made.frames / self.normalizer.scale(CHANGE + main) + inputs.history[:, -1:]
+            if made.wrist_frames is not None:
+                newest = inputs.wrist_history[:, -1:]
+                made.wrist_frames = made.wrist_frames / self.normalizer.scale(CHANGE + wrist) + newest
+        return made
+
+    def _from_newest(self, camera: str, future: Tensor, history: Tensor) -> Tensor:
+        """Future latents (B, F, C, h, w) as the model sees them; the inverse of `whole_frames`."""
+        if not self.config.relative_frames:
+            return future
+        return (future - history[:, -1:]) * self.normalizer.scale(CHANGE + camera)
 
     def model_inputs(self, obs: Observation, generator: Generators = None) -> ModelInputs:
         """The part of the model's inputs that is observed: history frames, states, instruction.

@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.poses import HandSpec
 from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.robot import ArmState, Camera, Frame, RobotError
@@ -179,26 +179,12 @@ def hand_of(description: PolicyDescription) -> HandSpec:
     return description.hand
 
 
-def fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (height, width, 3): the largest part in the middle that has these proportions, scaled."""
-    rows, columns = image.shape[:2]
-    if (rows, columns) == (height, width):
-        return image
-    if rows * width > columns * height:
-        kept = round(columns * height / width)
-        image = image[(rows - kept) // 2 :][:kept]
-    else:
-        kept = round(rows * width / height)
-        image = image[:, (columns - kept) // 2 :][:, :kept]
-    method = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_LINEAR
-    return cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=method)
-
-
 def _frames_at(frames: list[Frame], times: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The frames nearest to times (n,): uint8 (n, H, W, 3)."""
     known = np.array([frame.time for frame in frames])
     nearest = np.abs(known[None] - times[:, None]).argmin(1)
-    return np.stack([fitted(frames[index].image, shape[0], shape[1]) for index in nearest])
+    fit = Fit(tuple(shape[:2]))
+    return np.stack([fit(frames[index].image) for index in nearest])
 
 
 def _states_at(states: list[ArmState], known: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

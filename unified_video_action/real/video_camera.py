@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.umi_frames import FrameMask
 from unified_video_action.real.robot import Camera, Frame, RobotError
 
@@ -152,22 +153,8 @@ class VideoCamera(Camera):
 
     def _prepared(self, image: np.ndarray) -> np.ndarray:
         """BGR uint8 (H, W, 3) as captured -> RGB of `size`."""
-        middle = cropped(image, self.size)
-        if middle.shape[:2] != self.size:
-            smaller = middle.shape[0] >= self.size[0]
-            how = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
-            middle = cv2.resize(middle, self.size[::-1], interpolation=how)
-        frame = cv2.cvtColor(middle, cv2.COLOR_BGR2RGB)
+        frame = cv2.cvtColor(Fit(self.size)(image), cv2.COLOR_BGR2RGB)
         return frame if self._mask is None else self._mask(frame)
-
-
-def cropped(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The largest middle part of an image (H, W, C) whose sides have the ratio of `shape` (height, width)."""
-    height, width = image.shape[:2]
-    tall = min(height, round(width * shape[0] / shape[1]))
-    wide = min(width, round(height * shape[1] / shape[0]))
-    top, left = (height - tall) // 2, (width - wide) // 2
-    return image[top : top + tall, left : left + wide]
 
 
 class _Pace:

@@ -99,6 +99,10 @@ class FrameCodec(nn.Module, ABC):
     def decode_images(self, z: Tensor) -> Tensor:
         """Unscaled latents (N, C, h, w) -> images (N, 3, S, S) in about [-1, 1]."""
 
+    def for_acting(self) -> FrameCodec:
+        """A codec that computes the same on a CPU in float32, sooner if there is a way; it shares the weights."""
+        return self
+
     def freeze(self) -> None:
         self.requires_grad_(False)
         self.eval()

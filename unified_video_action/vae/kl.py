@@ -92,3 +92,8 @@ class AutoencoderKL(FrameCodec):
 
     def named_weights(self) -> dict[str, Tensor]:
         return self.network.state_dict()
+
+    def for_acting(self) -> FrameCodec:
+        from unified_video_action.vae.kl_acting import ActingAutoencoderKL
+
+        return ActingAutoencoderKL(self)

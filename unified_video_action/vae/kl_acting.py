@@ -18,11 +18,6 @@ from unified_video_action.vae.winograd import WinogradConv2d, group_affine, pays
 WIDE = 512  # channels: a layer's transformed weights would take 36 MiB, and its pictures are too small to gain much
 
 
-def for_acting(codec: FrameCodec) -> FrameCodec:
-    """A codec that computes the same on a CPU in float32, sooner if there is a way; it shares the weights."""
-    return ActingAutoencoderKL(codec) if isinstance(codec, AutoencoderKL) else codec
-
-
 class ActingAutoencoderKL(AutoencoderKL):
     """Encodes with the weights that `codec` has now; all else is the codec's."""
 

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from unified_video_action.evaluation.matrix_rate import matrix_rate
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.accelerator import PATIENCE
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.faults import non_finite_loss, non_finite_weights
 from unified_video_action.workspace.feeding import Feed
-from unified_video_action.workspace.matrix_rate import matrix_rate
 from unified_video_action.workspace.optim import learning_rate_factor
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,19 +10,36 @@ from torch import nn
 from unified_video_action.workspace.settings import OptimizerSettings, ScheduleSettings
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict]:
-    """Two groups, in the paper code's order: without decay (biases and other vectors), then with it."""
-    trainable = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dict]:
+    """Trainable parameters by what the optimiser does with them; `scale` is a group's share of the learning rate.
+
+    First those without decay (biases and other vectors), then those with it, as in the paper's code. With
+    `settings.fan_in`, the weights of layers with more inputs than that are groups of their own, whose rate is lower in
+    proportion. A step of Adam changes every weight by about the rate, so what it changes in a layer's output grows with
+    the layer's inputs (Yang et al., Tensor Programs V); the trunk of the action head has thousands.
+    """
+    trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     vectors = [parameter for name, parameter in trainable if parameter.ndim < 2 or name.endswith(".bias")]
-    matrices = [parameter for name, parameter in trainable if not (parameter.ndim < 2 or name.endswith(".bias"))]
-    return [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": weight_decay}]
+    inputs = {}
+    if settings.fan_in is not None:
+        layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+        inputs = {layer.weight: max(layer.weight[0].numel(), settings.fan_in) for layer in layers}
+    matrices: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, parameter in trainable:
+        if not (parameter.ndim < 2 or name.endswith(".bias")):
+            scale = settings.fan_in / inputs[parameter] if parameter in inputs else 1.0
+            matrices.setdefault(scale, []).append(parameter)
+    return [
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        *({"params": group, "weight_decay": settings.weight_decay, "scale": s} for s, group in matrices.items()),
+    ]
 
 
 def build_optimizer(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
     """AdamW on the trainable parameters of a module that already lies on its device; fused kernels where they exist."""
     device = next(module.parameters()).device.type
     return torch.optim.AdamW(
-        parameter_groups(module.named_parameters(), settings.weight_decay),
+        parameter_groups(module, settings),
         lr=settings.learning_rate,
         betas=settings.betas,
         fused=device in ("cpu", "cuda", "mps", "xpu"),

@@ -17,12 +17,14 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.02  # of tensors with two dimensions or more; biases and norms have none
     clip: float | None = None  # largest norm of the whole gradient; null: no clipping, as in the paper
+    fan_in: int | None = None  # layers with more inputs learn more slowly, in proportion; null: all alike, as the paper
 
     def __post_init__(self) -> None:
         _require(self, "learning_rate", lambda x: x > 0, "above 0")
         _require(self, "betas", lambda x: len(x) == 2 and all(0 <= beta < 1 for beta in x), "two numbers in [0, 1)")
         _require(self, "weight_decay", lambda x: x >= 0, ">= 0")
         _require(self, "clip", lambda x: x is None or x > 0, "above 0, or null")
+        _require(self, "fan_in", lambda x: x is None or _positive(x), "a positive integer, or null")
 
 
 @dataclass(frozen=True)

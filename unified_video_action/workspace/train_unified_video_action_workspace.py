@@ -13,12 +13,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import INSTRUCTIONS, build_policy
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import CHANGE, PolicyConfig
 from unified_video_action.spec import Horizon
 from unified_video_action.text.clip import ClipText
 from unified_video_action.workspace.accelerator import build_accelerator
@@ -53,7 +54,7 @@ class TrainUnifiedVideoActionWorkspace:
         self.training = build_dataclass(TrainingSettings, self.config["training"], "training")
         self.trainer = build_dataclass(TrainerSettings, self.config["trainer"], "trainer")
         data = build_dataclass(DataSettings, self.config["data"], "data")
-        relative_to = build_dataclass(PolicyConfig, self.config["policy"], "policy").relative_to
+        policy = build_dataclass(PolicyConfig, self.config["policy"], "policy")
         self.runner = self._env_runner()
         self.accelerator = build_accelerator(self.trainer)
         self.output_dir = self._shared_output_dir()
@@ -67,7 +68,7 @@ class TrainUnifiedVideoActionWorkspace:
             codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
             open_frames(self.dataset, data, codec, progress=main)
             text = self._open_text()
-        self.normalizer = self.dataset.fit_normalizer(relative_to)
+        self.normalizer = self._fit_normalizer(data, policy)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec, text)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
@@ -112,7 +113,9 @@ class TrainUnifiedVideoActionWorkspace:
             held_out = self.dataset.validation()
             held_out.use_frames()
             modes = [TASK_MODES[name] for name, share in self.training.mode_mix.quotas.items() if share > 0]
-            validation = Validation(self.policy, held_out, modes, trainer.validation_windows)
+            reader = self.config["task"].get("reader")
+            reader = None if reader is None else instantiate(reader, "task.reader")
+            validation = Validation(self.policy, held_out, modes, trainer.validation_windows, reader)
             draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
             tasks += (
                 [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
@@ -125,6 +128,25 @@ class TrainUnifiedVideoActionWorkspace:
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
+
+    def _fit_normalizer(self, data: DataSettings, policy: PolicyConfig) -> Normalizer:
+        """Of states and actions and, for relative frames, of changes of latents."""
+        fields = self.dataset.fit_normalizer(policy.relative_to).fields()
+        if data.frames == "latents":
+            for camera, measured in self.dataset.measure_latents().items():
+                if not 0.5 < measured.level < 2:
+                    logger.warning(
+                        "%s: the latents' mean square is %.2f, and noise is made for 1: vae was fitted to other pictures; "
+                        "fit one to these (scripts/train_codec.py), or set its scale",
+                        camera,
+                        measured.level,
+                    )
+                if policy.relative_frames:
+                    scale = max(measured.change, 1e-6) ** -0.5
+                    fields[CHANGE + camera] = {"scale": torch.tensor([scale]), "offset": torch.zeros(1)}
+        elif policy.relative_frames:
+            raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
+        return Normalizer(fields)
 
     def _open_text(self) -> ClipText | None:
         """Give the dataset the features of its instructions, for a task with language.
@@ -194,7 +216,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     build_dataclass(ModelConfig, config["model"], "model")
     built = {"vae": config["vae"], "task.dataset": task["dataset"]}
     built |= {"text": config["text"]} if config.get("text") else {}
-    built |= {f"task.{name}": task[name] for name in ("env", "env_runner") if task.get(name)}
+    built |= {f"task.{name}": task[name] for name in ("env", "env_runner", "planner_score", "reader") if task.get(name)}
     for where, node in built.items():
         target = resolve_target(node.get("_target_"), where)
         known = inspect.signature(target).parameters

@@ -95,7 +95,7 @@ class Trainee:
             the norm of the gradient, if it is clipped.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         if self.accelerator.num_processes > 1:
             untrained = self.survey.trained - self.survey.reach(modes)
             if untrained:  # these have gradients of zero, for the processes' sake

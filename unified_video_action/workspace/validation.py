@@ -1,26 +1,27 @@
-"""What a policy does on held-out windows: losses of its task modes, errors of actions and frames, a sheet."""
+"""What a policy does on held-out windows while it trains: losses, errors of actions and frames, health, a sheet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from unified_video_action.dataset.sampling import sample_seed
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.env.state_reader import StateReader
+from unified_video_action.evaluation.heads import heads_health, warnings
+from unified_video_action.evaluation.windows import HeldOutWindows
+from unified_video_action.evaluation.world_model import WorldModel
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.vae.base import resize
-from unified_video_action.workspace.packing import map_leaves
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.sheet import draw_sheet
 
-ROWS = 32  # windows at a time
-SEED = 20250421  # masks and noise of validation, the same every time
+logger = logging.getLogger(__name__)
+READ = ("agent", "block", "angle", "whole")  # what a reader adds to PSNR
 
 
 class Validation:
@@ -31,21 +32,19 @@ class Validation:
         dataset: held-out samples with frames (not latents), of which `windows` are kept in memory.
         modes: those that the policy is trained in; only what they learn is measured.
         windows: how many.
+        reader: of positions in frames, where the task has one.
     """
 
     def __init__(
-        self, policy: UnifiedVideoActionPolicy, dataset: Dataset, modes: Iterable[TaskMode], windows: int
+        self,
+        policy: UnifiedVideoActionPolicy,
+        dataset: WindowDataset,
+        modes: Iterable[TaskMode],
+        windows: int,
+        reader: StateReader | None = None,
     ) -> None:
-        self.policy, self.dataset, self.modes = policy, dataset, tuple(modes)
-        count = min(windows, len(dataset))
-        self.indices = [i * len(dataset) // count for i in range(count)]
-        acting = [mode for mode in self.modes if mode.sees_history and not mode.sees_actions]
-        self.learns_actions = any(mode.learns_actions for mode in acting)
-        imagining = [mode for mode in acting if mode.learns_frames]
-        self.imagine = None
-        if imagining:
-            together = all(mode.learns_actions for mode in imagining)
-            self.imagine = policy.predict_action_and_video if together else policy.predict_video
+        self.policy, self.dataset, self.modes, self.windows = policy, dataset, tuple(modes), windows
+        self.reader = reader
 
     @torch.no_grad()
     def measure(self, step: int, records: Records) -> dict[str, float]:
@@ -55,16 +54,58 @@ class Validation:
             `<mode>/<term>`: losses. `action_error`: distance of the actions that would be executed from the recorded
             ones, in the data's units, and `action_error_chunk` for whole chunks. `frame_psnr`: of imagined future
             frames in dB, at the codec's size, and `frame_psnr_still` for repeating the newest frame instead.
+            `forward_dynamics_psnr`: of frames imagined from the recorded actions. `inverse_dynamics_error`: of whole
+            chunks. With a reader also `frame_agent` and the like, see `WorldModel.compare`. The ratios of
+            `WorldModel.ratios`. `health/...`: see `heads_health`.
         """
+        model = self._model
+        frames = {"frame": next((name for name in ("video", "policy_and_video") if name in model.frame_rows), None)}
+        frames |= {name: name for name in ("forward_dynamics", "forward_dynamics_other") if name in model.frame_rows}
+        if frames["frame"]:
+            frames["still"] = "still"
+        errors = {name: model.frame_errors(row) for name, row in frames.items() if row}
+        actions = {name: model.action_errors(name) for name in model.action_rows if name != "hold"}
+        metrics = self._losses()
+        if "policy" in actions:
+            metrics["action_error"] = _mean(actions["policy"][:, : self.policy.action_steps])
+            metrics["action_error_chunk"] = _mean(actions["policy"])
+        if "inverse_dynamics" in actions:
+            metrics["inverse_dynamics_error"] = _mean(actions["inverse_dynamics"])
+        if "still" in errors:
+            metrics["frame_psnr_still"] = _mean(errors["still"]["psnr"])
+        for name in ("frame", "forward_dynamics"):
+            shown = {key: values for key, values in errors.get(name, {}).items() if key in ("psnr", *READ)}
+            metrics |= {f"{name}_{key}": _mean(values) for key, values in shown.items()}
+        metrics |= {name: figure["value"] for name, figure in model.ratios(errors, actions).items()}
+        batch = model.windows.part(range(min(len(model.windows), model.windows.rows)))
+        health = heads_health(self.policy, batch, [mode.name for mode in self.modes])
+        for warning in warnings(health):
+            logger.warning("step %d: %s", step, warning)
+        metrics |= {f"health/{name}": value for name, value in health.items()}
+        return {name: value for name, value in metrics.items() if value is not None and np.isfinite(value)}
+
+    @torch.no_grad()
+    def draw(self, step: int, records: Records, folder: Path, rows: int) -> dict[str, float]:
+        """Draw a sheet of imagined frames under the true ones into `folder`."""
+        shown = HeldOutWindows(self.policy, self.dataset, rows)
+        path = folder / f"step_{step:08d}.png"
+        if draw_sheet(path, self._measured(shown)):
+            records.picture(step, "imagined", path)
+        return {}
+
+    @cached_property
+    def _model(self) -> WorldModel:
+        return self._measured(HeldOutWindows(self.policy, self.dataset, self.windows))
+
+    def _measured(self, windows: HeldOutWindows) -> WorldModel:
+        return WorldModel(self.policy, windows, [mode.name for mode in self.modes], self.reader)
+
+    def _losses(self) -> dict[str, float]:
+        """`<mode>/<term>`, over all windows."""
         sums: dict[str, list[float]] = {}
-
-        def add(name: str, values: Tensor, valid: Tensor) -> None:
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(values[valid].sum())
-            total[1] += float(valid.sum())
-
-        for batch, frames in self._batches:
-            batch = map_leaves(batch, Tensor, lambda tensor: tensor.to(self.policy.device))
+        windows = self._model.windows
+        for first in range(0, len(windows), windows.rows):
+            batch = windows.part(range(first, min(first + windows.rows, len(windows))))
             seeds = batch["seed"].tolist()
             for mode in self.modes:
                 draws = self.policy.training_draws(seeds, [mode] * len(seeds)).to(self.policy.device)
@@ -74,68 +115,10 @@ class Validation:
                     total = sums.setdefault(f"{mode.name}/{name}", [0.0, 0.0])
                     total[0] += float(losses[name]) * weight
                     total[1] += weight
-            obs = observation(batch)
-            if self.learns_actions:
-                valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
-                predicted = self.policy.predict_action(obs, generators(seeds))["action_pred"]
-                distance = (predicted - batch["action"]).norm(dim=-1)  # (B, A)
-                executed = slice(self.policy.action_steps)
-                add("action_error", distance[:, executed], valid[:, executed])
-                add("action_error_chunk", distance, valid)
-            if self.imagine:
-                valid = ~batch["frame_is_pad"]  # (B, F)
-                imagined = self.imagine(obs, generators(seeds))["frames"]  # (B, F, 3, S, S)
-                true = self._at_codec_size(frames["future"])
-                still = self._at_codec_size(frames["history"][:, -1:]).expand_as(true)
-                add("frame_psnr", psnr(imagined, true), valid)
-                add("frame_psnr_still", psnr(still, true), valid)
         return {name: total / weight for name, (total, weight) in sums.items() if weight}
 
-    @torch.no_grad()
-    def draw(self, step: int, records: Records, folder: Path, rows: int) -> dict[str, float]:
-        """Draw a sheet of imagined frames under the true ones into `folder`."""
-        if self.imagine is None:
-            return {}
-        shown = [len(self.indices) * (2 * row + 1) // (2 * rows) for row in range(rows)]
-        batch, frames = self._load([self.indices[place] for place in dict.fromkeys(shown)])
-        seeds = batch["seed"].tolist()
-        imagined = self.imagine(observation(batch), generators(seeds))["frames"]
-        history, future = (self._at_codec_size(frames[name]) for name in ("history", "future"))
-        path = folder / f"step_{step:08d}.png"
-        draw_sheet(path, history.cpu(), future.cpu(), imagined.cpu(), batch["frame_is_pad"].cpu())
-        records.picture(step, "imagined", path)
-        return {}
 
-    @cached_property
-    def _batches(self) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-        return [self._load(self.indices[first : first + ROWS]) for first in range(0, len(self.indices), ROWS)]
-
-    def _load(self, indices: Sequence[int]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """A batch whose frames are encoded, and the frames of the main camera: uint8 (B, T, 3, h, w), on the CPU."""
-        batch = self.dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in indices])
-        frames = {name: batch[name][self.policy.observations.main] for name in ("history", "future")}
-        for name in frames:
-            batch[name] = {camera: self.policy.encode(video).cpu() for camera, video in batch[name].items()}
-        return batch, frames
-
-    def _at_codec_size(self, frames: Tensor) -> Tensor:
-        """uint8 (B, T, 3, h, w) -> uint8 (B, T, 3, S, S) on the policy's device."""
-        size = self.policy.codec.image_size
-        images = resize(frames.to(self.policy.device).flatten(0, 1).float(), size)  # (B*T, 3, S, S)
-        return images.round().to(torch.uint8).unflatten(0, frames.shape[:2])
-
-
-def observation(batch: dict[str, Any]) -> dict[str, Any]:
-    """What a policy may see of a batch of training windows."""
-    inputs = {name: batch[name] for name in ("text", "history_action") if name in batch}
-    return {"latents": batch["history"], **batch["low_dim"], **inputs}
-
-
-def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def psnr(frames: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of uint8 frames (B, T, 3, S, S) -> (B, T); finite for equal frames too."""
-    error = (frames.float() - true.float()).square().mean((-3, -2, -1))  # (B, T)
-    return 10 * torch.log10(255**2 / error.clamp(min=1 / (3 * frames.shape[-1] ** 2)))
+def _mean(values: np.ndarray) -> float | None:
+    """Of the known values; None where there is none."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from unified_video_action.env.forked import in_copy
+from unified_video_action.env.pusht.coverage import coverage
 from unified_video_action.env.pusht.disturbances import Disturbance, Look
+from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, state_targets
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
@@ -17,8 +21,6 @@ with explain_missing_libraries():
     import cv2
     from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
 
-DEFAULT_GOAL = (256.0, 256.0, np.pi / 4)  # x, y in table pixels, angle in radians
-TABLE_SIZE = 512.0
 RESET_OPTIONS = {"state", "goal", "legacy"}
 
 
@@ -95,6 +97,37 @@ class PushTEnv(GymPushTEnv):
         action = checked_vector("action", action, 2)
         observation, reward, terminated, truncated, info = super().step(action)
         return observation, float(reward), bool(terminated), truncated, {**info, **self._progress(info["coverage"])}
+
+    def try_actions(self, chunks: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """What would come of actions, leaving the episode as it is.
+
+        Args:
+            chunks: (n, A, 2), each tried from the present state. steps: (F,) actions executed before a state is read.
+
+        Returns:
+            (n, F, 6) states as `geometry.state_targets`; those after the episode's end are its last.
+        """
+        return np.stack([in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
+
+    def _states_of(self, chunk: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """States (F, 6) after so many steps; the episode goes on from there."""
+        states = [self.state]
+        for action in chunk[: max(steps)]:
+            self._move(*checked_vector("action", action, 2).tolist())
+            states.append(self.state)
+        states = np.stack(states)
+        success = coverage(states[:, 2:], self._episode_goal) > self.success_threshold
+        success[[0, -1]] = False, True  # an episode has at least one step, and ends with the chunk
+        return state_targets(states[np.minimum(steps, success.argmax())])
+
+    def _move(self, x: float, y: float) -> None:
+        """The physics of one control step with the agent drawn to (x, y), and nothing else."""
+        for _ in range(int(1 / (self.dt * self.control_hz))):
+            (agent_x, agent_y), (speed_x, speed_y) = self.agent.position, self.agent.velocity
+            speed_x += (self.k_p * (x - agent_x) + self.k_v * (0 - speed_x)) * self.dt
+            speed_y += (self.k_p * (y - agent_y) + self.k_v * (0 - speed_y)) * self.dt
+            self.agent.velocity = speed_x, speed_y
+            self.space.step(self.dt)
 
     def get_obs(self) -> dict[str, np.ndarray]:
         observation = {"agent_pos": np.array(self.agent.position, np.float32)}

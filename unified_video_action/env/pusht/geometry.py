@@ -19,8 +19,23 @@ OUTLINE = np.array(
 CONVEX_CORNERS = (0, 1, 2, 4, 5, 7)  # indices into OUTLINE; 3 and 6 are where the stem meets the bar
 INERTIA = 3000.0  # about the centre of mass, of a T of mass 1, as the simulator sets it
 AGENT_RADIUS = 15.0
+TABLE_SIZE = 512.0
+DEFAULT_GOAL = (256.0, 256.0, np.pi / 4)  # x, y in table pixels, angle in radians
 
 Pose = tuple[float, float, float]  # x, y, angle
+
+
+def state_targets(states: np.ndarray) -> np.ndarray:
+    """States (..., 5) -> (..., 6) as a model predicts them: agent xy and block xy in [-1, 1], cosine and sine of the
+    block's angle."""
+    positions, angle = states[..., :4] / (TABLE_SIZE / 2) - 1, states[..., 4:]
+    return np.concatenate([positions, np.cos(angle), np.sin(angle)], axis=-1)
+
+
+def block_poses(targets: np.ndarray) -> np.ndarray:
+    """Poses (..., 3) of the block, from `state_targets` (..., 6) that may be predicted."""
+    positions, angle = (targets[..., 2:4] + 1) * (TABLE_SIZE / 2), np.arctan2(targets[..., 5:6], targets[..., 4:5])
+    return np.concatenate([positions, angle], axis=-1)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.real.planner import ObservationEntry
 from unified_video_action.real.server.errors import BAD_REQUEST, Refused
 
@@ -41,7 +42,10 @@ def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool)
             f"{name}: got frames of {came[1]} x {came[0]} pixels, whose proportions are not those of {wanted}",
         )
     frames = _bytes(name, frames, wanted)
-    return frames if fits else _resized(frames, (height, width))
+    if fits:
+        return frames
+    fit = Fit((height, width), crop=False)
+    return np.stack([fit(each) for each in frames.reshape(-1, *came, 3)]).reshape(*frames.shape[:-3], *entry.shape)
 
 
 def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:
@@ -62,11 +66,3 @@ def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:
 def _scaled(plane: np.ndarray) -> np.ndarray:
     """One colour (h, w) as uint8."""
     return plane if plane.dtype == np.uint8 else cv2.convertScaleAbs(plane, alpha=255.0)
-
-
-def _resized(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Areas are averaged where pixels are lost: (..., h, w, 3) -> (..., *size, 3)."""
-    method = cv2.INTER_AREA if frames.shape[-3] > size[0] else cv2.INTER_LINEAR
-    flat = frames.reshape(-1, *frames.shape[-3:])
-    made = [cv2.resize(each, size[::-1], interpolation=method) for each in flat]
-    return np.stack(made).reshape(*frames.shape[:-3], *size, 3)

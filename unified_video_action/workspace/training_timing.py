@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.evaluation.matrix_rate import matrix_rate
 from unified_video_action.evaluation.products import Products, time_products
 from unified_video_action.evaluation.timing import Bench, Times, noise
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.ema import Ema
-from unified_video_action.workspace.matrix_rate import matrix_rate
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.survey import Survey

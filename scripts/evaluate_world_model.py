@@ -1,0 +1,155 @@
+"""How good a checkpoint's world model is, on held-out episodes: frames, actions, and whether either follows the other.
+
+    python scripts/evaluate_world_model.py --checkpoint RUN/checkpoints/latest
+    python scripts/evaluate_world_model.py --checkpoint checkpoints/uva_pusht_mini --windows 100 --output look
+
+Windows are those of the episodes that the run held out of the first of its stores, or with --data of these stores,
+split as the run splits its own. Modes that the checkpoint was not trained in are named and left out. With a reader of
+positions (task.reader) errors are also in the task's units. Written to the output folder: world_model.json, and
+world_model.html with tables, curves and pictures.
+
+follows actions   forward dynamics: error with another window's actions over that with the true ones; 1: ignores them
+reads frames      inverse dynamics: the same for the future frames
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unified_video_action.dataset.window_dataset import WindowDataset
+
+log = logging.getLogger("evaluate_world_model")
+LEAST_EPISODES, FEW_EPISODES = 2, 10  # held out: to measure at all, to trust the intervals
+SHOWN = 6  # windows whose pictures the page has
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
+    add("--windows", type=int, default=500, help="how many, spread evenly (default: 500)")
+    add("--samples", type=int, default=8, help="imagined futures of each window, of which the best counts (default: 8)")
+    add("--rows", type=int, default=64, help="windows at a time (default: 64)")
+    add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
+    add("--iterations", type=int, help="steps of generation of frames (default: the configuration's)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader in the configuration")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
+    options = parser.parse_args(arguments)
+    for name, least in {"windows": 2, "samples": 0, "rows": 1, "iterations": 1}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            parser.error(f"--{name} must be at least {least}, got {value}")
+    return options
+
+
+def open_dataset(config: dict[str, Any], stores: list[str] | None) -> WindowDataset:
+    """The held-out episodes of the run's first store, or of other ones, with frames.
+
+    Raises:
+        ValueError: fewer than two episodes are held out. FileNotFoundError: no data.
+    """
+    import numpy as np
+
+    from unified_video_action.dataset.build import build_dataset
+
+    dataset = dict(config["task"]["dataset"])
+    key = next((key for key in ("paths", "sources") if key in dataset), None)
+    if key is None and stores:
+        raise ValueError(f"--data: task.dataset of {dataset['_target_']} names no stores")
+    given = dataset.get(key)
+    if isinstance(given, dict) and "_target_" not in given and key == "sources":
+        given = list(given.values())
+    first = given[0] if isinstance(given, list) else given
+    if stores:
+        first = [{**(first if isinstance(first, dict) else {}), "path": store, "weight": None} for store in stores]
+    if key is not None:
+        dataset[key] = first
+    held_out = build_dataset({**config, "task": {**config["task"], "dataset": dataset}}).validation()
+    held_out.use_frames()
+    episodes = len(np.unique(held_out.episodes()))
+    if episodes < LEAST_EPISODES:
+        raise ValueError(
+            f"task.dataset.val_ratio={dataset.get('val_ratio')} holds out {episodes} episode: at least "
+            f"{LEAST_EPISODES} are needed to show one window another episode's actions; train with a larger val_ratio"
+        )
+    if episodes < FEW_EPISODES:
+        log.warning("only %d episodes are held out (task.dataset.val_ratio): intervals are rough", episodes)
+    return held_out
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the JSON file holds; writes the page."""
+    from unified_video_action.env_runner import preparation, results
+    from unified_video_action.env_runner.world_model_report import write_world_model_report
+    from unified_video_action.evaluation.bootstrap import METHOD
+    from unified_video_action.evaluation.heads import heads_health, warnings
+    from unified_video_action.evaluation.windows import HeldOutWindows
+    from unified_video_action.evaluation.world_model import WorldModel
+    from unified_video_action.instantiate import instantiate
+    from unified_video_action.model.task_modes import TASK_MODES
+    from unified_video_action.policy.build import load_policy
+    from unified_video_action.workspace.sheet import draw_sheet
+
+    config = preparation.read_config(options.checkpoint, options.set, simulates=False)
+    dataset = open_dataset(config, options.data)
+    policy = load_policy(options.checkpoint, options.weights, preparation.choose_device(options.device))
+    changes = {"sampler": options.sampler, "video_sampler": options.sampler, "iterations": options.iterations}
+    policy.config = replace(policy.config, **{name: value for name, value in changes.items() if value is not None})
+    if dataset.instructions:
+        dataset.use_text(policy.encode_text(dataset.instructions))
+    reader = config["task"].get("reader")
+    reader = None if reader is None else instantiate(reader, "task.reader")
+    modes = [name for name in TASK_MODES if preparation.is_trained(config, name)]
+    windows = HeldOutWindows(policy, dataset, options.windows, options.rows, progress=True)
+    model = WorldModel(policy, windows, modes, reader, progress=True)
+    health = heads_health(policy, windows.part(range(min(len(windows), options.rows))), modes)
+    found = {
+        "checkpoint": str(options.checkpoint),
+        **model.measure(options.samples),
+        "health": health,
+        "warnings": warnings(health),
+        "intervals": METHOD,
+        "settings": {
+            "sampler": policy.config.sampler,
+            "video_sampler": policy.config.video_sampler,
+            "iterations": policy.config.iterations,
+            "weights": options.weights,
+            "device": str(policy.device),
+        },
+        "machine": results.machine(),
+        "commit": results.git_commit(),
+        "versions": results.versions(),
+    }
+    output = options.output or preparation.run_folder(options.checkpoint) / "world_model"
+    output.mkdir(parents=True, exist_ok=True)
+    results.write_json(output / "world_model.json", found)
+    shown = HeldOutWindows(policy, dataset, SHOWN)
+    drawn = draw_sheet(output / "world_model.png", WorldModel(policy, shown, modes, reader))
+    write_world_model_report(output / "world_model.html", found, output / "world_model.png" if drawn else None)
+    log.info("\nWritten to %s", output)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    from unified_video_action.env_runner.world_model_report import text_tables
+
+    try:
+        found = measure(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"evaluate_world_model.py: {error}")
+    log.info("\n%s", text_tables(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""What docs/performance.md owes to a GPU, as one command that may be interrupted and typed again.
+
+    python scripts/gpu_run.py --minutes 12 --data $UVA_DATA_DIR --output outputs/gpu
+    PYTHONPATH=. python scripts/gpu_run.py --data pusht.zip --wheels wheels --collect results
+    python scripts/gpu_run.py --minutes 3 --device cpu --output outputs/rehearsal
+    python scripts/gpu_run.py --list
+
+It is made for a machine with one GPU, few packages (torch, numpy, safetensors, accelerate, einops and timm) and little
+time. Packages that are missing come as wheels from a folder; nothing is downloaded. The parts are done in the order of
+--list. Each has a time limit; one that fails or takes too long is recorded, and the next begins. Training gets all
+that the parts after it do not need. The same command with the same --output goes on where it was: finished parts are
+left out, training and evaluations continue. Results are in results.json, whole after every part, and a log of each.
+
+With less than 6 minutes everything is done in little. On a CPU it is a rehearsal: a few steps of uva_pusht_mini in
+place of the larger models, on a few scripted demonstrations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.machinery
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from unified_video_action.workspace.commands import ROOT
+from unified_video_action.workspace.parts import Command, NotHere, Part, Parts, pack, read_json
+
+log = logging.getLogger("gpu_run")
+WHOLE = 12.0  # minutes that the parts' times are meant for; with less, all get less
+BRIEF = 6.0  # minutes below which everything is done in little
+SAVING = 20.0  # seconds for training to save in, once its time is up
+SHARED = 2**28  # bytes of shared memory that a loader process takes: six batches of 512 samples
+ARCHIVES = ("pusht.zip", "pusht_cchi_v7_replay_uint8.zarr.zip")  # names of the human demonstrations
+CUDA_TESTS = ("tests/policy/test_cuda.py", "tests/inference/test_cuda.py", "tests/workspace/test_feeding.py")
+STEPS = (16, 100)  # of the samplers that are timed
+REHEARSAL = (  # of training, on a CPU
+    "trainer.device=cpu",
+    *("trainer.max_steps=4", "training.batch_size=8", "training=joint", "task.dataset.val_ratio=0.7"),
+)
+
+
+def parts(options: Namespace) -> list[Part]:
+    """What there is to do, the most valuable first; times are those of one GPU."""
+
+    def part(name: str, about: str, minutes: float, commands: Any, figures: Any, *needs: str) -> Part:
+        return Part(name, about, minutes, partial(commands, options), partial(figures, options), needs)
+
+    collecting = 0.5 if options.human_only else 1.5
+    policy_figures, planner_figures = (partial(rollout_figures, name) for name in ("policy", "planner"))
+    return [
+        part("tests", "the tests that need a GPU", 0.7, test_commands, test_figures),
+        part("data", "demonstrations and their latents", collecting, data_commands, data_figures),
+        part("train", f"{options.small}, in the time that is left", 0.0, train_commands, train_figures),
+        part("export", "its weights in half precision, in pieces", 0.3, export_commands, export_figures, "train"),
+        part("evaluate", "episodes of it", 0.7, policy_commands, policy_figures, "export"),
+        part("world_model", "its world model on held-out windows", 1.2, world_commands, world_figures, "export"),
+        part("planner", "the same with a planner", 0.7, planner_commands, planner_figures, "export"),
+        part("latency", f"plans of {options.large}, 16 and 100 steps", 1.2, latency_commands, latency_figures),
+        part("training_rate", f"samples per second of {options.large}", 0.7, rate_commands, rate_figures),
+    ]
+
+
+def test_commands(options: Namespace, minutes: float) -> list[Command]:
+    if not can_import("pytest", options):
+        raise NotHere("pytest is not installed")
+    words = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={options.output / 'tests.xml'}")
+    return [Command((*words, *CUDA_TESTS))]
+
+
+def test_figures(options: Namespace) -> dict[str, Any]:
+    suite = ElementTree.parse(options.output / "tests.xml").getroot().find("testsuite")
+    faults = [case for case in suite.iter("testcase") if case.find("failure") is not None]
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    return counts | {"failed": [case.get("name") for case in faults]}
+
+
+def data_words(options: Namespace) -> tuple[str, ...]:
+    if options.device == "cpu":
+        kinds = ("--scripted-only", "--scripted", "3")
+    elif options.human_only:
+        kinds = ("--human-only",)
+    else:
+        kinds = ("--scripted", "4") if options.brief else ()
+    return ("scripts/train_pusht.py", "--config-name", options.small, "--data", str(options.output / "data"), *kinds)
+
+
+def data_commands(options: Namespace, minutes: float) -> list[Command]:
+    copy_data(options.data, options.output / "data" / "pusht")
+    return [Command((*data_words(options), "--prepare", *options.overrides))]
+
+
+def data_figures(options: Namespace) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in (options.output / "data" / "pusht").glob("*.zip")}
+
+
+def train_commands(options: Namespace, minutes: float) -> list[Command]:
+    """Train until a little before the limit, or for --train-minutes."""
+    start = 0.3 if options.brief else 0.75  # minutes to start in, and to save and validate at the end
+    total = options.train_minutes or trained_minutes(options) + max(minutes - start, 0.1)
+    if options.device == "cpu":
+        settings = REHEARSAL
+    else:
+        settings = (f"trainer.num_workers={loader_processes()}",)
+    words = ("--train-only", "--minutes", f"{total:.2f}", "--run", str(options.output / "train"), *settings)
+    return [Command((*data_words(options), *words, *options.overrides), grace=SAVING)]
+
+
+def train_figures(options: Namespace) -> dict[str, Any]:
+    """The newest value of every metric."""
+    figures: dict[str, Any] = {"minutes": trained_minutes(options)}
+    for line in (options.output / "train" / "metrics.jsonl").read_text().splitlines():
+        figures |= json.loads(line)
+    return figures
+
+
+def export_commands(options: Namespace, minutes: float) -> list[Command]:
+    trained = trained_minutes(options)
+    if not trained:
+        raise NotHere("there is no checkpoint yet: the part train makes it")
+    made = ["python", "scripts/train_pusht.py", "--config-name", options.small, "--minutes", f"{trained:.1f}"]
+    made += ["--human-only"] if options.human_only else []
+    words = ("--checkpoint", str(options.output / "train" / "checkpoints" / "latest"), "--output", str(stored(options)))
+    words += ("--dtype", "float16", "--max-mb", "60", "--replace")
+    return [
+        Command(("scripts/export_checkpoint.py", *words, "--training-command", shlex.join([*made, *options.overrides])))
+    ]
+
+
+def export_figures(options: Namespace) -> dict[str, Any]:
+    return read_json(stored(options) / "metrics.json")
+
+
+def rollouts(options: Namespace, name: str, *more: str) -> list[Command]:
+    """eval_sim.py on the stored weights, or the rest of what an earlier call has begun."""
+    require_weights(options)
+    folder = measured(options, name)
+    results, begun = folder / "results.json", (folder / "journal.json").is_file()
+    if folder.exists() and not begun and not results.is_file():
+        shutil.rmtree(folder)
+    words = ("eval_sim.py", "--checkpoint", str(stored(options)), "--device", options.device, "--output", str(folder))
+    words += ("--n-episodes", "4" if options.brief else "100", "--films", "1" if can_import("av", options) else "0")
+    few = ("--set", "task.env_runner.max_steps=16") if options.device == "cpu" else ()
+    return [Command((*words, *more, *few, *(["--resume"] if begun else [])), results)]
+
+
+def policy_commands(options: Namespace, minutes: float) -> list[Command]:
+    return rollouts(options, "policy")
+
+
+def planner_commands(options: Namespace, minutes: float) -> list[Command]:
+    return rollouts(options, "planner", "--planner", "2" if options.brief else "16")
+
+
+def rollout_figures(name: str, options: Namespace) -> dict[str, Any]:
+    return read_json(measured(options, name) / "results.json").get("metrics", {})
+
+
+def world_commands(options: Namespace, minutes: float) -> list[Command]:
+    require_weights(options)
+    amount = ("--windows", "16", "--samples", "2") if options.brief else ("--windows", "500", "--samples", "8")
+    words = ("--checkpoint", str(stored(options)), "--output", str(measured(options, "world_model")))
+    return [Command(("scripts/evaluate_world_model.py", *words, "--device", options.device, *amount))]
+
+
+def world_figures(options: Namespace) -> dict[str, Any]:
+    return {path.name: read_json(path) for path in sorted(measured(options, "world_model").glob("*.json"))}
+
+
+def benchmark(options: Namespace, name: str, *more: str) -> Command:
+    on_cpu, makes = options.device == "cpu", options.output / f"{name}.json"
+    words = ("scripts/benchmark.py", "--config-name", options.large, "--device", options.device, *more)
+    words += ("--precision", "no" if on_cpu else "bf16", "--json", str(makes))
+    words += ("--repeats", "3", "--warmup", "1") if options.brief else ()
+    return Command((*words, *(() if on_cpu else ("vae.weights=random",))), makes)
+
+
+def latency_commands(options: Namespace, minutes: float) -> list[Command]:
+    times = [
+        benchmark(options, f"latency_{steps}", "--only", "latency", "--sampler", f"ancestral{steps}") for steps in STEPS
+    ]
+    launches = [] if options.device == "cpu" else [benchmark(options, "launches", "--only", "launches")]
+    return [benchmark(options, "naive", "--compare", "naive"), *times, *launches]
+
+
+def latency_figures(options: Namespace) -> dict[str, Any]:
+    naive = read_json(options.output / "naive.json")
+    figures = {name: row for name, row in naive.items() if name.startswith("policy_")}
+    for steps in STEPS:
+        times = read_json(options.output / f"latency_{steps}.json").get("latency_ms", {})
+        figures[f"ancestral{steps}_ms"] = {plan: rows["total"]["median"] for plan, rows in times.items()}
+    return figures | {"launches": read_json(options.output / "launches.json").get("launches")}
+
+
+def rate_commands(options: Namespace, minutes: float) -> list[Command]:
+    sizes, workers = (("2",), "0") if options.device == "cpu" else (("32", "128"), "4")
+    common = ("--only", "training", "--workers", workers, "--training-batch")
+    return [benchmark(options, f"rate_{size}", *common, size) for size in sizes]
+
+
+def rate_figures(options: Namespace) -> dict[str, Any]:
+    rows = {path.stem: read_json(path)["training"] for path in sorted(options.output.glob("rate_*.json"))}
+    wanted = ("samples_per_second", "matrix_tflops", "mfu", "waiting", "over_products")
+    return {name: {key: row[key] for key in wanted} for name, row in rows.items()}
+
+
+def stored(options: Namespace) -> Path:
+    """The exported weights, in the folder of the training, so that reports show its curves."""
+    return options.output / "train" / "stored"
+
+
+def measured(options: Namespace, name: str) -> Path:
+    """Where measures of the exported weights go."""
+    steps = read_json(stored(options) / "metrics.json").get("training", {}).get("steps", 0)
+    return options.output / "train" / "evaluation" / f"step_{steps:08d}" / name
+
+
+def require_weights(options: Namespace) -> None:
+    if not (stored(options) / "config.yaml").is_file():
+        raise NotHere("there are no weights yet: the part export makes them")
+
+
+def trained_minutes(options: Namespace) -> float:
+    state = read_json(options.output / "train" / "checkpoints" / "latest" / "trainer_state.json")
+    return state.get("elapsed_seconds", 0.0) / 60
+
+
+def loader_processes() -> int:
+    """As many as cores and shared memory allow; with 0 training prepares its batches itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = Path("/dev/shm")
+    room = shutil.disk_usage(shared).free // SHARED if shared.is_dir() else 0
+    return max(0, min(14, cores - 2, room))
+
+
+def can_import(package: str, options: Namespace) -> bool:
+    """Whether the commands can import a package."""
+    return importlib.machinery.PathFinder.find_spec(package, [str(options.output / "site"), *sys.path]) is not None
+
+
+def copy_data(given: Path | None, folder: Path) -> None:
+    """The human demonstrations as folder/pusht.zip, and beside it the scripted ones that there are."""
+    if given is None:
+        return
+    source = given / "pusht" if (given / "pusht").is_dir() else given
+    human = [source] if source.is_file() else [source / name for name in ARCHIVES if (source / name).is_file()]
+    copies = {folder / path.name: path for path in source.glob("scripted_*.zarr.zip")}
+    if human:
+        copies[folder / "pusht.zip"] = human[0]
+    if not copies:
+        raise NotHere(f"--data {given}: neither {' nor '.join(ARCHIVES)} is there, nor scripted_*.zarr.zip")
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, path in copies.items():
+        if not target.exists():
+            shutil.copy(path, target)
+
+
+def environment(options: Namespace) -> dict[str, str]:
+    """That of the commands: this project and the wheels can be imported, data is in the output folder."""
+    site = options.output / "site"
+    if options.wheels and not site.is_dir():
+        wheels = sorted(map(str, options.wheels.glob("*.whl")))
+        if not wheels:
+            raise ValueError(f"--wheels {options.wheels}: there is no wheel in it")
+        unfinished = site.with_suffix(".unfinished")
+        install = ("install", "-q", "--no-index", "--no-deps", "--no-compile", "--target", str(unfinished), *wheels)
+        subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+        unfinished.rename(site)
+    paths = [str(ROOT), *([str(site)] if site.is_dir() else []), os.environ.get("PYTHONPATH", "")]
+    return {
+        **{"OMP_NUM_THREADS": "1", **os.environ},
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",
+        "TQDM_MININTERVAL": "15",  # seconds; bars fill logs
+        "UVA_DATA_DIR": str(options.output / "data"),
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    began = time.monotonic()
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    known = parts(options)
+    if options.list:
+        log.info("\n".join(f"{part.name:14} {part.about}" for part in known))
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the part at hand may save
+    run = Parts(known, options.output, environment(options))
+
+    def collect() -> None:
+        if options.collect:
+            pack(options.output, options.collect, {"site", "data", "checkpoints"}, "train/stored/*.safetensors")
+
+    try:
+        run.do(options.parts, began + 60 * options.minutes, min(1.0, options.minutes / WHOLE), collect)
+    except KeyboardInterrupt:
+        sys.exit("Interrupted; the same command goes on.")
+    finally:
+        collect()
+        run.tell_owed()
+        log.info("docs/performance.md lists what needs several GPUs, a display or a robot.")
+
+
+def parse_arguments(arguments: list[str] | None) -> Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--minutes", type=float, default=WHOLE, help="of this call (default: 12)")
+    add("--parts", help="names with commas between (default: all)")
+    add("--list", action="store_true", help="only list the parts")
+    data = "human demonstrations, or a folder that holds them, also as pusht/ (default: $UVA_DATA_DIR)"
+    add("--data", type=Path, default=os.environ.get("UVA_DATA_DIR") or None, help=data)
+    add("--human-only", action="store_true", help="do without scripted demonstrations, of which missing ones are made")
+    add("--train-minutes", type=float, help="of training, earlier calls included (default: what is left)")
+    add("--wheels", type=Path, help="folder of wheels with the packages that are missing")
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
+    add("--output", type=Path, default=ROOT / "outputs" / "gpu", help="folder of this run (default: outputs/gpu)")
+    add("--collect", type=Path, help="folder for what is to be kept: pieces of weights, all else in one archive")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration of the training")
+    options = parser.parse_intermixed_args(arguments)
+    for name in ("minutes", "train_minutes"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
+    for name in ("data", "wheels", "output", "collect"):
+        value = getattr(options, name)
+        setattr(options, name, value and value.expanduser().resolve())
+    options.brief = options.device == "cpu" or options.minutes < BRIEF
+    options.small, options.large = (
+        ("uva_pusht_mini", "uva_pusht_mini") if options.device == "cpu" else ("uva_pusht_small", "uva_pusht")
+    )
+    names = [part.name for part in parts(options)]
+    options.parts = options.parts.split(",") if options.parts else names
+    if unknown := set(options.parts) - set(names):
+        parser.error(f"--parts: there is no {', '.join(sorted(unknown))}; known are {', '.join(names)}")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Health of heads: seen where they are well, where they are deaf, and whatever the trunk's activations are."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
+from unified_video_action.evaluation.heads import heads_health, warnings
+
+MODES = ("policy", "video", "forward_dynamics")
+
+
+@pytest.fixture
+def policy(make_policy) -> Any:  # noqa: F811
+    return make_policy()
+
+
+@pytest.fixture
+def batch(policy: Any, obs: dict[str, torch.Tensor]) -> dict[str, Any]:  # noqa: F811
+    history, future = policy.encode(obs["image"]), policy.encode(obs["image"].flip(1).roll(5, -1))
+    return {
+        "history": {"image": history},
+        "future": {"image": future},
+        "low_dim": {"agent_pos": obs["agent_pos"]},
+        "action": torch.rand(3, 16, 2) * 512,
+        "action_is_pad": torch.zeros(3, 16, dtype=torch.bool),
+        "frame_is_pad": torch.tensor([[False] * 4, [False] * 4, [False, False, False, True]]),
+        "has_action": torch.ones(3, dtype=torch.bool),
+        "seed": torch.arange(3),
+    }
+
+
+def test_a_head_that_listens_is_well(policy: Any, batch: dict[str, Any]) -> None:
+    health = heads_health(policy, batch, MODES)
+    assert set(health) == {"action_live", "action_spread", "video_explained", "video_explained_other"}
+    assert health["action_live"] > 0.3 and health["action_spread"] > 0.01  # of random weights
+    assert not warnings(health | {"action_spread": 0.1})
+    assert health == heads_health(policy, batch, MODES)
+    assert set(heads_health(policy, batch, ["video"])) == {"video_explained", "video_explained_other"}
+    assert set(heads_health(policy, batch, ["inverse_dynamics"])) == {"action_live", "action_spread"}
+
+
+def test_dead_units_and_a_condition_of_its_own_are_seen(policy: Any, batch: dict[str, Any]) -> None:
+    trunk = policy.model.action_head.trunk
+    nn.init.constant_(trunk.fc[0].bias, -1000.0)
+    health = heads_health(policy, batch, ["policy"])
+    assert health["action_live"] == 0 and health["action_spread"] < 1e-4
+    (warning,) = warnings(health)
+    assert "the action head no longer depends on its input (spread 0.000, live units 0.0%)" in warning
+    assert "training.optimizer.learning_rate" in warning and "fan_in_scale" in warning
+
+
+def test_units_are_counted_whatever_the_activation_is(policy: Any, batch: dict[str, Any]) -> None:
+    policy.model.action_head.trunk.fc[1] = nn.SiLU()
+    nn.init.constant_(policy.model.action_head.trunk.fc[0].bias, -1000.0)
+    assert heads_health(policy, batch, ["policy"])["action_live"] == 0
+
+
+@pytest.mark.parametrize("prediction", ["sample", "v", "epsilon"])
+def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str, Any], prediction: str) -> None:
+    """A network that looks up each sample's tokens by its condition, and says the mean of the others otherwise."""
+    head = policy.model.video_head
+    head.diffusion.prediction = prediction
+    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
+    loss = head.loss
+
+    def kept(cond: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> Any:
+        asked.append((cond, x0))
+        return loss(cond, x0, t, noise)
+
+    def knows(noisy: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        if not asked:
+            return torch.zeros_like(noisy).repeat_interleave(2, -1)
+        learnt, tokens = asked[0]
+        nearest = torch.cdist(cond[:, 0].flatten(1), learnt[:, 0].flatten(1)).argmin(1)
+        x0, at = tokens[nearest], head.diffusion.tables.at(t)
+        if prediction == "epsilon":
+            x0 = (noisy - at["sqrt_abar"] * x0) / at["sqrt_one_minus_abar"]
+        elif prediction == "v":
+            x0 = (at["sqrt_abar"] * noisy - x0) / at["sqrt_one_minus_abar"]
+        return torch.cat([x0, x0], dim=-1)
+
+    head.loss, head.net.forward = kept, knows
+    health = heads_health(policy, batch, ["forward_dynamics"])
+    assert health["video_explained"] == pytest.approx(1, abs=0.01)
+    assert health["video_explained_other"] < 0.5

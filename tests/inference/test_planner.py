@@ -1,0 +1,159 @@
+"""A planner executes the best of several plans, and an episode depends on its own seed alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.inference.test_session import inputs_without_memory, make_policy, observations  # noqa: F401
+from unified_video_action.env.plan_score import Imagined, PlanScore
+from unified_video_action.inference import planner as planner_module
+from unified_video_action.inference.planner import Planner
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.policy.planner_config import PlannerConfig
+
+
+class Rightmost(PlanScore):
+    """Likes plans that end far to the right; remembers what it was shown."""
+
+    def __init__(self, *needs: str, bad: float = 0.0) -> None:
+        self.needs, self.bad, self.seen = frozenset(needs or ("states",)), bad, []
+
+    def __call__(self, imagined: Imagined) -> np.ndarray:
+        self.seen.append(imagined)
+        scores = imagined.actions[:, -1, 0].astype(np.float64)
+        scores[-1] += self.bad
+        return scores
+
+
+def plans(session: PolicySession, seen: list[dict], seeds: list[int], times: int = 3) -> np.ndarray:
+    """(times, slots, A, D) plans of all slots, eight observations apart; slot s begins at observation s."""
+    for slot, seed in enumerate(seeds):
+        session.reset(slot, seed, **({"text": torch.ones(5)} if session.policy.model.spec.text_dim else {}))
+    made = []
+    for _ in range(times):
+        for step in range(8):
+            for slot, seed in enumerate(seeds):
+                session.observe(seen[seed + 8 * len(made) + step], slot)
+        made.append(session.plan())
+    return np.stack(made)
+
+
+@pytest.fixture
+def policy():
+    return make_policy(auxiliary_dim=6)
+
+
+def test_the_best_plan_is_executed(policy, observations) -> None:  # noqa: F811
+    score = Rightmost("states", "frames")
+    session = PolicySession(policy, slots=2, planner=Planner(score, candidates=5))
+    made = plans(session, observations, [3, 4], times=2)
+    for plan, imagined in zip(made, score.seen, strict=True):
+        actions = imagined.actions.reshape(2, 5, 16, 2)
+        np.testing.assert_array_equal(plan, actions[range(2), actions[:, :, -1, 0].argmax(axis=1)])
+        assert np.ptp(actions[:, :, -1, 0], axis=1).min() > 1  # the plans differ
+        assert imagined.states.shape == (10, 4, 6)
+        assert imagined.frames.shape == (10, 4, 3, 32, 32) and imagined.frames.dtype == np.uint8
+    assert len(session.plan_seconds) == 2
+
+
+def test_states_are_those_of_forward_dynamics(policy, observations) -> None:  # noqa: F811
+    score = Rightmost()
+    plans(PolicySession(policy, planner=Planner(score, candidates=3)), observations, [0], times=1)
+    inputs, (imagined,) = inputs_without_memory(policy, observations[:8]), score.seen
+    for actions, states in zip(imagined.actions, imagined.states, strict=True):
+        expected = policy.predict_states(inputs, torch.from_numpy(actions[None]))[0, 4:]
+        np.testing.assert_allclose(states, expected, atol=1e-4)
+    assert np.ptp(imagined.states, axis=0).max() > 1e-3 and imagined.frames is None
+
+
+@pytest.mark.parametrize("options", [{}, {"text_dim": 5, "text_tokens": 2}, {"history_actions": True}])
+@pytest.mark.parametrize("needs", ["states", "frames"])
+def test_one_candidate_is_the_policy_without_a_planner(observations, options, needs) -> None:  # noqa: F811
+    policy = make_policy(auxiliary_dim=6, **options)
+    alone = plans(PolicySession(policy, slots=2), observations, [1, 2])
+    made = plans(PolicySession(policy, slots=2, planner=Planner(Rightmost(needs), 1)), observations, [1, 2])
+    np.testing.assert_array_equal(made, alone)
+
+
+@pytest.mark.parametrize("needs", ["states", "frames"])
+def test_an_episode_depends_on_its_seed_alone(policy, observations, needs, monkeypatch) -> None:  # noqa: F811
+    class Brightest(Rightmost):  # takes in what is imagined, its noise too
+        def __call__(self, imagined: Imagined) -> np.ndarray:
+            shown = imagined.states if needs == "states" else imagined.frames
+            self.seen.append(shown.reshape(len(shown), -1).mean(axis=1, dtype=np.float64))
+            return self.seen[-1]
+
+    beside, alone = Brightest(needs), Brightest(needs)
+    three = plans(PolicySession(policy, slots=3, planner=Planner(beside, 4)), observations, [5, 6, 7])
+    monkeypatch.setattr(planner_module, "MOST_ROWS", 3)  # nor on how plans share a forward pass
+    session = PolicySession(policy, planner=Planner(alone, 4))
+    one = plans(session, observations, [6])
+    np.testing.assert_allclose(one[:, 0], three[:, 1], atol=1e-3)
+    for whole, own in zip(beside.seen, alone.seen, strict=True):
+        np.testing.assert_allclose(whole[4:8], own, rtol=1e-3)
+
+    looking = PolicySession(policy, planner=Planner(alone, 4))
+    looking.reset(seed=6)
+    looking.observe(observations[6])
+    looking.imagine()
+    session.reset(seed=6)
+    session.observe(observations[6])
+    np.testing.assert_array_equal(looking.plan(), session.plan())
+
+
+def test_the_simulator_may_take_the_models_place(observations) -> None:  # noqa: F811
+    asked, score = [], Rightmost()
+
+    def simulate(chunks):
+        asked.append(chunks)
+        return {slot: np.full((len(own), 4, 5), slot) for slot, own in chunks.items()}
+
+    session = PolicySession(make_policy(), slots=2, planner=Planner(score, 3, simulate))  # needs no auxiliary head
+    plans(session, observations, [0, 1], times=1)
+    assert {slot: chunks.shape for slot, chunks in asked[0].items()} == {0: (3, 16, 2), 1: (3, 16, 2)}
+    np.testing.assert_array_equal(score.seen[0].states[:, 0, 0], [0, 0, 0, 1, 1, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_not_finite_is_named(policy, observations, bad) -> None:  # noqa: F811
+    session = PolicySession(policy, slots=2, planner=Planner(Rightmost(bad=bad), 4))
+    with pytest.raises(ValueError, match=rf"score Rightmost is not finite: {bad} for seed 9 in slot 1"):
+        plans(session, observations, [8, 9], times=1)
+
+
+def test_the_configuration_names_the_planner(policy, observations) -> None:  # noqa: F811
+    target = "unified_video_action.env.pusht.score.CoverageScore"
+    policy.config = replace(policy.config, planner=PlannerConfig({"_target_": target, "at": "best"}, candidates=2))
+    session = PolicySession(policy)
+    assert session.planner.candidates == 2 and session.planner.score.at == "best"
+    assert session.planner.description.startswith("best of 2 by CoverageScore(at=best")
+    assert plans(session, observations, [0], times=1).shape == (1, 1, 16, 2)
+
+
+class Short(Rightmost):
+    def __call__(self, imagined: Imagined) -> np.ndarray:
+        return super().__call__(imagined)[1:]
+
+
+def test_bad_input_is_named(policy, observations) -> None:  # noqa: F811
+    cases = {
+        r"candidates must be a positive integer, got 0": lambda: PlannerConfig({"_target_": "a"}, 0),
+        r"score must be a mapping with _target_, got \{\}": lambda: PlannerConfig({}),
+        r"candidates must be at least 1, got 0": lambda: Planner(Rightmost(), 0),
+        r"Rightmost.needs must name states, frames or both, got \['sound'\]": lambda: Planner(Rightmost("sound")),
+        r"Rightmost needs frames": lambda: Planner(Rightmost("frames"), simulate=dict),
+        r"PolicyConfig is no PlanScore": lambda: Planner.build(
+            PlannerConfig({"_target_": "unified_video_action.policy.unified_video_action_policy.PolicyConfig"})
+        ),
+        r"Short gave scores of shape \(2,\) for 3 plans": lambda: plans(
+            PolicySession(policy, planner=Planner(Short(), 3)), observations, [0]
+        ),
+        r"task.shape_meta.auxiliary_dim": lambda: plans(
+            PolicySession(make_policy(), planner=Planner(Rightmost(), 3)), observations, [0]
+        ),
+    }
+    for message, call in cases.items():
+        with pytest.raises(ValueError, match=message):
+            call()

@@ -1,0 +1,114 @@
+"""scripts/gpu_run.py: which commands its parts are, what it takes with it, and a rehearsal of the first part."""
+
+import json
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.loading import load_script
+from unified_video_action.workspace.parts import NotHere
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    return load_script("gpu_run")
+
+
+def commands(script: ModuleType, name: str, output: Path, *words: str, minutes: float = 5.0) -> list[str]:
+    options = script.parse_arguments(["--output", str(output), *words])
+    (part,) = [part for part in script.parts(options) if part.name == name]
+    return [str(command).replace(str(output), "OUT") for command in part.commands(minutes)]
+
+
+def write_state(output: Path, seconds: float) -> None:
+    folder = output / "train" / "checkpoints" / "latest"
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text(json.dumps({"step": 7, "elapsed_seconds": seconds}))
+
+
+def test_training_gets_the_time_that_is_left(script: ModuleType, tmp_path: Path) -> None:
+    (command,) = commands(script, "train", tmp_path, "--human-only", "training.batch_size=64")
+    words = shlex.split(command)
+    assert "--train-only" in words and "--human-only" in words and words[-1] == "training.batch_size=64"
+    assert words[words.index("--minutes") + 1] == "4.25"
+    assert any(word.startswith("trainer.num_workers=") for word in words)
+
+
+def test_training_that_was_cut_goes_on(script: ModuleType, tmp_path: Path) -> None:
+    write_state(tmp_path, 120)
+    assert "--minutes 6.25 " in commands(script, "train", tmp_path)[0]
+    assert "--minutes 8.00 " in commands(script, "train", tmp_path, "--train-minutes", "8")[0]
+
+
+def test_parts_that_need_weights_say_so(script: ModuleType, tmp_path: Path) -> None:
+    for name in ("evaluate", "planner", "world_model"):
+        with pytest.raises(NotHere, match="part export"):
+            commands(script, name, tmp_path)
+    with pytest.raises(NotHere, match="part train"):
+        commands(script, "export", tmp_path)
+    write_state(tmp_path, 66)
+    assert "--config-name uva_pusht_small --minutes 1.1" in commands(script, "export", tmp_path)[0]
+
+
+def test_an_evaluation_goes_on_where_it_was(script: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "train" / "stored").mkdir(parents=True)
+    (tmp_path / "train" / "stored" / "config.yaml").touch()
+    assert "--resume" not in commands(script, "evaluate", tmp_path)[0]
+    (tmp_path / "train" / "stored" / "metrics.json").write_text('{"training": {"steps": 70}}')
+    folder = tmp_path / "train" / "evaluation" / "step_00000070" / "policy"
+    folder.mkdir(parents=True)
+    assert "--resume" not in commands(script, "evaluate", tmp_path)[0] and not folder.exists()
+    folder.mkdir()
+    (folder / "journal.json").touch()
+    assert "--resume" in commands(script, "evaluate", tmp_path)[0]
+
+
+def test_the_paper_s_model_is_timed_on_a_gpu_and_a_small_one_on_a_cpu(script: ModuleType, tmp_path: Path) -> None:
+    on_gpu = commands(script, "latency", tmp_path)
+    assert len(on_gpu) == 4 and all("uva_pusht " in line and "bf16" in line for line in on_gpu)
+    on_cpu = commands(script, "latency", tmp_path, "--device", "cpu")
+    assert len(on_cpu) == 3 and all("uva_pusht_mini" in line for line in on_cpu)
+
+
+def test_a_file_or_a_folder_of_demonstrations_is_taken(script: ModuleType, tmp_path: Path) -> None:
+    folder, target = tmp_path / "given" / "pusht", tmp_path / "data"
+    folder.mkdir(parents=True)
+    with pytest.raises(NotHere, match="nor scripted"):
+        script.copy_data(folder.parent, target)
+    for name in (script.ARCHIVES[1], "scripted_3_seed1.zarr.zip", "notes.txt"):
+        (folder / name).write_text(name)
+    script.copy_data(folder.parent, target)
+    assert {path.name for path in target.iterdir()} == {"pusht.zip", "scripted_3_seed1.zarr.zip"}
+    script.copy_data(folder / script.ARCHIVES[1], tmp_path / "other")
+    assert (tmp_path / "other" / "pusht.zip").read_text() == script.ARCHIVES[1]
+
+
+@pytest.mark.parametrize("words", [["--parts", "tests,nothing"], ["--minutes", "0"], ["--train-minutes", "-1"]])
+def test_bad_options_are_named(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        script.main(words)
+    assert words[0] in capsys.readouterr().err
+
+
+def test_the_list(script: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        script.main(["--list"])
+    assert caplog.text.index("train ") < caplog.text.index("export") < caplog.text.index("latency")
+
+
+def test_a_rehearsal_of_the_tests_is_recorded_and_kept(tmp_path: Path) -> None:
+    words = ["--parts", "tests", "--device", "cpu", "--output", tmp_path / "run", "--collect", tmp_path / "kept"]
+    run = subprocess.run([sys.executable, "scripts/gpu_run.py", *words], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "run" / "results.json").read_text())["tests"]
+    assert record["state"] == "done" and record["figures"]["tests"] > 5 and record["figures"]["failures"] == 0
+    assert "Still owed: data, train, export" in run.stdout
+    assert (tmp_path / "kept" / "results.tar.gz").is_file()

@@ -1,0 +1,110 @@
+"""The packaged codecs on rendered and on human demonstrations, and the script that fits them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.train_codec import fit_linear, fit_mlp, images_of, main, measure, to_images
+from unified_video_action.env.pusht.renderer import render_states
+from unified_video_action.spec import LatentShape
+from unified_video_action.vae import patch_mlp, pusht_tiny
+from unified_video_action.vae.base import FrameCodec
+from unified_video_action.vae.patch_mlp import PatchMLP
+from unified_video_action.vae.pusht_tiny import PushTTiny
+
+MOST_BYTES = 6_000_000
+LEAST_PSNR = {PushTTiny: 34.0, PatchMLP: 33.0}  # dB
+GOAL = (256.0, 256.0, np.pi / 4)
+AGENT_BLUE = torch.tensor([65, 105, 225]) / 127.5 - 1
+
+
+@pytest.fixture(scope="module", params=[PushTTiny, PatchMLP])
+def codec(request) -> FrameCodec:
+    return request.param()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    """Frames (100, 3, 96, 96) of states all over the table."""
+    low, high = (40, 40, 120, 120, -np.pi), (470, 470, 390, 390, np.pi)
+    return to_images(render_states(np.random.default_rng(3).uniform(low, high, size=(100, 5)), GOAL, 96))
+
+
+def test_packaged_weights_are_small_and_make_the_documented_latents(codec):
+    packaged = {PushTTiny: pusht_tiny.PACKAGED_WEIGHTS, PatchMLP: patch_mlp.PACKAGED_WEIGHTS}[type(codec)]
+    assert packaged.stat().st_size <= MOST_BYTES
+    channels = codec.channels
+    assert codec.latent_shape == LatentShape(channels, 6, 6)
+    latents = codec.encode(torch.zeros(2, 3, 3, 96, 96, dtype=torch.uint8))
+    assert latents.shape == (2, 3, channels, 6, 6) and latents.dtype == torch.float32
+    assert codec.decode(latents).shape == (2, 3, 3, 96, 96)
+
+
+def test_human_demonstrations_come_back(codec, pusht_zip):
+    figures = measure(codec, torch.cat(list(images_of(pusht_zip, held_out=True))))
+    least = LEAST_PSNR[type(codec)]
+    assert figures["psnr"] >= least and figures["psnr_lowest_frame"] >= least - 2
+
+
+def test_rendered_frames_come_back_with_the_agent_in_its_place(codec, images):
+    decoded = codec.decode(codec.encode(images[:, None]))[:, 0]
+    assert measure(codec, images)["psnr"] >= LEAST_PSNR[type(codec)]
+
+    def agent_centre(of: torch.Tensor) -> torch.Tensor:
+        """Centre of the blue in each of (N, 3, 96, 96), in pixels: (N, 2)."""
+        weight = torch.relu(1 - 3 * (of - AGENT_BLUE.view(3, 1, 1)).abs().mean(1))  # (N, 96, 96)
+        axis, total = torch.arange(96.0), weight.sum((1, 2))
+        return torch.stack([(weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total], 1)
+
+    assert (agent_centre(decoded) - agent_centre(images)).norm(dim=1).median() < 0.35  # pixels
+
+
+def test_latents_have_variance_one(codec, images):
+    latents = codec.encode(images[:, None])
+    assert latents.std() == pytest.approx(1, abs=0.2) and latents.mean().abs() < 0.2
+    assert (latents.abs() > 4).float().mean() < 0.03
+
+
+def test_where_nothing_moves_latents_do_not_change(codec, images):
+    moved = images[:1].clone()
+    moved[..., :16, :16] = -moved[..., :16, :16]  # one patch
+    changed = (codec.encode(moved[:, None]) - codec.encode(images[:1, None])).abs().amax((0, 1, 2))  # (6, 6)
+    assert changed[0, 0] > 0.1 and changed.flatten()[1:].max() < 1e-4
+
+
+def test_the_linear_codec_has_its_strongest_channels_first(images):
+    deviations = PushTTiny().encode(images[:, None]).std((0, 1, 3, 4))
+    assert deviations[:8].mean() > 3 * deviations[-8:].mean()
+
+
+def test_fitting_finds_the_components_and_does_not_depend_on_the_parts(images):
+    whole, parts = fit_linear(iter([images])), fit_linear(iter(images.split(17)))
+    assert torch.allclose(whole.components, parts.components, atol=1e-3)
+    gram = whole.components @ whole.components.T
+    assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-4)
+    assert measure(whole, images)["psnr"] > measure(PushTTiny("random"), images)["psnr"] + 10
+
+
+def test_training_makes_unit_latents_that_come_back(images):
+    codec = fit_mlp(iter(images.split(50)), minutes=0.1, device="cpu", batch=64)
+    assert measure(codec, images)["psnr"] > measure(PatchMLP("random"), images)["psnr"] + 2
+    assert not any(weight.requires_grad for weight in codec.parameters()) and not codec.training
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_the_script_writes_weights_and_figures(kind, pusht_store, tmp_path, monkeypatch):
+    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    options = ["--kind", kind, "--minutes", "0.02", "--batch", "32"]
+    main([*options, "--demos", str(pusht_store), "--output", str(tmp_path / "new" / "codec.safetensors")])
+    figures = json.loads((tmp_path / "new" / "codec.json").read_text())
+    assert figures[pusht_store.name]["psnr"] > 0
+    {"linear": PushTTiny, "mlp": PatchMLP}[kind](str(tmp_path / "new" / "codec.safetensors"))
+    assert [path.name for path in (tmp_path / "new").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("kind", [PushTTiny, PatchMLP])
+def test_missing_weights_are_named(kind, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
+        kind(str(tmp_path / "nowhere.safetensors"))

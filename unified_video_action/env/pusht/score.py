@@ -1,0 +1,73 @@
+"""What an imagined plan is worth in PushT: how much of the goal the T covers, and how far it is from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from unified_video_action.env.plan_score import Imagined, PlanScore
+from unified_video_action.env.pusht.coverage import coverage, distance
+from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses
+from unified_video_action.env.pusht.reader import PushTReader
+
+LOST = -10.0  # score of frames in which no T is found: below any other
+
+
+class CoverageScore(PlanScore):
+    """Coverage of the goal by the T less its distance from it, which also ranks plans that cover nothing.
+
+    Coverage alone leads into dead ends, such as the T upside down on the goal; the distance falls all the way to it. (8
+    plans tried in the simulator: 9 to 10 of 12 episodes succeeded with a shaping of 0 and 0.5, 12 with 3 and 10.)
+
+    Args:
+        at: which future frame counts: its index (-1 is the last one), or "best", the largest score over all.
+        shaping: what a distance as long as the table costs; see `geometry.GoalDistance`.
+        goal: x, y in table pixels and angle in radians.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    needs = frozenset({"states"})
+
+    def __init__(
+        self, at: int | Literal["best"] = -1, shaping: float = 10.0, goal: Sequence[float] = DEFAULT_GOAL
+    ) -> None:
+        if at != "best" and not isinstance(at, int):
+            raise ValueError(f"CoverageScore.at must be the index of a future frame or best, got {at!r}")
+        if not shaping >= 0:
+            raise ValueError(f"CoverageScore.shaping must be >= 0, got {shaping!r}")
+        if np.shape(goal) != (3,) or not np.isfinite(goal).all():
+            raise ValueError(f"CoverageScore.goal must be 3 finite numbers, got {goal!r}")
+        self.at, self.shaping, self.goal = at, shaping, np.array(goal, np.float64)
+
+    def __call__(self, imagined: Imagined) -> np.ndarray:
+        return self.value(block_poses(self._counted(imagined.states))).max(axis=1)
+
+    def value(self, poses: np.ndarray) -> np.ndarray:
+        """Score (...) of the T at poses (..., 3); NaN where a pose is not finite."""
+        known = np.isfinite(poses).all(axis=-1)
+        safe = np.where(known[..., None], poses, 0.0)
+        score = coverage(safe, self.goal) - self.shaping * distance(safe, self.goal) / TABLE_SIZE
+        return np.where(known, score, np.nan)
+
+    def _counted(self, future: np.ndarray) -> np.ndarray:
+        """(n, F, ...) -> those of the future frames that count."""
+        if self.at == "best":
+            return future
+        if not -future.shape[1] <= self.at < future.shape[1]:
+            raise ValueError(f"CoverageScore.at={self.at}: there are {future.shape[1]} future frames")
+        return future[:, [self.at]]
+
+
+class FrameCoverageScore(CoverageScore):
+    """The same, of the T that is seen in the frames. A frame without a whole T is worth less than any other."""
+
+    needs = frozenset({"frames"})
+
+    def __call__(self, imagined: Imagined) -> np.ndarray:
+        seen = PushTReader()(np.moveaxis(self._counted(imagined.frames), 2, -1))  # (n, f)
+        found = seen.one_block & np.isfinite(seen.state[..., 2:]).all(axis=-1)
+        return np.where(found, self.value(seen.state[..., 2:]), LOST).max(axis=1)

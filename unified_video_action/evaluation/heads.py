@@ -1,0 +1,156 @@
+"""Whether the heads still listen: what their condition tells them, which training losses do not show."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from unified_video_action.model.diffusion import Diffusion
+from unified_video_action.model.heads import VideoHead
+from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
+ACTIVATIONS = {"relu", "relu_", "leaky_relu", "gelu", "silu", "elu"}
+LEAST_LIVE, LEAST_SPREAD = 0.05, 0.05
+LEAST_SIGNAL = 0.01  # share of the data's variance in a noisy row, below which a predicted noise says nothing of it
+
+
+@torch.no_grad()
+def heads_health(policy: UnifiedVideoActionPolicy, batch: dict[str, Any], modes: Collection[str]) -> dict[str, float]:
+    """Health of the heads that a policy's task modes train, on one batch of windows with latents, on its device.
+
+    Returns:
+        `action_live`: share of units above 0 anywhere in the batch, of the hidden layer of the action head's trunk that
+        has least; `action_spread`: deviation of its condition over the batch, relative to its size: near 0, actions do
+        not depend on the input. The same for `proprio`. `video_explained`: share of the tokens' variance over the batch
+        that the video head's guess explains at the highest noise level, and `video_explained_other` with the condition
+        of another sample: where both are alike the head ignores the joint latent.
+    """
+    health: dict[str, float] = {}
+    acting = next((name for name in ("policy", "policy_and_video", "inverse_dynamics") if name in modes), None)
+    if acting is not None:
+        for name in ("action", "proprio"):
+            head = getattr(policy.model, f"{name}_head", None)
+            if head is not None:
+                health |= {f"{name}_{key}": value for key, value in _trunk(policy, head, batch, acting).items()}
+    imagining = next((name for name in ("forward_dynamics", "policy_and_video", "video") if name in modes), None)
+    return health | (_video(policy, batch, imagining) if imagining is not None else {})
+
+
+def warnings(health: dict[str, float]) -> list[str]:
+    """What is wrong, and what helps."""
+    found = []
+    for name in ("action", "proprio"):
+        spread, live = health.get(f"{name}_spread", 1.0), health.get(f"{name}_live", 1.0)
+        if spread < LEAST_SPREAD or live < LEAST_LIVE:
+            found.append(
+                f"the {name} head no longer depends on its input (spread {spread:.3f}, live units {live:.1%}): "
+                "lower training.optimizer.learning_rate, lengthen training.schedule.warmup_steps, or set "
+                "training.optimizer.fan_in_scale"
+            )
+    return found
+
+
+def _trunk(policy: UnifiedVideoActionPolicy, head: Any, batch: dict[str, Any], mode: str) -> dict[str, float]:
+    conditions: list[Tensor] = []
+    hook = head.trunk.register_forward_hook(lambda module, inputs, output: conditions.append(output))
+    seeds = batch["seed"].tolist()
+    draws = policy.training_draws(seeds, [TASK_MODES[mode]] * len(seeds)).to(policy.device)
+    activations: list[Tensor] = []
+    forward = head.trunk.forward
+
+    def watched(*args: Any) -> Tensor:
+        with _Watch(activations):
+            return forward(*args)
+
+    head.trunk.forward = watched
+    try:
+        policy(batch, draws)
+    finally:
+        hook.remove()
+        del head.trunk.forward  # the class's own shows again
+    live = [(layer > 0).transpose(1, -1).flatten(0, -2).any(0).float().mean() if layer.ndim == 4 else
+            (layer > 0).flatten(0, -2).any(0).float().mean() for layer in activations]  # fmt: skip
+    condition = conditions[0].float()  # (B, steps, d)
+    found = {"spread": float(condition.std(0).mean() / condition.std().clamp(min=1e-12))}
+    return found | ({"live": float(min(live))} if live else {})
+
+
+class _Watch(TorchFunctionMode):
+    """Collects the outputs of activation functions, whether they are called or are modules."""
+
+    def __init__(self, found: list[Tensor]) -> None:
+        super().__init__()
+        self.found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in ACTIVATIONS:
+            self.found.append(output)
+        return output
+
+
+def _video(policy: UnifiedVideoActionPolicy, batch: dict[str, Any], mode: str) -> dict[str, float]:
+    """All future frames hidden, all tokens at the highest noise level."""
+    spec, head, seeds = policy.model.spec, policy.model.video_head, batch["seed"].tolist()
+    draws = policy.training_draws(seeds, [TASK_MODES[mode]] * len(seeds))
+    rows = torch.arange(spec.tokens).expand(len(seeds), -1)  # (B, T*S)
+    noise = torch.randn(len(seeds), 1, spec.tokens, spec.token_dim, generator=torch.Generator().manual_seed(0))
+    t = torch.full((len(seeds), 1, spec.tokens), _highest_level(head.diffusion))
+    wrist = {"wrist_t": t, "wrist_noise": noise} if spec.wrist_output else {}
+    draws = replace(
+        draws, masked=torch.ones_like(draws.masked), video_rows=rows, video_t=t, video_noise=noise, **wrist
+    ).to(policy.device)
+    with _recorded(head) as calls:
+        policy(batch, draws)
+    cond, x0, t, noise = calls[0]  # (B, 1, T*S, c), (B, 1, T*S, C), ...
+    counts = ~batch["frame_is_pad"].repeat_interleave(spec.tokens_per_frame, dim=1)[:, None, :, None]  # (B, 1, T*S, 1)
+    mean = (x0 * counts).sum(0) / counts.sum(0).clamp(min=1)
+    total = ((x0 - mean).square() * counts).sum()
+
+    def explained(cond: Tensor) -> float:
+        guess = _guess(head, cond, x0, t, noise)
+        return float(1 - ((guess - x0).square() * counts).sum() / total.clamp(min=1e-12))
+
+    return {"video_explained": explained(cond), "video_explained_other": explained(cond.roll(1, 0))}
+
+
+def _highest_level(diffusion: Diffusion) -> int:
+    """The last step; where noise is predicted, the last that leaves a trace of the data."""
+    abar = diffusion.tables.at(torch.arange(diffusion.steps, device=diffusion.tables.table.device))["sqrt_abar"] ** 2
+    return diffusion.steps - 1 if diffusion.prediction != "epsilon" else int((abar[:, 0] >= LEAST_SIGNAL).sum()) - 1
+
+
+def _guess(head: VideoHead, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """The clean rows that the head predicts."""
+    noisy = head.diffusion.add_noise(x0, t, noise)
+    output = head.net(noisy, t, cond).float()[..., : x0.shape[-1]]
+    at = head.diffusion.tables.at(t)
+    if head.diffusion.prediction == "epsilon":
+        return at["sqrt_recip_abar"] * noisy - at["sqrt_recip_abar_minus_one"] * output
+    if head.diffusion.prediction == "v":
+        return at["sqrt_abar"] * noisy - at["sqrt_one_minus_abar"] * output
+    return output
+
+
+@contextmanager
+def _recorded(head: VideoHead) -> Iterator[list[tuple[Tensor, ...]]]:
+    """Within the context the arguments of the head's loss are kept."""
+    calls: list[tuple[Tensor, ...]] = []
+    loss = head.loss
+
+    def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(args)
+        return loss(*args)
+
+    head.loss = recorded
+    try:
+        yield calls
+    finally:
+        del head.loss  # the class's own shows again

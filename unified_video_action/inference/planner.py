@@ -1,0 +1,150 @@
+"""Chooses among several plans of a policy: imagines each by forward dynamics and scores what is imagined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unified_video_action.env.plan_score import Imagined, PlanScore
+from unified_video_action.instantiate import instantiate
+from unified_video_action.policy.base import Observation
+from unified_video_action.policy.planner_config import PlannerConfig
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
+MOST_ROWS = 64  # plans that are imagined at a time, for the sake of memory
+KINDS = frozenset({"states", "frames"})  # what a score may need
+
+Simulate = Callable[[Mapping[int, np.ndarray]], Mapping[int, np.ndarray]]  # slot -> (K, A, D) to slot -> (K, F, S)
+
+
+class Planned(Protocol):
+    """The part of an episode that a planner needs."""
+
+    slot: int
+    seed: int
+    planning: torch.Generator
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Executes the best of several plans.
+
+    Args:
+        score: rates imagined plans; only what it needs is imagined: states cost a pass of the transformer, frames the
+            video head and the codec as well.
+        candidates: plans of the policy for each environment.
+        simulate: gives the true states that follow, in place of the model's: the bound of what a planner can win.
+
+    Raises:
+        ValueError: a value out of range, or a score that needs what cannot be had.
+    """
+
+    score: PlanScore
+    candidates: int = 16
+    simulate: Simulate | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"Planner.candidates must be at least 1, got {self.candidates}")
+        needs = frozenset(self.score.needs)
+        if not needs or not needs <= KINDS:
+            raise ValueError(f"{self._score_name}.needs must name states, frames or both, got {sorted(needs)}")
+        if self.simulate is not None and "frames" in needs:
+            raise ValueError(f"{self._score_name} needs frames, but a simulator gives states only")
+
+    @classmethod
+    def build(cls, config: PlannerConfig) -> Planner:
+        """The planner that a policy's configuration describes."""
+        score = instantiate(dict(config.score), "policy.planner.score")
+        if not isinstance(score, PlanScore):
+            raise ValueError(f"policy.planner.score: {config.score['_target_']} is no PlanScore")
+        return cls(score, config.candidates)
+
+    @property
+    def description(self) -> str:
+        """For reports: candidates, score and its settings."""
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self.score).items())
+        return f"best of {self.candidates} by {self._score_name}({settings})"
+
+    @property
+    def _score_name(self) -> str:
+        return type(self.score).__name__
+
+    def choose(
+        self,
+        policy: UnifiedVideoActionPolicy,
+        observation: Observation,
+        chunks: Tensor,
+        episodes: Sequence[Planned],
+        sampler: str | None = None,
+    ) -> Tensor:
+        """Index (n,) of each environment's best plan; the first one of equals.
+
+        Args:
+            observation: of the policy, `candidates` rows for each environment. chunks: (n*K, A, D), the plans.
+            episodes: one for each environment; frames are imagined from noise of its own, the same for all its plans.
+
+        Raises:
+            ValueError: scores of another shape, or one that is not finite.
+        """
+        imagined = self._imagine(policy, observation, chunks, episodes, sampler)
+        scores = np.asarray(self.score(imagined), np.float64)
+        if scores.shape != (len(chunks),):
+            raise ValueError(f"{self._score_name} gave scores of shape {scores.shape} for {len(chunks)} plans")
+        scores = scores.reshape(len(episodes), self.candidates)
+        for episode, values in zip(episodes, scores, strict=True):
+            if not np.isfinite(values).all():
+                bad = values[~np.isfinite(values)][0]
+                where = f"seed {episode.seed} in slot {episode.slot}"
+                raise ValueError(f"the planner's score {self._score_name} is not finite: {bad} for {where}")
+        return torch.from_numpy(scores.argmax(axis=1))
+
+    def _imagine(
+        self,
+        policy: UnifiedVideoActionPolicy,
+        observation: Observation,
+        chunks: Tensor,
+        episodes: Sequence[Planned],
+        sampler: str | None,
+    ) -> Imagined:
+        actions = chunks.cpu().numpy()
+        if self.simulate is not None:
+            tried = np.split(actions, len(episodes))
+            states = self.simulate({each.slot: own for each, own in zip(episodes, tried, strict=True)})
+            return Imagined(actions, np.concatenate([states[each.slot] for each in episodes]))
+        seeds = [int(torch.randint(2**62, (), generator=each.planning)) for each in episodes]
+        made: dict[str, list[np.ndarray]] = {kind: [] for kind in self.score.needs}
+        for first in range(0, len(chunks), MOST_ROWS):
+            rows = slice(first, first + MOST_ROWS)
+            part, own = chunks[rows], taken(observation, rows)
+            if "states" in made:
+                states = policy.predict_states(own, part)[:, policy.horizon.history :]  # (b, F, K)
+                made["states"].append(states.cpu().numpy())
+            if "frames" in made:
+                plans = range(first, first + len(part))
+                noise = [torch.Generator().manual_seed(seeds[plan // self.candidates]) for plan in plans]
+                frames = policy.predict_forward_dynamics(own, part, noise, sampler)["frames"]
+                made["frames"].append(frames.cpu().numpy())
+        return Imagined(actions, **{kind: np.concatenate(parts) for kind, parts in made.items()})
+
+
+def repeated(observation: Observation, times: int) -> dict:
+    """A batch of observations (n, ...), nested or not, with every row `times` over: (n * times, ...)."""
+    return _each(observation, lambda value: value.repeat_interleave(times, 0))
+
+
+def taken(observation: Observation, rows: slice) -> dict:
+    """Some rows of a batch of observations."""
+    return _each(observation, lambda value: value[rows])
+
+
+def _each(observation: Observation, change: Callable[[Tensor], Tensor]) -> dict:
+    return {
+        name: _each(value, change) if isinstance(value, Mapping) else change(value)
+        for name, value in observation.items()
+    }
