@@ -95,7 +95,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.evaluation.windows import HeldOutWindows
     from unified_video_action.evaluation.world_model import WorldModel
     from unified_video_action.instantiate import instantiate
-    from unified_video_action.model.task_modes import TASK_MODES
     from unified_video_action.policy.build import load_policy
     from unified_video_action.workspace.sheet import draw_sheet
 
@@ -108,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dataset.use_text(policy.encode_text(dataset.instructions))
     reader = config["task"].get("reader")
     reader = None if reader is None else instantiate(reader, "task.reader")
-    modes = [name for name in TASK_MODES if preparation.is_trained(config, name)]
+    modes = [mode.name for mode in policy.trained]
     windows = HeldOutWindows(policy, dataset, options.windows, options.rows, progress=True)
     model = WorldModel(policy, windows, modes, reader, progress=True)
     health = heads_health(policy, windows.part(range(min(len(windows), options.rows))), modes)

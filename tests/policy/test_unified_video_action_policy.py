@@ -21,7 +21,7 @@ def test_five_modes_answer_in_the_datas_units(make_policy, obs):
     assert acted["action"].shape == (3, 8, 2) and acted["action_pred"].shape == (3, 16, 2)
     assert acted["action_pred"].min() >= 0 and acted["action_pred"].max() <= 512  # clamped to the data's limits
     both = policy.predict_action_and_video(obs, noise())
-    inverse = policy.predict_inverse_dynamics(obs, future, generator=noise())
+    inverse = policy.predict_inverse_dynamics(obs, future, hide_history=False, generator=noise())
     hidden = policy.predict_inverse_dynamics(obs, future, hide_history=True, generator=noise())
     assert both["action_pred"].shape == inverse["action_pred"].shape == (3, 16, 2)
     assert not torch.equal(inverse["action_pred"], hidden["action_pred"])

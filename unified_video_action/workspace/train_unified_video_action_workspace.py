@@ -136,8 +136,8 @@ class TrainUnifiedVideoActionWorkspace:
             for camera, measured in self.dataset.measure_latents().items():
                 if not 0.5 < measured.level < 2:
                     logger.warning(
-                        "%s: the latents' mean square is %.2f, and noise is made for 1: vae was fitted to other pictures; "
-                        "fit one to these (scripts/train_codec.py), or set its scale",
+                        "%s: the latents' mean square is %.2f, where noise is made for 1: the codec was fitted to "
+                        "other pictures; fit one to these (scripts/train_codec.py), or set its scale",
                         camera,
                         measured.level,
                     )
