@@ -1,6 +1,6 @@
 """What fewer denoising steps cost and give: a trained policy's action chunks by sampler, against a reference sampler.
 
-    python scripts/compare_samplers.py --checkpoint checkpoints/uva_pusht_mini --json samplers.json
+    python scripts/compare_samplers.py --checkpoint checkpoints/uva_pusht_small --json samplers.json
     python scripts/compare_samplers.py --checkpoint RUN/checkpoints/latest --n-episodes 100
 
 Observations are those of the policy's own rollouts in its simulator, on seeds that no evaluation starts with. For each

@@ -1,7 +1,7 @@
 """How good a checkpoint's world model is, on held-out episodes: frames, actions, and whether either follows the other.
 
     python scripts/evaluate_world_model.py --checkpoint RUN/checkpoints/latest
-    python scripts/evaluate_world_model.py --checkpoint checkpoints/uva_pusht_mini --windows 100 --output look
+    python scripts/evaluate_world_model.py --checkpoint checkpoints/uva_pusht_small --windows 100 --output look
 
 Windows are those of the episodes that the run held out of the first of its stores, or with --data of these stores,
 split as the run splits its own. Modes that the checkpoint was not trained in are named and left out. With a reader of

@@ -97,8 +97,10 @@ def different_patches(parts: Iterator[Tensor], device: str) -> tuple[Tensor, Ten
     return torch.cat(kept)[torch.from_numpy(places).to(device)], torch.from_numpy(common).to(device)
 
 
-def fit_mlp(parts: Iterator[Tensor], minutes: float, device: str, batch: int, rate: float = 1.5e-3) -> PatchMLP:
-    """Train the small networks on patches that differ, by squared error, for some minutes."""
+def fit_mlp(
+    parts: Iterator[Tensor], minutes: float, device: str, batch: int, rate: float = 1.5e-3, most_steps: float = math.inf
+) -> PatchMLP:
+    """Train the small networks on patches that differ, by squared error, for some minutes or `most_steps`."""
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
     codec = PatchMLP("random").to(device).requires_grad_(True)
@@ -120,7 +122,8 @@ def fit_mlp(parts: Iterator[Tensor], minutes: float, device: str, batch: int, ra
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            steps, used = steps + 1, (time.monotonic() - started) / (60 * minutes)
+            steps += 1
+            used = max((time.monotonic() - started) / (60 * minutes), steps / most_steps)
             bar.update()
             if steps % 500 == 0:
                 bar.set_postfix(loss=f"{loss.item():.5f}", refresh=False)

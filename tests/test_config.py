@@ -9,12 +9,15 @@ from omegaconf import OmegaConf
 
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import build_dataclass, instantiate
+from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
+from unified_video_action.vae.patch_mlp import PatchMLP
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.train_unified_video_action_workspace import check_config, differences
 
 CONFIG = Path(__file__).parents[1] / "config"
 NAMES = sorted(path.stem for path in CONFIG.glob("uva_*.yaml"))
+SIBLINGS = ("uva_pusht_small", "uva_pusht_mini", "uva_pusht_m_mini")  # of one recipe beyond the paper
 GROUPS = {
     group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml")) for group in ("model", "vae", "training")
 }
@@ -40,7 +43,7 @@ def test_every_configuration_is_accepted(name):
     assert training.steps > training.schedule.warmup_steps
     if config["task"].get("env_runner"):
         runner = instantiate(config["task"]["env_runner"], "task.env_runner", env_config=config["task"]["env"])
-        assert runner.action_steps == config["policy"]["action_steps"] == 8
+        assert runner.action_steps == config["policy"]["action_steps"] == (4 if name in SIBLINGS else 8)
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
@@ -69,14 +72,24 @@ def test_the_preset_is_the_papers_recipe():
     assert policy.model.config.transformer.dropout == 0.1
 
 
-@pytest.mark.parametrize(
-    ("name", "least", "most", "tokens"), [("uva_pusht_small", 10, 19.5, 36), ("uva_pusht_mini", 2, 5, 9)]
-)
-def test_the_siblings_are_small(name, least, most, tokens):
-    policy = untrained(read(name))
+@pytest.mark.parametrize(("name", "least", "most"), list(zip(SIBLINGS, (10, 2, 2), (19.5, 5, 5))))
+def test_the_siblings_are_small_and_share_a_recipe(name, least, most):
+    config = read(name)
+    policy = untrained(config)
     assert least < sum(p.numel() for p in policy.model.parameters()) / 1e6 < most
-    assert policy.model.spec.tokens_per_frame == tokens
+    assert type(policy.codec) is PatchMLP and policy.model.spec.tokens_per_frame == 36
     assert policy.config.relative_to == "agent_pos" and policy.model.spec.proprio_steps == 1
+    assert policy.config.relative_frames and policy.config.plan_first and policy.config.iterations == 4
+    assert policy.model.config.video_head.newest_token and policy.model.config.masking.inverse_history == 0.5
+    assert {mode.name for mode in policy.trained} == set(TASK_MODES)
+    assert config["training"]["optimizer"]["fan_in"] == 128
+
+
+@pytest.mark.parametrize("task", ["pusht", "pusht_proprio", "pusht_m", "pusht_m_proprio"])
+def test_only_the_usual_goal_is_simulated_and_planned_for(task):
+    settings = read("uva_pusht", f"task={task}")["task"]
+    usual = task in ("pusht", "pusht_proprio")
+    assert settings["reader"]["simulates"] is usual and (settings["planner_score"] is not None) is usual
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +99,7 @@ def test_the_group_training_chooses_the_modes(name):
         "video": {"video"},
         "action": {"policy"},
         "acting": {"policy", "policy_and_video"},
+        "world_model": set(TASK_MODES),
     }.items():
         quotas = read(name, f"training={option}")["training"]["mode_mix"]["quotas"]
         assert {mode for mode, share in quotas.items() if share > 0} == wanted
@@ -114,7 +128,7 @@ def test_a_wrong_key_does_not_compose(override):
         ("+model.transformer.width=3", "model.transformer.width: TransformerConfig has no such field"),
         ("model.transformer.heads=5", "heads 5 does not divide dim 128"),
         ("model.action_head.chunk=pairs", "chunk must be rows or vector, got 'pairs'"),
-        ("+vae.scale=2", "vae.scale: PushTTiny has no such field"),
+        ("+vae.scale=2", "vae.scale: PatchMLP has no such field"),
         ("vae._target_=os.system", "vae._target_: 'os.system' is refused"),
         ("+task.dataset.shuffle=true", "task.dataset.shuffle: PushTDataset has no such field"),
         ("+task.env_runner.episodes=3", "task.env_runner.episodes: EnvRunner has no such field"),

@@ -4,7 +4,7 @@ import pytest
 
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig
+from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.spec import Horizon, ModelSpec
 
 HORIZON = "unified_video_action.spec.Horizon"

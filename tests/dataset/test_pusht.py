@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.pusht import PushTDataset, mirror_frames, mirror_points, mirror_state
 from unified_video_action.dataset.sampling import StepBatchSampler
+from unified_video_action.dataset.stored_latents import LatentStatistics
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.spec import Horizon
 
@@ -281,6 +282,23 @@ def test_latents_of_samples_equal_encoding_their_frames(pusht_store, toy_codec, 
         assert latents[part]["image"].dtype == torch.float32
         assert torch.allclose(latents[part]["image"], codec.encode(frames[part]["image"]), atol=1e-3)
     assert torch.equal(latents["action"], frames["action"])
+
+
+def test_latents_and_their_changes_are_measured_over_windows_of_all_episodes(pusht_store, toy_codec, tmp_path):
+    dataset = whole(pusht_store)
+    with pytest.raises(ValueError, match="data.frames=latents"):
+        dataset.measure_latents()
+    dataset.use_latents(dataset.latents(toy_codec(), tmp_path, progress=False))
+    measured = dataset.measure_latents(windows=10)["image"]
+    batch = dataset.__getitems__([(index, 0) for index in range(0, 150, 15)])
+    history, future = (batch[part]["image"].double().numpy() for part in ("history", "future"))
+    assert measured.level == pytest.approx((history**2).mean(), rel=1e-4)
+    squares = ((future - history[:, -1:]) ** 2).mean(axis=2)  # (B, F, h, w), of a cell
+    assert measured.change == pytest.approx(np.average(squares, weights=squares), rel=1e-4)
+    assert measured.change > 3 * squares.mean() > 0  # most cells do not change
+
+    still = LatentStatistics.of(torch.ones(2, 4, 3, 2, 2), torch.ones(2, 4, 3, 2, 2))
+    assert still == (1.0, 0.0)
 
 
 def test_latents_of_several_stores_stay_apart(pusht_store, make_store, toy_codec, tmp_path):

@@ -1,5 +1,6 @@
 """Films show what was seen, frame by frame."""
 
+import re
 from pathlib import Path
 
 import av
@@ -8,8 +9,17 @@ import pytest
 
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToySession
+from unified_video_action.env.pusht.reader import PushTReader
+from unified_video_action.env.pusht.renderer import StateRenderer
 from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.film import film_frames, imagine_episode, write_mp4
+from unified_video_action.env_runner.film import (
+    Imagination,
+    _errors,
+    film_frames,
+    imagine_episode,
+    what_films_show,
+    write_mp4,
+)
 from unified_video_action.env_runner.recording import Recordings, pick_for_films
 
 OFFSETS = (4, 8, 12, 16)
@@ -66,6 +76,36 @@ def test_a_film_shows_the_imagined_future_beside_the_real_one():
     changed = list(film_frames(episode, observations, "image", moments))
     differs = [not np.array_equal(one, other) for one, other in zip(with_futures, changed, strict=True)]
     assert differs == [8 <= step < 16 for step in range(22)]
+
+
+def test_errors_are_in_the_units_of_the_task():
+    """Of frames drawn from known states: 9 px, a T moved by 12 px and turned by 4 degrees, and no T or agent at all."""
+    draw, state = StateRenderer(96), np.array([200.0, 300.0, 256.0, 200.0, 1.0])
+    white = np.full((96, 96, 3), 255, np.uint8)
+    off = state + [9, 0, 0, 12, np.radians(4)]
+    moment = Imagination(0, OFFSETS, np.stack([draw(state), draw(off), white, draw(state)]))
+    lines = _errors(moment, [draw(state)] * 13, PushTReader())
+    assert lines[0] == ["agent 0 px", "block 0 px, 0°"]
+    found = [int(number) for number in re.findall(r"\d+", " ".join(lines[1]))]
+    np.testing.assert_allclose(found, [9, 12, 4], atol=2)
+    assert lines[2] == ["no agent", "no block"]
+    assert len(lines) == 3, "the last moment lies after the end"
+    assert _errors(moment, [white] * 13, PushTReader())[0] == ["agent not in view", "block not in view"]
+
+
+def test_without_a_reader_errors_are_in_db():
+    frames = np.full((4, 8, 8, 3), 100, np.uint8)
+    large = np.full((16, 16, 3), 110, np.uint8)  # a camera whose frames the codec makes smaller
+    assert _errors(Imagination(0, OFFSETS, frames), [large] * 9, None) == [["PSNR 28.1 dB"]] * 2
+    assert _errors(Imagination(20, OFFSETS, frames), [large] * 21, None) == []
+
+
+def test_the_report_says_what_films_show():
+    assert "plan that it then executed" in what_films_show(True, True, 4, PushTReader())
+    assert "in px and degrees" in what_films_show(True, True, 4, PushTReader())
+    assert "that the policy imagined; below" in what_films_show(True, False, 8, None)
+    assert "PSNR in dB. It plans anew every 8 steps" in what_films_show(True, False, 8, None)
+    assert "learned no video" in what_films_show(False, False, 8, None)
 
 
 def test_bad_films_are_refused(tmp_path: Path):

@@ -59,10 +59,13 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     film = tmp_path / "film.mp4"
     write_mp4(film, [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)])
     log = tmp_path / "metrics.jsonl"
-    entries = [{"step": i, "time": 1.0, "train/loss": 1 / (i + 1), "evaluation/mean_score": 0.1 * i} for i in range(5)]
+    curves = {"evaluation/mean_score": 0.1, "validation/frame_psnr": 28.0, "validation/frame_psnr_still": 26.0}
+    entries = [{"step": i, "time": 1.0, "train/loss": 1 / (i + 1), **curves} for i in range(5)]
     log.write_text("\n".join(map(json.dumps, entries)) + '\n{"step": 5, "train/lo')
     page = tmp_path / "report.html"
-    write_report(page, results, "Toy <evaluation>", [Film("best", 100, 0.9, film)], log, {"weights": "ema"})
+    write_report(
+        page, results, "Toy <evaluation>", [Film("best", 100, 0.9, film)], log, {"weights": "ema"}, "What <films> show."
+    )
 
     text = page.read_text()
     checker = Checker()
@@ -75,12 +78,25 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     kind, _, data = video["src"].partition(",")
     assert kind == "data:video/mp4;base64"
     assert base64.b64decode(data) == film.read_bytes()
-    assert checker.count("svg") == 4, "two of scores, two of training"
+    assert checker.count("svg") == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
     assert checker.count("tr") == 1 + 9
     for part in ("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss"):
         assert part in checker.text
     for part in ("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"):
         assert part in checker.text
+    assert "What <films> show." in checker.text
+
+
+def test_the_report_shows_what_was_learned_over_samples(tmp_path: Path, results: dict):
+    log = tmp_path / "metrics.jsonl"
+    psnr = {"validation/forward_dynamics_psnr": 27.0, "validation/frame_psnr_still": 26.0}
+    log.write_text("\n".join(json.dumps({"step": step, **psnr}) for step in (250, 500)))
+    write_report(tmp_path / "steps.html", results, "Toy", training_log=log)
+    write_report(tmp_path / "samples.html", results | {"config": {"training": {"batch_size": 32}}}, "Toy", [], log)
+    steps, samples = ((tmp_path / f"{name}.html").read_text() for name in ("steps", "samples"))
+    assert "PSNR of imagined frames, dB" in steps and " against step, 2 curves" in steps
+    assert " against samples, 2 curves" in samples
+    assert ">16k<" in samples and "newest frame repeated" in samples and "inverse dynamics" not in samples
 
 
 def test_the_report_does_without_films_and_training(tmp_path: Path, results: dict):

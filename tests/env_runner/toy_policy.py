@@ -34,3 +34,4 @@ class ToyPolicy(torch.nn.Module):
 
     horizon = SimpleNamespace(future_offsets=(4, 8, 12, 16))
     observations = SimpleNamespace(main="image")
+    config = SimpleNamespace(plan_first=True)

@@ -13,17 +13,18 @@ from unified_video_action.inference.engine import Engine
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.base import ObservationSpec
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, ModelSpec
 
 TOLERANCE = 5e-5  # of values around 1; random networks amplify rounding
 
 
-def make_sample(spec: ModelSpec, **head: object) -> Sample:
+def make_sample(spec: ModelSpec, newest_token: bool = False, **head: object) -> Sample:
     config = replace(
         TINY,
         action_head=replace(TINY.action_head, **head),
-        video_head=replace(TINY.video_head, **(head | {"chunk": "rows"})),
+        video_head=replace(TINY.video_head, **(head | {"chunk": "rows", "newest_token": newest_token})),
     )
     sample = Sample(spec, config, batch=3)
     for parameter in sample.model.parameters():  # so that everything matters
@@ -87,6 +88,17 @@ def test_frames_and_actions_equal_the_models(spec: ModelSpec, chunk: str, sample
     # A first step from pure noise multiplies rounding by 2e4 in the few values of x0 that are not clamped.
     assert scale > 0.1 and difference.mean() < TOLERANCE * scale and difference.max() < 1e-3 * scale
     assert left[0] == left[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "guidance"), [(PLAIN, 1.0), (EVERYTHING, 1.0), (EVERYTHING, 2.5)], ids=["plain", "everything", "guided"]
+)
+@pytest.mark.parametrize("sampler", ["ancestral5", "ddim4"])
+def test_frames_that_see_the_newest_token_equal_the_models(spec: ModelSpec, sampler: str, guidance: float) -> None:
+    sample = make_sample(spec, newest_token=True, prediction="sample")
+    fast, plain, left = both(sample, make_policy(sample, sampler, guidance), "policy_and_video")
+    assert (fast.frames - plain.frames).abs().max() < TOLERANCE * plain.frames.abs().max()
+    assert plain.frames.std() > 0.1 and left[0] == left[1]
 
 
 @pytest.mark.parametrize("chunk", ["rows", "vector"])

@@ -14,7 +14,8 @@ from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 ABSOLUTE = 1e-4
 ROWS = slice(None, None, 31)  # of the joint latent that are kept

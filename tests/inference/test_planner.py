@@ -11,7 +11,7 @@ from unified_video_action.env.plan_score import Imagined, PlanScore
 from unified_video_action.inference import planner as planner_module
 from unified_video_action.inference.planner import Planner
 from unified_video_action.inference.session import PolicySession
-from unified_video_action.policy.planner_config import PlannerConfig
+from unified_video_action.policy.config import PlannerConfig
 
 
 class Rightmost(PlanScore):
@@ -145,7 +145,7 @@ def test_bad_input_is_named(policy, observations) -> None:  # noqa: F811
         r"Rightmost.needs must name states, frames or both, got \['sound'\]": lambda: Planner(Rightmost("sound")),
         r"Rightmost needs frames": lambda: Planner(Rightmost("frames"), simulate=dict),
         r"PolicyConfig is no PlanScore": lambda: Planner.build(
-            PlannerConfig({"_target_": "unified_video_action.policy.unified_video_action_policy.PolicyConfig"})
+            PlannerConfig({"_target_": "unified_video_action.policy.config.PolicyConfig"})
         ),
         r"Short gave scores of shape \(2,\) for 3 plans": lambda: plans(
             PolicySession(policy, planner=Planner(Short(), 3)), observations, [0]

@@ -15,7 +15,8 @@ from unified_video_action.inference.session import IMAGINATION, PolicySession
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, ModelSpec
 from unified_video_action.vae.base import FrameCodec, Moments
 
@@ -302,6 +303,33 @@ def test_imagined_frames_equal_the_policys(observations: list[dict], iterations:
         expected = policy.predict_action_and_video(inputs, generator=[noise])["frames"].numpy()
         frames = np.moveaxis(session.imagine(), -1, 2).astype(int)
         assert np.abs(frames - expected).max() <= 1 and frames.std() > 1  # rounding to a pixel's value
+
+
+def test_with_plan_first_frames_are_those_of_the_plan_under_way(observations: list[dict]) -> None:
+    policy = make_policy()
+    policy.config = replace(policy.config, plan_first=True)
+    session, noise = PolicySession(policy), torch.Generator().manual_seed(4 ^ IMAGINATION)
+    session.reset(seed=4)
+
+    def imagined() -> np.ndarray:
+        return np.moveaxis(session.imagine(), -1, 2).astype(int)  # (1, F, 3, H, W)
+
+    for step, observation in enumerate(observations[:10]):
+        session.observe(observation)
+        inputs = inputs_without_memory(policy, observations[: step + 1])
+        if step % ACTION_STEPS == 0:
+            plan = torch.from_numpy(session.plan())
+            before, frames = noise.get_state(), imagined()
+            expected = policy.predict_forward_dynamics(inputs, plan, [noise])["frames"].numpy()
+            assert np.abs(frames - expected).max() <= 1  # rounding to a pixel's value
+            noise_again = torch.Generator()
+            noise_again.set_state(before)
+            other = policy.predict_forward_dynamics(inputs, plan.flip(1), [noise_again])["frames"].numpy()
+            assert np.abs(frames - other).max() > 1, "frames follow the plan"
+        elif step == 1:  # part of the plan is executed: frames of a plan of its own
+            frames = imagined()
+            expected = policy.predict_action_and_video(inputs, [noise])["frames"].numpy()
+            assert np.abs(frames - expected).max() <= 1
 
 
 def test_bad_input_is_named(observations: list[dict]) -> None:

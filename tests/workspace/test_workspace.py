@@ -87,7 +87,7 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, config):
     sample = workspace.dataset.__getitems__([(0, 0), (5, 1)])
     obs = {"latents": sample["history"], **sample["low_dim"]}
     made = policy.predict_action(obs, torch.Generator().manual_seed(0))
-    assert made["action"].shape == (2, 8, 2) and torch.isfinite(made["action"]).all()
+    assert made["action"].shape == (2, 4, 2) and torch.isfinite(made["action"]).all()
 
 
 def test_interrupted_equals_uninterrupted(tmp_path, config):
@@ -106,6 +106,28 @@ def test_interrupted_equals_uninterrupted(tmp_path, config):
     assert [line["train/loss"] for line in lines(tmp_path / "whole")] == [
         line["train/loss"] for line in lines(tmp_path / "parts")
     ]
+    whole, parts = (tmp_path / name / "checkpoints" / "latest" / "normalizer.json" for name in ("whole", "parts"))
+    assert whole.read_text() == parts.read_text() and "change_image" in whole.read_text()
+
+
+def test_changes_of_frames_have_a_scale_of_their_own(tmp_path, config, caplog):
+    """In every checkpoint, and a codec whose latents are small is named."""
+    workspace = TrainUnifiedVideoActionWorkspace(config("run", "training.steps=3", "trainer.validate_every=null"))
+    assert "image: the latents' mean square is 0.0" in caplog.text and "scripts/train_codec.py" in caplog.text
+    workspace.run()
+    stored = load_policy(tmp_path / "run" / "checkpoints" / "latest").normalizer.fields()["change_image"]
+    batch = workspace.dataset.__getitems__([(index, 0) for index in range(len(workspace.dataset))])
+    inputs = workspace.policy._training_inputs(batch)
+    squares = inputs.future.square().mean(2)  # (B, F, h, w), of scaled changes
+    assert (squares.square().sum() / squares.sum()).item() == pytest.approx(1, abs=1e-3)
+    assert stored["offset"] == 0 and torch.equal(stored["scale"], workspace.normalizer.scale("change_image"))
+
+    caplog.clear()
+    trained = TrainUnifiedVideoActionWorkspace(config("absolute", "vae.weights=null", "policy.relative_frames=false"))
+    assert "mean square" not in caplog.text and "change_image" not in trained.normalizer.fields()
+    for frames in ("decoded", "cached"):
+        with pytest.raises(ValueError, match=f"policy.relative_frames needs data.frames=latents, got {frames}"):
+            TrainUnifiedVideoActionWorkspace(config("other", f"data.frames={frames}"))
 
 
 def test_two_stages(tmp_path, config, caplog):

@@ -18,17 +18,17 @@ def main() -> None:
 
     sys.addaudithook(watch)
 
-    from unified_video_action.vae.pusht_tiny import PushTTiny
+    from unified_video_action.vae.patch_mlp import PatchMLP
     from unified_video_action.workspace import run
 
     encoded = []
-    encode = PushTTiny.encode_images
+    encode = PatchMLP.encode_images
 
     def count(codec, images):
         encoded.append(len(images))
         return encode(codec, images)
 
-    PushTTiny.encode_images = count
+    PatchMLP.encode_images = count
     run.main([str(config)])
     rank = os.environ.get("RANK", "0")
     told = {"encoded": sum(encoded), "written": sorted(written)}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,22 +23,13 @@ from unified_video_action.dataset.frame_readers import (
 )
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows, split_episodes, window_rows
-from unified_video_action.dataset.stored_latents import StoredLatents
+from unified_video_action.dataset.stored_latents import LatentStatistics, StoredLatents
 from unified_video_action.dataset.tables import Recordings, Table, repeats
 from unified_video_action.vae.base import FrameCodec
 
 log = logging.getLogger(__name__)
 
 NORMALIZERS = {"limits": Normalizer.limits, "deviations": Normalizer.deviations}
-
-
-class LatentStatistics(NamedTuple):
-    """Mean squares of one camera's latents."""
-
-    level: float  # of all values; a codec that fits its pictures has about 1
-    change: float  # from the newest frame to a later one, in the cells that change
-
-
 ROWS_FITTED = 50_000  # at most so many windows decide how transformed states and actions are normalised
 
 
@@ -290,9 +281,7 @@ class WindowDataset(Dataset):
         for camera, history in batch["history"].items():
             if not history.is_floating_point():
                 raise ValueError("latents are measured where there are some: data.frames=latents")
-            changes = (batch["future"][camera] - history[:, -1:]).square().mean(2)  # (B, F, h, w)
-            change = changes.square().sum() / changes.sum().clamp(min=1e-12)  # of a cell, weighted by itself
-            measured[camera] = LatentStatistics(history.square().mean().item(), change.item())
+            measured[camera] = LatentStatistics.of(history, batch["future"][camera])
         return measured
 
     def fit_normalizer(self, relative_to: str | None = None) -> Normalizer:

@@ -1,7 +1,8 @@
 """Films of rollouts: the real frame, and beside it the future the policy imagined and what became of it.
 
 The policy imagines afterwards, from the recorded observations of the episode and at the moments when it planned, so
-that filming changes nothing in the rollout.
+that filming changes nothing in the rollout. Between an imagined frame and the real one stands the error: in the task's
+units where its configuration names a reader of positions, otherwise in dB.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.env_runner.episode import Episode
 from unified_video_action.env_runner.rollout import instruction_of
 from unified_video_action.env_runner.worker import Observation
 
 MARGIN, GAP = 16, 6  # px
 SMALL = 136  # height of an imagined frame, px
-LINE = 20  # height of a line of text, px
+LINE, ERROR_LINE = 20, 16  # heights of lines of text, px
 PAPER, INK, FAINT, ACCENT, TRACK = "#15181e", "#f2f4f8", "#98a1b2", "#5b9dff", "#2b313c"
 
 
@@ -52,39 +54,98 @@ def imagine_episode(
     return imagined
 
 
+def what_films_show(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
+    """One line for the report.
+
+    Args:
+        plan_first: the policy imagines the very plan that it executes (`policy.plan_first`).
+    """
+    if not imagines:
+        return "What the camera showed; this policy learned no video."
+    plan = " of the plan that it then executed" if plan_first else ""
+    error = f"in {reader.unit} and degrees" if reader else "as PSNR in dB"
+    return (
+        f"Left what the camera showed. Right, above, the future that the policy imagined{plan}; below, what really came; "
+        f"between them the error {error}. It plans anew every {action_steps} steps."
+    )
+
+
 def film_frames(
     episode: Episode,
     observations: Sequence[Observation],
     camera: str,
     imagined: Sequence[Imagination] = (),
     label: str = "",
+    reader: StateReader | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw one film frame per observation: uint8 (H, W, 3), all of one even size.
 
     Left the real frame; right, above, the future imagined when the policy last planned; below, what really happened
-    at those moments. Without imagination only the real frame.
+    at those moments, and between them the error. Without imagination only the real frame.
 
     Args:
         observations: before the first step, and after each; `camera` names the one to show.
         imagined: what `imagine_episode` returned.
+        reader: of positions in frames; None: the error is a PSNR.
 
     Raises:
-        ValueError: there is no such camera.
+        ValueError: there is no such camera, or the reader takes no such frames.
     """
     if camera not in observations[0]:
         raise ValueError(f"nothing to film: the observation has no {camera!r}, only {', '.join(observations[0])}")
     real = [observation[camera] for observation in observations]
+    errors = [_errors(moment, real, reader) for moment in imagined]
     for step in range(len(real)):
-        current = [moment for moment in imagined if moment.step <= step][-1:]
+        current = [pair for pair in zip(imagined, errors, strict=True) if pair[0].step <= step][-1:]
         score = max(episode.curve[:step], default=0.0)
-        yield _draw(real, step, current[0] if current else None, episode, score, label)
+        yield _draw(real, step, *(current[0] if current else (None, [])), episode, score, label)
+
+
+def _errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
+    """Lines of text for each imagined frame, those after the episode's end left out."""
+    at = [moment.step + offset for offset in moment.offsets if moment.step + offset < len(real)]
+    if not at:
+        return []
+    height, width = moment.frames.shape[1:3]
+    made = moment.frames[: len(at)]
+    true = np.stack([np.asarray(_scaled(real[step], height, width)) for step in at])  # (n, H, W, 3)
+    if reader is None:
+        error = np.square(made.astype(np.float64) - true).mean((1, 2, 3)).clip(1e-10)  # (n,)
+        return [[f"PSNR {10 * np.log10(255**2 / each):.1f} dB"] for each in error]
+    return _reading_errors(reader(made), reader(true), reader.unit)
+
+
+def _reading_errors(made: Readings, true: Readings, unit: str) -> list[list[str]]:
+    """Two lines for each frame: how far off the agent is, and the block."""
+    agent, block = (np.linalg.norm(getattr(made, name) - getattr(true, name), axis=-1) for name in ("agent", "block"))
+    angle = np.abs((np.degrees(made.angle - true.angle) + 180) % 360 - 180)
+
+    def line(name: str, found: np.ndarray, error: float, more: str = "") -> str:
+        if np.isnan(found).any():
+            return f"no {name}"
+        return f"{name} not in view" if np.isnan(error) else f"{name} {error:.0f} {unit}{more}"
+
+    return [
+        [
+            line("agent", made.agent[row], agent[row]),
+            line("block", made.block[row], block[row], f", {angle[row]:.0f}°"),
+        ]
+        for row in range(len(agent))
+    ]
 
 
 def _draw(
-    real: Sequence[np.ndarray], step: int, moment: Imagination | None, episode: Episode, score: float, label: str
+    real: Sequence[np.ndarray],
+    step: int,
+    moment: Imagination | None,
+    errors: Sequence[Sequence[str]],
+    episode: Episode,
+    score: float,
+    label: str,
 ) -> np.ndarray:
     top = MARGIN + LINE + 14
-    large = 2 * SMALL + LINE + GAP
+    between = LINE + 2 * ERROR_LINE  # room between imagined and real frames
+    large = 2 * SMALL + between + GAP
     large_width = _width(real[0], large)
     small_width = _width(real[0], SMALL) if moment else 0
     futures = len(moment.offsets) if moment else 0
@@ -104,10 +165,12 @@ def _draw(
     for place in range(futures):
         at = moment.step + moment.offsets[place]
         left = 2 * MARGIN + large_width + place * (small_width + GAP)
-        lower = top + LINE + SMALL + GAP
+        lower = top + LINE + SMALL + GAP + 2 * ERROR_LINE
         pen.text((left, top), f"imagined +{moment.offsets[place]}", ACCENT, _font(12))
         canvas.paste(_scaled(moment.frames[place], SMALL, small_width), (left, top + LINE))
         if at < len(real):
+            for row, line in enumerate(errors[place]):
+                pen.text((left, top + LINE + SMALL + 3 + row * ERROR_LINE), line, INK, _font(12))
             pen.text((left, lower), f"real, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
         else:

@@ -19,7 +19,7 @@ from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import load_policy
-from unified_video_action.policy.planner_config import PlannerConfig
+from unified_video_action.policy.config import PlannerConfig
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
@@ -73,7 +73,9 @@ def run_folder(checkpoint: Path) -> Path:
 def build_runner(config: Mapping[str, Any], **changes: int | None) -> EnvRunner:
     """The runner of a configuration's task, with those `changes` of its arguments that are not None."""
     settings = config["task"]["env_runner"] | {key: value for key, value in changes.items() if value is not None}
-    return instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
+    reader = config["task"].get("reader")
+    reader = None if reader is None else instantiate(reader, "task.reader")
+    return instantiate(settings, "task.env_runner", env_config=config["task"]["env"], reader=reader)
 
 
 def require_new(output: Path) -> None:

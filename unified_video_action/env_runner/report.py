@@ -19,6 +19,19 @@ from unified_video_action.env_runner.metrics import TASK_RATE, task_names
 
 STYLE = Path(__file__).with_name("report.css")
 NOT_CURVES = {"step", "time"}  # entries of metrics.jsonl that are no curves
+LEARNING = {  # what a training is judged by: chart -> entry of metrics.jsonl -> what it is; styles in STYLES' order
+    "mean score in the simulator": {"evaluation/mean_score": "mean score of a few episodes"},
+    "PSNR of imagined frames, dB": {
+        "validation/forward_dynamics_psnr": "from the recorded actions",
+        "validation/frame_psnr": "from the history alone",
+        "validation/frame_psnr_still": "newest frame repeated",
+    },
+    "distance of actions from the recorded ones": {
+        "validation/action_error_chunk": "policy",
+        "validation/inverse_dynamics_error": "inverse dynamics",
+    },
+}
+STYLES = ("mean", "second", "floor")
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ def write_report(
     films: Sequence[Film] = (),
     training_log: Path | None = None,
     facts: Mapping[str, str] | None = None,
+    film_note: str = "",
 ) -> None:
     """Write the page.
 
@@ -45,15 +59,16 @@ def write_report(
         results: what `results.describe_results` returned.
         training_log: metrics.jsonl of the training run, one JSON object with `step` per line; it may be absent.
         facts: short lines for the head of the page (checkpoint, weights, sampler, ...).
+        film_note: what the films show.
     """
     episodes = [episode for episode in results["episodes"] if episode["crashed"] is None]
     sections = [_headline(results["metrics"])]
     if films:
-        sections.append(_section("Films", _films(films)))
+        sections.append(_section("Films", _films(films, film_note)))
     if tasks := task_names(results["metrics"]):
         sections.append(_section("Tasks", _tasks(tasks, results["metrics"])))
     sections.append(_section("Scores", _scores(episodes, results["metrics"])))
-    if training_log is not None and training_log.is_file() and (curves := _training(training_log)):
+    if training_log is not None and training_log.is_file() and (curves := _training(training_log, results)):
         sections.append(_section("Training", curves))
     sections.append(_section("Episodes", _table(results["episodes"])))
     sections.append(_section("How this was made", _provenance(results)))
@@ -97,7 +112,7 @@ def _interval(metrics: Mapping[str, float], name: str, factor: float, digits: in
     return f"95 %: {low:.{digits}f} to {high:.{digits}f}"
 
 
-def _films(films: Sequence[Film]) -> str:
+def _films(films: Sequence[Film], note: str) -> str:
     figures = []
     for film in films:
         data = base64.b64encode(film.path.read_bytes()).decode("ascii")
@@ -106,7 +121,7 @@ def _films(films: Sequence[Film]) -> str:
             f'<figure><video src="data:video/mp4;base64,{data}" controls autoplay muted loop playsinline></video>'
             f"<figcaption>{caption}</figcaption></figure>"
         )
-    return f'<div class="films">{"".join(figures)}</div>'
+    return f'<p class="note">{escape(note)}</p><div class="films">{"".join(figures)}</div>'
 
 
 def _tasks(tasks: Sequence[str], metrics: Mapping[str, float]) -> str:
@@ -147,7 +162,8 @@ def _scores(episodes: Sequence[Mapping[str, Any]], metrics: Mapping[str, float])
     return f'<div class="charts"><div>{bars}</div><div>{curves}{key}</div></div>'
 
 
-def _training(log: Path) -> str:
+def _training(log: Path, results: Mapping[str, Any]) -> str:
+    """What was learned, over samples; all other curves below, folded away."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         entry = _entry(line)
@@ -155,13 +171,36 @@ def _training(log: Path) -> str:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name not in NOT_CURVES and "step" in entry:
                 curves.setdefault(name, []).append((entry["step"], value))
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
+    batch = ((results["config"] or {}).get("training") or {}).get("batch_size")
+    learning = [_learning(title, names, curves, batch) for title, names in LEARNING.items() if names.keys() & curves]
     charts = [
         f"<figure><figcaption>{escape(name)}</figcaption>"
         f"{line_chart([Line(thin(points, 200), 'line mean', name)], 'step', '', size=(330, 190))}</figure>"
         for name, points in curves.items()
-        if len(points) > 1
     ]
-    return f'<div class="small charts">{"".join(charts)}</div>' if charts else ""
+    if not charts:
+        return ""
+    summary = f"<summary>all {len(charts)} curves</summary>"
+    every = f'<details>{summary}<div class="small charts">{"".join(charts)}</div></details>'
+    return f'<div class="charts">{"".join(learning)}</div>{every}'
+
+
+def _learning(
+    title: str, names: Mapping[str, str], curves: Mapping[str, Sequence[tuple[float, float]]], batch: int | None
+) -> str:
+    """One chart of LEARNING over samples; over steps where the size of a batch is not known."""
+    shown = [(curves[name], style, text) for (name, text), style in zip(names.items(), STYLES) if name in curves]
+    lines = [
+        Line([((batch or 1) * step, value) for step, value in thin(points, 200)], f"line {style}", text)
+        for points, style, text in shown
+    ]
+    values = [value for line in lines for _, value in line.points]
+    room = 0.06 * (max(values) - min(values))  # so that no curve lies on the axis
+    bounds = (min(values) - room, max(values) + room)
+    chart = line_chart(lines, "samples" if batch else "step", "", y_range=bounds)
+    keys = "".join(f'<span><i class="{style}"></i>{escape(text)}</span>' for _, style, text in shown)
+    return f'<figure><figcaption>{escape(title)}</figcaption>{chart}<p class="key">{keys}</p></figure>'
 
 
 def _entry(line: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.film import film_frames, imagine_episode, write_mp4
+from unified_video_action.env_runner.film import film_frames, imagine_episode, what_films_show, write_mp4
 from unified_video_action.env_runner.journal import Journal, left
 from unified_video_action.env_runner.metrics import summarise
 from unified_video_action.env_runner.recording import Recordings, pick_for_films
@@ -64,6 +65,7 @@ class EnvRunner:
         metrics: further entries of the step info whose largest value over an episode is reported.
         timeout_s: a simulator that takes longer over one chunk counts as crashed.
         fps: of the films; 10 shows an environment of 10 control steps a second in its own time.
+        reader: of positions in frames, by which films show how far imagined frames are off; None: their PSNR.
 
     Raises:
         ValueError: a count below 1.
@@ -80,6 +82,7 @@ class EnvRunner:
         metrics: Sequence[str] = (),
         timeout_s: float = 300.0,
         fps: int = 10,
+        reader: StateReader | None = None,
     ) -> None:
         if isinstance(env_config, DictConfig):
             env_config = OmegaConf.to_container(env_config, resolve=True)
@@ -100,6 +103,7 @@ class EnvRunner:
         self.metrics = tuple(metrics)
         self.timeout_s = timeout_s
         self.fps = fps
+        self.reader = reader
         self._plan_ms: dict[str, float] | None = None  # of this process
 
     def run(
@@ -172,7 +176,9 @@ class EnvRunner:
             planner = None if try_in_simulator else planner  # there is no simulator to try plans in
             session = PolicySession(policy, 1, self.action_steps, sampler, planner=planner) if imagine else None
             made = self._film(policy, session, chosen, seen, output / "films", progress)
-        write_report(output / "report.html", results, title, made, training_log, facts)
+        plan_first = imagine and policy.config.plan_first
+        shown = what_films_show(imagine, plan_first, self.action_steps, self.reader)
+        write_report(output / "report.html", results, title, made, training_log, facts, shown)
         if diary is not None:
             diary.remove()
         return metrics
@@ -266,6 +272,6 @@ class EnvRunner:
             seen = recorded[episode.seed]
             imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets) if session else []
             path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
-            write_mp4(path, film_frames(episode, seen, camera, imagined, label), self.fps)
+            write_mp4(path, film_frames(episode, seen, camera, imagined, label, self.reader), self.fps)
             films.append(Film(label, episode.seed, episode.score, path))
         return films

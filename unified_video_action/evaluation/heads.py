@@ -52,7 +52,7 @@ def warnings(health: dict[str, float]) -> list[str]:
             found.append(
                 f"the {name} head no longer depends on its input (spread {spread:.3f}, live units {live:.1%}): "
                 "lower training.optimizer.learning_rate, lengthen training.schedule.warmup_steps, or set "
-                "training.optimizer.fan_in_scale"
+                "training.optimizer.fan_in"
             )
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from unified_video_action.env.plan_score import Imagined, PlanScore
 from unified_video_action.instantiate import instantiate
 from unified_video_action.policy.base import Observation
-from unified_video_action.policy.planner_config import PlannerConfig
+from unified_video_action.policy.config import PlannerConfig
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 MOST_ROWS = 64  # plans that are imagined at a time, for the sake of memory

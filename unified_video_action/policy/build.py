@@ -15,7 +15,8 @@ from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import ObservationSpec
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig, UnifiedVideoActionPolicy
+from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec

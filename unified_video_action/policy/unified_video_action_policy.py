@@ -1,7 +1,6 @@
 """UVA as a policy: frames and states in, actions or frames out, by any of the task modes (paper, section III-D)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,53 +10,14 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.masking import TrainingDraws, draw_training
-from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Generated, Targets
 from unified_video_action.policy.base import BasePolicy, Observation, ObservationSpec
-from unified_video_action.policy.planner_config import PlannerConfig
+from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec
 
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """How the model is trained and asked, apart from its network."""
-
-    action_steps: int = 8  # actions executed of each chunk
-    sampler: str = "ancestral100"  # for actions: kind and number of steps
-    video_sampler: str = "ancestral100"  # for frames
-    temperature: float = 0.95  # of the ancestral sampler's noise
-    iterations: int = 1  # autoregressive steps of frame generation
-    guidance: float = 1.0  # classifier-free guidance on the instruction; 1: off
-    relative_to: str | None = None  # low-dim observation that actions are relative to (beyond the paper)
-    relative_frames: bool = False  # future latents are changes from the newest frame's, scaled (beyond the paper)
-    plan_first: bool = False  # frames of a plan: actions first, then their frames (beyond the paper)
-    loss_scale: Mapping[str, float] = field(default_factory=dict)  # factors of loss terms; 1 where not named
-    planner: PlannerConfig | None = None  # choose among several plans; None: execute the first one
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.action_steps, int) or self.action_steps < 1:
-            raise ValueError(f"PolicyConfig.action_steps must be a positive integer, got {self.action_steps!r}")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"PolicyConfig.iterations must be a positive integer, got {self.iterations!r}")
-        for name, factor in self.loss_scale.items():
-            if name not in LOSS_TERMS or not factor >= 0:
-                raise ValueError(
-                    f"PolicyConfig.loss_scale.{name}={factor!r}: expected a factor >= 0 for {', '.join(LOSS_TERMS)}"
-                )
-        self.samplers()
-
-    def samplers(self, override: str | None = None) -> tuple[Sampler, Sampler]:
-        """(for actions, for frames)"""
-        return tuple(
-            Sampler(parsed.kind, parsed.steps, self.temperature)
-            for parsed in (Sampler.parse(override or self.sampler), Sampler.parse(override or self.video_sampler))
-        )
-
-
 CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
-LOSS_TERMS = ("video", "wrist", "action", "proprio", "auxiliary")
 
 
 class UnifiedVideoActionPolicy(BasePolicy):

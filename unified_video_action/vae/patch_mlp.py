@@ -17,7 +17,7 @@ from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.pusht_tiny import CERTAIN
 
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "pusht_mlp.safetensors"
+PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "patch_mlp.safetensors"
 CHANNELS, PATCH, WIDTH = 32, 16, 512
 SCALE = 2.0  # most of a table is empty: so the latents of whole frames have a variance of about 1
 

@@ -19,7 +19,8 @@ from unified_video_action.instantiate import build_dataclass, instantiate, resol
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import INSTRUCTIONS, build_policy
-from unified_video_action.policy.unified_video_action_policy import CHANGE, PolicyConfig
+from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.unified_video_action_policy import CHANGE
 from unified_video_action.spec import Horizon
 from unified_video_action.text.clip import ClipText
 from unified_video_action.workspace.accelerator import build_accelerator

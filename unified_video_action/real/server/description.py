@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.policy.build import INSTRUCTIONS, observation_spec
-from unified_video_action.policy.unified_video_action_policy import PolicyConfig
+from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.poses import HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.rotations import POSE_ACTION

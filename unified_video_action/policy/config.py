@@ -1,0 +1,63 @@
+"""What a policy's configuration may say, apart from its network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unified_video_action.model.samplers import Sampler
+
+LOSS_TERMS = ("video", "wrist", "action", "proprio", "auxiliary")
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """Draw several plans, imagine each, execute the best (compare the paper's Table V).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    score: Mapping[str, Any]  # what rates an imagined plan: the `_target_` of an `env.plan_score.PlanScore`
+    candidates: int = 16  # plans of the policy for each environment; 1: no choice
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.candidates, int) or self.candidates < 1:
+            raise ValueError(f"PlannerConfig.candidates must be a positive integer, got {self.candidates!r}")
+        if not isinstance(self.score, Mapping) or "_target_" not in self.score:
+            raise ValueError(f"PlannerConfig.score must be a mapping with _target_, got {self.score!r}")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """How the model is trained and asked, apart from its network."""
+
+    action_steps: int = 8  # actions executed of each chunk
+    sampler: str = "ancestral100"  # for actions: kind and number of steps
+    video_sampler: str = "ancestral100"  # for frames
+    temperature: float = 0.95  # of the ancestral sampler's noise
+    iterations: int = 1  # autoregressive steps of frame generation
+    guidance: float = 1.0  # classifier-free guidance on the instruction; 1: off
+    relative_to: str | None = None  # low-dim observation that actions are relative to (beyond the paper)
+    relative_frames: bool = False  # future latents are changes from the newest frame's, scaled (beyond the paper)
+    plan_first: bool = False  # frames of a plan: actions first, then their frames (beyond the paper)
+    loss_scale: Mapping[str, float] = field(default_factory=dict)  # factors of loss terms; 1 where not named
+    planner: PlannerConfig | None = None  # choose among several plans; None: execute the first one
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.action_steps, int) or self.action_steps < 1:
+            raise ValueError(f"PolicyConfig.action_steps must be a positive integer, got {self.action_steps!r}")
+        if not isinstance(self.iterations, int) or self.iterations < 1:
+            raise ValueError(f"PolicyConfig.iterations must be a positive integer, got {self.iterations!r}")
+        for name, factor in self.loss_scale.items():
+            if name not in LOSS_TERMS or not factor >= 0:
+                raise ValueError(
+                    f"PolicyConfig.loss_scale.{name}={factor!r}: expected a factor >= 0 for {', '.join(LOSS_TERMS)}"
+                )
+        self.samplers()
+
+    def samplers(self, override: str | None = None) -> tuple[Sampler, Sampler]:
+        """(for actions, for frames)"""
+        return tuple(
+            Sampler(parsed.kind, parsed.steps, self.temperature)
+            for parsed in (Sampler.parse(override or self.sampler), Sampler.parse(override or self.video_sampler))
+        )
