@@ -12,6 +12,7 @@ from tests.env_runner.toy_policy import ToyPolicy, ToySession
 from unified_video_action.env_runner import runner as runner_module
 from unified_video_action.env_runner.episode import Episode
 from unified_video_action.env_runner.journal import Journal
+from unified_video_action.env_runner.preparation import build_runner
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import instantiate
 
@@ -95,6 +96,14 @@ def test_it_is_built_from_configuration():
     assert 1 <= runner.n_envs <= 2
     with pytest.raises(ValueError, match="env_runner.n_episode: EnvRunner has no such field"):
         instantiate({**node.env_runner, "n_episode": 3}, "env_runner", env_config=node.env)
+
+
+def test_films_get_the_reader_of_the_task():
+    runner = {"_target_": "unified_video_action.env_runner.runner.EnvRunner"}
+    task = {"env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv"}, "env_runner": runner, "reader": None}
+    reader = {"_target_": "unified_video_action.env.pusht.reader.PushTReader"}
+    assert build_runner({"task": task}).reader is None
+    assert build_runner({"task": task | {"reader": reader}}).reader.unit == "px"
 
 
 def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(

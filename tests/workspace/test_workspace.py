@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace import run
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
@@ -123,7 +124,8 @@ def test_changes_of_frames_have_a_scale_of_their_own(tmp_path, config, caplog):
     assert stored["offset"] == 0 and torch.equal(stored["scale"], workspace.normalizer.scale("change_image"))
 
     caplog.clear()
-    trained = TrainUnifiedVideoActionWorkspace(config("absolute", "vae.weights=null", "policy.relative_frames=false"))
+    other = ("vae.weights=null", "policy.relative_frames=false", f"data.cache_dir={tmp_path}/cache")
+    trained = TrainUnifiedVideoActionWorkspace(config("absolute", *other))
     assert "mean square" not in caplog.text and "change_image" not in trained.normalizer.fields()
     for frames in ("decoded", "cached"):
         with pytest.raises(ValueError, match=f"policy.relative_frames needs data.frames=latents, got {frames}"):
@@ -194,7 +196,7 @@ def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tm
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
     alone, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one_0", "two_0", "two_1"))
-    frames, views, plans = 150, 2, 1  # of the store; as they are and mirrored; of an episode, which encode one frame
+    frames, views, plans = 150, 2, 2  # of the store; as they are and mirrored; of an episode, each encodes one frame
     assert alone["encoded"] == frames * views + 3 * plans
     assert first["encoded"] == frames * views + 2 * plans and second == {"encoded": plans, "written": []}
     here = [{path.removeprefix(name) for path in told["written"]} for name, told in (("one", alone), ("two", first))]
@@ -202,3 +204,24 @@ def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tm
     measured = [lines(tmp_path / name)[-1] for name in ("one", "two")]
     assert measured[0]["evaluation/episodes"] == measured[1]["evaluation/episodes"] == 3
     assert measured[0]["evaluation/mean_score"] == pytest.approx(measured[1]["evaluation/mean_score"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("steps", "optimizer", "lives"),
+    [(60, {}, True), (40, {"fan_in": "null", "learning_rate": "2e-3"}, False)],
+    ids=["preset", "all layers alike"],
+)
+def test_the_presets_action_head_stays_alive_on_small_batches(pusht_store, tmp_path, steps, optimizer, lives):
+    """uva_pusht_mini, actions alone; at a little more than its rate the head dies where all layers learn alike."""
+    overrides = [f"training.optimizer.{name}={value}" for name, value in optimizer.items()]
+    overrides += ["training=action", "training.batch_size=16", f"training.steps={steps}", "trainer.device=cpu"]
+    overrides += ["training.schedule.shape=constant", "training.schedule.warmup_steps=10", "trainer.tensorboard=false"]
+    overrides += ["trainer.validate_every=null", "trainer.sheet_every=null", "task.dataset.val_ratio=0.25"]
+    overrides += [f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}", f"output_dir={tmp_path / 'run'}"]
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        workspace = TrainUnifiedVideoActionWorkspace(compose("uva_pusht_mini", overrides))
+    workspace.run()
+    batch = workspace.dataset.validation().__getitems__([(index, index) for index in range(32)])
+    health = heads_health(workspace.policy.eval(), batch, ["policy"])
+    assert (health["action_live"] > 0.3 and health["action_spread"] > 0.05) is lives
+    assert bool(warnings(health)) is not lives

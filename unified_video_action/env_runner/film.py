@@ -65,8 +65,8 @@ def what_films_show(imagines: bool, plan_first: bool, action_steps: int, reader:
     plan = " of the plan that it then executed" if plan_first else ""
     error = f"in {reader.unit} and degrees" if reader else "as PSNR in dB"
     return (
-        f"Left what the camera showed. Right, above, the future that the policy imagined{plan}; below, what really came; "
-        f"between them the error {error}. It plans anew every {action_steps} steps."
+        f"Left what the camera showed. Right, above, the future that the policy imagined{plan}; below, what really "
+        f"came; between them the error {error}. It plans anew every {action_steps} steps."
     )
 
 

@@ -197,7 +197,7 @@ def _learning(
     ]
     values = [value for line in lines for _, value in line.points]
     room = 0.06 * (max(values) - min(values))  # so that no curve lies on the axis
-    bounds = (min(values) - room, max(values) + room)
+    bounds = (0.0, 1.0) if "evaluation/mean_score" in names else (min(values) - room, max(values) + room)
     chart = line_chart(lines, "samples" if batch else "step", "", y_range=bounds)
     keys = "".join(f'<span><i class="{style}"></i>{escape(text)}</span>' for _, style, text in shown)
     return f'<figure><figcaption>{escape(title)}</figcaption>{chart}<p class="key">{keys}</p></figure>'
