@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.spec import LatentShape
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -102,6 +103,20 @@ class FrameCodec(nn.Module, ABC):
     def for_acting(self) -> FrameCodec:
         """A codec that computes the same on a CPU in float32, sooner if there is a way; it shares the weights."""
         return self
+
+    def load(self, weights: str | None, packaged: Path) -> None:
+        """Load a file of scripts/train_codec.py, or the packaged one when None.
+
+        Raises:
+            FileNotFoundError: no such weights. ValueError: tensors that are missing, extra or misshapen.
+        """
+        path = Path(weights) if weights else packaged
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no weights for the {self.name} codec: {path} does not exist; give a file that "
+                f"scripts/train_codec.py wrote as vae.weights=PATH, or null for the packaged ones"
+            )
+        load_exactly(self, read_safetensors(path), str(path))
 
     def freeze(self) -> None:
         self.requires_grad_(False)

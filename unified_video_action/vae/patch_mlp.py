@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 
-from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.pusht_tiny import CERTAIN
 
@@ -45,13 +44,7 @@ class PatchMLP(FrameCodec):
         with untrained():
             self.encoder, self.decoder = _network(values, CHANNELS), _network(CHANNELS, values)
         if weights != "random":
-            path = Path(weights) if weights else PACKAGED_WEIGHTS
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"no weights for the {self.name} codec: {path} does not exist; give a file that "
-                    f"scripts/train_codec.py --kind mlp wrote as vae.weights=PATH, or null for the packaged ones"
-                )
-            load_exactly(self, read_safetensors(path), str(path))
+            self.load(weights, PACKAGED_WEIGHTS)
         self.freeze()
 
     def named_weights(self) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import fold, unfold
 
-from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
 
 NAME = Path(__file__).stem  # one name for this file, its weights and its configuration
@@ -53,13 +52,7 @@ class PushTTiny(FrameCodec):
             components = torch.linalg.qr(torch.randn(values, CHANNELS))[0].T  # (128, 768)
         self.register_buffer("components", components.contiguous())
         if weights != "random":
-            path = Path(weights) if weights else PACKAGED_WEIGHTS
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"no weights for the {self.name} codec: {path} does not exist; give a file that "
-                    f"scripts/train_codec.py wrote as vae.weights=PATH, or null for the packaged ones"
-                )
-            load_exactly(self, read_safetensors(path), str(path))
+            self.load(weights, PACKAGED_WEIGHTS)
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:
