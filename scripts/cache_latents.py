@@ -28,13 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     from unified_video_action.dataset.build import DataSettings, build_dataset
     from unified_video_action.instantiate import build_dataclass, instantiate
+    from unified_video_action.vae.base import FrameCodec
     from unified_video_action.workspace.commands import read_config
 
     try:
         config = read_config(options.config_name, options.overrides)
         settings = build_dataclass(DataSettings, config["data"], "data")
         dataset = build_dataset(config)
-        codec = instantiate(config["vae"], "vae")
+        codec = instantiate(config["vae"], FrameCodec, "vae")
         codec.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         started = time.monotonic()
         dataset.latents(codec, settings.cache_dir, settings.n_views, options.rebuild)

@@ -125,7 +125,6 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.env_runner import preparation
     from unified_video_action.env_runner.results import git_commit, machine, versions
     from unified_video_action.evaluation.distributions import energy_distance, spread
-    from unified_video_action.instantiate import instantiate
     from unified_video_action.policy.build import load_policy
 
     config = preparation.read_config(options.checkpoint)
@@ -146,8 +145,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
             **time_sampler(policy, config, sampler, options.repeats),
         }
         if options.n_episodes:
-            settings = config["task"]["env_runner"] | {"n_episodes": options.n_episodes}
-            runner = instantiate(settings, "task.env_runner", env_config=config["task"]["env"])
+            runner = preparation.build_runner(config, n_episodes=options.n_episodes)
             row |= runner.run(policy, sampler=sampler, films=0)
     return {
         "checkpoint": str(options.checkpoint),

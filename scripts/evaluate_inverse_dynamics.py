@@ -55,12 +55,12 @@ def open_dataset(config: dict[str, Any], paths: list[Path] | None) -> WindowData
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """name of the method -> its errors."""
     import torch
-    from omegaconf import OmegaConf
 
     from unified_video_action.evaluation import inverse_dynamics
     from unified_video_action.instantiate import build_dataclass
     from unified_video_action.policy.build import load_policy
     from unified_video_action.poses import HandSpec
+    from unified_video_action.untrusted import read_checkpoint_config
 
     others = dict(named.split("=", 1) for named in args.other if "=" in named)
     if len(others) != len(args.other):
@@ -68,7 +68,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     if others and args.data is None:
         raise ValueError("--other compares archives with --data: name the one whose poses are known")
     policy = load_policy(args.checkpoint, args.weights, torch.device(args.device))
-    config = OmegaConf.to_container(OmegaConf.load(args.checkpoint / "config.yaml"), resolve=True)
+    config = read_checkpoint_config(args.checkpoint)
     if not config["task"].get("hand"):
         raise ValueError(f"{args.checkpoint}: its task has no hand (task.hand): its actions are no poses of a camera")
     if not config["training"]["mode_mix"]["quotas"].get("inverse_dynamics"):

@@ -94,7 +94,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.evaluation.heads import heads_health, warnings
     from unified_video_action.evaluation.windows import HeldOutWindows
     from unified_video_action.evaluation.world_model import WorldModel
-    from unified_video_action.instantiate import instantiate
     from unified_video_action.policy.build import load_policy
     from unified_video_action.workspace.sheet import draw_sheet
 
@@ -105,8 +104,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     policy.config = replace(policy.config, **{name: value for name, value in changes.items() if value is not None})
     if dataset.instructions:
         dataset.use_text(policy.encode_text(dataset.instructions))
-    reader = config["task"].get("reader")
-    reader = None if reader is None else instantiate(reader, "task.reader")
+    reader = preparation.build_reader(config)
     modes = [mode.name for mode in policy.trained]
     windows = HeldOutWindows(policy, dataset, options.windows, options.rows, progress=True)
     model = WorldModel(policy, windows, modes, reader, progress=True)

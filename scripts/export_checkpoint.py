@@ -214,6 +214,7 @@ def export(options: argparse.Namespace) -> None:
 
     from unified_video_action.compat.tensors import read_safetensors, write_safetensors
     from unified_video_action.env_runner.preparation import METRICS
+    from unified_video_action.untrusted import read_checkpoint_config
     from unified_video_action.workspace.checkpoint import read_state, written_whole
 
     checkpoint, output = options.checkpoint, options.output
@@ -224,7 +225,7 @@ def export(options: argparse.Namespace) -> None:
             raise FileNotFoundError(
                 f"--checkpoint {checkpoint}: {name} is missing; give a checkpoint of a training run"
             )
-    trained = OmegaConf.to_container(OmegaConf.load(checkpoint / "config.yaml"), resolve=True)
+    trained = read_checkpoint_config(checkpoint)
     averaged = read_safetensors(checkpoint / "ema.safetensors")
     weights, storage = stored(averaged, options.dtype)
     results = json.loads((options.evaluation / "results.json").read_text()) if options.evaluation else None

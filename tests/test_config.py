@@ -8,6 +8,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
@@ -42,7 +43,9 @@ def test_every_configuration_is_accepted(name):
     assert config["name"] == name and config["output_dir"].startswith(f"outputs/{name}/")
     assert training.steps > training.schedule.warmup_steps
     if config["task"].get("env_runner"):
-        runner = instantiate(config["task"]["env_runner"], "task.env_runner", env_config=config["task"]["env"])
+        runner = instantiate(
+            config["task"]["env_runner"], EnvRunner, "task.env_runner", env_config=config["task"]["env"]
+        )
         assert runner.action_steps == config["policy"]["action_steps"] == (4 if name in SIBLINGS else 8)
 
 

@@ -1,35 +1,170 @@
+import importlib
+import inspect
+import pkgutil
 import sys
 
+import gymnasium
 import pytest
 
-from unified_video_action.instantiate import build_dataclass, instantiate
+import unified_video_action
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.env.plan_score import PlanScore
+from unified_video_action.env.state_reader import StateReader
+from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.instantiate import _interfaces, build_dataclass, check_node, instantiate, resolve_class
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.policy.config import PolicyConfig
-from unified_video_action.spec import Horizon, ModelSpec
+from unified_video_action.real.robot import Setup
+from unified_video_action.spec import Horizon, LatentShape, ModelSpec
+from unified_video_action.text.clip import ClipText
+from unified_video_action.vae.base import FrameCodec
 
-HORIZON = "unified_video_action.spec.Horizon"
+PACKAGE = "unified_video_action"
+HORIZON = f"{PACKAGE}.spec.Horizon"
+LATENT = {"_target_": f"{PACKAGE}.spec.LatentShape", "channels": 4, "height": 8, "width": 8}
 
 
 def test_nodes_and_nested_nodes_are_built():
-    shape = {"_target_": "unified_video_action.spec.LatentShape", "channels": 4, "height": 8, "width": 8}
-    node = {
-        "_target_": "unified_video_action.spec.ModelSpec",
-        "horizon": {"_target_": HORIZON, "future": 2},
-        "latent": shape,
-    }
-    built = instantiate(node, action_dim=2)
-    assert isinstance(built, ModelSpec) and built.horizon == Horizon(future=2) and built.latent.height == 8
+    node = {"_target_": f"{PACKAGE}.spec.ModelSpec", "horizon": {"_target_": HORIZON, "future": 2}, "latent": LATENT}
+    built = instantiate(node, ModelSpec, action_dim=2)
+    assert isinstance(built, ModelSpec) and built.horizon == Horizon(future=2) and built.latent == LatentShape(4, 8, 8)
 
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "builtins.eval", "subprocess.run", "unified_video_actions.spec.Horizon", "unified_video_action", None]
+    ["os.system", "builtins.eval", "subprocess.run", "unified_video_actions.spec.Horizon", PACKAGE, None, 3]
     # Modules of the package import others: what they imported is not theirs to offer.
-    + ["unified_video_action.instantiate.importlib.import_module", "unified_video_action.instantiate.OmegaConf"],
+    + [f"{PACKAGE}.instantiate.importlib.import_module", f"{PACKAGE}.instantiate.OmegaConf"]
+    # Functions, and classes that are no simulators.
+    + [f"{PACKAGE}.dataset.download.download", f"{PACKAGE}.instantiate.instantiate", HORIZON],
 )
-def test_nothing_outside_the_package_is_called(target):
+def test_nothing_but_what_a_place_expects_is_built(target):
     with pytest.raises(ValueError, match="_target_"):
-        instantiate({"_target_": target, "command": "true"}, "task.env")
+        instantiate({"_target_": target, "command": "true"}, gymnasium.Env, "task.env")
+
+
+class Recorder(PlanScore):
+    """Notes that it was built."""
+
+    built = 0
+    needs = "states"
+
+    def __init__(self, inner: PlanScore | None = None, others: dict[str, list[PlanScore]] | None = None, free=None):
+        Recorder.built += 1
+
+    def __call__(self, imagined):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("place", ["inner", "others", "free"])
+def test_nothing_is_built_before_the_whole_tree_is_checked(place, monkeypatch):
+    monkeypatch.setenv("UVA_PLUGINS", "tests")
+    monkeypatch.setattr(Recorder, "built", 0)
+    recorder = {"_target_": f"{__name__}.Recorder"}
+    wrong = {"_target_": f"{PACKAGE}.dataset.download.download", "url": "data:,", "path": "owned"}
+
+    def node(last):
+        value = {"inner": last, "others": {"a": [recorder, last]}, "free": last}[place]
+        return recorder | {"inner": recorder} | {place: value}
+
+    with pytest.raises(ValueError, match=rf"score\.{place}.*_target_: .*download' is refused"):
+        instantiate(node(wrong), PlanScore, "score")
+    assert Recorder.built == 0
+    if place == "free":  # no type hint, no object
+        with pytest.raises(ValueError, match="no object is expected here"):
+            instantiate(node(recorder), PlanScore, "score")
+    else:
+        instantiate(node(recorder), PlanScore, "score")
+        assert Recorder.built == {"inner": 2, "others": 4}[place]
+
+
+PLACES = FrameCodec, ClipText, WindowDataset, gymnasium.Env, EnvRunner, StateReader, PlanScore, Setup
+# What those accept, and what their arguments accept in turn. A class that is new here can be built by a stranger's
+# checkpoint: look at what its constructor does before adding it.
+REACHED = {
+    "gymnasium.core.Env": {"BlockPushEnv", "LiberoEnv", "PushTEnv", "PushTMEnv", "RobomimicEnv"},
+    "dataset.augmentation.VideoAugmentation": {"VideoAugmentation"},
+    "dataset.frame_fit.Fit": {"Fit"},
+    "dataset.lerobot_folder.Episodes": {"Episodes"},
+    "dataset.lerobot_folder.LeRobotFolder": {"LeRobotFolder"},
+    "dataset.lerobot_folder.Segments": {"Segments"},
+    "dataset.mixture.Source": {
+        "LeRobotSource",
+        "LiberoSource",
+        "PushTSource",
+        "RobomimicSource",
+        "UmiSource",
+        "VideoFolderSource",
+        "ZarrSource",
+    },
+    "dataset.mixture.Wanted": {"Wanted"},
+    "dataset.sequence.WindowOptions": {"WindowOptions"},
+    "dataset.store.EpisodeStore": {"Hdf5Store", "LeRobotStore", "ReplayBuffer", "UmiStore", "VideoFolderStore"},
+    "dataset.tables.Table": {"Table"},
+    "dataset.umi_frames.FrameMask": {"FrameMask"},
+    "dataset.window_dataset.WindowDataset": {"MixtureDataset", "PushTDataset", "WindowDataset"},
+    "dataset.window_transforms.WindowTransform": {"HandWindows", "StartNoise"},
+    "env.plan_score.PlanScore": {"CoverageScore", "FrameCoverageScore"},
+    "env.state_reader.StateReader": {"PushTReader"},
+    "env_runner.runner.EnvRunner": {"EnvRunner"},
+    "poses.HandSpec": {"HandSpec"},
+    "real.robot.Arm": {"Arx5Arm", "SimArm"},
+    "real.robot.Camera": {"SimCamera", "VideoCamera"},
+    "real.robot.Setup": {"Arx5Setup", "Setup", "SimSetup"},
+    "real.sim.clock.Clock": {"ManualClock", "RealClock"},
+    "real.sim.faults.Faults": {"Faults"},
+    "real.sim.scene.Table": {"Table"},
+    "real.sim.world.World": {"World"},
+    "spec.Horizon": {"Horizon"},
+    "text.clip.ClipText": {"ClipText"},
+    "vae.base.FrameCodec": {"ActingAutoencoderKL", "AutoencoderKL", "PatchMLP", "PushTTiny", "TAEF2"},
+    "vae.kl.AutoencoderKL": {"ActingAutoencoderKL", "AutoencoderKL"},
+}
+
+
+def members() -> list[tuple[str, object]]:
+    """Every class and function of the package, with the dotted path under which it is defined."""
+    found = []
+    for module in pkgutil.walk_packages(unified_video_action.__path__, f"{PACKAGE}."):
+        if module.name.rpartition(".")[2] == "__main__":
+            continue
+        content = importlib.import_module(module.name)
+        found += [
+            (f"{module.name}.{name}", each)
+            for name, each in vars(content).items()
+            if getattr(each, "__module__", None) == module.name and callable(each)
+        ]
+    return found
+
+
+def accepted(interface: type, everything: list[tuple[str, object]]) -> set[type]:
+    fits = set()
+    for path, each in everything:
+        try:
+            fits.add(resolve_class(path, interface))
+        except ValueError:
+            continue
+        assert inspect.isclass(each), f"{path} is a function, and {interface.__name__} accepts it"
+    return fits
+
+
+def test_every_target_that_can_be_reached_is_known():
+    everything = members()
+    assert len(everything) > 500
+    left, reached = list(PLACES), {}
+    while left:
+        interface = left.pop()
+        if interface in reached:
+            continue
+        reached[interface] = accepted(interface, everything)
+        for target in reached[interface]:
+            for argument in inspect.signature(target).parameters:
+                left += _interfaces(target, argument)
+    found = {
+        f"{interface.__module__}.{interface.__name__}".removeprefix(f"{PACKAGE}."): {each.__name__ for each in classes}
+        for interface, classes in reached.items()
+    }
+    assert found == REACHED
 
 
 @pytest.fixture
@@ -51,47 +186,50 @@ def own_package(tmp_path, monkeypatch):
 def test_packages_that_the_user_names_are_trusted(own_package, monkeypatch):
     node = {"_target_": "my_robot.arm.Arm", "reach": 2}
     with pytest.raises(ValueError, match=r"'my_robot.arm.Arm' is refused; .*UVA_PLUGINS=my_package"):
-        instantiate(node, "task.env")
+        instantiate(node, object, "task.env")
     assert "my_robot" not in sys.modules  # nothing was imported
     monkeypatch.setenv("UVA_PLUGINS", f"another, {own_package}")
-    assert instantiate(node, "task.env").reach == 2
+    assert instantiate(node, object, "task.env").reach == 2
+    with pytest.raises(ValueError, match=r"'my_robot.arm.Arm' is refused; a class derived from gymnasium.core.Env"):
+        instantiate(node, gymnasium.Env, "task.env")
     refused = ["my_robot_too.arm.Arm", "os.system", "my_robot", "my_robot.arm.__builtins__"]
     for target in refused:
         with pytest.raises(ValueError, match="_target_"):
-            instantiate({"_target_": target, "reach": 2}, "task.env")
+            instantiate({"_target_": target, "reach": 2}, object, "task.env")
     assert "my_robot_too" not in sys.modules
 
 
 def test_mistakes_in_own_packages_are_named(own_package, monkeypatch):
     monkeypatch.setenv("UVA_PLUGINS", "my_robot,my_absent_robot")
     with pytest.raises(ValueError, match="no module 'my_absent_robot'; is its folder in PYTHONPATH"):
-        instantiate({"_target_": "my_absent_robot.arm.Arm"}, "task.env")
+        instantiate({"_target_": "my_absent_robot.arm.Arm"}, object, "task.env")
     with pytest.raises(ValueError, match="no module 'my_robot.leg'"):
-        instantiate({"_target_": "my_robot.leg.Leg"}, "task.env")
+        instantiate({"_target_": "my_robot.leg.Leg"}, object, "task.env")
     with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
-        instantiate({"_target_": "my_robot.broken.Arm"}, "task.env")
+        instantiate({"_target_": "my_robot.broken.Arm"}, object, "task.env")
 
 
 @pytest.mark.parametrize("names", ["os", "subprocess,my_robot", "importlib.util", "my robot", "*", "builtins", ".."])
 def test_what_may_not_be_trusted(names, monkeypatch):
     monkeypatch.setenv("UVA_PLUGINS", names)
     with pytest.raises(ValueError, match="UVA_PLUGINS: .* is refused"):
-        instantiate({"_target_": HORIZON}, "task.horizon")
+        instantiate({"_target_": HORIZON}, Horizon, "task.horizon")
 
 
 @pytest.mark.parametrize(
     "node, message",
     [
         ({"_target_": HORIZON, "futures": 2}, r"task.horizon.futures: Horizon has no such field; it has history"),
-        ({"_target_": "unified_video_action.spec.LatentShape", "channels": 1}, r"task.horizon.height: .*needs a value"),
-        ({"_target_": "unified_video_action.spec.Missing"}, "defines no 'Missing'"),
-        ({"_target_": "unified_video_action.nowhere.Missing"}, "no module"),
+        ({"_target_": f"{PACKAGE}.spec.LatentShape", "channels": 1}, r"task.horizon.height: .*needs a value"),
+        ({"_target_": f"{PACKAGE}.spec.Missing"}, "defines no 'Missing'"),
+        ({"_target_": f"{PACKAGE}.nowhere.Missing"}, "no module"),
         ({"future": 2}, "expected a mapping with _target_"),
     ],
 )
 def test_wrong_keys_are_named_with_their_place(node, message):
-    with pytest.raises(ValueError, match=message):
-        instantiate(node, "task.horizon")
+    for act in (check_node, instantiate):
+        with pytest.raises(ValueError, match=message):
+            act(node, object, "task.horizon")
 
 
 def test_dataclasses_are_filled_from_plain_mappings():

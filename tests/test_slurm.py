@@ -49,7 +49,12 @@ def test_a_sweep_trains_in_jobs_of_two_tasks(tmp_path, pusht_store):
     options = [*FAST[1:], *places, "trainer.log_every=1",
                "trainer.validate_every=null", "trainer.sheet_every=null", "trainer.max_steps=2", "seed=3"]  # fmt: skip
     # submitit makes the job's folder after it has started the job, which needs the folder: the job waits.
-    jobs = ["--multirun", "hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2", "+hydra.launcher.setup=[sleep 3]"]
+    jobs = [
+        "--multirun",
+        "hydra/launcher=submitit_local",
+        "hydra.launcher.tasks_per_node=2",
+        "+hydra.launcher.setup=[sleep 3]",
+    ]
     threads = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), FAST[0], *jobs, *options],

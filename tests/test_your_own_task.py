@@ -83,7 +83,7 @@ def test_the_mixture_of_the_page(folder, monkeypatch):
     write_video(folder / "videos" / "a.mp4", np.full((30, 64, 64, 3), 128, np.uint8))
     nodes = {"_target_": "unified_video_action.dataset.mixture.MixtureDataset", **yaml.safe_load(SOURCES)}
     options = {"wanted": Wanted(("image",), (), 2), "horizon": Horizon(2, 2, 4, 8)}
-    dataset = instantiate(nodes, "task.dataset", **options)
+    dataset = instantiate(nodes, MixtureDataset, "task.dataset", **options)
     assert isinstance(dataset, MixtureDataset)
     batch = dataset.__getitems__([(index, 0) for index in range(len(dataset))])
     assert batch["has_action"].float().mean().item() == pytest.approx(0.75, abs=0.02)

@@ -1,9 +1,10 @@
 """Build objects from configuration, and only objects of this package and of those that the user trusts.
 
 A configuration also arrives inside checkpoints, from strangers. `hydra.utils.instantiate` would call whatever its
-`_target_` names; here a target outside `unified_video_action` is refused before anything is imported. Whoever starts
-the program may trust further packages, their own environment's say: UVA_PLUGINS=my_package,another. No configuration
-or checkpoint can add to that list.
+`_target_` names; here every place names the class from which its target must be derived, no function is ever called,
+and nothing is built before all of a node has been checked. A target outside `unified_video_action` is refused before
+anything is imported. Whoever starts the program may trust further packages, their own environment's say:
+UVA_PLUGINS=my_package,another. No configuration or checkpoint can add to that list.
 """
 
 import dataclasses
@@ -12,11 +13,13 @@ import inspect
 import os
 import sys
 import typing
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 PACKAGE = "unified_video_action"
+T = TypeVar("T")
 PLUGINS = "UVA_PLUGINS"  # environment variable: further packages or modules, separated by commas
 
 
@@ -33,11 +36,11 @@ def trusted_packages() -> tuple[str, ...]:
     return PACKAGE, *plugins
 
 
-def resolve_target(target: str, where: str = "config") -> Any:
-    """Return the class or function that a dotted path in a trusted package names.
+def resolve_class(target: Any, interface: type, where: str = "config") -> type:
+    """The class that a dotted path in a trusted package names, where a configuration has room for `interface`.
 
     Raises:
-        ValueError: the target lies outside those packages, or does not exist.
+        ValueError: the target lies outside those packages, does not exist, or is no concrete subclass of `interface`.
     """
     trusted = trusted_packages()
     if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in trusted)):
@@ -56,44 +59,109 @@ def resolve_target(target: str, where: str = "config") -> Any:
     found = getattr(module, attribute, None)
     if found is None or getattr(found, "__module__", None) != module_name:
         raise ValueError(f"{where}._target_: {module_name!r} defines no {attribute!r}")
+    if not inspect.isclass(found) or not issubclass(found, interface) or inspect.isabstract(found):
+        raise ValueError(
+            f"{where}._target_: {target!r} is refused; a class derived from {interface.__module__}."
+            f"{interface.__qualname__} is needed here"
+        )
     return found
 
 
-def instantiate(node: Any, where: str = "config", **extra: Any) -> Any:
-    """Build the object a configuration node describes; nested nodes with a `_target_` are built first.
+def check_node(node: Any, interface: type, where: str = "config", given: Iterable[str] = ()) -> type:
+    """Check a configuration node and all nodes in it, building nothing; return the class that it names.
 
     Args:
-        node: mapping with `_target_` (a dotted path in a trusted package) and the constructor's arguments.
+        node: mapping with `_target_` (a dotted path in a trusted package) and the constructor's arguments. Arguments
+            may be nodes too, or hold some in lists and mappings, where the constructor's type hints name a class.
+        interface: the class from which the target must be derived.
         where: name of the node in the configuration, for messages.
+        given: names of arguments that the node need not have.
+
+    Raises:
+        ValueError: no mapping with `_target_`, a refused target, or an argument that is unknown or missing.
+    """
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        raise ValueError(f"{where}: expected a mapping with _target_, got {node!r}")
+    target = resolve_class(node["_target_"], interface, where)
+    known = inspect.signature(target).parameters
+    for key in node.keys() - {"_target_"}:
+        if key not in known:
+            raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
+        nodes = list(_nodes(node[key], f"{where}.{key}"))
+        interfaces = _interfaces(target, key) if nodes else []
+        for place, inner in nodes:
+            matching = [each for each in interfaces if _fits(inner["_target_"], each, place)]
+            if not matching:
+                names = " or ".join(f"{each.__module__}.{each.__qualname__}" for each in interfaces)
+                needed = f"a class derived from {names} is needed here" if names else "no object is expected here"
+                raise ValueError(f"{place}._target_: {inner['_target_']!r} is refused; {needed}")
+            check_node(inner, matching[0], place)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in node and key not in given:
+            raise ValueError(f"{where}.{key}: {target.__name__} needs a value for it")
+    return target
+
+
+def instantiate(node: Any, interface: type[T], where: str = "config", **extra: Any) -> T:
+    """Build the object that a configuration node describes, once all of it has been checked (see `check_node`).
+
+    Args:
         extra: further arguments; they win over the node's.
 
     Raises:
-        ValueError: unknown or missing argument, refused target, or a value the constructor rejects.
+        ValueError: as `check_node`, or a value that a constructor rejects.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise ValueError(f"{where}: expected a mapping with _target_, got {node!r}")
-    target = resolve_target(node["_target_"], where)
-    arguments = {key: _build(value, f"{where}.{key}") for key, value in node.items() if key != "_target_"} | extra
+    if isinstance(node, Mapping):
+        node = {key: value for key, value in node.items() if key not in extra}
+    target = check_node(node, interface, where, extra)
     known = inspect.signature(target).parameters
-    for key in arguments:
+    for key in extra:
         if key not in known:
             raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
-    for key, parameter in known.items():
-        if parameter.default is parameter.empty and key not in arguments:
-            raise ValueError(f"{where}.{key}: {target.__name__} needs a value for it")
-    return target(**arguments)
+    return _build(node, extra)
 
 
-def _build(value: Any, where: str) -> Any:
-    if isinstance(value, dict):
+def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The outermost nodes in a value, with their places."""
+    if isinstance(value, Mapping):
         if "_target_" in value:
-            return instantiate(value, where)
-        return {key: _build(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_build(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    return value
+            yield where, value
+            return
+        for key, item in value.items():
+            yield from _nodes(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _nodes(item, f"{where}[{index}]")
+
+
+def _interfaces(target: type, argument: str) -> list[type]:
+    """Classes of trusted packages in the type hint of a constructor's argument."""
+
+    def classes(hint: Any) -> Iterator[type]:
+        inner = typing.get_args(hint)
+        for each in inner:
+            yield from classes(each)
+        if not inner and inspect.isclass(hint) and hint.__module__.split(".")[0] in roots:
+            yield hint
+
+    roots = {package.split(".")[0] for package in trusted_packages()}
+    return list(classes(typing.get_type_hints(target.__init__).get(argument)))
+
+
+def _fits(target: Any, interface: type, where: str) -> bool:
+    try:
+        return bool(resolve_class(target, interface, where))
+    except ValueError:
+        return False
+
+
+def _build(value: Any, extra: Mapping[str, Any] | None = None) -> Any:
+    if isinstance(value, Mapping):
+        built = {key: _build(item) for key, item in value.items() if key != "_target_"}
+        return resolve_class(value["_target_"], object)(**built | (extra or {})) if "_target_" in value else built
+    return [_build(item) for item in value] if isinstance(value, list) else value
 
 
 def build_dataclass(kind: type, node: Any, where: str) -> Any:

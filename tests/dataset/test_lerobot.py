@@ -258,10 +258,14 @@ def test_a_task_file_takes_the_group_and_the_command_line_changes_it(folder, tmp
         config = compose("mine", [search, *(f"task.{option}" for option in options)])
         other = compose("mine", [search, "dataset@task.dataset=video_folder", "task.dataset.sources.stride=3"])
     node = OmegaConf.to_container(config.task.dataset, resolve=True)
-    dataset = instantiate(node, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon(2, 2, 2, 4))
+    dataset = instantiate(
+        node, MixtureDataset, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon(2, 2, 2, 4)
+    )
     assert dataset.tables[0].store.n_episodes == 4 and dataset.frame_shapes() == {"image": (48, 64)}
     with pytest.raises(ValueError, match="the video source has no path: give a folder"):
-        instantiate(other.task.dataset, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon())
+        instantiate(
+            other.task.dataset, MixtureDataset, "task.dataset", wanted=Wanted(("image",), (), 3), horizon=Horizon()
+        )
 
 
 @pytest.mark.parametrize(("name", "kind"), [("lerobot", LeRobotSource), ("video_folder", VideoFolderSource)])

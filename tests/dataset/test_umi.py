@@ -155,7 +155,6 @@ def test_polygons_of_your_own() -> None:
             FrameMask.parse(bad, "here")
 
 
-
 def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_path, toy_codec) -> None:
     def dataset(mask: str | None) -> MixtureDataset:
         source = UmiSource(str(archive), mask=mask, image_size=96)

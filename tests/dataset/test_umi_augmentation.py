@@ -47,7 +47,7 @@ def test_recipes_without_them_draw_as_before() -> None:
 
 def test_the_preset_has_the_papers_list() -> None:
     config = read("uva_umi")["task"]["dataset"]["augmentation"]
-    augmentation = instantiate(config, "augmentation")
+    augmentation = instantiate(config, VideoAugmentation, "augmentation")
     assert int(224 * augmentation.crop) == 208 and augmentation.crop_probability == augmentation.blur_probability == 0.5
     assert augmentation.sharpness == (0.0, 2.0) and augmentation.blur_sigma == (0.1, 2.0)
     changed = augmentation(np.repeat(VIDEO[:1], 2, axis=0), np.random.default_rng(1))

@@ -90,12 +90,12 @@ def test_it_is_built_from_configuration():
             },
         }
     )
-    runner = instantiate(node.env_runner, "task.env_runner", env_config=node.env)
+    runner = instantiate(node.env_runner, EnvRunner, "task.env_runner", env_config=node.env)
     assert list(runner.seeds) == [100000, 100001]
     assert runner.env_config == {"_target_": "unified_video_action.env.pusht.env.PushTEnv", "image_size": 32}
     assert 1 <= runner.n_envs <= 2
     with pytest.raises(ValueError, match="env_runner.n_episode: EnvRunner has no such field"):
-        instantiate({**node.env_runner, "n_episode": 3}, "env_runner", env_config=node.env)
+        instantiate({**node.env_runner, "n_episode": 3}, EnvRunner, "env_runner", env_config=node.env)
 
 
 def test_films_get_the_reader_of_the_task():

@@ -79,7 +79,7 @@ def test_only_the_model_is_trained_and_saved_but_everything_moves(make_policy, o
 @pytest.fixture
 def checkpoint(make_policy, tmp_path, monkeypatch) -> Path:
     policy = make_policy()
-    monkeypatch.setattr(build, "instantiate", lambda node, where: MeanCodec())  # the tests' codec is not the package's
+    monkeypatch.setattr(build, "instantiate", lambda *node: MeanCodec())  # the tests' codec is not the package's
     save_file(policy.model.state_dict(), tmp_path / "ema.safetensors")
     OmegaConf.save(OmegaConf.create(config()), tmp_path / "config.yaml")
     (tmp_path / "normalizer.json").write_text(policy.normalizer.to_json())

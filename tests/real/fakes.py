@@ -364,10 +364,10 @@ def reached_faults(states: Sequence[ArmState], limits: SafetyLimits, slack: floa
 
 def sim_bench(settings: Mapping[str, object] | None = None, **changes: object) -> Bench:
     """The simulated arm with its configuration, connected; its time is moved by the test."""
-    from unified_video_action.real.sim.setup import sim_setup
+    from unified_video_action.real.sim.setup import SimSetup
 
     clock = SimTime()
-    setup = sim_setup(size=(64, 64), clock=clock.clock)
+    setup = SimSetup(size=(64, 64), clock=clock.clock)
     setup.arm.connect()
     setup.cameras[0].connect()
     clock.sleep(0.5)

@@ -14,7 +14,7 @@ import pytest
 
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real import arx5
-from unified_video_action.real.arx5 import Arx5Arm, arx5_setup
+from unified_video_action.real.arx5 import Arx5Arm, Arx5Setup
 from unified_video_action.real.robot import ArmCommand, RobotError
 
 HOME = np.array([0.32, 0.0, 0.1565, 0.0, 0.0, 0.0])
@@ -323,7 +323,7 @@ def test_closing_lets_the_sdk_go(sdk: ModuleType, caplog: pytest.LogCaptureFixtu
 
 
 def test_a_setup_has_its_cameras() -> None:
-    setup = arx5_setup("L5_umi", "can1", [{"device": "/dev/video4", "latency": 0.12, "size": [224, 224], "fps": 60}])
+    setup = Arx5Setup("L5_umi", "can1", [{"device": "/dev/video4", "latency": 0.12, "size": [224, 224], "fps": 60}])
     assert (setup.arm.model, setup.arm.interface) == ("L5_umi", "can1")
     assert (setup.cameras[0].device, setup.cameras[0].latency, setup.cameras[0].fps) == ("/dev/video4", 0.12, 60)
 

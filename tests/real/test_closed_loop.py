@@ -25,9 +25,9 @@ PATIENT = {"frame": 5.0, "state": 5.0, "action": 5.0, "plan": 10.0, "overrun": 5
 
 
 def test_a_minute_in_real_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from unified_video_action.real.sim.setup import sim_setup
+    from unified_video_action.real.sim.setup import SimSetup
 
-    setup = sim_setup(size=(64, 64))
+    setup = SimSetup(size=(64, 64))
     robot = yaml.safe_load(SIM.read_text())
     limits = SafetyLimits.read(robot["safety"])
     settings = {"episode_seconds": SECONDS, "plan_rate": 8.0, "timeouts": PATIENT}
@@ -40,9 +40,7 @@ def test_a_minute_in_real_time(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         )
         planner.delay = 0.06
         watched(setup.arm, sent, reached)
-        control = Control(
-            setup, planner, limits, settings, recorder, on_ready=lambda: control.requests.put("start")
-        )
+        control = Control(setup, planner, limits, settings, recorder, on_ready=lambda: control.requests.put("start"))
 
         def seen() -> float:
             return control.observer.newest_frames()[0]

@@ -17,7 +17,7 @@ from unified_video_action.real.sim.arm import SimArm
 from unified_video_action.real.sim.clock import ManualClock, RealClock
 from unified_video_action.real.sim.kinematics import Kinematics
 from unified_video_action.real.sim.scene import GIVE, GRIPPER, HOME, JOINTS
-from unified_video_action.real.sim.setup import sim_setup
+from unified_video_action.real.sim.setup import SimSetup
 from unified_video_action.real.sim.world import World
 
 TICK = 0.005
@@ -229,7 +229,7 @@ def test_two_runs_are_the_same() -> None:
 
 
 def test_with_a_real_clock_it_moves_by_itself() -> None:
-    setup = sim_setup(cameras=())
+    setup = SimSetup(cameras=())
     with setup.arm as arm:
         assert isinstance(arm.world.clock, RealClock)
         first = arm.state()

@@ -13,7 +13,7 @@ pytest.importorskip("unified_video_action.real.sim.engine", reason="needs `make 
 from unified_video_action.real.robot import ArmCommand, RobotError, Setup
 from unified_video_action.real.sim.camera import SimCamera
 from unified_video_action.real.sim.clock import ManualClock
-from unified_video_action.real.sim.setup import sim_setup
+from unified_video_action.real.sim.setup import SimSetup
 from unified_video_action.real.sim.world import World
 
 SIZE, RATE, LATENCY = 96, 30.0, 0.08
@@ -21,7 +21,7 @@ SIZE, RATE, LATENCY = 96, 30.0, 0.08
 
 @pytest.fixture
 def setup() -> Iterator[Setup]:
-    made = sim_setup(("wrist", "side"), (SIZE, SIZE), RATE, LATENCY, clock=ManualClock())
+    made = SimSetup(("wrist", "side"), (SIZE, SIZE), RATE, LATENCY, clock=ManualClock())
     with made.arm, made.cameras[0], made.cameras[1]:
         yield made
 
@@ -139,7 +139,7 @@ def test_mistakes_are_named() -> None:
 
 
 def test_with_a_real_clock_frames_come_by_themselves() -> None:
-    setup = sim_setup(("wrist",), (64, 64))
+    setup = SimSetup(("wrist",), (64, 64))
     with setup.arm, setup.cameras[0] as camera:
         times = set()
         for _ in range(400):

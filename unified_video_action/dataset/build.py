@@ -66,7 +66,7 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     if hand is not None:
         asked["hand"] = hand
     _check_predicted(meta)
-    dataset = instantiate(task["dataset"], "task.dataset", **asked)
+    dataset = instantiate(task["dataset"], WindowDataset, "task.dataset", **asked)
     _check_shapes(dataset, meta)
     return dataset
 

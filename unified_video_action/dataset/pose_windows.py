@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unified_video_action.dataset.window_transforms import WindowStates, neighbours, normal
+from unified_video_action.dataset.window_transforms import WindowStates, WindowTransform, neighbours, normal
 from unified_video_action.poses import HandSpec, between, from_vector, to_vector
 
 # The states that a source records of a hand.
@@ -29,7 +29,7 @@ def poses_between(poses: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class StartNoise:
+class StartNoise(WindowTransform):
     """In training, adds normal noise to the six numbers of the pose in which the episode began.
 
     A policy that reads its rotation from the start would otherwise trust that start more than a robot, put in place by
@@ -51,7 +51,7 @@ class StartNoise:
 
 
 @dataclass(frozen=True)
-class HandWindows:
+class HandWindows(WindowTransform):
     """Recorded poses become the states and actions that a policy reads and says, by the task's `hand`."""
 
     hand: HandSpec

@@ -7,9 +7,9 @@ function of the samples' seeds, and absent while a policy is measured.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -32,9 +32,10 @@ class WindowStates:
     training: bool  # False: nothing is to be random
 
 
-class WindowTransform(Protocol):
+class WindowTransform(ABC):
     """Makes other states and actions of those of a batch of windows, without changing the arrays given."""
 
+    @abstractmethod
     def __call__(self, states: WindowStates) -> WindowStates: ...
 
 

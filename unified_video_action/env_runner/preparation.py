@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 
 from unified_video_action.compat.tensors import digest
+from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import processes
 from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.env_runner.worker import build_env
 from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
@@ -21,6 +22,7 @@ from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import PlannerConfig
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.untrusted import CONFIG, read_checkpoint_config
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
 # What may differ from training; the policy is as it was trained.
@@ -37,15 +39,7 @@ def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool
         FileNotFoundError: no such folder, or no config.yaml in it.
         ValueError: no simulator is configured, or an override is malformed or concerns anything else.
     """
-    path = checkpoint / "config.yaml"
-    if not checkpoint.is_dir():
-        raise FileNotFoundError(f"checkpoint {checkpoint}: no such folder")
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {checkpoint}: config.yaml is missing")
-    try:
-        config = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+    config = read_checkpoint_config(checkpoint)
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals or not key.startswith(CHANGEABLE):
@@ -55,7 +49,7 @@ def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool
     config = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
     for key in ("env", "env_runner") if simulates else ():
         if not (config.get("task") or {}).get(key):
-            raise ValueError(f"{path}: task.{key} is not set, so there is no simulator to evaluate in")
+            raise ValueError(f"{checkpoint / CONFIG}: task.{key} is not set, so there is no simulator to evaluate in")
     return config
 
 
@@ -73,9 +67,14 @@ def run_folder(checkpoint: Path) -> Path:
 def build_runner(config: Mapping[str, Any], **changes: int | None) -> EnvRunner:
     """The runner of a configuration's task, with those `changes` of its arguments that are not None."""
     settings = config["task"]["env_runner"] | {key: value for key, value in changes.items() if value is not None}
+    reader = build_reader(config)
+    return instantiate(settings, EnvRunner, "task.env_runner", env_config=config["task"]["env"], reader=reader)
+
+
+def build_reader(config: Mapping[str, Any]) -> StateReader | None:
+    """The reader of states from pictures that a configuration's task names, if any."""
     reader = config["task"].get("reader")
-    reader = None if reader is None else instantiate(reader, "task.reader")
-    return instantiate(settings, "task.env_runner", env_config=config["task"]["env"], reader=reader)
+    return None if reader is None else instantiate(reader, StateReader, "task.reader")
 
 
 def require_new(output: Path) -> None:
@@ -153,7 +152,7 @@ def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[
     if in_simulator and planner is None:
         raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
     if disturbance:
-        instantiate(config["task"]["env"], "task.env").close()  # a simulator that knows no such thing says so here
+        build_env(config["task"]["env"]).close()  # a simulator that knows no such thing says so here
     run, name = run_folder(args.checkpoint), args.checkpoint.resolve().name
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")

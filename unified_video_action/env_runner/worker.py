@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from unified_video_action.instantiate import instantiate
@@ -36,7 +37,7 @@ class Step:
 
 def build_env(source: EnvSource) -> Any:
     """Build the gymnasium environment that a configuration or a function describes."""
-    return source() if callable(source) else instantiate(dict(source), "task.env")
+    return source() if callable(source) else instantiate(dict(source), gymnasium.Env, "task.env")
 
 
 def _copy(observation: Mapping[str, Any]) -> Observation:

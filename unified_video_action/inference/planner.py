@@ -60,10 +60,7 @@ class Planner:
     @classmethod
     def build(cls, config: PlannerConfig) -> Planner:
         """The planner that a policy's configuration describes."""
-        score = instantiate(dict(config.score), "policy.planner.score")
-        if not isinstance(score, PlanScore):
-            raise ValueError(f"policy.planner.score: {config.score['_target_']} is no PlanScore")
-        return cls(score, config.candidates)
+        return cls(instantiate(dict(config.score), PlanScore, "policy.planner.score"), config.candidates)
 
     @property
     def description(self) -> str:

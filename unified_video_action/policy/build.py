@@ -19,6 +19,7 @@ from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.text.clip import ClipText
+from unified_video_action.untrusted import read_checkpoint_config
 from unified_video_action.vae.base import FrameCodec
 
 log = logging.getLogger(__name__)
@@ -93,9 +94,9 @@ def build_policy(
     observations = observation_spec(config["task"]["shape_meta"], horizon)
     model_config = build_dataclass(ModelConfig, config["model"], "model")
     policy_config = build_dataclass(PolicyConfig, config["policy"], "policy")
-    codec = codec or instantiate(config["vae"], "vae")
+    codec = codec or instantiate(config["vae"], FrameCodec, "vae")
     if text is None and config.get("text"):
-        text = instantiate(config["text"], "text")
+        text = instantiate(config["text"], ClipText, "text")
     model = UVA(model_spec(config, observations, codec.latent_shape), model_config)
     quotas = config.get("training", {}).get("mode_mix", {}).get("quotas")
     trained = None if quotas is None else [name for name, share in quotas.items() if share > 0]
@@ -119,14 +120,12 @@ def load_policy(
     folder = Path(folder)
     if weights not in ("ema", "model"):
         raise ValueError(f"weights must be ema or model, got {weights!r}")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"checkpoint {folder}: no such folder")
+    config = read_checkpoint_config(folder)
     path = folder / f"{weights}.safetensors"
-    there = {name: (folder / name).is_file() for name in ("config.yaml", "normalizer.json")}
-    for name, exists in {**there, path.name: weights_exist(path)}.items():
+    there = {"normalizer.json": (folder / "normalizer.json").is_file(), path.name: weights_exist(path)}
+    for name, exists in there.items():
         if not exists:
             raise FileNotFoundError(f"checkpoint {folder}: {name} is missing")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())

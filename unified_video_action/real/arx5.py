@@ -253,24 +253,27 @@ class Arx5Arm(Arm):
             raise RobotError(f"{self.model} on {self.interface} is not connected; call connect() first")
 
 
-def arx5_setup(
-    model: str = "X5_umi",
-    interface: str = "can0",
-    cameras: Sequence[Mapping[str, Any]] = ({"device": 0},),
-    hand: str = "umi",
-    tool: Sequence[float] = (0.0, 0.0, 0.0),
-    latency: float = 0.0,
-    joint_velocity: float | None = None,
-    home: bool = False,
-) -> Setup:
+class Arx5Setup(Setup):
     """An arm and its OpenCV cameras, not yet connected.
 
     Args:
         cameras: of each, in the order of the policy's observations, the arguments of `VideoCamera`.
         The others are those of `Arx5Arm`.
     """
-    arm = Arx5Arm(model, interface, hand, tool, latency, joint_velocity, home)
-    return Setup(arm, tuple(VideoCamera(**camera) for camera in cameras))
+
+    def __init__(
+        self,
+        model: str = "X5_umi",
+        interface: str = "can0",
+        cameras: Sequence[Mapping[str, Any]] = ({"device": 0},),
+        hand: str = "umi",
+        tool: Sequence[float] = (0.0, 0.0, 0.0),
+        latency: float = 0.0,
+        joint_velocity: float | None = None,
+        home: bool = False,
+    ) -> None:
+        arm = Arx5Arm(model, interface, hand, tool, latency, joint_velocity, home)
+        super().__init__(arm, tuple(VideoCamera(**camera) for camera in cameras))
 
 
 def _from_maker(pose_6d: np.ndarray) -> np.ndarray:

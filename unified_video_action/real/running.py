@@ -106,9 +106,7 @@ def start(args: argparse.Namespace) -> int:
             confirmation = dry_run.digest(robot, planner.description, args.checkpoint)
             if not args.dry_run:
                 dry_run.require_confirmation(args.confirmations, confirmation, shlex.join([*sys.argv, "--dry-run"]))
-            setup = instantiate(robot["setup"], "setup")
-            if not isinstance(setup, Setup):
-                raise ValueError(f"setup._target_: builds {type(setup).__name__}, not a robot's Setup")
+            setup = instantiate(robot["setup"], Setup, "setup")
             _connect(setup, stack)
             folder = args.record or OUTPUTS / time.strftime("%Y-%m-%d_%H-%M-%S")
             if args.dry_run:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.env.plan_score import PlanScore
+from unified_video_action.env.state_reader import StateReader
+from unified_video_action.env_runner.preparation import build_reader, build_runner
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
+from unified_video_action.instantiate import PACKAGE, build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import INSTRUCTIONS, build_policy
@@ -23,6 +27,8 @@ from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.policy.unified_video_action_policy import CHANGE
 from unified_video_action.spec import Horizon
 from unified_video_action.text.clip import ClipText
+from unified_video_action.untrusted import read_checkpoint_config
+from unified_video_action.vae.base import FrameCodec
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
@@ -66,7 +72,7 @@ class TrainUnifiedVideoActionWorkspace:
         with self.accelerator.main_process_first():  # it alone downloads and fills caches; the others find them
             self.dataset = build_dataset(self.config)
             torch.manual_seed(self.config["seed"])
-            codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
+            codec = instantiate(self.config["vae"], FrameCodec, "vae").to(self.accelerator.device)
             open_frames(self.dataset, data, codec, progress=main)
             text = self._open_text()
         self.normalizer = self._fit_normalizer(data, policy)
@@ -114,9 +120,7 @@ class TrainUnifiedVideoActionWorkspace:
             held_out = self.dataset.validation()
             held_out.use_frames()
             modes = [TASK_MODES[name] for name, share in self.training.mode_mix.quotas.items() if share > 0]
-            reader = self.config["task"].get("reader")
-            reader = None if reader is None else instantiate(reader, "task.reader")
-            validation = Validation(self.policy, held_out, modes, trainer.validation_windows, reader)
+            validation = Validation(self.policy, held_out, modes, trainer.validation_windows, build_reader(self.config))
             draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
             tasks += (
                 [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
@@ -162,7 +166,7 @@ class TrainUnifiedVideoActionWorkspace:
             raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add +text=clip")
         if not self.dataset.instructions:
             raise ValueError(f"task.shape_meta.text_dim={width}, but the data in task.dataset has no instructions")
-        text = instantiate(self.config["text"], "text")
+        text = instantiate(self.config["text"], ClipText, "text")
         features = text.encode(self.dataset.instructions)
         if features.shape[1] != width:
             raise ValueError(f"task.shape_meta.text_dim={width}, but text features have {features.shape[1]} values")
@@ -174,7 +178,7 @@ class TrainUnifiedVideoActionWorkspace:
             return None
         if not self.config["task"].get("env_runner"):
             raise ValueError("trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing")
-        return instantiate(self.config["task"]["env_runner"], "task.env_runner", env_config=self.config["task"]["env"])
+        return build_runner(self.config)
 
     def _shared_output_dir(self) -> Path:
         """The main process's folder: each process has resolved the time in its name for itself."""
@@ -197,7 +201,7 @@ class TrainUnifiedVideoActionWorkspace:
         found = checkpoints(self.output_dir / "checkpoints")
         if not found:
             return
-        before = OmegaConf.to_container(OmegaConf.load(found[-1] / "config.yaml"))
+        before = read_checkpoint_config(found[-1])
         changed = [key for part in RECIPE for key in differences(before.get(part), self.config.get(part), part)]
         if changed:
             logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
@@ -215,14 +219,16 @@ def check_config(config: Mapping[str, Any]) -> None:
     task = config["task"]
     build_dataclass(Horizon, task["horizon"], "task.horizon")
     build_dataclass(ModelConfig, config["model"], "model")
-    built = {"vae": config["vae"], "task.dataset": task["dataset"]}
-    built |= {"text": config["text"]} if config.get("text") else {}
-    built |= {f"task.{name}": task[name] for name in ("env", "env_runner", "planner_score", "reader") if task.get(name)}
-    for where, node in built.items():
-        target = resolve_target(node.get("_target_"), where)
-        known = inspect.signature(target).parameters
-        for key in node.keys() - known.keys() - {"_target_"}:
-            raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
+    check_node(config["vae"], FrameCodec, "vae")
+    check_node(task["dataset"], WindowDataset, "task.dataset", given=("horizon", "wanted"))
+    if config.get("text"):
+        check_node(config["text"], ClipText, "text")
+    simulated = {"env": gymnasium.Env, "env_runner": EnvRunner, "planner_score": PlanScore, "reader": StateReader}
+    for name, interface in simulated.items():
+        node = task.get(name)
+        # A simulator of one's own may be elsewhere, where this machine only trains.
+        if node and (config["trainer"].get("evaluate_every") or str(node.get("_target_")).startswith(f"{PACKAGE}.")):
+            check_node(node, interface, f"task.{name}", given=("env_config", "reader"))
 
 
 def differences(before: Any, after: Any, where: str) -> list[str]:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from omegaconf import OmegaConf
 
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.policy.build import INSTRUCTIONS, observation_spec
@@ -18,6 +16,7 @@ from unified_video_action.poses import HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.rotations import POSE_ACTION
 from unified_video_action.spec import Horizon
+from unified_video_action.untrusted import read_checkpoint_config
 
 
 def describe(folder: Path) -> PolicyDescription:
@@ -30,7 +29,7 @@ def describe(folder: Path) -> PolicyDescription:
         FileNotFoundError: no such folder, or no configuration in it.
         ValueError: a configuration that does not fit together, named by its place.
     """
-    config = _config(folder)
+    config = read_checkpoint_config(folder)
     task = config["task"]
     meta = task["shape_meta"]
     horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")
@@ -56,18 +55,6 @@ def ranges(folder: Path, description: PolicyDescription) -> dict[str, tuple[np.n
     fields = json.loads((folder / "normalizer.json").read_text())
     known = {name: fields[name] for name in description.observations if {"min", "max"} <= fields.get(name, {}).keys()}
     return {name: (np.array(field["min"]), np.array(field["max"])) for name, field in known.items()}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {folder}: {'config.yaml is missing' if folder.is_dir() else 'no such folder'}"
-        )
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
 
 
 def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationEntry:

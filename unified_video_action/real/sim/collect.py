@@ -14,7 +14,7 @@ from unified_video_action.real.robot import Arm, ArmCommand, Setup
 from unified_video_action.real.sim.clock import ManualClock
 from unified_video_action.real.sim.expert import Course, Waypoint, cup_onto_saucer, random_table, stands_on_saucer
 from unified_video_action.real.sim.scene import GRIPPER
-from unified_video_action.real.sim.setup import sim_setup
+from unified_video_action.real.sim.setup import SimSetup
 
 TICK = 0.01  # seconds between two commands
 SETTLING = 0.8  # seconds in which the hand goes to where its episode begins
@@ -56,7 +56,7 @@ class Collector:
         rng = np.random.default_rng(seed)
         table = random_table(rng)
         views = self.cameras if self.folder is not None else ()
-        setup = sim_setup(views, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
+        setup = SimSetup(views, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
         recorded = None if self.folder is None else self.folder / f".{seed:05d}.attempt{ENDING}"
         with setup.arm:
             for camera in setup.cameras:

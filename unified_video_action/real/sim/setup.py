@@ -10,17 +10,7 @@ from unified_video_action.real.sim.faults import Faults
 from unified_video_action.real.sim.scene import Table
 
 
-def sim_setup(
-    cameras: Sequence[str] = ("wrist",),
-    size: Sequence[int] = (224, 224),
-    rate: float = 30.0,
-    latency: float = 0.08,
-    cup: Sequence[float] = Table.cup,
-    saucer: Sequence[float] = Table.saucer,
-    fovy: float = 90.0,
-    clock: Clock | None = None,
-    faults: Faults | None = None,
-) -> Setup:
+class SimSetup(Setup):
     """The simulated arm, not yet connected; `setup.arm.world` is its world, `setup.arm.faults` its faults.
 
     Args:
@@ -37,11 +27,24 @@ def sim_setup(
         ImportError: MuJoCo is not installed, or cannot draw; says what is missing.
         ValueError: no such camera.
     """
-    from unified_video_action.real.sim.arm import SimArm
-    from unified_video_action.real.sim.camera import SimCamera
-    from unified_video_action.real.sim.world import World
 
-    faults = faults or Faults()
-    world = World(clock, Table(tuple(cup), tuple(saucer)), fovy)
-    views = tuple(SimCamera(world, view, tuple(size), rate, latency, faults) for view in cameras)
-    return Setup(SimArm(world, faults), views)
+    def __init__(
+        self,
+        cameras: Sequence[str] = ("wrist",),
+        size: Sequence[int] = (224, 224),
+        rate: float = 30.0,
+        latency: float = 0.08,
+        cup: Sequence[float] = Table.cup,
+        saucer: Sequence[float] = Table.saucer,
+        fovy: float = 90.0,
+        clock: Clock | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        from unified_video_action.real.sim.arm import SimArm
+        from unified_video_action.real.sim.camera import SimCamera
+        from unified_video_action.real.sim.world import World
+
+        faults = faults or Faults()
+        world = World(clock, Table(tuple(cup), tuple(saucer)), fovy)
+        views = tuple(SimCamera(world, view, tuple(size), rate, latency, faults) for view in cameras)
+        super().__init__(SimArm(world, faults), views)
