@@ -10,7 +10,6 @@ Writes results.json (every episode, and what made it), films/*.mp4 and report.ht
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 
@@ -38,17 +37,13 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     from unified_video_action.env_runner import preparation, processes
+    from unified_video_action.messages import one_line
 
     with processes.joined() as first:
         logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
-        try:
+        with one_line("eval_sim.py", "finished episodes are kept: go on with --output FOLDER --resume"):
             policy, runner, options = preparation.prepare(args)
-        except (FileNotFoundError, FileExistsError, ValueError) as error:
-            sys.exit(f"eval_sim.py: {error}")
-        try:
             metrics = runner.run(policy, **options)
-        except KeyboardInterrupt:
-            sys.exit(130)
     for name, value in metrics.items():
         logging.info("%-24s %s", name, f"{value:.4f}" if isinstance(value, float) else value)
     logging.info("report: %s", options["output_dir"] / "report.html")

@@ -5,6 +5,7 @@ torchrun --nproc-per-node=8 train.py --config-name=uva_pusht       several GPUs
 python train.py --config-name=uva_pusht training=video             stage 1 of the two-stage recipe: frames only
 python train.py --config-name=uva_pusht init_from=CHECKPOINT       stage 2: continue with all modes
 python train.py --config-name=uva_pusht output_dir=FOLDER          continue the run in FOLDER, if there is one
+python train.py --config-name=uva_pusht --multirun seed=1,2,3      a sweep; output_dir=FOLDER gets a folder for each
 python train.py --config-name=uva_pusht --cfg job                  show the configuration
 """
 
@@ -22,6 +23,7 @@ def main(config: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from hydra.core.hydra_config import HydraConfig
 
+    from unified_video_action.messages import one_line
     from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
     if not config:
@@ -29,12 +31,11 @@ def main(config: DictConfig) -> None:
             "train.py: choose a configuration with --config-name=, such as uva_pusht, uva_pusht_small, uva_pusht_mini"
         )
     config.output_dir = HydraConfig.get().runtime.output_dir
-    try:
-        workspace = TrainUnifiedVideoActionWorkspace(config)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"train.py: {error}")
-    workspace.run()
+    with one_line("train.py", "training goes on from the newest checkpoint when the same command is given again"):
+        TrainUnifiedVideoActionWorkspace(config).run()
 
 
 if __name__ == "__main__":
+    if {"--multirun", "-m"} & set(sys.argv):  # Hydra has a setting of its own for the folder of a sweep
+        sys.argv += [f"hydra.sweep.dir={each.partition('=')[2]}" for each in sys.argv if each.startswith("output_dir=")]
     main()

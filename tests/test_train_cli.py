@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,6 +69,30 @@ def test_mistakes_end_with_one_line_that_names_them(tmp_path, arguments, message
     done = train(*arguments, folder=tmp_path)
     assert done.returncode == 1
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_sweep_in_a_folder_that_is_given(tmp_path, pusht_store):
+    options = [*FAST, f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}/cache", "training.steps=1"]
+    options += ["trainer.validate_every=null", "trainer.sheet_every=null"]
+    done = train(*options, "--multirun", "seed=1,2", "output_dir=mine/${name}", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for number in "01":
+        assert (tmp_path / "mine" / "uva_pusht_mini" / number / "checkpoints" / "latest").is_dir()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_mistakes_that_show_late_end_with_one_line_too(tmp_path, pusht_store):
+    run = tmp_path / "run"
+    options = [*FAST, f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}/cache", f"output_dir={run}"]
+    options += ["trainer.validate_every=null", "trainer.sheet_every=null", "training.schedule.warmup_steps=1"]
+    assert train(*options, "training.steps=1", folder=tmp_path).returncode == 0
+    for change, message in {
+        "trainer.resume=false": "trainer.resume=false, but .* exists; choose another output_dir",
+        "model.transformer.dim=64": "model.safetensors",
+    }.items():
+        done = train(*options, "training.steps=2", change, folder=tmp_path)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+        assert re.search(message, done.stderr), done.stderr
 
 
 def test_cfg_job_shows_the_configuration(tmp_path):

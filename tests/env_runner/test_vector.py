@@ -89,9 +89,9 @@ def test_a_hung_process_is_killed():
 
 
 def test_an_environment_that_cannot_be_built_says_why():
-    with pytest.raises(RuntimeError, match="environment 0 could not be started: FileNotFoundError: scene.xml"):
+    with pytest.raises(ValueError, match="task.env: the simulator could not be started: FileNotFoundError: scene.xml"):
         EnvProcesses(toy.BrokenEnv, 1)
-    with pytest.raises(RuntimeError, match="os.system.*is refused"):
+    with pytest.raises(ValueError, match="os.system.*is refused"):
         EnvProcesses({"_target_": "os.system", "command": "true"}, 1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from unified_video_action.env_runner.episode import Episode
 from unified_video_action.env_runner.results import write_json
 
+log = logging.getLogger(__name__)
 SETTINGS = "journal.json"  # what the episodes depend on
 EPISODES = "journal.{rank}.jsonl"  # a finished episode a line, of each process that evaluates
 
@@ -36,10 +38,11 @@ class Journal:
         """Keep a finished episode; a crashed one is not, so that it is run again."""
         if episode.crashed is None:
             with self._own.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(asdict(episode)) + "\n")
+                # The new line before it ends one that was cut off in the middle.
+                file.write("\n" + json.dumps(asdict(episode)) + "\n")
 
     def finished(self) -> dict[int, Episode]:
-        """Episodes of the earlier part of the run, by seed; a line that was cut off in the middle does not count.
+        """Episodes of the earlier part of the run, by seed; a damaged line does not count.
 
         Raises:
             ValueError: that run was of other weights or settings, which are named. FileNotFoundError: no such run.
@@ -54,13 +57,18 @@ class Journal:
         if changed:
             told = "; ".join(f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}" for key in changed)
             raise ValueError(f"{self.folder} holds another evaluation and cannot be continued: {told}")
-        episodes = [
-            Episode(**json.loads(line))
-            for file in sorted(self.folder.glob(EPISODES.format(rank="*")))
-            for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-            if line.endswith("\n")
-        ]
-        return {episode.seed: episode for episode in episodes}
+        episodes, torn = {}, 0
+        for file in sorted(self.folder.glob(EPISODES.format(rank="*"))):
+            for line in filter(None, file.read_text(encoding="utf-8", errors="replace").splitlines()):
+                try:
+                    episode = Episode(**json.loads(line))
+                except (ValueError, TypeError):
+                    torn += 1
+                else:
+                    episodes[episode.seed] = episode
+        if torn:
+            log.warning("%s: %d lines of the journal are damaged; their episodes are run again", self.folder, torn)
+        return episodes
 
     def remove(self) -> None:
         """Delete it once results.json holds everything."""

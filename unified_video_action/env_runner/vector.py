@@ -88,7 +88,7 @@ class EnvProcesses:
         timeout_s: a process that takes longer over one request (a reset, a chunk) counts as hung and is killed.
 
     Raises:
-        RuntimeError: the environment cannot be built.
+        ValueError: the environment cannot be built.
     """
 
     def __init__(self, source: EnvSource, n_envs: int, timeout_s: float = 300.0) -> None:
@@ -100,9 +100,9 @@ class EnvProcesses:
         self._timeout_s = timeout_s
         self._processes: list[_EnvProcess | None] = [None] * n_envs
         try:
-            for slot, answer in self._ask({slot: ("hello", None) for slot in range(n_envs)}).items():
+            for answer in self._ask({slot: ("hello", None) for slot in range(n_envs)}).values():
                 if isinstance(answer, Crash):
-                    raise RuntimeError(f"environment {slot} could not be started: {answer.reason}")
+                    raise ValueError(f"task.env: the simulator could not be started: {answer.reason}")
         except BaseException:
             self.close()
             raise

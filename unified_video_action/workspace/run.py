@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from unified_video_action.messages import one_line
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 
@@ -21,12 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as trainer.max_steps=100")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] %(message)s")
-    try:
+    with one_line("run", "training goes on from the newest checkpoint when the same command is given again"):
         config = OmegaConf.merge(OmegaConf.load(options.config), OmegaConf.from_dotlist(options.overrides))
-        workspace = TrainUnifiedVideoActionWorkspace(config)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{error}")
-    workspace.run()
+        TrainUnifiedVideoActionWorkspace(config).run()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from unified_video_action.untrusted import read_checkpoint_config
 from unified_video_action.vae.base import FrameCodec
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights
+from unified_video_action.workspace.lock import locked
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
@@ -91,11 +93,18 @@ class TrainUnifiedVideoActionWorkspace:
         )
 
     def run(self) -> str:
-        """Train, or continue; return why the run ended."""
+        """Train, or continue; return why the run ended.
+
+        Raises:
+            ValueError: another process trains in output_dir, or its checkpoint does not fit this configuration.
+        """
+        with locked(self.output_dir) if self.accelerator.is_main_process else nullcontext():
+            return self._run()
+
+    def _run(self) -> str:
         self._warn_of_changes()
         text = OmegaConf.to_yaml(self.config)
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
             (self.output_dir / "config.yaml").write_text(text)
         texts = {"config.yaml": text, "normalizer.json": self.normalizer.to_json()}
         if self.policy.text is not None:

@@ -1,0 +1,49 @@
+"""What a user reads when a command cannot go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FULL = "HYDRA_FULL_ERROR"  # environment variable, as Hydra has it: 1 shows tracebacks
+DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def one_line(program: str, resumes: str = "") -> Iterator[None]:
+    """End the program with one message in place of a traceback, where the cause is a wrong input or the machine.
+
+    Programming mistakes keep their traceback; HYDRA_FULL_ERROR=1 keeps all.
+
+    Args:
+        program: what the message begins with.
+        resumes: how to go on after the cause is removed.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (OSError, ValueError, ImportError, FloatingPointError, SafetensorError) as error:
+        if os.environ.get(FULL) == "1":
+            raise
+        sys.exit(f"{program}: {describe(error)}{f'. Mended, {resumes}' if _is_of_machine(error) and resumes else ''}")
+
+
+def describe(error: BaseException) -> str:
+    """An error in words, with its remedy where the operating system or an import gave it."""
+    if isinstance(error, OSError) and error.errno in DISK or "No space left" in str(error):
+        return f"the disk is full ({error}). Free some space, or choose another folder"
+    if isinstance(error, PermissionError) or isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"no permission to write or read: {error}. Choose another folder, or change its permissions"
+    if isinstance(error, ImportError):
+        return f"a package is missing or broken: {error}. `make sims` installs the simulators; see README"
+    return str(error) or type(error).__name__
+
+
+def _is_of_machine(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | FileExistsError)
