@@ -187,6 +187,17 @@ def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path)
     change_info(damaged, codebase_version="v3.0", total_episodes=9)
     with pytest.raises(StoreError, match="lists 7 episodes, .* not the 9 of"):
         source(damaged).tables(WANTED)
+    index = damaged / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(index)
+    change_info(damaged, total_episodes=7)
+    for name, values in (("episode_index", [*range(6), None]), ("length", [*LENGTHS[:6], None])):
+        write_column(index, table, name, values)
+        with pytest.raises(StoreError, match="lists 7 episodes, some twice or empty"):
+            source(damaged).tables(WANTED)
+    write_column(index, table, "data/file_index", [0, None, *table["data/file_index"].to_pylist()[2:]])
+    with pytest.raises(StoreError, match="has no entry of data for episode 1; choose the other episodes"):
+        source(damaged).tables(WANTED)
+    pq.write_table(table, index)
     info["features"][FRONT]["shape"] = [48, 64, 1]
     change_info(damaged, total_episodes=7, features=info["features"])
     with pytest.raises(StoreError, match=r"shape \[48, 64, 1\]; expected 3 colours"):

@@ -205,8 +205,8 @@ class LeRobotFolder:
         order = np.argsort(index["episode_index"], kind="stable")
         index = {name: values[order] for name, values in index.items()}
         total = self.info.get("total_episodes", len(order))
-        several = (index["episode_index"] >= 0).all() and (np.diff(index["episode_index"]) >= 1).all()
-        if total != len(order) or not several or not (index["length"] >= 1).all():
+        apart = (np.diff(index["episode_index"], prepend=-1) >= 1).all()  # False where there is no number
+        if total != len(order) or not len(order) or not apart or not (index["length"] >= 1).all():
             raise StoreError(
                 f"{self.root}: meta/episodes lists {len(order)} episodes, some twice or empty, or not the {total} of "
                 "meta/info.json; fetch the folder again"

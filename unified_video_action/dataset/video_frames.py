@@ -127,8 +127,8 @@ class _Decoder:
             raise StoreError(f"{self.path}: cannot be decoded near {time:.3f} s ({error}); fetch it again") from error
         if frame is None:
             raise StoreError(
-                f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated, or the times in "
-                "the index are wrong"
+                f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated, or the times "
+                "in the index are wrong"
             )
         if frame.pts * self._tick > time + tolerance:
             raise StoreError(
