@@ -115,5 +115,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "text.hdf5").write_text("not an HDF5 file")
     with pytest.raises(StoreError, match="not a readable HDF5 file"):
         Hdf5Store(tmp_path / "text.hdf5", [], [])
+    (tmp_path / "text.hdf5").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(
+        StoreError, match="text.hdf5: is a Git LFS pointer, not the HDF5 file itself; run `git lfs pull`"
+    ):
+        Hdf5Store(tmp_path / "text.hdf5", [], [])
+    with pytest.raises(FileNotFoundError, match="is a folder, expected an HDF5 file"):
+        Hdf5Store(tmp_path, [], [])
     with pytest.raises(StoreError, match="download it"):
         Hdf5Store("https://example.com/demos.hdf5", [], [])

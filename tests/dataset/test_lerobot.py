@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
@@ -159,7 +160,7 @@ def test_samples_through_workers_and_the_latent_cache(folder, tmp_path, toy_code
         ({"low_dim": {}}, "the task needs 'state', but low_dim has nothing"),
         ({"action": "actions"}, r"'actions'.*null, if the data has no actions.*: action, observation.state"),
         ({"action": "observation.state"}, "observation.state have 2 dimensions, but task.shape_meta.action has 3"),
-        ({"episodes": [3, 7]}, r"episodes=\[3, 7\]: \[7\]"),
+        ({"episodes": [3, 7]}, r"episodes=\[3, 7\]: 7 are not there"),
         ({"episodes": "7:"}, "leaves none of 7"),
         ({"episodes": "all"}, "expected numbers, or 'start:stop'"),
         ({"fps": 20}, "has 10 frames/s, expected fps=20"),
@@ -176,11 +177,27 @@ def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path)
         source(tmp_path / "nowhere").tables(WANTED)
     info = json.loads((damaged / "meta" / "info.json").read_text())
     change_info(damaged, codebase_version="v2.1")
-    with pytest.raises(StoreError, match="codebase_version is v2.1, expected v3.0; convert it with .*v21_to_v30"):
+    newer = r"convert it with LeRobot: python -m lerobot\.scripts\.convert_dataset_v21_to_v30 "
+    with pytest.raises(StoreError, match=f"codebase_version is v2.1, expected v3.0; {newer}"):
+        source(damaged).tables(WANTED)
+    change_info(damaged, codebase_version="v2.0")
+    older = r"codebase_version is v2.0, .*python -m lerobot\.datasets\.v21\.convert_dataset_v20_to_v21 --repo-id=NAME"
+    with pytest.raises(StoreError, match=f"{older}; then {newer}"):
         source(damaged).tables(WANTED)
     change_info(damaged, codebase_version="v3.0", total_episodes=9)
     with pytest.raises(StoreError, match="lists 7 episodes, .* not the 9 of"):
         source(damaged).tables(WANTED)
+    index = damaged / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table = pq.read_table(index)
+    change_info(damaged, total_episodes=7)
+    for name, values in (("episode_index", [*range(6), None]), ("length", [*LENGTHS[:6], None])):
+        write_column(index, table, name, values)
+        with pytest.raises(StoreError, match="lists 7 episodes, some twice or empty"):
+            source(damaged).tables(WANTED)
+    write_column(index, table, "data/file_index", [0, None, *table["data/file_index"].to_pylist()[2:]])
+    with pytest.raises(StoreError, match="has no entry of data for episode 1; choose the other episodes"):
+        source(damaged).tables(WANTED)
+    pq.write_table(table, index)
     info["features"][FRONT]["shape"] = [48, 64, 1]
     change_info(damaged, total_episodes=7, features=info["features"])
     with pytest.raises(StoreError, match=r"shape \[48, 64, 1\]; expected 3 colours"):
@@ -205,17 +222,17 @@ def test_missing_and_damaged_files_are_named(damaged):
     video.write_bytes(content)
     parquet = damaged / "data" / "chunk-000" / "file-001.parquet"
     parquet.write_bytes(parquet.read_bytes()[:1000])
-    with pytest.raises(StoreError, match=r"file-001.parquet: not readable .*truncated"):
+    with pytest.raises(StoreError, match=r"file-001.parquet: not a readable parquet file .*truncated"):
         source(damaged).tables(WANTED)
 
 
 def test_counts_that_disagree_are_named(damaged):
     index = damaged / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(index)
-    write_column(index, table, "length", [12, 9, 17, 12, 14, 10, 13])
-    with pytest.raises(StoreError, match=r"episode 3 has 12 rows, but 11.0 frames of observation.images.front"):
+    write_column(index, table, "length", [12, 9, 17, 13, 14, 10, 13])
+    with pytest.raises(StoreError, match=r"episode 3 has 13 rows, but 11.0 frames of observation.images.front"):
         source(damaged).tables(WANTED)
-    with pytest.raises(StoreError, match=r"file-001.parquet: episode 3 has 11 rows; meta/episodes says 12"):
+    with pytest.raises(StoreError, match=r"file-001.parquet: episode 3 has 11 rows; meta/episodes says 13"):
         LeRobotSource(str(damaged), {"image": WRIST}).tables(Wanted(("image",), (), 3))
     begin = np.array(table[f"videos/{FRONT}/from_timestamp"].to_pylist())
     end = np.array(table[f"videos/{FRONT}/to_timestamp"].to_pylist())
@@ -239,12 +256,130 @@ def test_values_that_are_no_numbers_are_named(damaged):
     assert source(damaged, action=None).tables(WANTED)[0].action is None
 
 
-def test_episodes_of_several_tasks_need_a_decision(damaged):
+def test_a_task_that_changes_within_an_episode_is_told_by_row(damaged, caplog):
     path = damaged / "data" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path)
-    write_column(path, table, "task_index", [1, *table["task_index"].to_pylist()[1:]])
-    with pytest.raises(StoreError, match=r"episode 0 has task_index \[0, 1\]; .*set use_tasks to false"):
+    tasks = [*table["task_index"].to_pylist()[:5], *[1] * 7, *table["task_index"].to_pylist()[12:]]
+    write_column(path, table, "task_index", tasks)  # episode 0 opens the drawer for 5 steps, then pushes the block
+    wrist = LeRobotSource(str(damaged), cameras={"image": WRIST}, use_tasks=True)
+    with caplog.at_level("INFO"):
+        dataset = MixtureDataset(wrist, Wanted(("image",), (), 3), Horizon(2, 2, stride=2, actions=4), 0.0, pad_after=2)
+    assert "the task changes within episode 0: each row has its own" in caplog.text
+    words = dataset.tables[0].instructions
+    assert words[:12] == ("open the drawer",) * 5 + ("push the block",) * 7 and len(words) == len(ROWS)
+    assert words[12:] == tuple(EPISODES[number].task for number in EPISODE[12:])
+    dataset.use_text(torch.tensor([[0.0], [1.0]]))
+    batch = dataset.__getitems__([(place, 0) for place in range(len(dataset))])
+    assert [dataset.instructions[int(text)] for text in batch["text"]] == [words[now] for now in dataset._now]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"task": pa.array(["a", "b"]), "kind": pa.array(["x", "y"])}, None),
+        ({"kind": pa.array(["x", "y"]), "__index_level_0__": pa.array(["a", "b"], pa.large_string())}, None),
+        ({"__index_level_0__": pa.array(["x", "y"]), "task": pa.array(["a", "b"]).dictionary_encode()}, None),
+        ({"words": pa.array(["a", "b"], pa.string_view()), "count": pa.array([1, 2])}, None),
+        (
+            {"words": pa.array(["a", "b"]), "kind": pa.array(["x", "y"])},
+            "has columns task_index, words, kind; expected",
+        ),
+        ({"task": pa.array([1, 2])}, "has columns task_index, task; expected task_index, and the texts as task"),
+        (
+            {"task": pa.array(["a", None])},
+            "episode 1 has task_index 1, for which meta/tasks.parquet has no text; choose",
+        ),
+        ({"task_index": pa.array([0, 0]), "task": pa.array(["a", "b"])}, "lists a task_index twice"),
+    ],
+)
+def test_the_column_of_task_strings_is_found_by_its_name(damaged, columns, message):
+    pq.write_table(pa.table({"task_index": [0, 1]} | columns), damaged / "meta" / "tasks.parquet")
+    if message is None:
+        (table,) = source(damaged, use_tasks=True).tables(WANTED)
+        assert table.instructions == tuple("ab"[number % 3 > 0] for number in range(len(LENGTHS)))
+    else:
+        with pytest.raises(StoreError, match=message):
+            source(damaged, use_tasks=True).tables(WANTED)
+
+
+def test_a_half_converted_folder_is_named(damaged):
+    (damaged / "meta" / "tasks.parquet").rename(damaged / "meta" / "tasks.jsonl")
+    with pytest.raises(
+        FileNotFoundError, match="tasks.parquet: is missing, and tasks.jsonl .*convert_dataset_v21_to_v30"
+    ):
         source(damaged, use_tasks=True).tables(WANTED)
+
+
+def test_episodes_may_not_share_a_stretch_of_video(damaged):
+    begin, end = change_index(damaged, "from_timestamp"), change_index(damaged, "to_timestamp")
+    early = np.array([0, -1.2, 0, 0, 0, 0, 0])  # episode 1 claims the frames of episode 0
+    change_index(damaged, "from_timestamp", begin + early)
+    change_index(damaged, "to_timestamp", end + early)
+    message = (
+        r"file-000.mp4: episode 0 \(0.000 to 1.200 s\) and episode 1 \(0.000 to 0.900 s\) share a stretch of this video"
+    )
+    with pytest.raises(StoreError, match=message):
+        source(damaged).tables(WANTED)
+    (table,) = source(damaged, episodes=[0, 2]).tables(WANTED)
+    rows = ROWS[np.isin(EPISODE, [0, 2])]
+    assert np.array_equal(read_numbers(table.store.frames(FRONT, np.arange(len(rows)))), rows)
+    change_index(damaged, "from_timestamp", begin - 0.02 * np.arange(7) / 10)  # a clock that is off by a little
+    change_index(damaged, "to_timestamp", end)
+    assert source(damaged).tables(WANTED)[0].store.n_episodes == 7
+    change_index(damaged, "from_timestamp", begin)
+    change_index(damaged, "file_index", [1, 1, 1, 1, 1, 1, 0])  # all of a merge point to its last file
+    with pytest.raises(StoreError, match=r"file-001.mp4: episode 0 .* and episode 3 .* share a stretch"):
+        source(damaged).tables(WANTED)
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.1, np.nan])
+def test_where_a_stretch_ends_follows_from_the_number_of_frames(damaged, shift):
+    change_index(damaged, "to_timestamp", change_index(damaged, "to_timestamp") + shift)
+    (table,) = source(damaged).tables(WANTED)
+    assert np.array_equal(read_numbers(table.store.frames(FRONT, ROWS)), ROWS)
+
+
+def test_episodes_without_a_camera_are_named_or_left_out(damaged):
+    places = [name for name in ("from_timestamp", "to_timestamp", "chunk_index", "file_index")]
+    for name in places:
+        change_index(
+            damaged, name, [None if number in (1, 5) else v for number, v in enumerate(change_index(damaged, name))]
+        )
+    with pytest.raises(
+        StoreError, match=f"no entry of {FRONT} for episode 1, 5; choose the other episodes with `episodes`"
+    ):
+        source(damaged).tables(WANTED)
+    (table,) = source(damaged, episodes=[0, 2, 4]).tables(WANTED)
+    rows = ROWS[np.isin(EPISODE, [0, 2, 4])]
+    assert np.array_equal(read_numbers(table.store.frames(FRONT, np.arange(len(rows)))), rows)
+    assert LeRobotSource(str(damaged), {"image": WRIST}).tables(Wanted(("image",), (), 3))[0].store.n_episodes == 7
+    path = damaged / "data" / "chunk-000" / "file-000.parquet"
+    pictures = pq.read_table(path)[WRIST].to_pylist()
+    write_column(path, pq.read_table(path), WRIST, [*pictures[:13], None, *pictures[14:]])
+    (table,) = source(damaged, episodes="2:5").tables(WANTED)
+    assert np.array_equal(read_numbers(table.store.frames(WRIST, np.arange(4))), np.arange(21, 25) + 2000)
+    (table,) = LeRobotSource(str(damaged), {"image": WRIST}).tables(Wanted(("image",), (), 3))
+    with pytest.raises(StoreError, match=r"in row 13 \(episode 1\): there is no picture.*`episodes`"):
+        table.store.frames(WRIST, np.array([13]))
+
+
+def test_pointers_and_web_pages_are_named(damaged):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    video = damaged / "videos" / FRONT / "chunk-000" / "file-000.mp4"
+    video.write_text(pointer)
+    with pytest.raises(
+        StoreError, match=r"file-000.mp4: is a Git LFS pointer, not the video .*git lfs pull.*episode 0"
+    ):
+        source(damaged).tables(WANTED)[0].store.frames(FRONT, np.array([0]))
+    (damaged / "data" / "chunk-000" / "file-001.parquet").write_text("<!doctype html><html>")
+    with pytest.raises(StoreError, match="file-001.parquet: is a web page, not a parquet file; download"):
+        source(damaged).tables(WANTED)
+    (damaged / "meta" / "info.json").write_text(pointer)
+    with pytest.raises(StoreError, match="info.json: is a Git LFS pointer, not the JSON file"):
+        source(damaged).tables(WANTED)
+    (damaged / "meta" / "info.json").write_text("[]")
+    with pytest.raises(StoreError, match="info.json: not a readable JSON file of a LeRobotDataset"):
+        source(damaged).tables(WANTED)
 
 
 def test_a_task_file_takes_the_group_and_the_command_line_changes_it(folder, tmp_path):
@@ -278,6 +413,15 @@ def test_the_groups_say_every_field_and_its_default(name, kind):
 def change_info(folder: Path, **changes) -> None:
     path = folder / "meta" / "info.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_index(folder: Path, name: str, values=None) -> np.ndarray:
+    """A column of the front camera in meta/episodes as it was; `values`, where given, are put in its place."""
+    path = folder / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    table, column = pq.read_table(path), f"videos/{FRONT}/{name}"
+    if values is not None:
+        write_column(path, table, column, list(values))
+    return table[column].to_numpy()
 
 
 def write_column(path: Path, table: pa.Table, name: str, values) -> pa.Table:

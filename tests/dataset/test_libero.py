@@ -81,12 +81,18 @@ def test_what_cannot_be_read_is_named(folder: Path):
     with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
         LiberoSource(str(folder / "nowhere")).tables(WANTED)
     (folder / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty: a folder without \.hdf5 files"):
+    with pytest.raises(FileNotFoundError, match=r"empty: holds no \*\.hdf5 but nothing"):
         LiberoSource(str(folder / "empty")).tables(WANTED)
     with pytest.raises(ValueError, match="given as 10 numbers"):
         LiberoSource(str(folder)).tables(Wanted(cameras=("agentview_rgb",), low_dim=(), action_dim=7))
     with pytest.raises(StoreError, match="obs/joint_pos is missing"):
         LiberoSource(str(folder)).tables(Wanted(cameras=("agentview_rgb",), low_dim=("joint_pos",), action_dim=10))
+    (folder / "._a.hdf5").write_bytes(b"Mac OS X")
+    (folder / "a.hdf5").rename(folder / "a.HDF5")
+    assert [Path(table.store.location).name for table in LiberoSource(str(folder)).tables(WANTED)] == [
+        "a.HDF5",
+        "b.hdf5",
+    ]
     write(folder / "c.hdf5", "fold", (20,), 0, control_mode="relative")
     with pytest.raises(StoreError, match=r"c\.hdf5: as LIBERO publishes it.*python scripts/replay_libero\.py"):
         LiberoSource(str(folder)).tables(WANTED)

@@ -253,6 +253,12 @@ def test_what_is_no_store_is_refused(tmp_path, pusht_store):
     (tmp_path / "text.zip").write_text("hello")
     with pytest.raises(StoreError, match="text.zip: not a readable zip"):
         open_buffer(tmp_path / "text.zip")
+    (tmp_path / "text.zip").write_text("<html>")
+    with pytest.raises(StoreError, match="text.zip: is a web page, not a zip"):
+        open_buffer(tmp_path / "text.zip")
+    for name in ("a.zarr", ".a.zarr.partial-7"):  # what a collector leaves that was killed
+        shutil.copytree(pusht_store, tmp_path / "one" / name)
+    assert open_buffer(tmp_path / "one").n_episodes == open_buffer(pusht_store).n_episodes
     for name in ("a.zarr", "b.zarr"):
         shutil.copytree(pusht_store, tmp_path / "two" / name)
     with pytest.raises(StoreError, match="several episode stores .a.zarr, b.zarr."):

@@ -113,7 +113,9 @@ def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS], ENDS)):
         suffix = ".zarr" if number == 1 else ".zarr.zip"
         write_umi(tmp_path / "run" / f"episode_{number}{suffix}", SHOWN[start:end], POSES[start:end])
+    (tmp_path / "run" / "episode_2.zarr.zip").rename(tmp_path / "run" / "episode_2.ZARR.ZIP")
     (tmp_path / "run" / "notes.txt").write_text("not an archive")
+    (tmp_path / "run" / "._episode_0.zarr.zip").write_bytes(b"Mac OS X")
     (tmp_path / "run" / "episode_0.zarr.zip.camera0_rgb.toy_48.latents.zarr").mkdir()
     monkeypatch.setattr(umi, "MOST_OPEN", 1)
     (table,) = UmiSource(str(tmp_path / "run")).tables(WANTED)

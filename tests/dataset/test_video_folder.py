@@ -82,6 +82,9 @@ def test_captions(folder):
     (folder / "captions.json").write_text(json.dumps({"a.mp4": "one", "b": "two", "c.mp4": 3}))
     with pytest.raises(StoreError, match=r"captions.json: has no text for b.mp4, c.mp4; expected \{"):
         open_table(folder, captions=True)
+    (folder / "captions.json").write_text("<html>")
+    with pytest.raises(StoreError, match="captions.json: is a web page, not a JSON file"):
+        open_table(folder, captions=True)
     (folder / "captions.json").unlink()
     with pytest.raises(FileNotFoundError, match="captions.json"):
         open_table(folder, captions=True)
@@ -132,12 +135,27 @@ def test_missing_and_broken_files_are_named(folder, tmp_path):
         VideoFolderSource(None)
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         open_table(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"holds no \*.mp4"):
+    with pytest.raises(FileNotFoundError, match=r"holds no \*.mp4 but videos; give a folder that holds such files"):
         open_table(tmp_path)
     with pytest.raises(ValueError, match="but the task reads image, state"):
         VideoFolderSource(str(folder)).tables(Wanted(("image",), ("state",), 2))
     os.truncate(folder / "b.mp4", 500)
     with pytest.raises(StoreError, match=r"b.mp4: not a readable video"):
+        open_table(folder)
+
+
+def test_upper_case_is_read_and_hidden_files_are_not(folder, caplog):
+    (folder / "b.mp4").rename(folder / "GX010089.MP4")
+    (folder / "._a.mp4").write_bytes(b"\x00\x05\x16\x07Mac OS X")
+    (folder / "d.mkv").write_bytes(b"")
+    with caplog.at_level("INFO"):
+        store = open_table(folder).store
+    assert [path.name for path in store.files] == ["GX010089.MP4", "a.mp4", "c.mp4"]
+    assert store.episode_ends.tolist() == [31, 51, 75]
+    assert "3 files are read; left out: ._a.mp4, d.mkv, notes.txt" in caplog.text
+    for path in store.files:
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no \*.mp4 but ._a.mp4, d.mkv, notes.txt; .*ffmpeg -i FILE NEW.mp4"):
         open_table(folder)
 
 

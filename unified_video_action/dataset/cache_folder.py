@@ -20,6 +20,8 @@ from unified_video_action.dataset.zarr_store import is_url
 
 log = logging.getLogger(__name__)
 
+CACHES = (".latents.zarr", ".frames.zarr")  # endings of their names, which may lie beside recordings
+
 Layout = Mapping[str, tuple[tuple[int, ...], str]]  # array name -> shape and dtype of a row
 Stores = dict[str, dict[str, RowStore]]  # group -> array name -> rows
 Produce = Callable[[str, int, int], Mapping[str, np.ndarray]]  # (group, start, stop) -> array name -> rows

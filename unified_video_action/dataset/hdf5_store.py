@@ -14,6 +14,7 @@ import numpy as np
 from unified_video_action.dataset.store import EpisodeStore
 from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
 from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.files import unreadable
 
 with explain_missing_libraries():
     import h5py
@@ -52,8 +53,9 @@ class Hdf5Store(EpisodeStore):
         self._owner = 0  # process that opened it
         if is_url(self.location):
             raise StoreError(f"{self.location}: HDF5 files are read from disk; download it, and give its path")
-        if not Path(self.location).exists():
-            raise FileNotFoundError(f"{self.location}: no such file")
+        if not Path(self.location).is_file():
+            what = "is a folder, expected an HDF5 file" if Path(self.location).is_dir() else "no such file"
+            raise FileNotFoundError(f"{self.location}: {what}")
         try:
             self._index(tuple(vectors))
         finally:
@@ -147,7 +149,7 @@ class Hdf5Store(EpisodeStore):
             try:
                 self._file, self._owner = h5py.File(self.location, "r"), os.getpid()
             except OSError as error:
-                raise StoreError(f"{self.location}: not a readable HDF5 file ({error})") from error
+                raise StoreError(unreadable(self.location, "HDF5 file", error)) from error
         return self._file
 
     def _close(self) -> None:

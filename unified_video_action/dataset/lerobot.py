@@ -21,6 +21,7 @@ from unified_video_action.dataset.store import EpisodeStore, sample_files
 from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.video_frames import VideoFiles
 from unified_video_action.dataset.zarr_store import StoreError, expand
+from unified_video_action.files import unreadable
 
 TIME_TOLERANCE = 0.2  # of the time between two frames: how far a frame may lie from where the index says
 PICTURES_IN_MEMORY = 2**25  # bytes of encoded pictures that a process keeps
@@ -37,7 +38,7 @@ class LeRobotSource(Source):
     cameras: Mapping[str, str] | None  # task's camera -> feature: {image: observation.images.front}
     action: str | Sequence[str] | None = "action"  # feature, or several; null: a video to learn from
     low_dim: Mapping[str, str | Sequence[str]] | None = None  # task's name -> feature, or several
-    use_tasks: bool = False  # each episode's task string is its instruction
+    use_tasks: bool = False  # the task string is the instruction, of each row where it changes within an episode
     episodes: Sequence[int] | str | None = None  # numbers, or "start:stop"; null: all
     image_size: int | Sequence[int] | None = None  # frames become S x S, or [H, W]; null: they stay as they are
     crop: bool = True  # for that, cut the longer side about the centre; false: stretch
@@ -149,7 +150,7 @@ class LeRobotStore(EpisodeStore):
     def _pictured(self, name: str, episode: int, steps: np.ndarray) -> np.ndarray:
         path, frames = self.index.files[episode], []
         for row in (self.first_rows[episode] + steps).tolist():
-            where = f"{path}: {name} in row {row}"
+            where = f"{path}: {name} in row {row} (episode {self.index.numbers[episode]})"
             image = decode_image(self._pictures.read(path, name, row, where), where)
             if image.shape[:2] != self.sizes[name]:
                 raise StoreError(f"{where} is {image.shape[:2]}, but meta/info.json says {self.sizes[name]}")
@@ -175,7 +176,10 @@ class _Pictures:
         group = int(np.searchsorted(self._starts[path], row, side="right")) - 1
         encoded = self._group(path, name, group)[row - int(self._starts[path][group])].as_py()
         if not isinstance(encoded, dict) or not encoded.get("bytes"):
-            raise StoreError(f"{where}: holds no picture, expected its bytes in the parquet file")
+            raise StoreError(
+                f"{where}: there is no picture, expected its bytes in the parquet file; choose the episodes that have "
+                "pictures with `episodes`, or another camera"
+            )
         return encoded["bytes"]
 
     def _group(self, path: Path, name: str, group: int) -> pa.Array:
@@ -185,7 +189,7 @@ class _Pictures:
                 with pq.ParquetFile(path) as file:
                     self._groups[key] = file.read_row_group(group, columns=[name])[name].combine_chunks()
             except (pa.ArrowException, OSError) as error:
-                raise StoreError(f"{path}: {name} is not readable ({error}); fetch the file again") from error
+                raise StoreError(unreadable(path, "parquet file", error)) from error
             while len(self._groups) > 1 and sum(part.nbytes for part in self._groups.values()) > PICTURES_IN_MEMORY:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +15,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.files import some, unreadable
+
+log = logging.getLogger(__name__)
 
 VERSION = "v3."
-CONVERTER = "convert it with LeRobot's own script, convert_dataset_v21_to_v30"
+CONVERTER = (
+    "convert it with LeRobot: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root=FOLDER "
+    "--push-to-hub=false (lerobot 0.4 has it as lerobot.datasets.v30.convert_dataset_v21_to_v30)"
+)
+OLD_CONVERTER = (
+    "first make it v2.1, with lerobot 0.3: python -m lerobot.datasets.v21.convert_dataset_v20_to_v21 --repo-id=NAME"
+)
 PICTURES = ("video", "image")  # dtypes of features that are cameras
+PANDAS_INDEX = "__index_level_0__"  # column of a pandas table's index that has no name
 NUMBERS = ("float", "int", "uint", "bool")  # beginnings of dtypes that are numbers
 
 
@@ -52,12 +64,13 @@ class LeRobotFolder:
             what = "has no meta/info.json, so it is no LeRobotDataset" if root.is_dir() else "no such folder"
             raise FileNotFoundError(f"{root}: {what}")
         try:
-            info: dict[str, Any] = json.loads(path.read_text())
-        except ValueError as error:
-            raise StoreError(f"{path}: not readable ({error})") from error
-        version = str(info.get("codebase_version"))
+            info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = str(info.get("codebase_version"))
+        except (ValueError, AttributeError) as error:
+            raise StoreError(unreadable(path, "JSON file of a LeRobotDataset", error)) from error
         if not version.startswith(VERSION):
-            raise StoreError(f"{path}: codebase_version is {version}, expected v3.0; {CONVERTER}")
+            remedy = f"{OLD_CONVERTER}; then {CONVERTER}" if version.startswith("v2.0") else CONVERTER
+            raise StoreError(f"{path}: codebase_version is {version}, expected v3.0; {remedy}")
         for key in ("fps", "features", "data_path"):
             if key not in info:
                 raise StoreError(f"{path}: {key} is missing")
@@ -92,14 +105,18 @@ class LeRobotFolder:
         index = self._index(columns)
         keep = self._choose(index["episode_index"], chosen)
         index = {name: values[keep] for name, values in index.items()}
+        numbers, lengths = (index[name].astype(np.int64) for name in ("episode_index", "length"))
         videos = {}
         for key in filmed:
             chunk, file, begin, end = (index[f"videos/{key}/{name}"] for name in stamps)
-            self._check_segments(key, index["episode_index"], index["length"], begin, end)
+            self._check_present(key, numbers, chunk, file, begin)
+            self._check_segments(key, numbers, lengths, begin, end)
             files = self._paths("video_path", chunk, file, video_key=key)
-            videos[key] = Segments(files, begin.astype(float))
-        files = self._paths("data_path", index["data/chunk_index"], index["data/file_index"])
-        return Episodes(index["episode_index"], index["length"], files, videos)
+            self._check_apart(key, numbers, lengths, files, begin)
+            videos[key] = Segments(files, begin)
+        places = index["data/chunk_index"], index["data/file_index"]
+        self._check_present("data", numbers, *places)
+        return Episodes(numbers, lengths, self._paths("data_path", *places), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d).
@@ -132,34 +149,64 @@ class LeRobotFolder:
         return first, {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def instructions(self, episodes: Episodes, tasks: np.ndarray) -> tuple[str, ...]:
-        """The task string of each episode; `tasks` (N,) are the rows' task_index."""
+        """The task string of each episode, or of each row if a task changes within an episode.
+
+        Args:
+            tasks: (N,) the rows' task_index.
+        """
+        known = self._tasks()
+        ends = np.cumsum(episodes.lengths)
+        unknown = ~np.isin(tasks, list(known))
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise StoreError(
+                f"{self.root}: episode {episodes.numbers[np.searchsorted(ends, row, side='right')]} has task_index "
+                f"{tasks[row]}, for which meta/tasks.parquet has no text; choose the other episodes with `episodes`, "
+                "or set use_tasks to false"
+            )
+        first = tasks[ends - episodes.lengths]
+        changes = tasks != np.repeat(first, episodes.lengths)
+        if changes.any():
+            several = episodes.numbers[np.unique(np.searchsorted(ends, np.flatnonzero(changes), side="right"))]
+            log.info("%s: the task changes within episode %s: each row has its own", self.root, some(several))
+        return tuple(known[task] for task in (tasks if changes.any() else first).tolist())
+
+    def _tasks(self) -> dict[int, str]:
+        """task_index -> text."""
         path = self.root / "meta" / "tasks.parquet"
+        if not path.is_file() and path.with_suffix(".jsonl").is_file():
+            raise FileNotFoundError(
+                f"{path}: is missing, and tasks.jsonl beside it is of LeRobot v2, so the folder is half converted; "
+                f"take the v2.1 folder again and {CONVERTER}"
+            )
         table = read_columns(path, None)
-        texts = [field.name for field in table.schema if field.type in (pa.string(), pa.large_string())]
-        if "task_index" not in table.column_names or len(texts) != 1:
-            raise StoreError(f"{path}: has columns {table.column_names}, expected task_index and the task strings")
-        known = dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
-        found = []
-        for number, own in zip(episodes.numbers, np.split(tasks, np.cumsum(episodes.lengths)[:-1]), strict=True):
-            if len(set(own.tolist())) > 1 or int(own[0]) not in known:
-                raise StoreError(
-                    f"{self.root}: episode {number} has task_index {sorted(set(own.tolist()))}; expected one that "
-                    f"{path.name} lists. Leave the episode out with `episodes`, or set use_tasks to false"
-                )
-            found.append(known[int(own[0])])
-        return tuple(found)
+        texts = [field.name for field in table.schema if _is_text(field.type)]
+        named = [name for name in ("task", PANDAS_INDEX) if name in texts]
+        if "task_index" not in table.column_names or not (named or len(texts) == 1):
+            raise StoreError(
+                f"{path}: has columns {some(table.column_names)}; expected task_index, and the texts as task, as the "
+                "table's index, or as the only column of text"
+            )
+        known = dict(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True))
+        if len(known) < len(table):
+            raise StoreError(f"{path}: lists a task_index twice; give every task its own")
+        return {number: text for number, text in known.items() if text is not None}
 
     def _index(self, columns: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns of meta/episodes, sorted by episode."""
+        """Columns of meta/episodes, sorted by episode: (E,) float64, NaN where there is no entry."""
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         if not paths:
             raise FileNotFoundError(f"{self.root}: meta/episodes/chunk-*/file-*.parquet is missing")
-        tables = [read_columns(path, columns) for path in paths]
-        index = {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in columns}
+        tables = {path: read_columns(path, columns) for path in paths}
+        index = {
+            name: np.concatenate([_with_gaps(table[name], path, name) for path, table in tables.items()])
+            for name in columns
+        }
         order = np.argsort(index["episode_index"], kind="stable")
         index = {name: values[order] for name, values in index.items()}
         total = self.info.get("total_episodes", len(order))
-        if total != len(order) or (np.diff(index["episode_index"]) < 1).any() or (index["length"] < 1).any():
+        apart = (np.diff(index["episode_index"], prepend=-1) >= 1).all()  # False where there is no number
+        if total != len(order) or not len(order) or not apart or not (index["length"] >= 1).all():
             raise StoreError(
                 f"{self.root}: meta/episodes lists {len(order)} episodes, some twice or empty, or not the {total} of "
                 "meta/info.json; fetch the folder again"
@@ -180,24 +227,44 @@ class LeRobotFolder:
             strange = sorted(set(chosen) - set(numbers.tolist()))
             if strange or len(set(chosen)) < len(chosen):
                 raise ValueError(
-                    f"{self.root}: episodes={list(chosen)}: {strange or 'some'} are not there, or twice; there are "
-                    f"{len(numbers)} from {numbers[0]}"
+                    f"{self.root}: episodes=[{some(list(chosen))}]: {some(strange) or 'some'} are not there, or twice; "
+                    f"there are {len(numbers)} from {numbers[0]:.0f}"
                 )
             keep = np.searchsorted(numbers, np.sort(np.array(chosen, np.int64)))
         if not len(keep):
             raise ValueError(f"{self.root}: episodes={chosen!r} leaves none of {len(numbers)}")
         return keep
 
+    def _check_present(self, what: str, numbers: np.ndarray, *entries: np.ndarray) -> None:
+        absent = np.isnan(entries).any(axis=0)
+        if absent.any():
+            raise StoreError(
+                f"{self.root}: meta/episodes has no entry of {what} for episode {some(numbers[absent])}; choose the "
+                "other episodes with `episodes`"
+            )
+
     def _check_segments(self, key: str, numbers: Any, lengths: Any, begin: Any, end: Any) -> None:
-        """Videos last as long as their episodes: at least to the middle of the last frame, at most one frame more."""
+        """Videos last as long as their episodes, give or take a frame: some writers give the last frame's time."""
         frames = (end - begin) * self.fps
-        wrong = (frames < lengths - 0.5) | (frames > lengths + 1.5)
+        wrong = np.abs(frames - lengths) > 1.5
         if wrong.any():
             place = int(np.argmax(wrong))
             raise StoreError(
                 f"{self.root}: episode {numbers[place]} has {lengths[place]} rows, but {frames[place]:.1f} frames of "
                 f"{key} at {self.fps:g} fps (from_timestamp {begin[place]:.3f} to {end[place]:.3f} s)"
             )
+
+    def _check_apart(self, key: str, numbers: Any, lengths: Any, files: Sequence[Path], begin: np.ndarray) -> None:
+        """No two episodes show one stretch of a video."""
+        end = begin + lengths / self.fps
+        for one, other in itertools.pairwise(sorted(range(len(files)), key=lambda place: (files[place], begin[place]))):
+            if files[one] == files[other] and begin[other] < end[one] - 0.5 / self.fps:
+                raise StoreError(
+                    f"{files[one]}: episode {numbers[one]} ({begin[one]:.3f} to {end[one]:.3f} s) and episode "
+                    f"{numbers[other]} ({begin[other]:.3f} to {end[other]:.3f} s) share a stretch of this video by "
+                    f"meta/episodes, so one of them shows the other's {key}; merge or convert the folder anew with the "
+                    "current lerobot, or choose the right episodes with `episodes`"
+                )
 
     def _paths(self, template: str, chunks: np.ndarray, files: np.ndarray, **more: str) -> tuple[Path, ...]:
         """A path for each episode. All must exist."""
@@ -211,7 +278,10 @@ class LeRobotFolder:
             raise StoreError(f"{self.root}: meta/info.json has no usable {template} ({error!r})") from error
         for path in dict.fromkeys(paths):
             if not path.is_file():
-                raise FileNotFoundError(f"{path}: the file is missing, but meta/episodes has episodes in it")
+                raise FileNotFoundError(
+                    f"{path}: the file is missing, but meta/episodes has episodes in it; fetch the folder again, or "
+                    "choose the other episodes with `episodes`"
+                )
         return paths
 
 
@@ -223,10 +293,23 @@ def read_columns(path: Path, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             missing = [name for name in columns or () if name not in file.schema_arrow.names]
             if missing:
-                raise StoreError(f"{path}: has no column {', '.join(missing)}; it has {file.schema_arrow.names}")
+                raise StoreError(f"{path}: has no column {some(missing)}; it has {some(file.schema_arrow.names)}")
             return file.read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
-        raise StoreError(f"{path}: not readable ({error}); it may be truncated, fetch it again") from error
+        raise StoreError(unreadable(path, "parquet file", error)) from error
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _with_gaps(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
+    """A column of numbers as float64 (rows,), NaN where there is none."""
+    try:
+        return column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException as error:
+        raise StoreError(f"{path}: the column {name} is {column.type}, expected numbers") from error
 
 
 def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:

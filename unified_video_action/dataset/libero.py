@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unified_video_action.dataset.cache_folder import CACHES
 from unified_video_action.dataset.hdf5_store import Hdf5Store
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.tables import StoreSource, Table
 from unified_video_action.dataset.zarr_store import StoreError, expand
+from unified_video_action.files import find_files
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION, to_pose_actions
 
 CONTROL = "control_mode"  # attribute of the group data; "absolute" in converted files, absent from published ones
@@ -54,10 +56,7 @@ def files(location: str) -> list[Path]:
     """The file that `location` names, or those in the folder, by name. Raises FileNotFoundError when there are none."""
     path = Path(expand(location))
     if path.is_dir():
-        found = sorted(path.glob("*.hdf5"))
-        if not found:
-            raise FileNotFoundError(f"{path}: a folder without .hdf5 files")
-        return found
+        return find_files(path, [".hdf5"], CACHES)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
     return [path]

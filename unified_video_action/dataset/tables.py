@@ -54,7 +54,7 @@ class Table:
     low_dim: Mapping[str, np.ndarray]  # name -> (N, d)
     action: np.ndarray | None = None  # (N, D); None: a video without actions
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
-    instructions: tuple[str, ...] | None = None  # one for each episode; None: the task has none
+    instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
     weight: float | None = None  # its source's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
     poses: frozenset[str] = frozenset()  # those of low_dim that are positions and axis-angle vectors, (N, 6)

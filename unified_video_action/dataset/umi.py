@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from unified_video_action.dataset.cache_folder import CACHES
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.pose_windows import GRIPPER, HAND_STATES, POSE, START_POSE
@@ -17,6 +18,7 @@ from unified_video_action.dataset.store import EpisodeStore
 from unified_video_action.dataset.tables import StoreSource, Table
 from unified_video_action.dataset.umi_frames import FrameMask
 from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
+from unified_video_action.files import find_files
 from unified_video_action.poses import from_vector
 from unified_video_action.rotations import POSE_ACTION, matrix_to_6d
 
@@ -26,7 +28,6 @@ POSITION, ROTATION, WIDTH, START = (
 NEEDED = {POSITION: 3, ROTATION: 3, WIDTH: 1}  # array -> numbers in a row
 SECOND_ARM = "robot1_eef_pos"
 ENDINGS = (".zip", ".zarr")
-CACHES = (".latents.zarr", ".frames.zarr")  # of this project, which may lie beside an archive
 MOST_OPEN = 32  # archives of a folder
 
 
@@ -167,14 +168,9 @@ def archives(location: str) -> list[str]:
     folder = Path(location)
     if is_url(location) or not folder.is_dir():
         return [location]
-    found = [
-        str(path)
-        for path in sorted(folder.iterdir())
-        if path.name.endswith(ENDINGS) and not path.name.startswith(".") and not path.name.endswith(CACHES)
-    ]
-    if found or any(folder.iterdir()):
-        return found or [location]
-    raise FileNotFoundError(f"{location}: an empty folder; expected archives NAME.zarr.zip")
+    if not any(folder.iterdir()):
+        raise FileNotFoundError(f"{location}: an empty folder; expected archives NAME.zarr.zip")
+    return list(map(str, find_files(folder, ENDINGS, CACHES, required=False))) or [location]
 
 
 def _vectors(archive: ReplayBuffer) -> dict[str, np.ndarray]:

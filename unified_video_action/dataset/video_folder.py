@@ -16,8 +16,10 @@ from unified_video_action.dataset.store import EpisodeStore, sample_files
 from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.video_frames import VideoFiles, VideoHeader, read_header
 from unified_video_action.dataset.zarr_store import StoreError, expand
+from unified_video_action.files import find_files, some, unreadable
 
 CAPTIONS = "captions.json"
+OTHER_VIDEOS = "give a folder that holds such files itself; other videos become mp4 by: ffmpeg -i FILE NEW.mp4"
 TICK = 1e-4  # seconds: no video's clock is coarser than a frame, none of ours finer than this
 
 
@@ -64,13 +66,13 @@ class VideoFolderSource(Source):
         if not path.is_file():
             raise FileNotFoundError(f"{path}: the file is missing, but captions is true")
         try:
-            known = json.loads(path.read_text())
+            known = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise StoreError(f"{path}: not readable ({error})") from error
+            raise StoreError(unreadable(path, "JSON file", error)) from error
         names = [file.name for file in store.files]
         missing = names if not isinstance(known, dict) else [n for n in names if not isinstance(known.get(n), str)]
         if missing:
-            raise StoreError(f'{path}: has no text for {_some(missing)}; expected {{"{missing[0]}": "what is done"}}')
+            raise StoreError(f'{path}: has no text for {some(missing)}; expected {{"{missing[0]}": "what is done"}}')
         return tuple(known[name] for name in names)
 
 
@@ -84,12 +86,8 @@ class VideoFolderStore(EpisodeStore):
     """
 
     def __init__(self, root: Path, fps: float | None, stride: int, fit: Fit) -> None:
-        if not root.is_dir():
-            raise FileNotFoundError(f"{root}: no such folder")
         self.root, self.fps, self.stride, self.fit = root, fps, stride, fit
-        self.files = tuple(sorted(root.glob("*.mp4")))
-        if not self.files:
-            raise FileNotFoundError(f"{root}: holds no *.mp4")
+        self.files = tuple(find_files(root, [".mp4"], [CAPTIONS], OTHER_VIDEOS))
         headers = [read_header(path) for path in self.files]
         self._size = fit.shape(headers[0].size)
         self._check_sizes(headers)
@@ -144,15 +142,11 @@ class VideoFolderStore(EpisodeStore):
         strange = [path.name for path, header in zip(self.files, headers) if header.size != headers[0].size]
         if strange and self.fit.size is None:
             raise StoreError(
-                f"{self.root}: {_some(strange)} differ in size from {self.files[0].name} "
+                f"{self.root}: {some(strange)} differ in size from {self.files[0].name} "
                 f"({headers[0].size[0]} x {headers[0].size[1]}); set image_size"
             )
 
     def _check_rates(self) -> None:
         slow = [path.name for path, rate in zip(self.files, self._rates) if rate < (self.fps or 0) * 0.999]
         if slow:
-            raise StoreError(f"{self.root}: {_some(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+            raise StoreError(f"{self.root}: {some(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")

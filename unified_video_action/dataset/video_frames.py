@@ -13,6 +13,7 @@ import numpy as np
 
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.files import unreadable
 
 SEEK_COST = 8  # frames whose decoding takes about as long as a seek
 TIMES_IN_MEMORY = 2**22  # frame times that a process keeps
@@ -125,7 +126,10 @@ class _Decoder:
         except av.FFmpegError as error:
             raise StoreError(f"{self.path}: cannot be decoded near {time:.3f} s ({error}); fetch it again") from error
         if frame is None:
-            raise StoreError(f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated")
+            raise StoreError(
+                f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated, or the times "
+                "in the index are wrong"
+            )
         if frame.pts * self._tick > time + tolerance:
             raise StoreError(
                 f"{self.path}: no frame at {time:.4f} s, the next one is at {frame.pts * self._tick:.4f} s; the times "
@@ -195,7 +199,7 @@ def _open(path: Path) -> av.container.InputContainer:
     except av.error.FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError) as error:
-        raise StoreError(f"{path}: not a readable video ({error}); it may be truncated, fetch it again") from error
+        raise StoreError(unreadable(path, "video", error)) from error
 
 
 def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:

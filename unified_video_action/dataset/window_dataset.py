@@ -84,6 +84,7 @@ class WindowDataset(Dataset):
         if len(with_text) > 1:
             raise ValueError("some sources have instructions and others have none: give every source a task string")
         self._instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
+        self._spoken = np.concatenate([_spoken(table, self._instructions) for table in tables])  # (N,)
         self._text: Tensor | None = None  # (instructions, text_dim)
         self._auxiliary = self._recorded.auxiliary
         self._reader: FrameReader = PixelReader(self.tables, options.augmentation)
@@ -239,7 +240,7 @@ class WindowDataset(Dataset):
             asked = states.future if self.options.future_low_dim is True else self.options.future_low_dim
             batch["future_low_dim"] = _tensors({name: states.future[name] for name in asked})
         if self._text is not None:
-            batch["text"] = self._text[torch.from_numpy(self._instruction_numbers(table, now))]  # (B, text_dim)
+            batch["text"] = self._text[self._spoken[now]]  # (B, text_dim)
         if self._auxiliary is not None:
             batch["auxiliary"] = torch.from_numpy(self._auxiliary[frame_rows])  # (B, H + F, K)
         return batch
@@ -256,16 +257,6 @@ class WindowDataset(Dataset):
         if len(features) != len(self._instructions):
             raise ValueError(f"{len(features)} features for {len(self._instructions)} instructions")
         self._text = features.float().cpu()
-
-    def _instruction_numbers(self, tables: np.ndarray, now: np.ndarray) -> np.ndarray:
-        """Places in `instructions` (B,) of the episodes that rows `now` of `tables` belong to."""
-        numbers = np.empty(len(now), np.int64)
-        for number in np.unique(tables):
-            mine = tables == number
-            own = self.tables[number]
-            episodes = np.searchsorted(own.store.episode_ends, now[mine] - self._first[number], side="right")
-            numbers[mine] = [self._instructions.index(own.instructions[episode]) for episode in episodes]
-        return numbers
 
     # -- normalisation -------------------------------------------------------------------------------------------------
 
@@ -334,6 +325,16 @@ class WindowDataset(Dataset):
         offsets = self.options.down_sample * np.array(offsets)
         rows, is_pad = clamp_rows(now, store.episode_starts[episode], store.episode_ends[episode], offsets)  # (N, A)
         return (table.action[rows] - table.low_dim[relative_to][:, None])[~is_pad]
+
+
+def _spoken(table: Table, instructions: Sequence[str]) -> np.ndarray:
+    """Places in `instructions` of what each row is told (N,); empty for a table without."""
+    places = {text: place for place, text in enumerate(instructions)}
+    spoken = np.array([places[text] for text in table.instructions or ()], np.int64)
+    if len(spoken) == table.store.n_episodes:
+        spoken = np.repeat(spoken, np.diff(table.store.episode_ends, prepend=0))
+    assert len(spoken) in (0, len(table))
+    return spoken
 
 
 def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:

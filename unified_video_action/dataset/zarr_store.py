@@ -15,6 +15,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
+from unified_video_action.files import unreadable
+
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
 AT_ONCE = 64  # questions asked of a store at the same time
@@ -60,7 +62,7 @@ def open_root(location: str) -> zarr.Group:
     except (FileNotFoundError, StoreError):
         raise
     except zipfile.BadZipFile as error:
-        raise StoreError(f"{location}: not a readable zip ({error}); it may be truncated, fetch it again") from error
+        raise StoreError(unreadable(location, "zip", error)) from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{location}: cannot be opened ({error})") from error
 
@@ -129,9 +131,10 @@ def _open_url(url: str) -> tuple[FsspecStore, str]:
 def _only_root(names: list[str], location: str) -> str:
     """The one folder among `names` that contains meta/episode_ends."""
     hits = [name.lstrip("/") for name in names if f"/{name}".endswith(tuple(f"/{file}" for file in MARKER_FILES))]
-    roots = sorted({str(PurePosixPath(name).parents[2]) for name in hits})
+    roots = sorted({"/".join(PurePosixPath(name).parts[:-3]) for name in hits})
+    roots = [root for root in roots if "/." not in f"/{root}"]  # hidden: unfinished, or a system's own
     if not roots:
         raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store")
     if len(roots) > 1:
         raise StoreError(f"{location}: holds several episode stores ({', '.join(roots)}); give the path of one")
-    return "" if roots[0] == "." else roots[0]
+    return roots[0]

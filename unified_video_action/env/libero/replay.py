@@ -13,6 +13,7 @@ import numpy as np
 from unified_video_action.env.libero.scene import CAMERAS, Scene
 from unified_video_action.env.libero.suites import Task, find_task
 from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.files import unreadable
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, from_pose_actions, to_pose_actions
 
 with explain_missing_libraries():
@@ -137,7 +138,7 @@ def _opened(path: Path) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({error})") from error
+        raise ValueError(unreadable(path, "HDF5 file", error)) from error
     if "data" not in file:
         file.close()
         raise ValueError(f"{path}: holds no group data, as LIBERO's files do")

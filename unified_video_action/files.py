@@ -1,0 +1,74 @@
+"""Files that people hand over: those of one format in a folder, and what a file is that cannot be read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NAMED = 5  # names in a message
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")  # HTML, or a file server's error in XML
+
+
+def find_files(
+    folder: Path, endings: Sequence[str], known: Sequence[str] = (), remedy: str = "", required: bool = True
+) -> list[Path]:
+    """What lies in a folder and has one of the endings, by name.
+
+    Upper and lower case are alike. Hidden entries, whose names begin with a dot, are left out: macOS writes ._NAME
+    beside every NAME on other systems' disks. All that is left out is logged.
+
+    Args:
+        endings: in lower case, such as ".mp4".
+        known: endings of companions that are left out unsaid.
+        remedy: for a folder without such files, what to do.
+        required: there must be one at least.
+
+    Raises:
+        FileNotFoundError: no such folder, or no such files in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    entries = [path for path in sorted(folder.iterdir()) if not path.name.endswith(tuple(known))]
+    found = [path for path in entries if path.name.lower().endswith(tuple(endings)) and path.name[0] != "."]
+    others = some(sorted({path.name for path in entries} - {path.name for path in found}))
+    if not found and required:
+        wanted = " or ".join(f"*{ending}" for ending in endings)
+        raise FileNotFoundError(f"{folder}: holds no {wanted} but {others or 'nothing'}{remedy and '; ' + remedy}")
+    if found and others:
+        log.info("%s: %d files are read; left out: %s", folder, len(found), others)
+    return found
+
+
+def some(names: Sequence[object]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(map(str, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def unreadable(path: str | Path, kind: str, error: Exception) -> str:
+    """A message about a file that cannot be read: what it is instead, and what to do.
+
+    Args:
+        kind: what is expected, such as "parquet file".
+        error: what its reader said.
+    """
+    head = b""
+    if os.path.isfile(path) and os.access(path, os.R_OK):
+        with open(path, "rb") as file:
+            head = file.read(512)
+        if not head:
+            return f"{path}: is empty, expected a {kind}; fetch it again"
+    if head.startswith(LFS_POINTER):
+        return f"{path}: is a Git LFS pointer, not the {kind} itself; run `git lfs pull` in its repository"
+    if MARKUP.match(head):
+        return (
+            f"{path}: is a web page, not a {kind}; download the file itself again (by its direct link, or after "
+            "logging in)"
+        )
+    return f"{path}: not a readable {kind} ({error}); it may be truncated, fetch it again"
