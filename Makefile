@@ -1,6 +1,7 @@
 # make sims   add the simulators of robots (PushT needs none of them): robosuite, robomimic, LIBERO, pybullet
 # make demo   install, train a small model, evaluate it in PushT, write a report
 # make test   install, simulators included, run the whole suite
+# make faults  the suite of faults at full count: kills at random moments, malformed messages, hostile files
 # make lint   style and import rules
 # make clean  remove the environment and what tools left behind (never data or outputs)
 
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SIMS := $(VENV)/sims_installed
 
-.PHONY: install sims demo test lint clean
+.PHONY: install sims demo test faults lint clean
 
 install: $(STAMP)
 
@@ -35,6 +36,9 @@ demo: $(STAMP)
 
 test: $(SIMS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+faults: $(SIMS)
+	UVA_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/faults $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

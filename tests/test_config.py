@@ -113,6 +113,14 @@ def test_stages_differ_in_their_modes_alone():
     assert all(key.startswith("config.training.mode_mix.quotas.") for key in changed if key != "config.output_dir")
 
 
+def test_a_simulator_of_ones_own_is_imported_for_rollouts_only(monkeypatch):
+    monkeypatch.setenv("UVA_PLUGINS", "a_simulator_that_is_elsewhere")
+    own = "task.env._target_=a_simulator_that_is_elsewhere.env.Env"
+    check_config(read("uva_pusht_mini", own))  # trains
+    with pytest.raises(ValueError, match="task.env._target_: no module 'a_simulator_that_is_elsewhere'"):
+        check_config(read("uva_pusht_mini", own, "trainer.evaluate_every=5"))
+
+
 @pytest.mark.parametrize("override", ["trainer.max_steps=5", "+trainer.max_steps=5", "++trainer.max_steps=5"])
 def test_overrides_work_with_and_without_a_plus(override):
     assert read("uva_pusht_mini", override)["trainer"]["max_steps"] == 5
@@ -133,6 +141,10 @@ def test_a_wrong_key_does_not_compose(override):
         ("model.action_head.chunk=pairs", "chunk must be rows or vector, got 'pairs'"),
         ("+vae.scale=2", "vae.scale: PatchMLP has no such field"),
         ("vae._target_=os.system", "vae._target_: 'os.system' is refused"),
+        (
+            "task.env._target_=unified_video_action.dataset.download.download",
+            "derived from gymnasium.core.Env is needed",
+        ),
         ("+task.dataset.shuffle=true", "task.dataset.shuffle: PushTDataset has no such field"),
         ("+task.env_runner.episodes=3", "task.env_runner.episodes: EnvRunner has no such field"),
         ("task.horizon.stride=0", "Horizon.stride must be a positive integer, got 0"),
