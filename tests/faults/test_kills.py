@@ -49,7 +49,7 @@ def run_and_kill(config: DictConfig, more: int | None, seconds: float) -> int:
 
 
 def test_killed_runs_end_with_the_same_weights(tmp_path, pusht_store):
-    kills, steps = count(5, 100), count(30, 500)
+    kills, steps = count(3, 100), count(18, 500)
     fixed = ["trainer.checkpoint_every=1", "trainer.validate_every=null", f"training.steps={steps}"]
     fixed += [f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path / 'cache'}"]
 
