@@ -15,6 +15,7 @@ import zarr
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from unified_video_action.dataset.fingerprints import user_cache
 from unified_video_action.dataset.row_store import RowStore
 from unified_video_action.dataset.zarr_store import is_url
 
@@ -41,7 +42,7 @@ def cache_path(location: str, suffix: str, folder: str | Path | None = None) -> 
         if beside.exists() or os.access(beside.parent, os.W_OK):
             return beside
     if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unified_video_action"
+        folder = user_cache()
         log.info("nothing can be written beside %s; its cache lies in %s", location, folder)
     place = location if is_url(location) else str(Path(location).resolve())
     return Path(folder) / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.{suffix}.zarr"

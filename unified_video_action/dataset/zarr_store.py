@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
-AT_ONCE = 64  # questions asked of a store at the same time
 
 
 class StoreError(ValueError):
@@ -63,38 +57,6 @@ def open_root(location: str) -> zarr.Group:
         raise StoreError(f"{location}: not a readable zip ({error}); it may be truncated, fetch it again") from error
     except (OSError, ValueError) as error:
         raise StoreError(f"{location}: cannot be opened ({error})") from error
-
-
-def chunk_grid(array: zarr.Array, start: int = 0, stop: int | None = None) -> list[tuple[int, ...]]:
-    """Index of every stored chunk (a whole shard where there are shards) that rows [start, stop) need, in order."""
-    sizes = array.shards or array.chunks
-    counts = [-(-n // size) for n, size in zip(array.shape, sizes, strict=True)]
-    rows = range(start // sizes[0], counts[0] if stop is None else min(counts[0], -(-stop // sizes[0])))
-    return list(itertools.product(rows, *map(range, counts[1:])))
-
-
-def missing_chunk(array: zarr.Array, chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The first of `chunks` that is not stored, which zarr would silently fill in; None if all are there."""
-
-    async def look(some: Sequence[tuple[int, ...]]) -> list[bool]:
-        return await asyncio.gather(*(array.store.exists(_chunk_path(array, chunk)) for chunk in some))
-
-    for start in range(0, len(chunks), AT_ONCE):
-        some = chunks[start : start + AT_ONCE]
-        found = sync(look(some))
-        if not all(found):
-            return some[found.index(False)]
-    return None
-
-
-def chunk_bytes(array: zarr.Array, chunk: tuple[int, ...]) -> bytes:
-    """A stored chunk, still compressed; empty when it is missing."""
-    buffer = sync(array.store.get(_chunk_path(array, chunk), prototype=default_buffer_prototype()))
-    return b"" if buffer is None else buffer.to_bytes()
-
-
-def _chunk_path(array: zarr.Array, chunk: tuple[int, ...]) -> str:
-    return str(PurePosixPath(array.path, array.metadata.encode_chunk_key(chunk)))
 
 
 def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
