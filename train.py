@@ -22,6 +22,7 @@ def main(config: DictConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from hydra.core.hydra_config import HydraConfig
 
+    from unified_video_action.dataset.zarr_store import StoreError
     from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
     if not config:
@@ -33,7 +34,10 @@ def main(config: DictConfig) -> None:
         workspace = TrainUnifiedVideoActionWorkspace(config)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"train.py: {error}")
-    workspace.run()
+    try:
+        workspace.run()
+    except StoreError as error:  # damage is found when it is read
+        sys.exit(f"train.py: {error}")
 
 
 if __name__ == "__main__":

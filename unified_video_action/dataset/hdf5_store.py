@@ -85,7 +85,7 @@ class Hdf5Store(EpisodeStore):
         return np.ascontiguousarray(found[places.reshape(np.shape(rows))])
 
     def fingerprint(self, small: int = SMALL) -> str:
-        """sha256 over episode ends and all frames; more than `small` bytes of them are read once, as `hash_files` does."""
+        """sha256 over episode ends and all frames; more than `small` bytes are read once, as `hash_files` does."""
         place = hashlib.sha256(self.episode_ends.tobytes() + bytes([self.flipped]))
         for name in self.images:
             place.update(f"{name} {self.frame_shape(name)}".encode())
@@ -114,9 +114,7 @@ class Hdf5Store(EpisodeStore):
         group = file.get("data")
         demos = list(group) if isinstance(group, h5py.Group) else []
         if not demos:
-            raise StoreError(
-                f"{self.location}: holds {listed(file)}, expected data/<demonstration>/..."
-            )
+            raise StoreError(f"{self.location}: holds {listed(file)}, expected data/<demonstration>/...")
         self.demos = tuple(sorted(demos, key=_number))
         self.attributes = {name: group.attrs[name] for name in group.attrs}
         names = (*self.images, *vectors)

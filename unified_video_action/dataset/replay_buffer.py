@@ -13,8 +13,8 @@ import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
-from unified_video_action.dataset.jpeg import decode_image, register_jpeg
 from unified_video_action.dataset.fingerprints import SMALL
+from unified_video_action.dataset.jpeg import decode_image, register_jpeg
 from unified_video_action.dataset.store import EpisodeStore, as_float32, listed
 from unified_video_action.dataset.zarr_chunks import Chunk, EmptyRun, chunk_grid, evenly, hash_chunks, missing_chunks
 from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, open_root
@@ -145,7 +145,7 @@ class ReplayBuffer(EpisodeStore):
         return f"{group} has {listed(sorted(self._group[group].array_keys()) if group in self._group else ())}"
 
     def _check_chunks(self, path: str, chunks: Sequence[Chunk]) -> None:
-        """Raise StoreError for a chunk that is lost; those that may be read as the fill value are named in a warning."""
+        """Raise StoreError for a chunk that is lost; a warning names those that are read as the fill value."""
         array, empty = self._member(path), []
         for chunk in missing_chunks(array, chunks):
             if (path, chunk) in self._empty:

@@ -1,9 +1,9 @@
 """Rows of equal size in one file, written block by block and read at random at the speed of the page cache.
 
 On disk it is an ordinary zarr v3 array of a single uncompressed shard: a table of (offset, length) for each block of
-rows, then the blocks, in order. Any zarr library reads it. Behind them lie the blocks' checksums (CRC-32), against which
-each process checks a block when it first reads from it. A block counts as written once its table entry is; the file
-therefore survives a kill at any moment. The file is mapped for reading: what is held in memory is the system's cache.
+rows, then the blocks, in order. Any zarr library reads it. Behind them lie the blocks' checksums (CRC-32): each process
+checks a block when it first reads from it. A block counts as written once its table entry is; the file therefore
+survives a kill at any moment. The file is mapped for reading: what is held in memory is the system's cache.
 """
 
 from __future__ import annotations
@@ -46,15 +46,10 @@ class RowStore:
         if not array.shards or not self._file.is_file():
             raise StoreError(f"{self.path}: not a cached array; delete this folder, and it will be built again")
         size, expected = self._file.stat().st_size, self._checksums + self.blocks * CHECKSUM
-        if size == self._checksums:
-            raise StoreError(
-                f"{self.path}: was written by an older version, without checksums; delete this folder, and it will be "
-                "built again"
-            )
         if size != expected:
             raise StoreError(
-                f"{self.path}: cut short, {size} bytes in place of {expected}; delete this folder, and it will be built "
-                "again"
+                f"{self.path}: cut short, {size} bytes in place of {expected}; delete this folder, and it will be "
+                "built again"
             )
 
     @classmethod

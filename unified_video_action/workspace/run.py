@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 
@@ -26,7 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
         workspace = TrainUnifiedVideoActionWorkspace(config)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"{error}")
-    workspace.run()
+    try:
+        workspace.run()
+    except StoreError as error:  # damage is found when it is read
+        sys.exit(f"{error}")
 
 
 if __name__ == "__main__":
