@@ -67,7 +67,7 @@ def _absolute_actions(store: Hdf5Store, poses: bool) -> np.ndarray:
             f"{store.location}: its actions are steps, not poses in the world's frame; convert them with: {convert}"
         )
     if kind is ActionKind.OTHER_FRAME:
-        away = np.round(np.median(actions[:, :3] - hand, axis=0), 3).tolist()
+        away = np.median(actions[:, :3] - hand, axis=0).astype(float).round(3).tolist()
         raise StoreError(
             f"{store.location}: its actions are poses in another frame than {HAND}, {away} m from it at the median: "
             "that of the arm's base, say. Write both in one frame, or set poses: true at this source to learn them so"

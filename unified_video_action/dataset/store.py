@@ -91,7 +91,7 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         row, column = np.argwhere(bad)[0]
         value = values[row, column]
         fault = f"is larger than any action or state ({LARGEST:.0e})" if np.isfinite(value) else "is not a number"
-        raise StoreError(f"{where}[{row}, {column}] = {value} {fault}; correct it, or leave out its episode")
+        raise StoreError(f"{where}[{row}, {column}] = {value!s} {fault}; correct it, or leave out its episode")
     return values.astype(np.float32)
 
 

@@ -236,9 +236,13 @@ def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> No
         logger.warning("%s does not say what it was trained on: whether the data has changed is unknown", checkpoint)
         return
     before = json.loads(path.read_text())
-    if len(before) != len(data):
-        raise ValueError(f"{checkpoint} was trained on {len(before)} sources, now there are {len(data)}; {ANOTHER_RUN}")
-    changed = [new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"]]
+    if len(before) != len(data):  # mirror images count
+        stores = [listed(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
+        raise ValueError(
+            f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of {stores[1]}; "
+            f"{ANOTHER_RUN}"
+        )
+    changed = dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"])
     if changed:
         raise ValueError(
             f"{checkpoint} was trained on other data: {listed(changed)} has changed since; bring the old data back, or "

@@ -48,7 +48,7 @@ def kind_of_actions(
     taken = takes_steps(arguments)
     if taken:
         return ActionKind.STEPS
-    near = np.square(offset).sum() <= 9 * spread
+    near = np.median(np.square(ahead).sum(1)) <= 9 * spread  # some place where the hand may have been
     return ActionKind.POSES if taken is False and near else ActionKind.UNCLEAR
 
 
