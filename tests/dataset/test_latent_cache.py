@@ -127,6 +127,12 @@ def test_a_block_is_checked_once_by_a_process_and_its_workers(tmp_path, monkeypa
         store.read(np.array(rows), out)
         pickle.loads(pickle.dumps(store)).read(np.array(rows), out)  # noqa: S301
     assert checked == [0, 1]
+    store = RowStore(tmp_path / "rows")
+    worker = fork.Process(target=store.read, args=(np.array([9, 9]), out))
+    worker.start()
+    worker.join()
+    store.read(np.array([0, 9]), out)
+    assert checked == [0, 1, 0]  # the worker has checked the other one
 
 
 def test_a_cache_of_an_older_version_is_refused(tmp_path, toy_codec):

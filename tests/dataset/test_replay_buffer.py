@@ -256,8 +256,12 @@ def test_what_is_no_store_is_refused(tmp_path, pusht_store):
     with pytest.raises(FileNotFoundError, match="nothing.zarr"):
         open_buffer(tmp_path / "nothing.zarr")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="no array meta/episode_ends"):
+    with pytest.raises(StoreError, match="no array meta/episode_ends.*it has nothing"):
         open_buffer(tmp_path / "empty")
+    shutil.copytree(pusht_store / "data", tmp_path / "part.zarr" / "data")
+    for path in (tmp_path / "part.zarr", zipped(tmp_path / "part.zarr", tmp_path / "part.zip")):
+        with pytest.raises(StoreError, match="no array meta/episode_ends.*it has data$"):
+            open_buffer(path)
     (tmp_path / "text.zip").write_text("hello")
     with pytest.raises(StoreError, match="text.zip: not a readable zip"):
         open_buffer(tmp_path / "text.zip")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.dataset.fingerprints import SMALL, remembered
-from unified_video_action.dataset.store import EpisodeStore, as_float32, listed
-from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
+from unified_video_action.dataset.store import EpisodeStore, as_float32
+from unified_video_action.dataset.zarr_store import StoreError, expand, is_url, listed
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
 with explain_missing_libraries():

@@ -15,9 +15,9 @@ from zarr.storage import LocalStore
 
 from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.jpeg import decode_image, register_jpeg
-from unified_video_action.dataset.store import EpisodeStore, as_float32, listed
+from unified_video_action.dataset.store import EpisodeStore, as_float32
 from unified_video_action.dataset.zarr_chunks import Chunk, EmptyRun, chunk_grid, evenly, hash_chunks, missing_chunks
-from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, open_root
+from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, listed, open_root
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,15 @@
 """Rows of equal size in one file, written block by block and read at random at the speed of the page cache.
 
 On disk it is an ordinary zarr v3 array of a single uncompressed shard: a table of (offset, length) for each block of
-rows, then the blocks, in order. Any zarr library reads it. Behind them lie the blocks' checksums (CRC-32): each process
-checks a block when it first reads from it. A block counts as written once its table entry is; the file therefore
-survives a kill at any moment. The file is mapped for reading: what is held in memory is the system's cache.
+rows, then the blocks, in order. Any zarr library reads it. Behind them lie the blocks' checksums (CRC-32): a process
+and the workers that it forks check each block once, when it is first read from. A block counts as written once its
+table entry is; the file therefore survives a kill at any moment. The file is mapped for reading: what is held in memory
+is the system's cache.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import zlib
 from pathlib import Path
@@ -42,7 +44,7 @@ class RowStore:
         self._start = self.blocks * ENTRY
         self._checksums = self._start + self.blocks * self.block * self._row_bytes  # where they begin
         self._mapped: np.ndarray | None = None
-        self._checked = np.zeros(self.blocks, bool)
+        self._checked = np.frombuffer(mmap.mmap(-1, self.blocks), bool)  # workers that are forked share it
         if not array.shards or not self._file.is_file():
             raise StoreError(f"{self.path}: not a cached array; delete this folder, and it will be built again")
         size, expected = self._file.stat().st_size, self._checksums + self.blocks * CHECKSUM

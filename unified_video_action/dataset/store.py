@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,6 @@ from unified_video_action.dataset.zarr_store import StoreError
 
 PIECE = 2**16  # bytes at a file's beginning, middle and end that enter a fingerprint of large data
 LARGEST = 1e6  # absolute value; no action or state is larger, in whatever unit
-LISTED = 8  # names that a message lists
 
 
 class EpisodeStore(ABC):
@@ -93,10 +92,3 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         fault = f"is larger than any action or state ({LARGEST:.0e})" if np.isfinite(value) else "is not a number"
         raise StoreError(f"{where}[{row}, {column}] = {value!s} {fault}; correct it, or leave out its episode")
     return values.astype(np.float32)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: a handful of them and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more or "nothing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import zarr
@@ -12,10 +13,18 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
+LISTED = 8  # names that a message lists
 
 
 class StoreError(ValueError):
     """A store that is damaged or inconsistent; the message names file, array and index."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: a handful of them and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more or "nothing"
 
 
 def expand(location: str | Path) -> str:
@@ -65,7 +74,8 @@ def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
         found = found or [
             hit for name in MARKER_FILES for depth in ("*", "*/*") for hit in path.glob(f"{depth}/{name}")
         ]
-        root = _only_root([file.relative_to(path).as_posix() for file in found], str(path))
+        inside = [file.relative_to(path).as_posix() for file in found or path.iterdir()]
+        root = _only_root(inside, str(path))
         return LocalStore(path, read_only=True), root
     if not path.exists():
         raise FileNotFoundError(
@@ -93,7 +103,8 @@ def _only_root(names: list[str], location: str) -> str:
     hits = [name.lstrip("/") for name in names if f"/{name}".endswith(tuple(f"/{file}" for file in MARKER_FILES))]
     roots = sorted({str(PurePosixPath(name).parents[2]) for name in hits})
     if not roots:
-        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store")
+        there = sorted({name.strip("/").split("/")[0] for name in names})
+        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store; it has {listed(there)}")
     if len(roots) > 1:
         raise StoreError(f"{location}: holds several episode stores ({', '.join(roots)}); give the path of one")
     return "" if roots[0] == "." else roots[0]

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.dataset.store import listed
 from unified_video_action.dataset.tables import fingerprints
+from unified_video_action.dataset.zarr_store import listed
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate, resolve_target
 from unified_video_action.model.config import ModelConfig
@@ -239,8 +239,8 @@ def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> No
     if len(before) != len(data):  # mirror images count
         stores = [listed(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
         raise ValueError(
-            f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of {stores[1]}; "
-            f"{ANOTHER_RUN}"
+            f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of "
+            f"{stores[1]}; {ANOTHER_RUN}"
         )
     changed = dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"])
     if changed:
