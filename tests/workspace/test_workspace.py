@@ -180,7 +180,7 @@ def copied(store: Path, place: Path) -> Path:
     return Path(shutil.copytree(store, place, copy_function=shutil.copyfile))  # with new times
 
 
-def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(tmp_path, config, pusht_store, cache):
+def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(tmp_path, config, pusht_store):
     TrainUnifiedVideoActionWorkspace(config("run", *SHORT)).run()
     path = tmp_path / "run" / "checkpoints" / "latest" / "normalizer.json"
     fields = json.loads(path.read_text())
@@ -203,12 +203,12 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path, config, pusht_store, cha
     TrainUnifiedVideoActionWorkspace(config("run", *options, f"data.cache_dir={tmp_path}/old")).run()
     array = zarr.open_group(store)["data"][changed]
     array[77] = 255 - array[77]
-    options = (*options, f"data.cache_dir={tmp_path}/new")
     with pytest.raises(
         ValueError, match="trained on other data: .*demos.zarr has changed.*output_dir.*init_from"
     ) as error:
-        TrainUnifiedVideoActionWorkspace(config("run", *options))
+        TrainUnifiedVideoActionWorkspace(config("run", *options, f"data.cache_dir={tmp_path}/old"))
     assert str(tmp_path / "run" / "checkpoints") in str(error.value)
+    options = (*options, f"data.cache_dir={tmp_path}/new")
     weights = tmp_path / "run" / "checkpoints" / "latest"
     TrainUnifiedVideoActionWorkspace(config("next", *options, f"init_from={weights}")).run()  # as it says
 
@@ -239,13 +239,17 @@ def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, config, workers
     assert "Traceback" not in str(error.value)
 
 
-def test_a_resolved_file_trains_without_hydra(tmp_path, config):
+def test_a_resolved_file_trains_without_hydra(tmp_path, config, monkeypatch):
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(config("plain", "trainer.validate_every=null"), resolve=True))
     run.main([str(path), "trainer.max_steps=2"])
     assert (tmp_path / "plain" / "checkpoints" / "latest").resolve().name == "step_00000002"
     with pytest.raises(SystemExit, match="trainer.epochs: TrainerSettings has no such field"):
         run.main([str(path), "trainer.epochs=2"])
+    damage = StoreError("demos.zarr: data/img[3:4] cannot be read")
+    monkeypatch.setattr(TrainUnifiedVideoActionWorkspace, "run", lambda _: (_ for _ in ()).throw(damage))
+    with pytest.raises(SystemExit, match=r"^demos.zarr: data/img\[3:4\] cannot be read"):
+        run.main([str(path)])
 
 
 def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tmp_path, config):

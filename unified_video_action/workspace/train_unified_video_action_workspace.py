@@ -72,10 +72,13 @@ class TrainUnifiedVideoActionWorkspace:
             self.dataset = build_dataset(self.config)
             torch.manual_seed(self.config["seed"])
             codec = instantiate(self.config["vae"], "vae").to(self.accelerator.device)
-            open_frames(self.dataset, data, codec, progress=main)
             self.data = fingerprints(self.dataset.tables)
+            begun = checkpoints(self.output_dir / "checkpoints") if self.trainer.resume else []
+            if begun:  # before hours may be spent on caches
+                require_same_data(begun[-1], self.data)
+            open_frames(self.dataset, data, codec, progress=main)
             text = self._open_text()
-        self.normalizer = self._normalizer(data, policy)
+        self.normalizer = self._normalizer(data, policy, begun[-1] if begun else None)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec, text)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
@@ -136,23 +139,21 @@ class TrainUnifiedVideoActionWorkspace:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
 
-    def _normalizer(self, data: DataSettings, policy: PolicyConfig) -> Normalizer:
-        """The one that this run began with, or one fitted to the data.
+    def _normalizer(self, data: DataSettings, policy: PolicyConfig, begun: Path | None) -> Normalizer:
+        """That of the checkpoint from which the run goes on, or one fitted to the data.
 
         Raises:
-            ValueError: the run began with other data or with another kind of frames.
+            ValueError: frames that relative_frames cannot use, or a checkpoint without a field that is needed.
         """
         if policy.relative_frames and data.frames != "latents":
             raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
-        begun = checkpoints(self.output_dir / "checkpoints") if self.trainer.resume else []
-        if not begun:
+        if begun is None:
             return self._fit_normalizer(data, policy)
-        require_same_data(begun[-1], self.data)
-        normalizer = Normalizer.from_json((begun[-1] / NORMALIZER).read_text())
+        normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
         cameras = self.dataset.frame_shapes() if policy.relative_frames else ()
         for name in ("action", *self.dataset.low_dim_dims(), *(CHANGE + camera for camera in cameras)):
             if name not in normalizer:
-                raise ValueError(f"{begun[-1]}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
+                raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
         return normalizer
 
     def _fit_normalizer(self, data: DataSettings, policy: PolicyConfig) -> Normalizer:
