@@ -2,6 +2,7 @@
 
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,23 @@ def test_the_fingerprint_is_that_of_the_frames(file: Path) -> None:
     assert Hdf5Store(file, [IMAGE], []).fingerprint() != before
 
 
+def test_every_frame_counts_and_much_of_them_is_read_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    write(tmp_path / "demos.hdf5")
+    file, found = tmp_path / "demos.hdf5", set()
+    for small in (2**20, 10):
+        found.add(Hdf5Store(file, [IMAGE], []).fingerprint(small))
+    copy = shutil.copyfile(file, tmp_path / "copy.hdf5")
+    found.add(Hdf5Store(copy, [IMAGE], []).fingerprint(10))
+    assert len(found) == 1 and len(list((tmp_path / "home/unified_video_action/fingerprints").iterdir())) == 2
+    store = Hdf5Store(file, [IMAGE], [])
+    monkeypatch.setattr(store, "_read", None)
+    assert store.fingerprint(10) in found
+    with h5py.File(file, "a") as opened:
+        opened[f"data/demo_1/{IMAGE}"][37, 2, 3, 1] ^= 1
+    assert Hdf5Store(file, [IMAGE], []).fingerprint(10) not in found
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_processes_read_the_same_frames(file: Path, method: str) -> None:
     store = Hdf5Store(file, [IMAGE], [])
@@ -99,6 +117,7 @@ def test_processes_read_the_same_frames(file: Path, method: str) -> None:
         (f"data/demo_2/{ACTIONS}", np.zeros((4, 7)), "expected one length"),
         (f"data/demo_2/{ACTIONS}", np.zeros((5, 6)), r"expected numbers \(T, 7\)"),
         (f"data/demo_2/{ACTIONS}", np.full((5, 7), np.nan), r"demo_2/actions\[0, 0\] = nan"),
+        (f"data/demo_2/{ACTIONS}", np.full((5, 7), -1e30), r"demo_2/actions\[0, 0\] = -1e\+30 is larger"),
         ("data", None, "holds nothing, expected data/<demonstration>"),
     ],
 )

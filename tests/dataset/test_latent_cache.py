@@ -3,6 +3,8 @@
 import copy
 import multiprocessing
 import os
+import pickle
+import shutil
 import signal
 import time
 
@@ -15,6 +17,7 @@ from unified_video_action.dataset.cache_folder import StaleCacheError, cache_pat
 from unified_video_action.dataset.frame_cache import FrameCache
 from unified_video_action.dataset.latent_cache import LatentCache
 from unified_video_action.dataset.row_store import RowStore
+from unified_video_action.dataset.zarr_store import StoreError
 
 fork = multiprocessing.get_context("fork")
 FRAMES = np.random.default_rng(0).integers(0, 256, (50, 3, 96, 96), dtype=np.uint8)
@@ -65,6 +68,79 @@ def test_a_row_store_that_was_cut_short_is_refused(tmp_path):
     os.truncate(store._file, 40)
     with pytest.raises(ValueError, match="cut short"):
         RowStore(tmp_path / "rows")
+
+
+def flip(store: RowStore, row: int) -> None:
+    """Change one bit of a row on disk."""
+    place = store._start + row * store._row_bytes + 3
+    content = bytearray(store._file.read_bytes())
+    content[place] ^= 0x10
+    store._file.write_bytes(content)
+
+
+def test_a_flipped_bit_is_found_by_the_first_read_of_its_block(tmp_path):
+    store = RowStore.create(tmp_path / "rows", 21, (4,), "int32", block=8)
+    for block in range(3):
+        store.write(block, np.full((min(8, 21 - 8 * block), 4), block + 1, np.int32))
+    flip(store, 20)
+    out = np.empty((2, 4), np.int32)
+    for opened in (store, RowStore(tmp_path / "rows"), pickle.loads(pickle.dumps(store))):  # noqa: S301
+        opened.read(np.array([0, 15]), out)
+        assert out.tolist() == [[1] * 4, [2] * 4]
+        with pytest.raises(StoreError, match=r"rows: block 2 \(rows 16 to 20\) is damaged.*Delete this folder"):
+            opened.read(np.array([15, 16]), out)
+
+
+@pytest.mark.parametrize("half", ["zeros", "noise"])
+@pytest.mark.parametrize("second", [False, True])
+def test_half_a_cache_of_zeros_or_noise_is_found(tmp_path, toy_codec, half, second):
+    path = tmp_path / "cache.zarr"
+    build(path, toy_codec())
+    file = RowStore(path / "plain" / "mean")._file
+    content = bytearray(file.read_bytes())
+    middle, rng = len(content) // 2, np.random.default_rng(0)
+    place = slice(middle, None) if second else slice(0, middle)
+    content[place] = bytes(len(content[place])) if half == "zeros" else rng.bytes(len(content[place]))
+    file.write_bytes(content)
+    cache = build(path, toy_codec())
+    with pytest.raises(StoreError, match=r"cache.zarr/plain/mean: block \d \(rows .* is damaged"):
+        cache.read(np.arange(50)[None], ["plain"], [0])
+
+
+def test_a_damaged_array_is_built_again_once_it_is_deleted(tmp_path, toy_codec):
+    path, rows = tmp_path / "cache.zarr", np.arange(50)[None]
+    expected = build(path, toy_codec(noisy=True)).read(rows, ["plain"], [0]).values
+    flip(RowStore(path / "plain" / "mean"), 30)
+    with pytest.raises(StoreError, match="Delete this folder") as error:
+        build(path, toy_codec(noisy=True)).read(rows, ["plain"], [0])
+    shutil.rmtree(str(error.value).partition(": ")[0])
+    assert torch.equal(build(path, toy_codec(noisy=True)).read(rows, ["plain"], [0]).values, expected)
+
+
+def test_a_block_is_checked_once_by_a_process_and_its_workers(tmp_path, monkeypatch):
+    store = RowStore.create(tmp_path / "rows", 16, (4,), "int32", block=8)
+    for block in range(2):
+        store.write(block, np.zeros((8, 4), np.int32))
+    checked, out, original = [], np.empty((2, 4), np.int32), RowStore._check
+    monkeypatch.setattr(RowStore, "_check", lambda self, block: checked.append(block) or original(self, block))
+    for rows in ([0, 9], [1, 2], [15, 8]):
+        store.read(np.array(rows), out)
+        pickle.loads(pickle.dumps(store)).read(np.array(rows), out)  # noqa: S301
+    assert checked == [0, 1]
+    store = RowStore(tmp_path / "rows")
+    worker = fork.Process(target=store.read, args=(np.array([9, 9]), out))
+    worker.start()
+    worker.join()
+    store.read(np.array([0, 9]), out)
+    assert checked == [0, 1, 0]  # the worker has checked the other one
+
+
+def test_a_cache_of_an_older_version_is_refused(tmp_path, toy_codec):
+    build(tmp_path / "cache.zarr", toy_codec())
+    del zarr.open_group(tmp_path / "cache.zarr").attrs["checksums"]
+    with pytest.raises(StaleCacheError, match="older version, without checksums. Delete this folder"):
+        build(tmp_path / "cache.zarr", toy_codec())
+    assert len(build(tmp_path / "cache.zarr", toy_codec(), rebuild=True)) == 50
 
 
 def test_values_that_do_not_fit_a_block_are_refused(tmp_path):
@@ -221,6 +297,9 @@ def test_cached_frames_equal_the_source(tmp_path):
     cache = FrameCache.build(tmp_path / "f.zarr", 50, lambda a, b: FRAMES[a:b], "source", progress=False)
     rows = np.array([[0, 49], [7, 8]])
     assert np.array_equal(cache.read(rows), FRAMES[rows])
+    flip(cache._store, 8)
+    with pytest.raises(StoreError, match="f.zarr/plain/frames: block 0"):
+        FrameCache.build(tmp_path / "f.zarr", 50, lambda a, b: FRAMES[a:b], "source", progress=False).read(rows)
     with pytest.raises(StaleCacheError, match="another source"):
         FrameCache.build(tmp_path / "f.zarr", 50, lambda a, b: FRAMES[a:b], "other", progress=False)
 

@@ -16,7 +16,7 @@ from zarr.core.dtype import VariableLengthBytes
 
 from tests.dataset.recordings import numbered_frames, psnr, read_numbers
 from unified_video_action.dataset import replay_buffer
-from unified_video_action.dataset.jpeg import JpegCodec, encode_jpeg, register_jpeg
+from unified_video_action.dataset.jpeg import Jpeg2kCodec, JpegCodec, encode_jpeg, register_jpeg
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.dataset.zarr_store import StoreError
 
@@ -162,6 +162,11 @@ FAULTS = {
     "ends are floats": ("meta/episode_ends", lambda a: a.astype(float), r"meta/episode_ends is float64"),
     "no episodes": ("meta/episode_ends", lambda a: np.zeros((0,), np.int64), r"meta/episode_ends is int64 \(0,\)"),
     "NaN action": ("data/action", lambda a: with_value(a, (41, 1), np.nan), r"data/action\[41, 1\] = nan"),
+    "huge action": (
+        "data/action",
+        lambda a: with_value(a, (41, 1), 1e30),
+        r"data/action\[41, 1\] = 1.*e\+30 is larger",
+    ),
     "infinite state": ("data/state", lambda a: with_value(a, (149, 4), np.inf), r"data/state\[149, 4\] = inf"),
     "flat action": ("data/action", lambda a: a[:, 0], r"data/action is float32 \(150,\)"),
     "short action": ("data/action", lambda a: a[:149], r"data/action has shape \(149, 2\)"),
@@ -222,7 +227,10 @@ def test_unreadable_chunks_are_named(make_store):
 def test_a_missing_array_is_named(make_store):
     path = make_store()
     shutil.rmtree(path / "data" / "state")
-    with pytest.raises(StoreError, match="data/state is missing"):
+    with pytest.raises(StoreError, match="data/state is missing; data has action, img"):
+        open_buffer(path)
+    shutil.rmtree(path / "data")
+    with pytest.raises(StoreError, match="data/img is missing; data has nothing"):
         open_buffer(path)
 
 
@@ -248,8 +256,12 @@ def test_what_is_no_store_is_refused(tmp_path, pusht_store):
     with pytest.raises(FileNotFoundError, match="nothing.zarr"):
         open_buffer(tmp_path / "nothing.zarr")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(StoreError, match="no array meta/episode_ends"):
+    with pytest.raises(StoreError, match="no array meta/episode_ends.*it has nothing"):
         open_buffer(tmp_path / "empty")
+    shutil.copytree(pusht_store / "data", tmp_path / "part.zarr" / "data")
+    for path in (tmp_path / "part.zarr", zipped(tmp_path / "part.zarr", tmp_path / "part.zip")):
+        with pytest.raises(StoreError, match="no array meta/episode_ends.*it has data$"):
+            open_buffer(path)
     (tmp_path / "text.zip").write_text("hello")
     with pytest.raises(StoreError, match="text.zip: not a readable zip"):
         open_buffer(tmp_path / "text.zip")
@@ -373,6 +385,26 @@ def test_damaged_pictures_are_named(jpeg_store):
 def test_the_jpeg_codec_takes_single_frames_only():
     with pytest.raises(ValueError, match=r"chunks of one RGB frame, uint8 \(1, H, W, 3\); got uint8 \(2, 48, 64, 3\)"):
         JpegCodec().encode(SHOWN[:2])
+
+
+def test_jpeg_2000_of_the_papers_code(make_store):
+    """Its metadata names every parameter of imagecodecs, most of them unset."""
+    register_jpeg()
+    path = make_store(lengths=(15, 25))
+    data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
+    names = ["bitspersample", "codecformat", "colorspace", "numthreads", "resolutions", "reversible", "tile", "verbose"]
+    for name, level in (("img", 50), ("lossless", 0)):
+        data.create_array(name, data=SHOWN, chunks=(1, 48, 64, 3), compressors=Jpeg2kCodec(level), overwrite=True)
+        edit_metadata(path, name, **dict.fromkeys(names), level=level or None)
+    buffer, rows = ReplayBuffer(path, ["img", "lossless"], []), np.array([[39, 0], [7, 7]])
+    assert psnr(buffer.frames("img", np.arange(40)), SHOWN) > 40
+    assert np.array_equal(buffer.frames("lossless", rows), SHOWN[rows])
+    (path / "data/img/9.0.0.0").write_bytes(b"no picture at all")
+    with pytest.raises(StoreError, match=r"data/img\[9:10\] cannot be read .*no readable JPEG 2000"):
+        ReplayBuffer(path, ["img"], []).frames("img", np.array([9]))
+    edit_metadata(path, "img", bitspersample=12)
+    with pytest.raises(StoreError, match="JPEG 2000 chunks of 12 bits cannot be read"):
+        ReplayBuffer(path, ["img"], [])
 
 
 def edit_metadata(store: Path, name: str, **compressor) -> None:

@@ -9,8 +9,8 @@ from tests.lift_demos import CAMERAS, LIFT, SIZE, lift_images, read_demo  # noqa
 
 pytest.importorskip("robosuite", reason=LIFT)
 
+from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.robomimic.collect import Collector
-from unified_video_action.env.robomimic.demonstrations import holds_steps
 from unified_video_action.env.robomimic.lift_expert import Variety
 from unified_video_action.env.robomimic.simulator import Simulator, environment_arguments
 
@@ -30,7 +30,8 @@ def test_the_expert_lifts_the_cube_wherever_it_lies(collector) -> None:
     starts = np.array([episode.obs["cube_pos"][0] for episode in episodes])
     assert np.ptp(starts[:, :2], axis=0).max() > 0.01
     for episode in episodes:
-        assert not holds_steps(episode.actions, episode.obs["robot0_eef_pos"])
+        hand = episode.obs["robot0_eef_pos"]
+        assert kind_of_actions(episode.actions, hand, np.array([len(hand)]), None) is ActionKind.POSES
         ahead = np.linalg.norm(episode.actions[:, :3] - episode.obs["robot0_eef_pos"], axis=1)
         assert ahead.max() < 0.0501  # what a relative action could say as well
         assert set(episode.actions[:, 6]) == {-1.0, 1.0}

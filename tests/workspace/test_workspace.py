@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace import run
@@ -170,13 +173,83 @@ def test_a_changed_recipe_is_told_on_resume(config, caplog):
     assert "changed: training.optimizer.learning_rate" in caplog.text
 
 
-def test_a_resolved_file_trains_without_hydra(tmp_path, config):
+SHORT = ("trainer.max_steps=1", "trainer.validate_every=null")
+
+
+def copied(store: Path, place: Path) -> Path:
+    return Path(shutil.copytree(store, place, copy_function=shutil.copyfile))  # with new times
+
+
+def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(tmp_path, config, pusht_store):
+    TrainUnifiedVideoActionWorkspace(config("run", *SHORT)).run()
+    path = tmp_path / "run" / "checkpoints" / "latest" / "normalizer.json"
+    fields = json.loads(path.read_text())
+    fields["action"]["scale"] = [0.125, 0.25]
+    text = json.dumps(fields, indent=1)
+    path.write_text(text + " " * (path.stat().st_size - len(text)))  # of the size that the checkpoint lists
+    moved = copied(pusht_store, tmp_path / "moved" / "demos.zarr")
+    again = TrainUnifiedVideoActionWorkspace(config("run", *SHORT, f"task.dataset.paths={moved}"))
+    assert again.normalizer.scale("action").tolist() == [0.125, 0.25]
+    assert "change_image" in again.normalizer
+    anew = TrainUnifiedVideoActionWorkspace(config("another", *SHORT))
+    assert anew.normalizer.scale("action").tolist() != [0.125, 0.25]
+
+
+@pytest.mark.parametrize("changed", ["img", "action"])
+@pytest.mark.parametrize("frames", ["latents", "decoded"])
+def test_a_run_does_not_go_on_with_other_data(tmp_path, config, pusht_store, changed, frames):
+    store = copied(pusht_store, tmp_path / "demos.zarr")
+    options = (*SHORT, f"data.frames={frames}", "policy.relative_frames=false", f"task.dataset.paths={store}")
+    TrainUnifiedVideoActionWorkspace(config("run", *options, f"data.cache_dir={tmp_path}/old")).run()
+    array = zarr.open_group(store)["data"][changed]
+    array[77] = 255 - array[77]
+    with pytest.raises(
+        ValueError, match="trained on other data: .*demos.zarr has changed.*output_dir.*init_from"
+    ) as error:
+        TrainUnifiedVideoActionWorkspace(config("run", *options, f"data.cache_dir={tmp_path}/old"))
+    assert str(tmp_path / "run" / "checkpoints") in str(error.value)
+    options = (*options, f"data.cache_dir={tmp_path}/new")
+    weights = tmp_path / "run" / "checkpoints" / "latest"
+    TrainUnifiedVideoActionWorkspace(config("next", *options, f"init_from={weights}")).run()  # as it says
+
+
+def test_more_or_unknown_data(tmp_path, config, pusht_store, caplog):
+    TrainUnifiedVideoActionWorkspace(config("run", *SHORT)).run()
+    with pytest.raises(ValueError, match="2 tables of .*pusht.zarr, now there are 4 of .*; choose a new output_dir"):
+        TrainUnifiedVideoActionWorkspace(config("run", *SHORT, f"task.dataset.paths=[{pusht_store},{pusht_store}]"))
+    checkpoint = tmp_path / "run" / "checkpoints" / "latest"
+    (checkpoint / "data.json").unlink()  # as older versions wrote them
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    del state["files"]["data.json"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    TrainUnifiedVideoActionWorkspace(config("run", *SHORT))
+    assert "does not say what it was trained on" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, config, workers):
+    options = ("trainer.validate_every=null", "policy.relative_frames=false", f"data.cache_dir={tmp_path}/cache")
+    workspace = TrainUnifiedVideoActionWorkspace(config("run", *options, f"trainer.num_workers={workers}"))
+    store = workspace.dataset._reader.caches
+    (row_store,) = [group["mean"] for camera in store.values() for group in camera["image"]._stores.values()][:1]
+    row_store._checked[:] = False  # which the measure of latents has read
+    row_store._file.write_bytes(row_store._file.read_bytes()[:-1] + b"?")
+    with pytest.raises(StoreError, match="is damaged: its checksum is another. Delete this folder") as error:
+        workspace.run()
+    assert "Traceback" not in str(error.value)
+
+
+def test_a_resolved_file_trains_without_hydra(tmp_path, config, monkeypatch):
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(config("plain", "trainer.validate_every=null"), resolve=True))
     run.main([str(path), "trainer.max_steps=2"])
     assert (tmp_path / "plain" / "checkpoints" / "latest").resolve().name == "step_00000002"
     with pytest.raises(SystemExit, match="trainer.epochs: TrainerSettings has no such field"):
         run.main([str(path), "trainer.epochs=2"])
+    damage = StoreError("demos.zarr: data/img[3:4] cannot be read")
+    monkeypatch.setattr(TrainUnifiedVideoActionWorkspace, "run", lambda _: (_ for _ in ()).throw(damage))
+    with pytest.raises(SystemExit, match=r"^demos.zarr: data/img\[3:4\] cannot be read"):
+        run.main([str(path)])
 
 
 def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tmp_path, config):

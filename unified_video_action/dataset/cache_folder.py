@@ -15,8 +15,9 @@ import zarr
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from unified_video_action.dataset.fingerprints import user_cache
 from unified_video_action.dataset.row_store import RowStore
-from unified_video_action.dataset.zarr_store import is_url
+from unified_video_action.dataset.zarr_store import StoreError, is_url
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,10 @@ Stores = dict[str, dict[str, RowStore]]  # group -> array name -> rows
 Produce = Callable[[str, int, int], Mapping[str, np.ndarray]]  # (group, start, stop) -> array name -> rows
 
 
-class StaleCacheError(ValueError):
+CHECKSUMS = {"checksums": "crc32"}  # attribute of caches that have them; those of older versions do not
+
+
+class StaleCacheError(StoreError):
     """A cache that belongs to other weights, settings or data than those asked for."""
 
 
@@ -43,7 +47,7 @@ def cache_path(location: str, suffix: str, folder: str | Path | None = None) -> 
         if beside.exists() or os.access(beside.parent, os.W_OK):
             return beside
     if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unified_video_action"
+        folder = user_cache()
         log.info("nothing can be written beside %s; its cache lies in %s", location, folder)
     place = location if is_url(location) else str(Path(location).resolve())
     return Path(folder) / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.{suffix}.zarr"
@@ -74,7 +78,7 @@ def fill_cache(
         block: rows that are computed and written together.
 
     Raises:
-        StaleCacheError: there is a cache with another key, and `rebuild` is not set.
+        StaleCacheError: there is a cache with another key or without checksums, and `rebuild` is not set.
     """
     if rebuild or not _complete(path, key, groups):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +95,13 @@ def _complete(path: Path, key: Mapping[str, str], groups: Mapping[str, Layout]) 
     if not (path / "zarr.json").exists():
         return False
     found = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    if found != dict(key):
+    if not CHECKSUMS.items() <= found.items():
+        raise StaleCacheError(
+            f"{path} was built by an older version, without checksums. Delete this folder, or build it again with "
+            "scripts/cache_latents.py --rebuild"
+        )
+    key = {**CHECKSUMS, **key}
+    if found != key:
         different = sorted(name for name in {*found, *key} if found.get(name) != key.get(name))
         raise StaleCacheError(
             f"{path} does not fit: it was built for another {' and another '.join(different)}. Delete this folder, "
@@ -112,7 +122,7 @@ def _fill(
 ) -> None:
     """Write what is missing, block by block, so that the source of a block is read once for all groups."""
     if not (path / "zarr.json").exists():
-        zarr.create_group(path, attributes=dict(key), zarr_format=3, overwrite=True)
+        zarr.create_group(path, attributes={**CHECKSUMS, **key}, zarr_format=3, overwrite=True)
     stores: Stores = {group: {} for group in groups}
     for group, layout in groups.items():
         zarr.open_group(path / group, mode="a", zarr_format=3)

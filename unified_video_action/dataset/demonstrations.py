@@ -57,7 +57,7 @@ class DemonstrationStore:
                 chunks=(rows, *shape),
                 dtype=values.dtype,
                 compressors=self._pictures if alone else "auto",
-                config={"write_empty_chunks": True},  # readers take a chunk that is not there for damage
+                config={"write_empty_chunks": True},  # readers can hardly tell one that was left out from a lost one
             )
         self._arrays[path].append(values)
 

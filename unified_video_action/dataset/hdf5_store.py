@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from unified_video_action.dataset.store import EpisodeStore
-from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
+from unified_video_action.dataset.fingerprints import SMALL, remembered
+from unified_video_action.dataset.store import EpisodeStore, as_float32
+from unified_video_action.dataset.zarr_store import StoreError, expand, is_url, listed
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.files import unreadable
 
 with explain_missing_libraries():
     import h5py
 
-FRAMES_HASHED = 256  # at most so many frames of a camera enter the fingerprint
+FRAMES_AT_ONCE = 64  # read for the fingerprint
+
+
+class MissingDataset(StoreError):
+    """A dataset that a demonstration lacks."""
 
 
 class Hdf5Store(EpisodeStore):
@@ -81,15 +86,24 @@ class Hdf5Store(EpisodeStore):
             found = found[:, ::-1]
         return np.ascontiguousarray(found[places.reshape(np.shape(rows))])
 
-    def fingerprint(self) -> str:
-        """sha256 over episode ends, frame shapes and the frames themselves (256 evenly spaced ones of each camera)."""
-        digest = hashlib.sha256(self.episode_ends.tobytes() + bytes([self.flipped]))
-        count = min(len(self), FRAMES_HASHED)
-        rows = np.linspace(0, len(self) - 1, count).round().astype(np.int64)
+    def fingerprint(self, small: int = SMALL) -> str:
+        """sha256 over episode ends and all frames; more than `small` bytes are read once, as `hash_files` does."""
+        place = hashlib.sha256(self.episode_ends.tobytes() + bytes([self.flipped]))
         for name in self.images:
-            digest.update(f"{name} {self.frame_shape(name)}".encode())
-            for row in rows:
-                digest.update(self.frames(name, row[None]).tobytes())
+            place.update(f"{name} {self.frame_shape(name)}".encode())
+        total = sum(len(self) * 3 * height * width for height, width in self._sizes.values())
+        if total <= small:
+            return self._contents(place.copy())
+        stat = Path(self.location).stat()
+        signature = hashlib.sha256(f"{place.hexdigest()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return remembered(signature.hexdigest(), lambda: self._contents(place.copy()), total)
+
+    def _contents(self, digest: hashlib._Hash) -> str:
+        for name in self.images:
+            for episode in range(self.n_episodes):
+                dataset = self._dataset(episode, name)
+                for start in range(0, len(dataset), FRAMES_AT_ONCE):
+                    digest.update(self._read(dataset, start, start + FRAMES_AT_ONCE).tobytes())
         self._close()
         return digest.hexdigest()
 
@@ -102,9 +116,7 @@ class Hdf5Store(EpisodeStore):
         group = file.get("data")
         demos = list(group) if isinstance(group, h5py.Group) else []
         if not demos:
-            raise StoreError(
-                f"{self.location}: holds {', '.join(file) or 'nothing'}, expected data/<demonstration>/..."
-            )
+            raise StoreError(f"{self.location}: holds {listed(file)}, expected data/<demonstration>/...")
         self.demos = tuple(sorted(demos, key=_number))
         self.attributes = {name: group.attrs[name] for name in group.attrs}
         names = (*self.images, *vectors)
@@ -136,13 +148,7 @@ class Hdf5Store(EpisodeStore):
                 f"{self.location}: {dataset.name} is {dataset.dtype} {dataset.shape}, "
                 f"expected numbers (T, {width or 'D'})"
             )
-        values = self._read(dataset, 0, dataset.shape[0]).astype(np.float32)
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            raise StoreError(
-                f"{self.location}: {dataset.name}[{row}, {column}] = {values[row, column]} is not a number"
-            )
-        return values
+        return as_float32(self._read(dataset, 0, dataset.shape[0]), f"{self.location}: {dataset.name}")
 
     def _open(self) -> h5py.File:
         if self._owner != os.getpid():  # an open file must not be shared between processes
@@ -165,8 +171,8 @@ class Hdf5Store(EpisodeStore):
             raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
         if not isinstance(member, h5py.Dataset):
             beside = self._open().get(path.rpartition("/")[0])
-            names = ", ".join(beside) if isinstance(beside, h5py.Group) else "nothing"
-            raise StoreError(f"{self.location}: {path} is missing; beside it there is {names}")
+            names = listed(beside if isinstance(beside, h5py.Group) else ())
+            raise MissingDataset(f"{self.location}: {path} is missing; beside it there is {names}")
         return member
 
     def _read(self, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Frames that are stored as JPEG or JPEG XL: each a picture of its own, decoded by whoever reads it."""
+"""Frames that are stored as JPEG, JPEG XL or JPEG 2000: each a picture of its own, decoded by whoever reads it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numcodecs.abc import Codec
 
 CODEC_IDS = ("imagecodecs_jpeg", "jpeg")  # names under which zarr v2 stores say that their chunks are JPEG
 XL_CODEC_ID = "imagecodecs_jpegxl"
+J2K_CODEC_ID = "imagecodecs_jpeg2k"
 UNSUPPORTED = ("tables", "header")  # of imagecodecs: parts of the stream that are kept elsewhere
 
 
@@ -109,9 +110,47 @@ class JpegXlCodec(Codec):
         return _handed_over(image, out)
 
 
+class Jpeg2kCodec(Codec):
+    """The same for JPEG 2000, which the caches of Diffusion Policy's robomimic and real-robot data hold.
+
+    Args:
+        level: quality of what is written, in dB; 0: without loss.
+    """
+
+    codec_id = J2K_CODEC_ID
+
+    def __init__(self, level: int = 50) -> None:
+        self.level = level
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Jpeg2kCodec:
+        """From the metadata of an array; whatever else imagecodecs noted there concerns writing alone."""
+        if config.get("bitspersample") not in (None, 8):
+            raise ValueError(f"JPEG 2000 chunks of {config['bitspersample']} bits cannot be read; rewrite them in 8")
+        return cls(0 if config.get("level") is None else config["level"])
+
+    def get_config(self) -> dict[str, Any]:
+        return {"id": self.codec_id, "level": self.level}
+
+    def encode(self, buf: Any) -> bytes:
+        from imagecodecs import jpeg2k_encode
+
+        return jpeg2k_encode(_single_frame(buf, "JPEG 2000"), self.level)
+
+    def decode(self, buf: Any, out: Any = None) -> np.ndarray:
+        from imagecodecs import Jpeg2kError, jpeg2k_decode
+
+        try:
+            image = jpeg2k_decode(bytes(buf), numthreads=1)
+        except (Jpeg2kError, ValueError) as error:
+            raise ValueError(f"a chunk: {len(buf)} bytes that are no readable JPEG 2000 ({error})") from error
+        return _handed_over(image, out)
+
+
 def register_jpeg() -> None:
-    """Let zarr read (and write) JPEG and JPEG XL chunks; codecs that are registered already, imagecodecs' say, stay."""
-    for name, codec in {**dict.fromkeys(CODEC_IDS, JpegCodec), XL_CODEC_ID: JpegXlCodec}.items():
+    """Let zarr read (and write) such chunks; codecs that are registered already, imagecodecs' say, stay."""
+    own = {**dict.fromkeys(CODEC_IDS, JpegCodec), XL_CODEC_ID: JpegXlCodec, J2K_CODEC_ID: Jpeg2kCodec}
+    for name, codec in own.items():
         if name not in numcodecs.registry.codec_registry:
             numcodecs.register_codec(codec, name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,24 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from zarr.storage import LocalStore
 
+from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.jpeg import decode_image, register_jpeg
-from unified_video_action.dataset.store import EpisodeStore
-from unified_video_action.dataset.zarr_store import (
-    MARKER,
-    StoreError,
-    chunk_bytes,
-    chunk_grid,
-    expand,
-    is_url,
-    missing_chunk,
-    open_root,
-)
+from unified_video_action.dataset.store import EpisodeStore, as_float32
+from unified_video_action.dataset.zarr_chunks import Chunk, EmptyRun, chunk_grid, evenly, hash_chunks, missing_chunks
+from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, listed, open_root
+
+log = logging.getLogger(__name__)
 
 FRAMES_IN_MEMORY = 64 * 2**20  # bytes of decoded frames that a process keeps
 LARGEST_CHUNK = 2**30  # bytes that reading a single frame may decode
 CHUNKS_CHECKED = 10_000  # at most so many chunks are looked for on opening; reading checks again
-CHUNKS_HASHED = 256  # at most so many chunks enter the fingerprint
 
 
 class ReplayBuffer(EpisodeStore):
@@ -63,6 +59,7 @@ class ReplayBuffer(EpisodeStore):
         self._owner = 0  # process that opened them
         self._decoded: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._sizes: dict[str, tuple[int, int]] = {}  # (H, W) of arrays of bytes
+        self._empty: set[tuple[str, Chunk]] = set()  # chunks that are not stored and hold the fill value
         register_jpeg()
         self.episode_ends = self._read_episode_ends()
         for name in images:
@@ -84,14 +81,13 @@ class ReplayBuffer(EpisodeStore):
             frames[mine] = values if name not in self._sizes else self._pictures(name, flat[mine], values)
         return frames.reshape(*np.shape(rows), *frames.shape[1:])
 
-    def fingerprint(self) -> str:
-        """sha256 over episode ends, image arrays' layout and their stored chunks (256 evenly spaced ones at most)."""
+    def fingerprint(self, small: int = SMALL) -> str:
+        """sha256 over episode ends, image arrays' layout and all their stored chunks, as `hash_chunks` reads them."""
         digest = hashlib.sha256(self.episode_ends.tobytes())
         for name in self.images:
             array = self._array(name)
-            digest.update(f"{name} {array.shape} {array.dtype}".encode())
-            for chunk in _evenly(chunk_grid(array), CHUNKS_HASHED):
-                digest.update(chunk_bytes(array, chunk))
+            digest.update(f"{name} {array.shape} {array.dtype} {array.metadata.fill_value}".encode())
+            digest.update(hash_chunks(array, small).encode())
         return digest.hexdigest()
 
     def has(self, name: str) -> bool:
@@ -120,7 +116,7 @@ class ReplayBuffer(EpisodeStore):
             try:
                 member = self._group[path]
             except KeyError:
-                raise StoreError(f"{self.location}: the array {path} is missing") from None
+                raise StoreError(f"{self.location}: the array {path} is missing; {self._beside(path)}") from None
             except Exception as error:  # whatever broken metadata or a network raises
                 raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
             if not isinstance(member, zarr.Array):
@@ -141,14 +137,37 @@ class ReplayBuffer(EpisodeStore):
                     self._read(path, first, min(first + rows, stop))
             raise StoreError(f"{self.location}: {path}[{start}:{stop}] cannot be read ({error})") from error
 
-    def _check_chunks(self, path: str, chunks: Sequence[tuple[int, ...]]) -> None:
-        array = self._member(path)
-        missing = missing_chunk(array, chunks)
-        if missing is not None:
-            row = missing[0] * (array.shards or array.chunks)[0]
-            raise StoreError(
-                f"{self.location}: {path} lacks chunk {missing} (rows from {row}); the store is truncated, or was "
-                "written with write_empty_chunks=False"
+    def _beside(self, path: str) -> str:
+        """What there is in place of an array."""
+        group = path.rpartition("/")[0]
+        if is_url(self.location):
+            return "a store at a URL cannot list what it has"
+        return f"{group} has {listed(sorted(self._group[group].array_keys()) if group in self._group else ())}"
+
+    def _check_chunks(self, path: str, chunks: Sequence[Chunk]) -> None:
+        """Raise StoreError for a chunk that is lost; a warning names those that are read as the fill value."""
+        array, empty = self._member(path), []
+        for chunk in missing_chunks(array, chunks):
+            if (path, chunk) in self._empty:
+                continue
+            run = EmptyRun.around(array, chunk)
+            start, stop = run.rows(array)
+            try:
+                why = "no episode has 0 steps" if path == MARKER else run.why_lost(array, self.episode_ends)
+            except Exception as error:  # whatever a decoder, a zip or a network raises
+                why = f"what is beside them cannot be read ({error})"
+            if why:
+                raise StoreError(
+                    f"{self.location}: {path} lacks chunk {chunk} (rows from {start}, {stop - start} of them). Chunks "
+                    f"that hold only the fill value may be left out, but {why}: it is taken for lost. Fetch the store "
+                    f"again{_how_to_fill(self.location, array, run)}"
+                )
+            self._empty |= {(path, (number, *run.place)) for number in range(run.first, run.stop)}
+            empty.append(f"{start} to {stop - 1}")
+        if empty:
+            log.warning(
+                "%s: %s has no chunk for rows %s; they are read as %s, the fill value",
+                *(self.location, path, listed(empty), array.metadata.fill_value),
             )
 
     def _read_episode_ends(self) -> np.ndarray:
@@ -188,7 +207,7 @@ class ReplayBuffer(EpisodeStore):
                 "large to read by window; rewrite the array with chunks of a few hundred frames at most"
             )
         if not is_url(self.location):
-            self._check_chunks(f"data/{name}", _evenly(chunk_grid(array), CHUNKS_CHECKED))
+            self._check_chunks(f"data/{name}", evenly(chunk_grid(array), CHUNKS_CHECKED))
 
     def _check_first_picture(self, name: str) -> None:
         first = self._read(f"data/{name}", 0, 1)
@@ -214,15 +233,11 @@ class ReplayBuffer(EpisodeStore):
             raise StoreError(f"{self.location}: {error}") from error
 
     def read_vectors(self, name: str) -> np.ndarray:
-        """float32 (N, D) of an array of numbers. Raises StoreError: no such array, or a value that is not finite."""
+        """float32 (N, D) of an array of numbers. Raises StoreError: no such array, or a value that cannot be true."""
         array = self._check_rows(name)
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise StoreError(f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected numbers (N, D)")
-        values = self._read(f"data/{name}", 0, len(self)).astype(np.float32)
-        if not np.isfinite(values).all():
-            row, column = np.argwhere(~np.isfinite(values))[0]
-            raise StoreError(f"{self.location}: data/{name}[{row}, {column}] = {values[row, column]} is not a number")
-        return values
+        return as_float32(self._read(f"data/{name}", 0, len(self)), f"{self.location}: data/{name}")
 
     def _decode(self, name: str, block: int) -> np.ndarray:
         """One chunk's worth of frames as uint8 (or of encoded pictures), from memory if it was read lately."""
@@ -255,8 +270,17 @@ def _bytes(values: np.ndarray) -> int:
     return values.nbytes if values.dtype != object else sum(map(len, values))
 
 
-def _evenly(items: Sequence, most: int) -> Sequence:
-    """All items, or `most` of them at even distances."""
-    if len(items) <= most:
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]
+def _how_to_fill(location: str, array: zarr.Array, run: EmptyRun) -> str:
+    """The end of a message: how to store an empty run of chunks."""
+    fill = array.metadata.fill_value
+    if fill is None or array.dtype.kind == "O":
+        return ""
+    if is_url(location) or not isinstance(array.store, LocalStore):
+        return f"; if these rows do hold {fill}, write the store with write_empty_chunks=True"
+    rows = slice(*run.rows(array))
+    place = ", ".join(f"{part.start}:{part.stop}" for part in (rows, *run.slices(array)))
+    code = (
+        "import zarr; zarr.config.set({'array.write_empty_chunks': True}); "
+        f"zarr.open_array('{array.store.root / array.path}', mode='r+')[{place}] = {fill}"
+    )
+    return f'; if these rows do hold {fill}, store them: python -c "{code}"'

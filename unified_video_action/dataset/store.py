@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-FILES_HASHED = 256  # at most so many files of a folder are looked into for a fingerprint,
-PIECE = 2**16  # at their beginning, middle and end, so many bytes each
+from unified_video_action.dataset.fingerprints import SMALL
+from unified_video_action.dataset.zarr_store import StoreError
+
+PIECE = 2**16  # bytes at a file's beginning, middle and end that enter a fingerprint of large data
+LARGEST = 1e6  # absolute value; no action or state is larger, in whatever unit
 
 
 class EpisodeStore(ABC):
@@ -59,13 +62,33 @@ class EpisodeStore(ABC):
 
 
 def sample_files(digest: hashlib._Hash, paths: Sequence[Path], root: Path) -> None:
-    """Feed a fingerprint with every file's name below `root` and size, and with pieces of 256 of them at most."""
-    hashed = set(np.linspace(0, len(paths) - 1, min(FILES_HASHED, len(paths))).round().astype(int).tolist())
-    for number, path in enumerate(paths):
-        size = path.stat().st_size
+    """Feed a fingerprint with every file's name below `root`, size and contents; of large data, three pieces of each.
+
+    Meant for compressed files, such as videos, of which an edit leaves hardly a byte alone.
+    """
+    sizes = [path.stat().st_size for path in paths]
+    whole = sum(sizes) <= SMALL
+    for path, size in zip(paths, sizes, strict=True):
         digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
-        if number in hashed:
-            with open(path, "rb") as file:
-                for start in sorted({0, size // 2, max(size - PIECE, 0)}):
-                    file.seek(start)
-                    digest.update(file.read(PIECE))
+        with open(path, "rb") as file:
+            for start in range(0, size, PIECE) if whole else sorted({0, size // 2, max(size - PIECE, 0)}):
+                file.seek(start)
+                digest.update(file.read(PIECE))
+
+
+def as_float32(values: np.ndarray, where: str) -> np.ndarray:
+    """Numbers (N, D) of a recording as float32.
+
+    Args:
+        where: store and array, for messages.
+
+    Raises:
+        StoreError: a value that is not finite or larger than any honest one; names row and column.
+    """
+    bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = values[row, column]
+        fault = f"is larger than any action or state ({LARGEST:.0e})" if np.isfinite(value) else "is not a number"
+        raise StoreError(f"{where}[{row}, {column}] = {value!s} {fault}; correct it, or leave out its episode")
+    return values.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -69,6 +70,24 @@ class Table:
     def mirrored(self, frames: np.ndarray) -> np.ndarray:
         """Stored frames as this table shows them."""
         return frames if self.mirror is None else self.mirror(frames)
+
+
+def fingerprints(tables: Sequence[Table]) -> list[dict[str, str]]:
+    """What each table holds: `store`, its location, and `sha256` of all that samples are made of, frames included.
+
+    Two lists are of equal data if their hashes are the same, wherever the stores lie.
+    """
+    frames = {id(table.store): table.store.fingerprint() for table in tables}
+    found = []
+    for table in tables:
+        digest = hashlib.sha256(frames[id(table.store)].encode() + table.store.episode_ends.tobytes())
+        digest.update(repr((table.cameras, table.instructions, table.mirror is None)).encode())
+        for name, values in {**table.low_dim, "action": table.action, "auxiliary": table.auxiliary}.items():
+            digest.update(name.encode())
+            if values is not None:
+                digest.update(np.ascontiguousarray(values, np.float32))
+        found.append({"store": table.store.location, "sha256": digest.hexdigest()})
+    return found
 
 
 class Recordings:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_video_action.dataset.cache_folder import CACHES
+from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.pose_windows import GRIPPER, HAND_STATES, POSE, START_POSE
@@ -136,7 +137,7 @@ class UmiStore(EpisodeStore):
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.location.rpartition("@")[2].encode())
         for number in range(len(self._archives)):
-            digest.update(self._archive(number).fingerprint().encode())
+            digest.update(self._archive(number).fingerprint(SMALL // len(self._archives)).encode())
         return digest.hexdigest()
 
     def _archive(self, number: int) -> ReplayBuffer:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import os
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from unified_video_action.files import unreadable
 
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
-AT_ONCE = 64  # questions asked of a store at the same time
+LISTED = 8  # names that a message lists
 
 
 class StoreError(ValueError):
     """A store that is damaged or inconsistent; the message names file, array and index."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message: a handful of them and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more or "nothing"
 
 
 def expand(location: str | Path) -> str:
@@ -67,45 +70,14 @@ def open_root(location: str) -> zarr.Group:
         raise StoreError(f"{location}: cannot be opened ({error})") from error
 
 
-def chunk_grid(array: zarr.Array, start: int = 0, stop: int | None = None) -> list[tuple[int, ...]]:
-    """Index of every stored chunk (a whole shard where there are shards) that rows [start, stop) need, in order."""
-    sizes = array.shards or array.chunks
-    counts = [-(-n // size) for n, size in zip(array.shape, sizes, strict=True)]
-    rows = range(start // sizes[0], counts[0] if stop is None else min(counts[0], -(-stop // sizes[0])))
-    return list(itertools.product(rows, *map(range, counts[1:])))
-
-
-def missing_chunk(array: zarr.Array, chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    """The first of `chunks` that is not stored, which zarr would silently fill in; None if all are there."""
-
-    async def look(some: Sequence[tuple[int, ...]]) -> list[bool]:
-        return await asyncio.gather(*(array.store.exists(_chunk_path(array, chunk)) for chunk in some))
-
-    for start in range(0, len(chunks), AT_ONCE):
-        some = chunks[start : start + AT_ONCE]
-        found = sync(look(some))
-        if not all(found):
-            return some[found.index(False)]
-    return None
-
-
-def chunk_bytes(array: zarr.Array, chunk: tuple[int, ...]) -> bytes:
-    """A stored chunk, still compressed; empty when it is missing."""
-    buffer = sync(array.store.get(_chunk_path(array, chunk), prototype=default_buffer_prototype()))
-    return b"" if buffer is None else buffer.to_bytes()
-
-
-def _chunk_path(array: zarr.Array, chunk: tuple[int, ...]) -> str:
-    return str(PurePosixPath(array.path, array.metadata.encode_chunk_key(chunk)))
-
-
 def _open_path(path: Path) -> tuple[LocalStore | ZipStore, str]:
     if path.is_dir():
         found = [path / name for name in MARKER_FILES if (path / name).exists()]
         found = found or [
             hit for name in MARKER_FILES for depth in ("*", "*/*") for hit in path.glob(f"{depth}/{name}")
         ]
-        root = _only_root([file.relative_to(path).as_posix() for file in found], str(path))
+        inside = [file.relative_to(path).as_posix() for file in found or path.iterdir()]
+        root = _only_root(inside, str(path))
         return LocalStore(path, read_only=True), root
     if not path.exists():
         raise FileNotFoundError(
@@ -134,7 +106,8 @@ def _only_root(names: list[str], location: str) -> str:
     roots = sorted({"/".join(PurePosixPath(name).parts[:-3]) for name in hits})
     roots = [root for root in roots if "/." not in f"/{root}"]  # hidden: unfinished, or a system's own
     if not roots:
-        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store")
+        there = sorted({name.strip("/").split("/")[0] for name in names})
+        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store; it has {listed(there)}")
     if len(roots) > 1:
         raise StoreError(f"{location}: holds several episode stores ({', '.join(roots)}); give the path of one")
     return roots[0]

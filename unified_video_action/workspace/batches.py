@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from unified_video_action.dataset.sampling import StepBatchSampler
+from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.packing import Packed, pack, scale_latents
@@ -80,6 +81,9 @@ class StepBatches(Dataset):
         """Packed lists of micro-batches for steps first .. last-1, prepared by `workers` processes (0: this one).
 
         Close the generator when leaving it early: the workers end with it.
+
+        Raises:
+            StoreError: damaged data.
         """
         prepared = iter(
             DataLoader(
@@ -97,14 +101,24 @@ class StepBatches(Dataset):
         seen = deque(maxlen=workers * RING)  # blocks that are held stay mapped; they come again and again
         try:
             for packed in prepared:
+                if isinstance(packed, StoreError):
+                    raise packed
                 if borrowed:
                     seen.append(packed.block)
                 yield packed.clone() if borrowed else packed
         finally:
             del prepared  # ends the workers, also when an error keeps this frame alive
 
-    def __getitem__(self, numbered: tuple[int, list[Key]]) -> Packed:
-        step, keys = numbered
+    def __getitem__(self, numbered: tuple[int, list[Key]]) -> Packed | StoreError:
+        """A step; from a worker also what is wrong with its data, which torch would wrap in the worker's traceback."""
+        try:
+            return self._packed(*numbered)
+        except StoreError as error:
+            if self.ring is None:
+                raise
+            return StoreError(str(error))
+
+    def _packed(self, step: int, keys: list[Key]) -> Packed:
         modes = self._modes(step)[self.rank * self.share :][: self.share]
         bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
         parts = [self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)]

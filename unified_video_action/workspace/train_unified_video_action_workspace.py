@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.tables import fingerprints
 from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.dataset.zarr_store import listed
 from unified_video_action.env.plan_score import PlanScore
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.preparation import build_reader, build_runner
@@ -43,6 +46,8 @@ logger = logging.getLogger(__name__)
 KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing"}  # single values
 GROUPS = {"task", "model", "vae", "policy", "data", "training", "trainer"}
 OPTIONAL = {"text"}  # groups that a configuration may lack
+NORMALIZER, DATA = "normalizer.json", "data.json"  # files of a checkpoint
+ANOTHER_RUN = "choose a new output_dir (with init_from=CHECKPOINT to start from its weights)"
 RECIPE = ("seed", "task", "model", "vae", "text", "policy", "data", "training")  # not to change in a run
 
 
@@ -75,9 +80,13 @@ class TrainUnifiedVideoActionWorkspace:
             self.dataset = build_dataset(self.config)
             torch.manual_seed(self.config["seed"])
             codec = instantiate(self.config["vae"], FrameCodec, "vae").to(self.accelerator.device)
+            self.data = fingerprints(self.dataset.tables)
+            begun = checkpoints(self.output_dir / "checkpoints") if self.trainer.resume else []
+            if begun:  # before hours may be spent on caches
+                require_same_data(begun[-1], self.data)
             open_frames(self.dataset, data, codec, progress=main)
             text = self._open_text()
-        self.normalizer = self._fit_normalizer(data, policy)
+        self.normalizer = self._normalizer(data, policy, begun[-1] if begun else None)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec, text)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
@@ -106,7 +115,7 @@ class TrainUnifiedVideoActionWorkspace:
         text = OmegaConf.to_yaml(self.config)
         if self.accelerator.is_main_process:
             (self.output_dir / "config.yaml").write_text(text)
-        texts = {"config.yaml": text, "normalizer.json": self.normalizer.to_json()}
+        texts = {"config.yaml": text, NORMALIZER: self.normalizer.to_json(), DATA: json.dumps(self.data, indent=1)}
         if self.policy.text is not None:
             texts[INSTRUCTIONS] = self.policy.text.to_json(self.dataset.instructions)
         loop = TrainingLoop(
@@ -143,6 +152,23 @@ class TrainUnifiedVideoActionWorkspace:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
 
+    def _normalizer(self, data: DataSettings, policy: PolicyConfig, begun: Path | None) -> Normalizer:
+        """That of the checkpoint from which the run goes on, or one fitted to the data.
+
+        Raises:
+            ValueError: frames that relative_frames cannot use, or a checkpoint without a field that is needed.
+        """
+        if policy.relative_frames and data.frames != "latents":
+            raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
+        if begun is None:
+            return self._fit_normalizer(data, policy)
+        normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
+        cameras = self.dataset.frame_shapes() if policy.relative_frames else ()
+        for name in ("action", *self.dataset.low_dim_dims(), *(CHANGE + camera for camera in cameras)):
+            if name not in normalizer:
+                raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
+        return normalizer
+
     def _fit_normalizer(self, data: DataSettings, policy: PolicyConfig) -> Normalizer:
         """Of states and actions and, for relative frames, of changes of latents."""
         fields = self.dataset.fit_normalizer(policy.relative_to).fields()
@@ -158,8 +184,6 @@ class TrainUnifiedVideoActionWorkspace:
                 if policy.relative_frames:
                     scale = max(measured.change, 1e-6) ** -0.5
                     fields[CHANGE + camera] = {"scale": torch.tensor([scale]), "offset": torch.zeros(1)}
-        elif policy.relative_frames:
-            raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
         return Normalizer(fields)
 
     def _open_text(self) -> ClipText | None:
@@ -214,6 +238,30 @@ class TrainUnifiedVideoActionWorkspace:
         changed = [key for part in RECIPE for key in differences(before.get(part), self.config.get(part), part)]
         if changed:
             logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
+
+
+def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> None:
+    """Raise ValueError when a checkpoint was trained on other data than `data`, which `fingerprints` gives.
+
+    A checkpoint of an older version does not say; a warning tells.
+    """
+    path = checkpoint / DATA
+    if not path.is_file():
+        logger.warning("%s does not say what it was trained on: whether the data has changed is unknown", checkpoint)
+        return
+    before = json.loads(path.read_text())
+    if len(before) != len(data):  # mirror images count
+        stores = [listed(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
+        raise ValueError(
+            f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of "
+            f"{stores[1]}; {ANOTHER_RUN}"
+        )
+    changed = dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"])
+    if changed:
+        raise ValueError(
+            f"{checkpoint} was trained on other data: {listed(changed)} has changed since; bring the old data back, or "
+            f"{ANOTHER_RUN}"
+        )
 
 
 def check_config(config: Mapping[str, Any]) -> None:

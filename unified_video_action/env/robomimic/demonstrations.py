@@ -19,8 +19,6 @@ from unified_video_action.env.system_libraries import explain_missing_libraries
 with explain_missing_libraries():
     import h5py
 
-FARTHEST = 0.3  # metres that an absolute action's position may lie from the hand, at the median
-
 
 @dataclass(frozen=True)
 class Demonstration:
@@ -72,15 +70,6 @@ def write_demonstration(group: h5py.Group, demonstration: Demonstration) -> None
             group.create_dataset(f"obs/{name}", data=values, chunks=chunk, compression="gzip", compression_opts=1)
         else:
             group[f"obs/{name}"] = values
-
-
-def holds_steps(actions: np.ndarray, hand: np.ndarray) -> bool:
-    """Whether actions (N, 7) are steps, rather than poses near the hand's positions (N, 3).
-
-    A file's env_args do not tell: those of the published `image_abs.hdf5` of Diffusion Policy, whose actions are poses,
-    still name the controller that took the steps of the recording.
-    """
-    return bool(np.median(np.linalg.norm(actions[:, :3] - hand, axis=1)) > FARTHEST)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.robomimic.conversion import Converter
-from unified_video_action.env.robomimic.demonstrations import Demonstration, holds_steps, write_demonstration
+from unified_video_action.env.robomimic.demonstrations import Demonstration, write_demonstration
 from unified_video_action.env.robomimic.simulator import with_controller
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
@@ -51,18 +52,20 @@ class RenderJob:
         """Each demonstration's name, its own new file in `folder`, and whether its replay succeeds, in order.
 
         Raises:
-            ValueError: a demonstration that cannot be restored, or has no such camera; names it.
+            ValueError: a demonstration that cannot be restored, or has no such camera; names it. Or it is not clear
+                what the actions are.
         """
         parts = [folder / f"{name}.hdf5" for name in names]
+        converts = self.absolute and holds_steps(self.source)
         if workers == 1:
-            renderer = _Renderer(self)
+            renderer = _Renderer(self, converts)
             try:
                 for name, part in zip(names, parts, strict=True):
                     yield name, part, renderer(name, part)
             finally:
                 renderer.converter.close()
             return
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _adopt, (self,)) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _adopt, (self, converts)) as pool:
             try:
                 yield from zip(names, parts, pool.map(_render, names, parts), strict=True)
             finally:
@@ -78,19 +81,35 @@ def read_arguments(source: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
+def holds_steps(source: Path) -> bool:
+    """Whether the actions of a file are steps rather than poses. Raises ValueError where that is not clear."""
+    with h5py.File(source) as file:
+        demos = list(file["data"].values())
+        actions, hand = ([demo[name][:] for demo in demos] for name in ("actions", "obs/robot0_eef_pos"))
+        ends = np.cumsum([len(part) for part in actions])
+        kind = kind_of_actions(np.concatenate(actions), np.concatenate(hand), ends, file["data"].attrs.get("env_args"))
+    if kind in (ActionKind.STEPS, ActionKind.POSES):
+        return kind is ActionKind.STEPS
+    raise ValueError(
+        f"{source}: its actions are neither steps of the hand nor poses in the frame of obs/robot0_eef_pos; leave out "
+        "--absolute to keep them as they are"
+    )
+
+
 class _Renderer:
     """Does the job, with simulators that it keeps."""
 
-    def __init__(self, job: RenderJob) -> None:
-        self.job, self.converter = job, Converter(read_arguments(job.source), job.samples, job.own_model)
+    def __init__(self, job: RenderJob, converts: bool) -> None:
+        self.job, self.converts = job, converts
+        self.converter = Converter(read_arguments(job.source), job.samples, job.own_model)
 
     def __call__(self, name: str, part: Path) -> bool | None:
         """Write one demonstration to a file; whether its replay succeeds, None where that is not asked."""
         job, replayed = self.job, None
         try:
-            demonstration, hand = self._read(name)
+            demonstration = self._read(name)
             if job.absolute:
-                if holds_steps(demonstration.actions, hand):
+                if self.converts:
                     demonstration = self.converter.absolute(demonstration)
                 replayed = self.converter.replay(demonstration)
             demonstration = self.converter.render(demonstration, job.cameras, job.image_size)
@@ -100,18 +119,18 @@ class _Renderer:
             write_demonstration(file.create_group("demo"), demonstration)
         return replayed
 
-    def _read(self, name: str) -> tuple[Demonstration, np.ndarray]:
-        """A demonstration without observations, and the hand's positions (T, 3)."""
+    def _read(self, name: str) -> Demonstration:
+        """A demonstration without observations."""
         with h5py.File(self.job.source) as file:
             group = file["data"][name]
             model, states, actions = group.attrs["model_file"], group["states"][:], group["actions"][:]
-            success, hand = group["rewards"][:] > 0, group["obs/robot0_eef_pos"][:]
-        return Demonstration(model, states, actions.astype(np.float64), {}, success), hand
+            success = group["rewards"][:] > 0
+        return Demonstration(model, states, actions.astype(np.float64), {}, success)
 
 
-def _adopt(job: RenderJob) -> None:
+def _adopt(job: RenderJob, converts: bool) -> None:
     """Keep the simulators for all demonstrations of this process."""
-    _render.renderer = _Renderer(job)
+    _render.renderer = _Renderer(job, converts)
 
 
 def _render(name: str, part: Path) -> bool | None:
