@@ -248,7 +248,7 @@ def test_a_resolved_file_trains_without_hydra(tmp_path, config, monkeypatch):
         run.main([str(path), "trainer.epochs=2"])
     damage = StoreError("demos.zarr: data/img[3:4] cannot be read")
     monkeypatch.setattr(TrainUnifiedVideoActionWorkspace, "run", lambda _: (_ for _ in ()).throw(damage))
-    with pytest.raises(SystemExit, match=r"^demos.zarr: data/img\[3:4\] cannot be read"):
+    with pytest.raises(SystemExit, match=r"^run: demos.zarr: data/img\[3:4\] cannot be read"):
         run.main([str(path)])
 
 
