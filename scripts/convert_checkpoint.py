@@ -43,7 +43,7 @@ def convert(source: Path, target: Path) -> None:
     from unified_video_action.compat import kl16
     from unified_video_action.compat.published import PAPER_SPEC, read_published
     from unified_video_action.compat.reference_spec import infer_network
-    from unified_video_action.compat.safe_pickle import load_checkpoint
+    from unified_video_action.compat.torch_archive import load_checkpoint
     from unified_video_action.compat.tensors import shapes_of
 
     if target.exists():

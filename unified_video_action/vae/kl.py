@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unified_video_action.compat import kl16
-from unified_video_action.compat.safe_pickle import load_checkpoint
+from unified_video_action.compat.torch_archive import load_checkpoint
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae import kl_forward
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
