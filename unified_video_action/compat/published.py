@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unified_video_action.compat.reference_names import split_policy
 from unified_video_action.compat.reference_spec import infer_network, infer_spec
-from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.compat.tensors import few, shapes_of
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PAPER_SPEC = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)  # what MAR-B becomes the start of
@@ -43,7 +43,10 @@ def read_published(content: Mapping[str, Any], source: str) -> Published:
             raise ValueError(f"{source}: not a checkpoint of the published code, it has no {key!r}")
     states = content["state_dicts"]
     if "ema_model" not in states:
-        raise ValueError(f"{source}: it has no averaged weights (state_dicts.ema_model)")
+        raise ValueError(
+            f"{source}: it has no averaged weights (state_dicts.ema_model), only {few(states)}: it was trained without "
+            "EMA, or is not the file that the trainer wrote"
+        )
     parts = {
         ours: split_policy(states[theirs], source)
         for ours, theirs in (("ema", "ema_model"), ("model", "model"))
