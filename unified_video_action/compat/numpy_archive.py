@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.compat.pickle_reader import DAMAGE, Reader, plain
+from unified_video_action.compat.pickle_reader import DAMAGE, Reader, UnsafePickleError, plain
 from unified_video_action.compat.plain_pickle import MESSAGES
 from unified_video_action.compat.zip_archive import ZipArchive
 
@@ -22,6 +22,10 @@ def read_array(path: str | Path) -> np.ndarray:
     """
     try:
         found = plain(Reader(BytesIO(ZipArchive(Path(path)).read("data.pkl")), MESSAGES).load())
+    except UnsafePickleError as error:
+        raise ValueError(
+            f"{path} is no stored array of numbers: it asks for {error.what}; nothing of it was run"
+        ) from error
     except (ValueError, zipfile.BadZipFile, *DAMAGE) as error:
         raise ValueError(f"{path} is no stored array of numbers: {error}") from error
     if not isinstance(found, np.ndarray):
