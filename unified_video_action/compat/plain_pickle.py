@@ -24,7 +24,8 @@ class ArrayType(Built):
     pattern: str = NUMBERS
 
     def set_state(self, state: Any) -> None:
-        self.code = state[1] + self.code if state[1] in ("<", ">") else self.code
+        if state[1] in ("<", ">") and len(self.code) < 8:
+            self.code = state[1] + self.code
 
     def dtype(self) -> np.dtype:
         if not isinstance(self.code, str) or not re.fullmatch(self.pattern, self.code):
