@@ -136,22 +136,24 @@ def write_codec(path: Path, state: dict[str, Any], source: str) -> None:
     import torch
 
     from unified_video_action.compat import kl16
-    from unified_video_action.compat.tensors import require_same, shapes_of
+    from unified_video_action.compat.tensors import require_finite, require_same, shapes_of
     from unified_video_action.vae.kl import build_network
 
     converted = kl16.to_diffusers(state)
     with torch.device("meta"):
         expected = shapes_of(build_network().state_dict())
     require_same(expected, shapes_of(converted), source)
+    require_finite(converted, source)
     save(converted, path)
 
 
 def write_start(folder: Path, state: dict[str, Any], spec: Any, network: dict[str, Any], source: str) -> None:
     """The averaged weights that a new model of these sizes can start from."""
     from unified_video_action.compat.reference_names import matching
-    from unified_video_action.compat.tensors import few
+    from unified_video_action.compat.tensors import few, require_finite
 
     found = matching(state, model_shapes(spec, network), source)
+    require_finite(found.tensors, source)
     folder.mkdir()
     save(found.tensors, folder / "ema.safetensors")
     missing = sorted({".".join(name.split(".")[: 2 if name.startswith("mar.") else 1]) for name in found.kept})
@@ -164,12 +166,13 @@ def write_policy(folder: Path, published: Any, config: dict[str, Any], source: s
     from omegaconf import OmegaConf
 
     from unified_video_action.compat.reference_names import to_ours
-    from unified_video_action.compat.tensors import few
+    from unified_video_action.compat.tensors import few, require_finite
     from unified_video_action.dataset.normalizer import Normalizer
 
     expected = model_shapes(published.spec, config["model"])
     folder.mkdir()
     for name, state in published.weights.items():
+        require_finite(state, source)
         save(to_ours(state, expected, f"{source} ({name})"), folder / f"{name}.safetensors")
     write_codec(folder / "codec.safetensors", published.codec, f"{source} (vae_model)")
     fields = published.normalizer
@@ -215,7 +218,8 @@ def main() -> None:
     try:
         convert(args.source, args.target)
     except (OSError, ValueError) as error:
-        sys.exit(f"convert_checkpoint.py: {error}")
+        place = "" if str(args.source) in str(error) else f"{args.source}: "
+        sys.exit(f"convert_checkpoint.py: {place}{error}")
 
 
 if __name__ == "__main__":

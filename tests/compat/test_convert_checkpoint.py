@@ -169,6 +169,15 @@ def test_other_kinds_are_refused_in_a_few_words(tmp_path: Path, content: dict, s
     assert len(str(caught.value)) < 1500 and not (tmp_path / "out").exists()
 
 
+def test_weights_that_are_not_finite_are_not_converted(tmp_path: Path) -> None:
+    content = published("pusht", PUSHT_OBS)
+    content["state_dicts"]["ema_model"]["model.z_proj.bias"] = torch.full((768,), torch.nan)
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="x.ckpt: z_proj.bias is not finite"):
+        convert(tmp_path / "x.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_settings_that_are_something_else_are_named(tmp_path: Path) -> None:
     content = published("pusht", PUSHT_OBS)
     content["cfg"]["task"] = ["not a task"]

@@ -93,7 +93,7 @@ def task_settings(published: Published, source: str) -> dict[str, Any]:
     cameras = rgb[: 1 + (spec.wrist_input or spec.wrist_output)]
     if len(cameras) < 1 + spec.wrist_input:
         raise ValueError(f"{source}: its weights take {1 + spec.wrist_input} cameras, its shape_meta has {rgb}")
-    obs = {name: {"shape": list(theirs[name]["shape"]), "type": "rgb"} for name in cameras}
+    obs = {name: {"shape": [int(side) for side in theirs[name]["shape"]], "type": "rgb"} for name in cameras}
     if len(cameras) > 1:
         obs[cameras[1]]["predict"] = spec.wrist_output
     if spec.proprio_dim:
@@ -121,8 +121,8 @@ def asking_settings(published: Published, source: str) -> dict[str, Any]:
     sampling = policy.get("autoregressive_model_params", {})
     return {
         "action_steps": int(policy.get("n_action_steps", 8)),
-        "sampler": f"ancestral{sampling.get('act_diff_testing_steps', 100)}",
-        "video_sampler": f"ancestral{sampling.get('num_sampling_steps', 100)}",
+        "sampler": f"ancestral{int(sampling.get('act_diff_testing_steps', 100))}",
+        "video_sampler": f"ancestral{int(sampling.get('num_sampling_steps', 100))}",
         "temperature": float(sampling.get("temperature", 0.95)),
         "iterations": int(sampling.get("num_iter", 1)),
     }

@@ -106,15 +106,16 @@ class Normalizer(nn.Module):
         """Inverse of `to_json`. Raises ValueError for text that is not a normaliser's JSON."""
         try:
             fields = {
-                name: {key: torch.tensor(values) for key, values in field.items()}
+                name: {"scale": field["scale"], "offset": field["offset"]} | field
                 for name, field in json.loads(text).items()
             }
-            return cls(fields)
-        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            fields = {name: {k: torch.tensor(v) for k, v in field.items()} for name, field in fields.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 'a normaliser\'s JSON must map each field name to {"scale": [...], "offset": [...]} '
                 f"({repr(error)[:200]})"
             ) from error
+        return cls(fields)
 
     def _buffer(self, name: str, part: str) -> Tensor:
         if name not in self.names:
