@@ -20,13 +20,14 @@ LISTS = 600_000
 
 # Reads each file in a fork of its own and prints what came of it: seconds, megabytes of growth, message.
 READ = """
-import json, os, resource, sys, time
+import json, os, resource, signal, sys, time
 import torch
 from unified_video_action.compat.torch_archive import load_checkpoint
 load_checkpoint(sys.argv[1])
 for path in sys.argv[2:]:
     child = os.fork()
     if child == 0:
+        signal.alarm(20)
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before, started, said = peak(), time.perf_counter(), None
         try:
