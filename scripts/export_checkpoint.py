@@ -6,9 +6,10 @@
         --evaluation RUN/evaluation/shipped --replace
 
 The folder gets the averaged weights, in pieces where they are large; config.yaml, without paths of this machine;
-normalizer.json; metrics.json; and README.md. It appears only when it is whole. With --evaluation, its configuration
-evaluates as that evaluation did, so `python eval_sim.py --checkpoint checkpoints/NAME` repeats it. The order above
-measures the weights as they are stored; a policy computes in float32 whatever they are stored in.
+normalizer.json; metrics.json, with a checksum of each of these files; and README.md. It appears only when it is whole.
+With --evaluation, its configuration evaluates as that evaluation did, so `python eval_sim.py --checkpoint
+checkpoints/NAME` repeats it. The order above measures the weights as they are stored; a policy computes in float32
+whatever they are stored in.
 """
 
 from __future__ import annotations
@@ -212,6 +213,7 @@ def export(options: argparse.Namespace) -> None:
     """Write the folder. Raises ValueError, FileNotFoundError or FileExistsError for what cannot be shipped."""
     from omegaconf import OmegaConf
 
+    from unified_video_action.compat.checkpoint_files import listed, verify
     from unified_video_action.compat.tensors import read_safetensors, write_safetensors
     from unified_video_action.env_runner.preparation import METRICS
     from unified_video_action.untrusted import read_checkpoint_config
@@ -225,6 +227,7 @@ def export(options: argparse.Namespace) -> None:
             raise FileNotFoundError(
                 f"--checkpoint {checkpoint}: {name} is missing; give a checkpoint of a training run"
             )
+    verify(checkpoint, "ema")
     trained = read_checkpoint_config(checkpoint)
     averaged = read_safetensors(checkpoint / "ema.safetensors")
     weights, storage = stored(averaged, options.dtype)
@@ -244,10 +247,10 @@ def export(options: argparse.Namespace) -> None:
     with written_whole(output) as folder:
         write_safetensors(folder / "ema.safetensors", weights, int(options.max_piece_mb * 1e6))
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
-        for name in ("normalizer.json", "codec.safetensors"):
+        for name in ("normalizer.json", "instructions.json", "codec.safetensors"):
             if (checkpoint / name).is_file():
                 shutil.copy(checkpoint / name, folder / name)
-        (folder / METRICS).write_text(json.dumps(metrics, indent=2) + "\n")
+        (folder / METRICS).write_text(json.dumps(metrics | {"files": listed(folder)}, indent=2) + "\n")
         (folder / "README.md").write_text(readme(output.name, metrics))
         megabytes = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
         if megabytes > options.max_mb:

@@ -16,10 +16,11 @@ from torch import Tensor
 from scripts.convert_checkpoint import convert, write
 from tests.compat.test_reference_names import mar_shapes
 from tests.reseed import tensor_list
+from unified_video_action.compat.reference_names import split_policy
 from unified_video_action.compat.tensors import Shapes
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.policy.build import load_policy
-from unified_video_action.vae.kl import build_network
+from unified_video_action.vae.kl import build_network, read_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,11 +135,64 @@ def test_kl16_becomes_a_weights_file(tmp_path: Path) -> None:
     assert {name: x.shape for name, x in found.items()} == {name: x.shape for name, x in expected.items()}
 
 
+def test_kl16_of_latent_diffusion_is_taken_without_its_loss(tmp_path: Path) -> None:
+    state = {f"first_stage_model.{name}": tensor for name, tensor in light(tensor_list("vae")).items()}
+    state |= {"first_stage_model.loss.logvar": torch.zeros(1), "model.diffusion_model.out.weight": torch.zeros(1)}
+    torch.save({"state_dict": state, "global_step": 1}, tmp_path / "ldm.ckpt")
+    convert(tmp_path / "ldm.ckpt", tmp_path / "ldm.safetensors")
+    with safe_open(tmp_path / "ldm.safetensors", "pt") as file:
+        assert len(file.keys()) == len(tensor_list("vae"))
+    assert read_weights(tmp_path / "ldm.ckpt").keys() == load_file(tmp_path / "ldm.safetensors").keys()
+
+
+@pytest.mark.parametrize("change", [lambda n: f"_orig_mod.{n}", lambda n: n.replace("model.", "model.module.", 1)])
+def test_wrapped_modules_are_unwrapped(change) -> None:
+    state = published("pusht", PUSHT_OBS)["state_dicts"]["ema_model"]
+    found = split_policy({change(name): tensor for name, tensor in state.items()}, "x")
+    assert found == split_policy(state, "x")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"state_dict": {"model.encoder_blocks.0.x": torch.zeros(1)}, "epoch": 3}, r"weights alone \(state_dict\)"),
+        ({f"model.encoder_blocks.{i}.x": torch.zeros(1) for i in range(500)}, "495 more. It has weights alone"),
+        ({"model": {"encoder_blocks.0.x": torch.zeros(1)}}, r"weights alone \(model\).*for MAR model_ema"),
+        ({"model": {"layer.weight": torch.zeros(1)}}, "with layer.weight in model"),
+        ({str(i) * 500: i for i in range(1000)}, "995 more"),
+    ],
+)
+def test_other_kinds_are_refused_in_a_few_words(tmp_path: Path, content: dict, said: str) -> None:
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=f"x.ckpt: no known kind of checkpoint; it holds .*{said}") as caught:
+        convert(tmp_path / "x.ckpt", tmp_path / "out")
+    assert len(str(caught.value)) < 1500 and not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_finite_are_not_converted(tmp_path: Path) -> None:
+    content = published("pusht", PUSHT_OBS)
+    content["state_dicts"]["ema_model"]["model.z_proj.bias"] = torch.full((768,), torch.nan)
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="x.ckpt: z_proj.bias is not finite"):
+        convert(tmp_path / "x.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_are_something_else_are_named(tmp_path: Path) -> None:
+    content = published("pusht", PUSHT_OBS)
+    content["cfg"]["task"] = ["not a task"]
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="x.ckpt: its cfg is not of the published code"):
+        convert(tmp_path / "x.ckpt", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"cfg": None}, "it has no 'cfg'"),
-        ({"state_dicts": {"model": {}}}, "no averaged weights"),
+        ({"state_dicts": {"model": {}}}, r"no averaged weights \(state_dicts.ema_model\), only model"),
+        ({"state_dicts": {"ema_model": [1]}}, "a list, expected tensors by name"),
+        ({"state_dicts": {"ema_model": {"model.x": 1.5}}}, "these are no named tensors: model.x"),
         ({"cfg": OmegaConf.create({"model": {}})}, "no model.policy"),
     ],
 )

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from unified_video_action.compat.tensors import index_of, read_safetensors, weights_exist, write_safetensors
+from unified_video_action.compat.tensors import (
+    few,
+    index_of,
+    load_exactly,
+    read_safetensors,
+    require_same,
+    unwrapped,
+    weights_exist,
+    write_safetensors,
+)
+from unified_video_action.compat.torch_archive import load_checkpoint
 
 TENSORS = {f"layer.{i}.weight": torch.arange(1000.0) + i for i in range(6)} | {"count": torch.tensor(7)}
 
@@ -67,7 +78,7 @@ SECOND = "layer.2.weight"
         (
             lambda path: path.with_name("ema-00002-of-00003.safetensors").write_text("version https://git-lfs"),
             ValueError,
-            r"ema-00002-of-00003\.safetensors is not a readable safetensors file",
+            r"ema-00002-of-00003\.safetensors is not what its name says: it is a Git LFS pointer",
         ),
         (
             lambda path: rewrite_second(path, {"layer.9.weight": torch.zeros(3)}, without=SECOND),
@@ -102,3 +113,53 @@ def test_what_is_wrong_with_pieces_is_named(pieces: Path, damage, kind: type, me
 def test_no_weights_at_all(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file .*ema.safetensors"):
         read_safetensors(tmp_path / "ema.safetensors")
+
+
+def test_lists_of_names_are_cut_to_a_few_and_a_count() -> None:
+    assert few(["a", "b"]) == "a, b"
+    assert few(map(str, range(1000))) == "0, 1, 2, 3, 4 and 995 more"
+    assert few(["x" * 10_000, (1, 2)]) == "x" * 100 + "..., tuple"
+    wanted, given = {f"a{i}": (2,) for i in range(500)}, {f"b{i}": (3,) for i in range(300)} | {"a0": (1,)}
+    with pytest.raises(ValueError) as caught:
+        require_same(wanted, given, "x.ckpt")
+    lines = str(caught.value).splitlines()
+    assert lines[:2] == ["x.ckpt: 800 tensors do not fit", "  missing: a1 (2,)"] and len(lines) == 12
+    assert "  missing: 495 more" in lines and "  extra: 296 more" in lines
+    assert lines[-1] == "  misshapen: a0 is (1,), expected (2,)"
+
+
+def test_what_wraps_a_module_is_left_out_of_names() -> None:
+    one, other = torch.zeros(1), torch.ones(1)
+    state = {"module._orig_mod.net.weight": one, "submodule.module.bias": other}
+    assert unwrapped(state, "x") == {"net.weight": one, "submodule.bias": other}
+    with pytest.raises(ValueError, match="x: it holds tensors twice, with and without module, _orig_mod"):
+        unwrapped({"a": one, "module.a": other}, "x")
+    with pytest.raises(ValueError, match="x: these are no named tensors: b, 7$"):
+        unwrapped({"a": one, "b": 3, 7: one}, "x")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_weights_that_are_not_finite_are_refused_by_name(value: str) -> None:
+    module = nn.Linear(2, 2)
+    kept = module.bias.clone()
+    state = {"weight": torch.ones(2, 2), "bias": torch.tensor([1.0, float(value)])}
+    with pytest.raises(ValueError, match=rf"x\.safetensors: bias is not finite \({value}, one of 1 such values\)"):
+        load_exactly(module, state, "x.safetensors")
+    assert torch.equal(module.bias, kept)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><head>", "it is a web page"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "it is a web page"),
+        (b"", "it is empty"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_file_that_is_something_else_is_said_to_be_so(tmp_path: Path, content: bytes, said: str, suffix: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"weights\{suffix} is not what its name says: .*{said}"):
+        (load_checkpoint if suffix == ".ckpt" else read_safetensors)(path)

@@ -55,8 +55,12 @@ def test_unknown_fields_and_bad_values_are_named():
         Normalizer.limits({"action": np.array([[0.0], [np.nan]])})
     with pytest.raises(ValueError, match="'action'.*contains 0"):
         Normalizer({"action": {"scale": torch.tensor([0.0]), "offset": torch.tensor([0.0])}})
-    with pytest.raises(ValueError, match="scale"):
-        Normalizer.from_json('{"action": {"offset": [0]}}')
+    for text in (
+        *('{"action": {"offset": [0]}}', '{"action": {"scale": ["a"], "offset": [0]}}', "[1]", '{"action": [1]}'),
+        *('{"action": {"scale": [1' + "0" * 400 + '], "offset": [0]}}', "[" * 100_000),
+    ):
+        with pytest.raises(ValueError, match="a normaliser's JSON must map each field name to .*scale"):
+            Normalizer.from_json(text)
 
 
 def test_deviations_give_mean_0_and_deviation_1_and_centre_what_does_not_vary():

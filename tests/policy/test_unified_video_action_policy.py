@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from tests.policy.conftest import MeanCodec, config
+from unified_video_action.compat.checkpoint_files import listed
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy import build
 
@@ -106,6 +108,32 @@ def test_weights_that_do_not_fit_are_all_listed(checkpoint):
         "misshapen: mar.input_norm.bias is (3,), expected (32,)",
     ):
         assert part in str(error.value)
+
+
+def test_weights_that_are_not_finite_are_not_loaded(checkpoint):
+    weights = load_file(checkpoint / "ema.safetensors")
+    weights["mar.inputs.mix.bias"][3] = torch.nan
+    save_file(weights, checkpoint / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"ema.safetensors: mar.inputs.mix.bias is not finite \(nan, one of 1 such"):
+        build.load_policy(checkpoint)
+
+
+def test_a_flipped_bit_is_named_where_the_checkpoint_has_checksums(checkpoint):
+    (checkpoint / "trainer_state.json").write_text(json.dumps({"files": listed(checkpoint)}))
+    build.load_policy(checkpoint)
+    data = bytearray((checkpoint / "ema.safetensors").read_bytes())
+    data[-2] ^= 1
+    (checkpoint / "ema.safetensors").write_bytes(data)
+    with pytest.raises(ValueError, match="ema.safetensors is damaged: its checksum is"):
+        build.load_policy(checkpoint)
+    (checkpoint / "trainer_state.json").unlink()
+    build.load_policy(checkpoint)
+
+
+def test_a_normaliser_of_millions_of_numbers_is_not_read(checkpoint):
+    (checkpoint / "normalizer.json").write_text('{"action": {"scale": [' + "1," * 10_000_000 + "1]}}")
+    with pytest.raises(ValueError, match="normalizer.json has 20000026 bytes: the most is 16777216"):
+        build.load_policy(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "normalizer.json", "ema.safetensors"])

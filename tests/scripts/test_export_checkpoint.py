@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import eval_sim
+from unified_video_action.compat.checkpoint_files import fault
 from unified_video_action.policy.build import load_policy
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "export_checkpoint.py"
@@ -63,6 +64,8 @@ def test_only_what_acting_needs_is_shipped_without_paths_of_this_machine(export:
         {"path": "data/pusht.zip", "weight": 0.5},
         {"path": "data/made.zip", "weight": 0.5},
     ]
+    files = json.loads((folder / "metrics.json").read_text())["files"]
+    assert files.keys() == {"config.yaml", "ema.safetensors", "normalizer.json"} and fault(folder, files) is None
     training = json.loads((folder / "metrics.json").read_text())["training"]
     assert training.pop("commands") == [
         "python train.py --config-name=uva_little training.batch_size=8 "

@@ -44,6 +44,58 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_anew(tmp_path, caplog, 
     assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
 
 
+def flip(path):
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_one_flipped_bit_is_noticed_and_the_older_checkpoint_is_taken(tmp_path, caplog):
+    assert ckpt.newest(tmp_path) is None
+    older, newer = write(tmp_path, 1), write(tmp_path, 2)
+    assert ckpt.newest(tmp_path) == newer
+    flip(newer / "model.safetensors")
+    assert ckpt.newest(tmp_path) == older
+    assert "step_00000002: model.safetensors is damaged: its checksum is" in caplog.text
+
+
+def test_sizes_alone_are_enough_for_checkpoints_of_before(tmp_path):
+    folder = write(tmp_path, 1)
+    state = ckpt.read_state(folder)
+    sizes = {name: entry["bytes"] for name, entry in state["files"].items()}
+    (folder / "trainer_state.json").write_text(json.dumps(state | {"files": sizes}))
+    assert ckpt.newest(tmp_path) == folder and ckpt.checkpoints(tmp_path) == [folder]
+    (folder / "config.yaml").write_text("name: tes\n")
+    assert ckpt.checkpoints(tmp_path) == []
+
+
+def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
+    flip(write(tmp_path, 1) / "model.safetensors")
+    (write(tmp_path, 2) / "config.yaml").unlink()
+    with pytest.raises(ValueError, match=r"no checkpoint in .*: step_00000002: config.yaml is missing, step_0"):
+        ckpt.newest(tmp_path)
+    with pytest.raises(ValueError, match="choose another output_dir"):
+        ckpt.newest(tmp_path)
+
+
+def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch, caplog):
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def killed(path):
+        (path / "config.yaml").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ckpt.shutil, "rmtree", killed)
+        ckpt.prune(tmp_path, keep=0, mode="max")
+    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000002"] and not caplog.text
+    assert len(list(tmp_path.glob(".step_00000001.*.tmp"))) == 1
+    ckpt.remove_unfinished(tmp_path)
+    assert not list(tmp_path.glob(".step*"))
+
+
 def test_unfinished_folders_are_no_checkpoints(tmp_path):
     write(tmp_path, 1)
     (tmp_path / ".step_00000002.99.tmp").mkdir()
@@ -79,6 +131,12 @@ def test_initial_weights_must_fit(tmp_path):
         "init_allow_missing",
     ):
         assert part in str(caught.value)
+
+
+def test_initial_weights_must_be_finite(tmp_path):
+    save_file({"weight": torch.full((1, 1), torch.nan), "bias": torch.zeros(1)}, tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"ema.safetensors: weight is not finite \(nan"):
+        ckpt.load_initial_weights(nn.Linear(1, 1), tmp_path / "ema.safetensors")
 
 
 def test_initial_weights_may_lack_what_is_allowed(tmp_path):

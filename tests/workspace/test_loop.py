@@ -182,3 +182,14 @@ def test_an_old_run_is_not_overwritten(tmp_path):
     build_loop(tmp_path, trainer=trainer_settings(max_steps=2)).run()
     with pytest.raises(ValueError, match=r"trainer.resume=false, but .*step_00000002 exists"):
         build_loop(tmp_path, trainer=trainer_settings(resume=False)).run()
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_anew(tmp_path):
+    build_loop(tmp_path, trainer=trainer_settings(max_steps=2)).run()
+    (weights,) = tmp_path.glob("checkpoints/step_00000002/model.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match=r"no checkpoint in .*: step_00000002: model.safetensors is damaged"):
+        build_loop(tmp_path).run()
+    assert weights.read_bytes() == data

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from unified_video_action.compat.tensors import unwrapped
+
+log = logging.getLogger(__name__)
+STAGE = "first_stage_model."  # in front of the codec's names in a whole latent diffusion model
 LEVELS = 5  # resolutions, coarsest last in LDM's numbering of both directions
 
 # LDM pattern -> diffusers name. `{up}` is the level counted from the coarsest, as diffusers counts its decoder.
@@ -38,8 +44,28 @@ def diffusers_name(name: str) -> str:
     return name
 
 
-def is_ldm(names: Mapping[str, Tensor]) -> bool:
-    return any(".down." in name or ".mid.block_" in name for name in names)
+def is_ldm(names: Iterable[str]) -> bool:
+    return any(name.startswith(("encoder.down.", "decoder.up.", "encoder.mid.block_")) for name in names)
+
+
+def find(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """The codec's tensors in what a checkpoint holds: MAR's (`model`), latent diffusion's (`state_dict`), or alone.
+
+    Of latent diffusion, whose checkpoint may be of a whole model, losses and what is not its first stage are left out.
+    Of latent diffusion, whose checkpoint may be of a whole model, losses and what is not its first stage are left out.
+    Names may be diffusers' as well; the result is empty if there is nothing under the names of either.
+    """
+    kept = next((content[key] for key in ("model", "state_dict") if key in content), content)
+    if not isinstance(kept, dict) or not all(isinstance(tensor, Tensor) for tensor in kept.values()):
+        return {}
+    state = unwrapped(kept, source)
+    inner = {name.removeprefix(STAGE): tensor for name, tensor in state.items() if name.startswith(STAGE)}
+    found = {name: tensor for name, tensor in (inner or state).items() if not name.startswith("loss.")}
+    if not any(name.startswith("encoder.") for name in found):
+        return {}
+    if left := len(state) - len(found):
+        log.info("%s: %d tensors are not of the codec and are left out", source, left)
+    return found
 
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

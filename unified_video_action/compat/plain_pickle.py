@@ -1,32 +1,98 @@
-"""Pickles that arrive over a network, read as data: dicts, lists, tuples, texts, numbers and NumPy arrays of numbers.
-
-They are read by the interpreter of `safe_pickle`, which imports and calls nothing that a pickle names. Here it knows
-only the instructions and the few names that such data is written with, and a message may have only so many of them:
-that bounds the time and the memory that a hostile one can cost.
-"""
+"""Pickles that arrive over a network, read as data: dicts, lists, texts, numbers and NumPy arrays of numbers."""
 
 from __future__ import annotations
 
 import pickle
 import re
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from unified_video_action.compat.pickle_globals import Allowed, Array, ArrayType, UnsafePickleError, plain
-from unified_video_action.compat.safe_pickle import CONSTANTS, LITERALS, Reader
+from unified_video_action.compat.pickle_reader import CODE, Allowed, Built, Reader, Rules, UnsafePickleError, plain
 
 INSTRUCTIONS = 2000  # most in one message; an array takes about 40
-KNOWN = {
-    *CONSTANTS, *(LITERALS - {"STRING", "BINSTRING", "SHORT_BINSTRING"}),  # which only Python 2 writes
-    "PROTO", "FRAME", "MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET",
-    "LONG_BINGET", "EMPTY_LIST", "LIST", "APPEND", "APPENDS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_DICT",
-    "DICT", "SETITEM", "SETITEMS", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
-}  # fmt: skip
 LARGE = 4096  # bytes
-NUMBERS = re.compile(r"(b1|[iu][1248]|f[248])")
+NUMBERS = r"[<>|=]?(b1|[iu][1248]|f[248])"
+
+
+@dataclass
+class ArrayType(Built):
+    """A numpy dtype: one of numbers, unless `pattern` allows more."""
+
+    code: Any = ""
+    pattern: str = NUMBERS
+
+    def set_state(self, state: Any) -> None:
+        if state[1] in ("<", ">") and len(self.code) < 8:
+            self.code = state[1] + self.code
+
+    def dtype(self) -> np.dtype:
+        if not isinstance(self.code, str) or not re.fullmatch(self.pattern, self.code):
+            raise UnsafePickleError("an array of something else than numbers")
+        return np.dtype(self.code)
+
+    def content(self) -> Any:
+        return self.code
+
+
+@dataclass
+class Array(Built):
+    """A numpy array, also of bytes that are not copied."""
+
+    value: np.ndarray | None = None
+
+    def set_state(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        self.value = numbers(data, dtype, shape, "F" if fortran else "C")
+
+    def content(self) -> np.ndarray:
+        if self.value is None:
+            raise ValueError("an array without content")
+        return self.value
+
+
+def numbers(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    if not isinstance(dtype, ArrayType) or not isinstance(data, bytes | bytearray | memoryview):
+        raise UnsafePickleError("an array of something else than numbers")
+    return np.frombuffer(data, dtype.dtype()).reshape(whole_numbers(shape), order=order)
+
+
+def whole_numbers(values: Any) -> tuple[int, ...]:
+    """A shape or a stride; raises ValueError for anything else, before it could be compared or printed."""
+    if not isinstance(values, tuple | list) or len(values) > 32 or not all(type(value) is int for value in values):
+        raise ValueError("a shape that is not a few whole numbers")
+    return tuple(values)
+
+
+def encoded(text: Any, encoding: Any = "latin1") -> bytes:
+    """As protocols before 3 write bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1", "utf-8"):
+        raise ValueError("a text in an unknown encoding")
+    return text.encode(encoding)
+
+
+def _scalar(dtype: ArrayType, data: Any) -> Any:
+    return numbers(data, dtype, (1,), "C")[0].item()
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Array:
+    """As protocol 5 writes arrays."""
+    values = numbers(data, dtype, shape, "F" if order == "F" else "C")
+    return Array(value=values if axes is None else values.transpose(whole_numbers(axes)))
+
+
+NUMPY: dict[str, Allowed] = {"numpy.ndarray": Allowed("numpy.ndarray")}
+for _home in ("numpy.core", "numpy._core"):
+    NUMPY[f"{_home}.multiarray._reconstruct"] = Allowed("_reconstruct", lambda *_: Array())
+    NUMPY[f"{_home}.multiarray.scalar"] = Allowed("scalar", _scalar)
+    NUMPY[f"{_home}.numeric._frombuffer"] = Allowed("_frombuffer", _from_buffer)
+IN_MESSAGES = NUMPY | {
+    "numpy.dtype": Allowed("numpy.dtype", lambda code, *_: ArrayType(code=code)),
+    "_codecs.encode": Allowed("_codecs.encode", encoded),
+    "builtins.bytes": Allowed("builtins.bytes", lambda: b""),
+}
+MESSAGES = Rules(IN_MESSAGES, CODE | {"EMPTY_SET", "ADDITEMS", "FROZENSET"}, INSTRUCTIONS, (str,))
 
 
 class Slices:
@@ -49,131 +115,15 @@ class Slices:
             self._at += len(pieces[-1])
         return b"".join(pieces)
 
+    def tell(self) -> int:
+        return self._at
 
-class NumberType(ArrayType):
-    """A dtype of numbers or booleans."""
-
-    def dtype(self) -> np.dtype:
-        code = self.code.lstrip("<>|=") if isinstance(self.code, str) else ""
-        if not NUMBERS.fullmatch(code):
-            raise UnsafePickleError("an array of something else than numbers")
-        return np.dtype(self.code)
-
-
-class NumberArray(Array):
-    """An array of them; also of bytes that were not copied."""
-
-    def set_state(self, state: Any) -> None:
-        _, shape, dtype, fortran, data = state
-        self.value = _numbers(data, dtype, shape, "F" if fortran else "C")
-
-
-def _numbers(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-    if not isinstance(dtype, NumberType) or not isinstance(data, bytes | bytearray | memoryview):
-        raise UnsafePickleError("an array of something else than numbers")
-    return np.frombuffer(data, dtype.dtype()).reshape(shape, order=order)
-
-
-def _type(code: Any, *_: Any) -> NumberType:
-    return NumberType(code=code)
-
-
-def _scalar(dtype: Any, data: Any) -> Any:
-    if not isinstance(dtype, NumberType) or not isinstance(data, bytes):
-        raise ValueError("a scalar without a type and bytes")
-    kind = dtype.dtype()
-    if len(data) != kind.itemsize:
-        raise ValueError(f"a scalar of {len(data)} bytes: expected {kind.itemsize}")
-    return np.frombuffer(data, kind)[0].item()
-
-
-def _from_buffer(data: Any, dtype: Any, shape: Any, order: str = "C", axes: Sequence[int] | None = None) -> Array:
-    """As protocol 5 writes arrays."""
-    if order not in ("C", "F", "K"):
-        raise ValueError("an array in an unknown order")
-    values = _numbers(data, dtype, shape, "F" if order == "F" else "C")
-    return Array(value=values if axes is None else values.transpose(axes))
-
-
-def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
-    """As protocols before 3 write bytes."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise ValueError("a text that is encoded in another way than latin-1")
-    return text.encode("latin-1")
-
-
-def _no_bytes() -> bytes:
-    return b""
-
-
-NAMES = {"numpy.ndarray": Allowed("numpy.ndarray"), "numpy.dtype": Allowed("numpy.dtype", _type),
-         "_codecs.encode": Allowed("_codecs.encode", _encoded),
-         "builtins.bytes": Allowed("builtins.bytes", _no_bytes)}  # fmt: skip
-for _home in ("numpy.core", "numpy._core"):
-    NAMES[f"{_home}.multiarray._reconstruct"] = Allowed("_reconstruct", lambda *_: NumberArray())
-    NAMES[f"{_home}.multiarray.scalar"] = Allowed("scalar", _scalar)
-    NAMES[f"{_home}.numeric._frombuffer"] = Allowed("_frombuffer", _from_buffer)
-
-
-class PlainReader(Reader):
-    """Reads one message."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left = INSTRUCTIONS
-
-    def step(self, name: str, argument: Any) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError(f"more than {INSTRUCTIONS} instructions")
-        if name not in KNOWN:
-            raise UnsafePickleError(f"the pickle instruction {name}")
-        super().step(name, argument)
-
-    def do_global(self, names: str) -> None:
-        self.stack.append(_named(*names.split(" ", 1)))
-
-    def do_stack_global(self, _: None) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        if not isinstance(name, str) or not isinstance(module, str):
-            raise ValueError("a name that is no text")
-        self.stack.append(_named(module, name))
-
-    # Keys are texts: the hash of a deeply nested tuple would overflow the interpreter's stack.
-
-    def do_dict(self, _: None) -> None:
-        self.stack.append(_pairs(self.since_mark()))
-
-    def do_setitem(self, _: None) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _dict(self.stack[-1]).update(_pairs([key, value]))
-
-    def do_setitems(self, _: None) -> None:
-        items = self.since_mark()
-        _dict(self.stack[-1]).update(_pairs(items))
-
-
-def _pairs(items: list[Any]) -> dict[str, Any]:
-    if not all(isinstance(key, str) for key in items[::2]):
-        raise ValueError("a dict whose keys are not texts")
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _dict(value: Any) -> dict:
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a dict, found a {type(value).__name__}")
-    return value
-
-
-def _named(module: str, name: str) -> Allowed:
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    if (found := NAMES.get(f"{module}.{name}")) is None:
-        raise UnsafePickleError(f"{module}.{name}"[:100])
-    return found
+    def seek(self, position: int) -> None:
+        self._at = position
 
 
 def read(data: bytes | memoryview, most_bytes: int) -> Any:
-    """What a pickled message holds; nothing of it is run.
+    """What a pickled message holds: dicts, lists, tuples, texts, numbers and NumPy arrays of numbers.
 
     Raises:
         ValueError: it is longer than `most_bytes`, damaged, or asks for anything but plain data; the text says what.
@@ -181,22 +131,17 @@ def read(data: bytes | memoryview, most_bytes: int) -> Any:
     if len(data) > most_bytes:
         raise ValueError(f"a pickle of {len(data)} bytes: the most is {most_bytes}")
     try:
-        return plain(PlainReader().load(Slices(data)))
+        return plain(Reader(Slices(data), MESSAGES).load())
     except UnsafePickleError as error:
         raise ValueError(
             f"a pickle that asks for {error.what}: refused, and nothing of it was run. Plain dicts, lists, texts, "
             "numbers and NumPy arrays of numbers are read"
         ) from error
-    except RecursionError as error:
-        raise ValueError("a pickle that is nested too deeply") from error
 
 
 def write(value: np.ndarray | str) -> bytes:
     """An array or a text as every Python 3 and every NumPy since 1.0 unpickles it."""
     # NumPy 2 says numpy._core, which older ones lack; the first of these names is the one of the array itself.
     data = pickle.dumps(value, protocol=3)
-    return (
-        data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
-        if isinstance(value, np.ndarray)
-        else data
-    )
+    is_array = isinstance(value, np.ndarray)
+    return data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1) if is_array else data

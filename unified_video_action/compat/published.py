@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unified_video_action.compat.reference_names import split_policy
 from unified_video_action.compat.reference_spec import infer_network, infer_spec
-from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.compat.tensors import few, shapes_of
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PAPER_SPEC = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)  # what MAR-B becomes the start of
@@ -43,7 +43,10 @@ def read_published(content: Mapping[str, Any], source: str) -> Published:
             raise ValueError(f"{source}: not a checkpoint of the published code, it has no {key!r}")
     states = content["state_dicts"]
     if "ema_model" not in states:
-        raise ValueError(f"{source}: it has no averaged weights (state_dicts.ema_model)")
+        raise ValueError(
+            f"{source}: it has no averaged weights (state_dicts.ema_model), only {few(states)}: it was trained without "
+            "EMA, or is not the file that the trainer wrote"
+        )
     parts = {
         ours: split_policy(states[theirs], source)
         for ours, theirs in (("ema", "ema_model"), ("model", "model"))
@@ -90,7 +93,7 @@ def task_settings(published: Published, source: str) -> dict[str, Any]:
     cameras = rgb[: 1 + (spec.wrist_input or spec.wrist_output)]
     if len(cameras) < 1 + spec.wrist_input:
         raise ValueError(f"{source}: its weights take {1 + spec.wrist_input} cameras, its shape_meta has {rgb}")
-    obs = {name: {"shape": list(theirs[name]["shape"]), "type": "rgb"} for name in cameras}
+    obs = {name: {"shape": [int(side) for side in theirs[name]["shape"]], "type": "rgb"} for name in cameras}
     if len(cameras) > 1:
         obs[cameras[1]]["predict"] = spec.wrist_output
     if spec.proprio_dim:
@@ -118,8 +121,8 @@ def asking_settings(published: Published, source: str) -> dict[str, Any]:
     sampling = policy.get("autoregressive_model_params", {})
     return {
         "action_steps": int(policy.get("n_action_steps", 8)),
-        "sampler": f"ancestral{sampling.get('act_diff_testing_steps', 100)}",
-        "video_sampler": f"ancestral{sampling.get('num_sampling_steps', 100)}",
+        "sampler": f"ancestral{int(sampling.get('act_diff_testing_steps', 100))}",
+        "video_sampler": f"ancestral{int(sampling.get('num_sampling_steps', 100))}",
         "temperature": float(sampling.get("temperature", 0.95)),
         "iterations": int(sampling.get("num_iter", 1)),
     }

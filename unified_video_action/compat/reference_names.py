@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of
+from unified_video_action.compat.tensors import Shapes, few, load_exactly, require_same, shapes_of, unwrapped
 
 # Published module or parameter -> ours.
 PARTS = {
@@ -109,7 +110,7 @@ def to_ours(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
         expected: names and shapes of our model. source: the file, for messages.
 
     Raises:
-        ValueError: listing every tensor that is missing, extra or misshapen, by its published name.
+        ValueError: tensors that are missing, extra or misshapen; it has their published names.
     """
     wanted = _published_shapes(expected)
     used = {name: tensor for name, tensor in state.items() if name in wanted or name not in UNUSED}
@@ -136,7 +137,7 @@ def to_reference(state: Mapping[str, Tensor], names: Iterable[str] = ()) -> dict
 
 
 def load_reference(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a published model into ours; raises ValueError listing every tensor that does not fit."""
+    """Load a published model into ours; raises ValueError for tensors that do not fit."""
     load_exactly(model, to_ours(state, shapes_of(model.state_dict()), source), source)
 
 
@@ -144,7 +145,7 @@ def _published_shapes(ours: Mapping[str, tuple[int, ...]]) -> Shapes:
     shapes = {reference_name(name): tuple(shape) for name, shape in ours.items()}
     without = [name for name in ours if reference_name(name) is None]
     if without:
-        raise ValueError(f"the published code has no counterpart of {', '.join(without)}")
+        raise ValueError(f"the published code has no counterpart of {few(without)}")
     return shapes
 
 
@@ -166,18 +167,17 @@ PREFIXES = {
 }
 
 
-def split_policy(state: Mapping[str, Tensor], source: str) -> PublishedPolicy:
-    """Sort a published policy's tensors into parts; raises ValueError listing those of no known part."""
+def split_policy(state: Any, source: str) -> PublishedPolicy:
+    """Sort a published policy's tensors into parts; raises ValueError naming those of no known part."""
     parts, unknown = PublishedPolicy(), []
-    for name, tensor in state.items():
-        name = name.replace("module.", "")
+    for name, tensor in unwrapped(state, source).items():
         prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
         if prefix:
             getattr(parts, PREFIXES[prefix])[name.removeprefix(prefix)] = tensor
         elif name != "_dummy_variable":
             unknown.append(name)
     if unknown:
-        raise ValueError(f"{source}: tensors of no known part: {', '.join(unknown)}")
+        raise ValueError(f"{source}: tensors of no known part: {few(unknown)}")
     if not parts.model:
         raise ValueError(f"{source}: no tensors of the model (none starts with 'model.')")
     return parts

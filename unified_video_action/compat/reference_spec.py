@@ -11,6 +11,21 @@ from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 HEADS_BY_WIDTH = {768: 12, 1024: 16, 1280: 16}  # attention heads of mar_base, mar_large, mar_huge
 
 
+def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, default: int | None = None) -> int:
+    """Side of a tensor; `default` where there is no such tensor.
+
+    Raises:
+        ValueError: no such tensor and no default, or it has no such side.
+    """
+    if name not in shapes:
+        if default is None:
+            raise ValueError(f"not a published model: it has no tensor {name}")
+        return default
+    if axis >= len(shapes[name]) or not 0 < shapes[name][axis] < 2**31:
+        raise ValueError(f"not a published model: its {name} has the shape {tuple(shapes[name])}")
+    return shapes[name][axis]
+
+
 def infer_spec(
     shapes: Mapping[str, tuple[int, ...]], *, different_history_freq: bool = False, shift_action: bool = True
 ) -> ModelSpec:
@@ -27,11 +42,7 @@ def infer_spec(
     """
 
     def size(name: str, axis: int, default: int | None = None) -> int:
-        if name in shapes:
-            return shapes[name][axis]
-        if default is None:
-            raise ValueError(f"not a published model: it has no tensor {name}")
-        return default
+        return size_of(shapes, name, axis, default)
 
     dim, cells = size("fake_latent_x", 1), size("spatial_pos_embed", 1)
     side = math.isqrt(cells)
@@ -67,9 +78,7 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
         ValueError: no such model, or a width that none has, so that the number of attention heads is unknown.
     """
-    if "encoder_norm.weight" not in shapes or "diffloss.net.input_proj.weight" not in shapes:
-        raise ValueError("not a published model: it has no encoder_norm or no diffloss")
-    dim = shapes["encoder_norm.weight"][0]
+    dim = size_of(shapes, "encoder_norm.weight", 0)
     if dim not in HEADS_BY_WIDTH:
         raise ValueError(f"model width {dim}: expected one of {', '.join(map(str, HEADS_BY_WIDTH))}")
 
@@ -77,7 +86,7 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
     def head(name: str) -> dict[str, int]:
-        return {"width": shapes[f"{name}.net.input_proj.weight"][0], "depth": depth(f"{name}.net.res_blocks.")}
+        return {"width": size_of(shapes, f"{name}.net.input_proj.weight", 0), "depth": depth(f"{name}.net.res_blocks.")}
 
     return {
         "transformer": {
@@ -85,7 +94,7 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "encoder_depth": depth("encoder_blocks."),
             "decoder_depth": depth("decoder_blocks."),
             "heads": HEADS_BY_WIDTH[dim],
-            "mlp_ratio": shapes["encoder_blocks.0.mlp.fc1.weight"][0] / dim,
+            "mlp_ratio": size_of(shapes, "encoder_blocks.0.mlp.fc1.weight", 0) / dim,
         },
         "video_head": head("diffloss"),
         "action_head": head("diffactloss" if "diffactloss.net.input_proj.weight" in shapes else "diffloss"),

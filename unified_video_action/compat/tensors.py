@@ -1,4 +1,4 @@
-"""Reading, comparing and loading named tensors, with errors that list every difference.
+"""Reading, comparing and loading named tensors, with errors that say what differs.
 
 Weights are one safetensors file, or pieces of it as Hugging Face writes them: `ema-00001-of-00003.safetensors` and so
 on, and `ema.safetensors.index.json`, which says what is where.
@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from unified_video_action.compat.checkpoint_files import read_json
+from unified_video_action.compat.first_bytes import require_data
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -22,22 +29,60 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
+def few(names: Iterable[Any], most: int = 5) -> str:
+    """Names for a message: the first of them, each cut to 100 letters, and how many more there are."""
+    names = list(names)
+    shown = [name if len(name) <= 100 else name[:100] + "..." for name in map(_text, names[:most])]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def require_same(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Raise ValueError listing every tensor of `source` that is missing, extra or misshapen."""
-    wrong = [f"missing: {name} {tuple(shape)}" for name, shape in expected.items() if name not in given]
-    wrong += [f"extra: {name} {tuple(shape)}" for name, shape in given.items() if name not in expected]
-    wrong += [
-        f"misshapen: {name} is {tuple(given[name])}, expected {tuple(shape)}"
+    """Raise ValueError if tensors of `source` are missing, extra or misshapen: it counts them and names some."""
+    missing = [f"{name} {tuple(shape)}" for name, shape in expected.items() if name not in given]
+    extra = [f"{name} {tuple(shape)}" for name, shape in given.items() if name not in expected]
+    misshapen = [
+        f"{name} is {tuple(given[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()
         if name in given and tuple(given[name]) != tuple(shape)
     ]
-    if wrong:
-        raise ValueError(f"{source}: {len(wrong)} tensors do not fit\n  " + "\n  ".join(wrong))
+    _raise_for({"missing": missing, "extra": extra, "misshapen": misshapen}, source, "tensors do not fit")
+
+
+def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise ValueError for the first tensor with a value that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not (finite := torch.isfinite(tensor)).all():
+            value = tensor[~finite][0].item()
+            raise ValueError(
+                f"{source}: {name} is not finite ({value}, one of {int((~finite).sum())} such values); "
+                "nothing can be computed with it, so take another checkpoint"
+            )
+
+
+def unwrapped(state: Any, source: str) -> dict[str, Tensor]:
+    """Named tensors without the parts of names that DDP, FSDP and torch.compile add, wherever they stand.
+
+    Raises:
+        ValueError: something else than named tensors, or two names that become one.
+    """
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source}: a {type(state).__name__}, expected tensors by name")
+    if others := [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
+        raise ValueError(f"{source}: these are no named tensors: {few(others)}")
+    found = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in state}
+    if len(set(found.values())) < len(found):
+        raise ValueError(f"{source}: it holds tensors twice, with and without {', '.join(WRAPPERS)} in their names")
+    return {found[name]: tensor for name, tensor in state.items()}
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy `state` into `module`, whose precision stays; ValueError lists every missing, extra or misshapen tensor."""
+    """Copy `state` into `module`, whose precision stays.
+
+    Raises:
+        ValueError: tensors that are missing, extra or misshapen, or a value that is not finite.
+    """
     require_same(shapes_of(module.state_dict()), shapes_of(state), source)
+    require_finite(state, source)
     module.load_state_dict(state, strict=True)
 
 
@@ -108,6 +153,21 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:16]
 
 
+def _text(name: Any) -> str:
+    return name if isinstance(name, str) else str(name) if isinstance(name, int | float) else type(name).__name__
+
+
+def _raise_for(wrong: Mapping[str, list[str]], source: str, what: str, most: int = 4) -> None:
+    """Raise ValueError with some of each kind of what is wrong, one a line, if anything is."""
+    if not (count := sum(map(len, wrong.values()))):
+        return
+    lines = [f"{source}: {count} {what}"]
+    for kind, found in wrong.items():
+        lines += [f"{kind}: {each[:300]}" for each in found[:most]]
+        lines += [f"{kind}: {len(found) - most} more"] if len(found) > most else []
+    raise ValueError("\n  ".join(lines))
+
+
 def _header_bytes(name: str) -> int:
     """More than a tensor's entry in a safetensors header takes."""
     return 200 + len(name)
@@ -118,6 +178,7 @@ def _stored_bytes(entry: tuple[str, Tensor]) -> int:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    require_data(path)
     try:
         return load_file(path)
     except SafetensorError as error:
@@ -126,29 +187,27 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _read_pieces(index: Path) -> dict[str, Tensor]:
     try:
-        content = json.loads(index.read_text())
+        content = read_json(index)
         places, size = dict(content["weight_map"]), int(content["metadata"]["total_size"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is no index of safetensors pieces: {error!r}") from error
+        raise ValueError(f"{index} is no index of safetensors pieces: {repr(error)[:300]}") from error
     pieces = sorted(set(places.values()))
     for piece in pieces:
         if Path(piece).name != piece:
-            raise ValueError(f"{index} names a piece outside its folder: {piece}")
+            raise ValueError(f"{index} names a piece outside its folder: {few([piece])}")
         if not (index.parent / piece).is_file():
             raise FileNotFoundError(
                 f"{index.parent / piece} is missing: one of the {len(pieces)} pieces of {index.name}"
             )
     stem = index.name.removesuffix(".safetensors.index.json")
     if stray := {path.name for path in index.parent.glob(f"{stem}-*-of-*.safetensors")} - set(pieces):
-        raise ValueError(f"{index} does not name {', '.join(sorted(stray))}; remove what is out of date")
+        raise ValueError(f"{index} does not name {few(sorted(stray))}; remove what is out of date")
     tensors: dict[str, Tensor] = {}
     for piece in pieces:
         found = _read_file(index.parent / piece)
         wanted = {name for name, place in places.items() if place == piece}
-        wrong = [f"missing: {name}" for name in sorted(wanted - found.keys())]
-        wrong += [f"extra: {name}" for name in sorted(found.keys() - wanted)]
-        if wrong:
-            raise ValueError(f"{index.parent / piece} is not what {index.name} says\n  " + "\n  ".join(wrong))
+        wrong = {"missing": sorted(wanted - found.keys()), "extra": sorted(found.keys() - wanted)}
+        _raise_for(wrong, str(index.parent / piece), f"tensors are not what {index.name} says")
         tensors |= found
     if (total := sum(tensor.nbytes for tensor in tensors.values())) != size:
         raise ValueError(f"{index}: total_size is {size}, but the pieces hold {total} bytes")

@@ -1,138 +1,271 @@
-"""Where a torch checkpoint keeps the bytes of its tensors: the zip format, and the older stream of pickles."""
+"""Reading foreign `.ckpt` files as data: the zip format of torch.save, and the older stream of pickles."""
 
 from __future__ import annotations
 
+import math
+import os
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from unified_video_action.compat.pickle_globals import Allowed, UnsafePickleError
+from unified_video_action.compat.first_bytes import require_data
+from unified_video_action.compat.pickle_reader import (
+    CODE,
+    DAMAGE,
+    SCALARS,
+    Allowed,
+    Built,
+    Reader,
+    Rules,
+    UnsafePickleError,
+    check_keys,
+    pairs,
+    plain,
+)
+from unified_video_action.compat.plain_pickle import (
+    NUMBERS,
+    NUMPY,
+    Array,
+    ArrayType,
+    encoded,
+    whole_numbers,
+)
+from unified_video_action.compat.zip_archive import PICKLE, ZipArchive, is_zip
 
+INSTRUCTIONS = 500_000  # most in a checkpoint's pickle; a tensor takes about 40
+REPEATED = 1 << 30  # bytes, most by which tensors together may be larger than what is stored of them
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip entry; the last two are the lengths of its name and extra field
-# What reading a damaged file may raise, besides ValueError.
-DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError),
-    *(LookupError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError),
+STORAGE_DTYPES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool,
+}  # fmt: skip
+
+
+class ConfigNode(Built):
+    """An OmegaConf container or value: only its content is kept."""
+
+    def content(self) -> Any:
+        state = self.state if isinstance(self.state, dict) else {}
+        return state["_content"] if "_content" in state else state.get("_val")
+
+
+def _set(items: Any = ()) -> set:
+    check_keys(items := list(items))
+    return set(items)
+
+
+def _bytearray(data: Any = b"") -> bytes:
+    if not isinstance(data, bytes):
+        raise ValueError("a bytearray of something else than bytes")
+    return data
+
+
+def _dill_array(make: Any, arguments: Any, state: Any, *_: Any) -> Array:
+    array = Array()
+    array.set_state(state)
+    return array
+
+
+def _dill_type(name: Any) -> Allowed:
+    """How dill mentions a built-in type."""
+    if not isinstance(name, str):
+        raise ValueError("a type whose name is no text")
+    return Allowed(f"type {name[:80]}")
+
+
+def _device(*names: Any) -> str:
+    if not all(isinstance(name, str | int) for name in names):
+        raise ValueError("a device whose name is no text")
+    return ":".join(map(str, names))
+
+
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "builtins.list": lambda items=(): list(items),
+    "builtins.tuple": lambda items=(): tuple(items),
+    "builtins.set": _set,
+    "builtins.frozenset": lambda items=(): frozenset(_set(items)),
+    "builtins.dict": lambda items=(): pairs(items),
+    "builtins.bytearray": _bytearray,
+    "collections.OrderedDict": lambda items=(): pairs(items),
+    "collections.defaultdict": lambda factory=None, items=(): pairs(items),
+    "argparse.Namespace": Built,
+    "copyreg._reconstructor": lambda kind, *_: kind.build(),
+    "_codecs.encode": encoded,
+    "pathlib.PosixPath": lambda *parts: "/".join(parts).replace("//", "/"),
+    "torch.Size": lambda items=(): tuple(items),
+    "torch.device": _device,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "numpy.dtype": lambda code, *_: ArrayType(code=code, pattern=NUMBERS + r"|[<>|=]?[SU]\d{1,5}"),
+    "dill._dill._create_array": _dill_array,
+    "dill._dill._load_type": _dill_type,
+    "omegaconf.base.ContainerMetadata": Built,
+    "omegaconf.base.Metadata": Built,
+    "omegaconf.dictconfig.DictConfig": ConfigNode,
+    "omegaconf.listconfig.ListConfig": ConfigNode,
+}
+BUILDERS |= {
+    f"omegaconf.nodes.{kind}Node": ConfigNode
+    for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "InterpolationResult")
+}
+# Types that are passed around but never made: arguments of the builders above, and annotations of settings.
+MENTIONED = (
+    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "bytes", "object", "type")),
+    *(f"typing.{name}" for name in ("Any", "Dict", "List", "Optional", "Tuple", "Union")),
 )
-MAX_PICKLE = 1 << 30  # bytes; settings and tensor descriptions take a few megabytes
+ALLOWED: dict[str, Allowed] = NUMPY | {name: Allowed(name, make) for name, make in BUILDERS.items()}
+ALLOWED |= {name: Allowed(name) for name in MENTIONED}
+ALLOWED |= {f"torch.{kind}Storage": Allowed(f"torch.{kind}Storage", value=x) for kind, x in STORAGE_DTYPES.items()}
+ALLOWED |= {str(dtype): Allowed(str(dtype), value=dtype) for dtype in STORAGE_DTYPES.values()}
 
 
-def is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
+class Storages:
+    """The storages that a pickle refers to, and the tensors that are views of them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}  # key -> whole storage, 1-D
+        self.room = REPEATED  # bytes that views may still have
+        made = {f"torch._utils.{name}": Allowed(name, self.view) for name in ("_rebuild_tensor", "_rebuild_tensor_v2")}
+        self.rules = Rules(ALLOWED | made, CODE, INSTRUCTIONS, SCALARS)
+
+    def resolve(self, reference: Any) -> Tensor:
+        """`("storage", type, key, location, elements, ...)` -> the whole storage."""
+        tag, kind, key, _, elements = reference[:5]
+        if tag != "storage" or not isinstance(kind, Allowed) or not isinstance(kind.value, torch.dtype):
+            raise UnsafePickleError("a reference to something else than a tensor's storage")
+        if not isinstance(key, str) or type(elements) is not int or elements < 0:
+            raise ValueError("a storage without a name and a number of elements")
+        if key not in self.tensors:
+            self.tensors[key] = self.find(key, kind.value, elements, reference)
+            self.room += self.tensors[key].nbytes
+        found = self.tensors[key]
+        if found.dtype != kind.value or found.numel() != elements:
+            raise ValueError(f"storage {key[:80]!r} is referred to in two ways")
+        return found
+
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
+        raise UnsafePickleError("a reference to data outside the pickle")
+
+    def view(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        """A view into a storage; ValueError if it reaches outside, or views together are far larger than storages."""
+        size, stride, (offset,) = whole_numbers(size), whole_numbers(stride), whole_numbers((offset,))
+        if not isinstance(storage, Tensor) or len(size) != len(stride) or min((offset, *size, *stride)) < 0:
+            raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}")
+        end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if 0 not in size else 0
+        if end > storage.numel():
+            raise ValueError(f"a tensor that reaches to element {end} of a storage of {storage.numel()}")
+        self.room -= math.prod(size) * storage.itemsize
+        if self.room < 0 or max(size, default=0) > 2**40:
+            raise ValueError(
+                f"a tensor of size {size} on {storage.numel()} stored elements: with it, tensors are more than "
+                f"{REPEATED >> 20} MiB larger than what is stored of them"
+            )
+        try:
+            return storage.as_strided(size, stride, offset)
+        except RuntimeError as error:
+            raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}") from error
 
 
-def _storage_type(reference: Any) -> tuple[torch.dtype, str, int]:
-    """Check `("storage", type, key, location, elements, ...)` -> dtype, key, elements."""
-    tag, kind, key, _, elements = reference[:5]
-    if tag != "storage" or not isinstance(kind, Allowed) or not isinstance(kind.value, torch.dtype):
-        raise UnsafePickleError(f"a reference to {tag!r} of type {kind!r}")
-    return kind.value, str(key), int(elements)
-
-
-class ZipStorages:
+class ZipStorages(Storages):
     """Storages of a zip checkpoint, mapped copy-on-write from the file."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.archive = zipfile.ZipFile(path)
-        if any(info.header_offset < 0 for info in self.archive.infolist()):
-            raise ValueError("its zip directory points outside the file")
-        records = [name for name in self.archive.namelist() if name.endswith("/data.pkl")]
-        if len(records) != 1:
-            raise ValueError("a zip file without the data.pkl of a torch checkpoint")
-        self.root = records[0].removesuffix("data.pkl")
-        order = self.root + "byteorder"
-        if order in self.archive.namelist() and self.archive.read(order) != b"little":
+        super().__init__()
+        self.archive = ZipArchive(path)
+        if self.archive.read("byteorder") not in (None, b"little"):
             raise ValueError("written on a big-endian machine, which is not supported")
-        self.bytes = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-        self.tensors: dict[str, Tensor] = {}
+        self.bytes = torch.UntypedStorage.from_file(str(path), False, self.archive.size)
 
-    def pickle(self) -> bytes:
-        info = self.archive.getinfo(self.root + "data.pkl")
-        if info.file_size > MAX_PICKLE:
-            raise ValueError(f"its pickle has {info.file_size} bytes, more than a checkpoint needs")
-        return self.archive.read(info)
-
-    def resolve(self, reference: Any) -> Tensor:
-        """The whole storage that a pickle refers to, as a 1-D tensor."""
-        dtype, key, elements = _storage_type(reference)
-        if key not in self.tensors:
-            start, size = self._span(self.root + "data/" + key)
-            if size != elements * dtype.itemsize:
-                raise ValueError(f"storage {key} has {size} bytes, expected {elements} elements of {dtype}")
-            raw = self.bytes[start : start + size]
-            raw = raw if start % dtype.itemsize == 0 else raw.clone()  # torch aligns; others may not
-            self.tensors[key] = torch.empty(0, dtype=dtype).set_(raw, 0, (elements,))
-        return self.tensors[key]
-
-    def _span(self, name: str) -> tuple[int, int]:
-        """Position and length of an entry's bytes in the file."""
-        try:
-            info = self.archive.getinfo(name)
-        except KeyError as error:
-            raise ValueError(f"storage {name} is missing") from error
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"storage {name} is compressed, which torch never writes")
-        with self.path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))  # the directory's lengths may differ
-        start = info.header_offset + LOCAL_HEADER.size + header[-2] + header[-1]
-        if start + info.file_size > len(self.bytes):
-            raise ValueError(f"storage {name} reaches beyond the end of the file")
-        return start, info.file_size
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
+        start, size = self.archive.span("data/" + key)
+        if size != elements * dtype.itemsize:
+            raise ValueError(f"storage {key[:80]} has {size} bytes, expected {elements} elements of {dtype}")
+        raw = self.bytes[start : start + size]
+        raw = raw if start % dtype.itemsize == 0 else raw.clone()  # torch aligns; others may not
+        return torch.empty(0, dtype=dtype).set_(raw, 0, (elements,))
 
 
-class LegacyStorages:
+class LegacyStorages(Storages):
     """Storages of the format before torch 1.6: five pickles, then every storage's length and bytes."""
 
-    def __init__(self, file: BinaryIO, read_pickle: Callable[[], Any]) -> None:
-        self.file, self.read_pickle = file, read_pickle
-        if read_pickle() != LEGACY_MAGIC or read_pickle() != LEGACY_PROTOCOL:
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file, self.left = file, os.fstat(file.fileno()).st_size
+        self.pickles = BytesIO(file.read(PICKLE))  # they come first
+        if self.read_pickle() != LEGACY_MAGIC or self.read_pickle() != LEGACY_PROTOCOL:
             raise ValueError("not a torch checkpoint")
-        read_pickle()  # the writer's byte order and type sizes
-        self.tensors: dict[str, Tensor] = {}
+        self.read_pickle()  # the writer's byte order and type sizes
 
-    def resolve(self, reference: Any) -> Tensor:
-        """The whole storage that a pickle refers to, as a 1-D tensor that `fill` will fill."""
-        dtype, key, elements = _storage_type(reference)
+    def read_pickle(self) -> Any:
+        return Reader(self.pickles, self.rules).load()
+
+    def read_content(self) -> Any:
+        content = Reader(self.pickles, self.rules, self.resolve).load()
+        self.fill()
+        return plain(content)
+
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
+        """A tensor that `fill` will fill."""
         if len(reference) > 5 and reference[5] is not None:
             raise ValueError("views of storages, as torch wrote them before 0.4, are not supported")
-        if elements * dtype.itemsize > self._bytes_left():
-            raise ValueError(f"storage {key} is longer than the file")
-        if key not in self.tensors:
-            self.tensors[key] = torch.empty(elements, dtype=dtype)
-        return self.tensors[key]
+        self.left -= elements * dtype.itemsize
+        if self.left < 0:
+            raise ValueError(f"storage {key[:80]} is longer than the file")
+        return torch.empty(elements, dtype=dtype)
 
     def fill(self) -> None:
-        keys = [str(key) for key in self.read_pickle()]
-        if set(keys) != self.tensors.keys():
+        keys = self.read_pickle()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("it does not say which storages follow")
+        if set(keys) != self.tensors.keys() or len(keys) > len(self.tensors):
             raise ValueError("the storages that follow are not the ones it refers to")
+        self.file.seek(self.pickles.tell())
         for key in keys:
             tensor = self.tensors[key]
-            (elements,) = struct.unpack("<q", self._read(8))
+            (elements,) = struct.unpack("<q", self.file.read(8))
             if elements != tensor.numel():
-                raise ValueError(f"storage {key} has {elements} elements, expected {tensor.numel()}")
-            data = bytearray(self._read(elements * tensor.itemsize))
-            if data:
-                tensor.copy_(torch.frombuffer(data, dtype=tensor.dtype))
+                raise ValueError(f"storage {key[:80]} has {elements} elements, expected {tensor.numel()}")
+            if elements and self.file.readinto(tensor.view(torch.uint8).numpy()) != tensor.nbytes:
+                raise ValueError("it ends early, perhaps not completely downloaded")
 
-    def _read(self, size: int) -> bytes:
-        data = self.file.read(size)
-        if len(data) != size:
-            raise ValueError("it ends early, perhaps not completely downloaded")
-        return data
 
-    def _bytes_left(self) -> int:
-        position = self.file.tell()
-        end = self.file.seek(0, 2)
-        self.file.seek(position)
-        return end - position
+def loads(data: bytes) -> Any:
+    """Plain data of a pickle without tensors (also dill's, as long as it holds nothing but data)."""
+    return plain(Reader(BytesIO(data), Storages().rules).load())
+
+
+def load_checkpoint(path: str | Path) -> Any:
+    """Read what `torch.save` wrote, with pickle or dill, in the zip or the older format, without running any of it.
+
+    Tensors of a zip file are mapped from the file, so those that are not touched cost no memory. OmegaConf nodes come
+    back as plain dicts and lists (interpolations as the strings they were).
+
+    Raises:
+        FileNotFoundError: no such file.
+        UnsafePickleError: the file wants to run or build something that is not on the list; the message names it.
+        ValueError: the file is damaged, not a checkpoint, or larger inside than a checkpoint is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file {path}")
+    require_data(path)
+    try:
+        if is_zip(path):
+            storages = ZipStorages(path)
+            pickled = BytesIO(storages.archive.read("data.pkl"))
+            return plain(Reader(pickled, storages.rules, storages.resolve).load())
+        with path.open("rb") as file:
+            return LegacyStorages(file).read_content()
+    except UnsafePickleError as error:
+        raise UnsafePickleError(error.what, str(path)) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (zipfile.BadZipFile, *DAMAGE) as error:
+        raise ValueError(f"{path} is damaged, perhaps not completely downloaded ({str(error)[:200]})") from error

@@ -104,12 +104,18 @@ class Normalizer(nn.Module):
     @classmethod
     def from_json(cls, text: str) -> Normalizer:
         """Inverse of `to_json`. Raises ValueError for text that is not a normaliser's JSON."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or not all(
-            isinstance(field, dict) and {"scale", "offset"} <= field.keys() for field in fields.values()
-        ):
-            raise ValueError('a normaliser\'s JSON must map each field name to {"scale": [...], "offset": [...]}')
-        return cls({name: {k: torch.tensor(v) for k, v in field.items()} for name, field in fields.items()})
+        try:
+            fields = {
+                name: {"scale": field["scale"], "offset": field["offset"]} | field
+                for name, field in json.loads(text).items()
+            }
+            fields = {name: {k: torch.tensor(v) for k, v in field.items()} for name, field in fields.items()}
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                'a normaliser\'s JSON must map each field name to {"scale": [...], "offset": [...]} '
+                f"({repr(error)[:200]})"
+            ) from error
+        return cls(fields)
 
     def _buffer(self, name: str, part: str) -> Tensor:
         if name not in self.names:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from unified_video_action.compat.checkpoint_files import verify
 from unified_video_action.compat.tensors import load_exactly, read_safetensors, weights_exist
 from unified_video_action.dataset.build import predicted_states
 from unified_video_action.dataset.normalizer import Normalizer
@@ -126,6 +127,7 @@ def load_policy(
     for name, exists in there.items():
         if not exists:
             raise FileNotFoundError(f"checkpoint {folder}: {name} is missing")
+    verify(folder, weights)
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     normalizer = Normalizer.from_json((folder / "normalizer.json").read_text())

@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unified_video_action.compat.tensors import load_exactly
+
 logger = logging.getLogger(__name__)
 
 HUB_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"
@@ -80,8 +82,8 @@ class ClipText:
             known = json.loads(text)
             features = {name: torch.tensor(values) for name, values in known["features"].items()}
             tokens = known["tokens"]
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{source} holds no features of instructions ({error!r})") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{source} holds no features of instructions ({repr(error)[:200]})") from error
         if tokens != self.tokens:
             raise ValueError(f"{source} holds features of {tokens} tokens, but text.tokens={self.tokens}")
         self._features |= features
@@ -146,7 +148,7 @@ def build_tower(path: Path, tokens: int) -> nn.Module:
     """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width).
 
     Raises:
-        ValueError: tensors are missing, extra or misshapen; lists them.
+        ValueError: tensors that are missing, extra, misshapen or not finite.
     """
     from open_clip.transformer import QuickGELU, TextTransformer
 
@@ -169,8 +171,5 @@ def build_tower(path: Path, tokens: int) -> nn.Module:
         output_dim=output,
         act_layer=QuickGELU,
     )
-    try:
-        tower.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not a CLIP text tower in open_clip's layout: {error}") from error
+    load_exactly(tower, tensors, f"{path} is not a CLIP text tower in open_clip's layout")
     return tower.requires_grad_(False).eval()

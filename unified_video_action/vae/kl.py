@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from unified_video_action.compat import kl16
-from unified_video_action.compat.safe_pickle import load_checkpoint
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.compat.torch_archive import load_checkpoint
 from unified_video_action.vae import kl_forward
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
 from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
@@ -39,8 +39,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if Path(path).suffix == ".safetensors":
         state = read_safetensors(path)
     else:
-        content = load_checkpoint(path)
-        state = content.get("model", content.get("state_dict", content))
+        state = kl16.find(load_checkpoint(path), str(path))
     return kl16.to_diffusers(state) if kl16.is_ldm(state) else dict(state)
 
 

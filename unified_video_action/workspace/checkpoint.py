@@ -1,8 +1,8 @@
 """Checkpoint folders: written whole or not at all, without pickle.
 
 A folder `step_00001000` is written under a temporary name, flushed to disk and renamed, so a crash leaves the last good
-one. `trainer_state.json` is written last and lists the size of every other file; a folder that disagrees with its list
-(a truncated copy, a full disk) is not taken for a checkpoint.
+one. `trainer_state.json` is written last and lists size and checksum of every other file; a folder that disagrees with
+its list (a truncated copy, a full disk, a bit that has flipped) is not taken for a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unified_video_action.compat.checkpoint_files import fault, listed, read_json
 from unified_video_action.compat.tensors import (
+    few,
     read_safetensors,
+    require_finite,
     require_same,
     shapes_of,
     weights_exist,
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 STATE = "trainer_state.json"
 SCORES = "scores.json"
+SMALL = 1 << 20  # bytes; checksums of smaller files are always looked at
 
 
 def write_checkpoint(
@@ -48,8 +52,7 @@ def write_checkpoint(
             write_safetensors(temporary / name, group)
         for name, content in texts.items():
             (temporary / name).write_text(content)
-        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-        (temporary / STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1))
+        (temporary / STATE).write_text(json.dumps({**state, "step": step, "files": listed(temporary)}, indent=1))
     _point(root / "latest", final.name)
     _flush(root)
     return final
@@ -77,16 +80,28 @@ def written_whole(final: Path) -> Iterator[Path]:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first; incomplete ones are named in a warning."""
-    found = sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
-    complete = []
-    for path in found:
-        fault = _fault(path)
-        if fault:
-            logger.warning("Skipping the checkpoint %s: %s", path, fault)
-        else:
-            complete.append(path)
-    return complete
+    """Complete checkpoints of a run, oldest first; of large files only the sizes are checked. Others are warned of."""
+    return [path for path in _folders(root) if not _damaged(path, SMALL)]
+
+
+def newest(root: Path) -> Path | None:
+    """The newest checkpoint whose every file is as it was written; None where there is none at all.
+
+    Raises:
+        ValueError: there are checkpoints, and all of them are damaged.
+    """
+    found = _folders(root)
+    faults = {}
+    for path in reversed(found):
+        if not (damage := _damaged(path)):
+            return path
+        faults[path.name] = damage
+    if found:
+        raise ValueError(
+            f"no checkpoint in {root} can be read: {few(f'{name}: {damage}' for name, damage in faults.items())}. "
+            "Restore one of them from a copy; or, to start anew, remove them or choose another output_dir"
+        )
+    return None
 
 
 def step_of(folder: Path) -> int:
@@ -94,13 +109,13 @@ def step_of(folder: Path) -> int:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / STATE).read_text())
+    return read_json(folder / STATE)
 
 
 def remove_unfinished(root: Path) -> None:
-    """Delete what writers that were killed have left."""
+    """Delete what was being written or deleted when a run was killed."""
     for path in root.glob(".step_*.tmp"):
-        logger.info("Removing the unfinished checkpoint %s", path)
+        logger.info("Removing what is left of the checkpoint %s", path)
         shutil.rmtree(path)
 
 
@@ -114,7 +129,7 @@ def record_score(root: Path, step: int, score: float) -> None:
 
 def read_scores(root: Path) -> dict[int, float]:
     path = root / SCORES
-    return {int(step): score for step, score in json.loads(path.read_text()).items()} if path.exists() else {}
+    return {int(step): score for step, score in read_json(path).items()} if path.exists() else {}
 
 
 def prune(root: Path, keep: int, mode: str) -> None:
@@ -129,7 +144,9 @@ def prune(root: Path, keep: int, mode: str) -> None:
     if ranked:
         _point(root / "best", folders[ranked[0]].name)
     for step in folders.keys() - {max(folders, default=0), *ranked}:
-        shutil.rmtree(folders[step])
+        removed = root / f".{folders[step].name}.{os.getpid()}.removed.tmp"  # whole or gone, also after a kill
+        os.rename(folders[step], removed)
+        shutil.rmtree(removed)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -151,7 +168,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     unknown = states.keys() - set(order)
     if unknown:
-        raise ValueError(f"the optimiser's state names parameters that do not train here: {', '.join(sorted(unknown))}")
+        raise ValueError(f"the optimiser's state names parameters that do not train here: {few(sorted(unknown))}")
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict(
         {"state": {i: states[name] for i, name in enumerate(order) if name in states}, "param_groups": groups}
@@ -165,7 +182,7 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
         the tensors that the file lacks, all of which begin with an entry of `allow_missing`; they keep their values.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: tensors missing, extra or misshapen, all of them listed.
+        FileNotFoundError: no such file. ValueError: tensors missing, extra, misshapen or not finite.
     """
     if not weights_exist(file):
         raise FileNotFoundError(
@@ -176,22 +193,24 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
     needed = {name: shape for name, shape in wanted.items() if name not in absent}
     source = f"init_from: {file} (init_allow_missing=[PREFIX,...] lets missing tensors start anew)"
     require_same(needed, shapes_of(given), source)
+    require_finite(given, str(file))
     module.load_state_dict({**module.state_dict(), **given})
     return absent
 
 
-def _fault(folder: Path) -> str | None:
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
+
+
+def _damaged(folder: Path, most: int | None = None) -> str | None:
+    """What is wrong with a checkpoint, which is warned of; None for a good one. See `fault` for `most`."""
     try:
-        sizes = read_state(folder)["files"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{STATE} cannot be read ({error!r})"
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, {size} were written"
-    return None
+        found = fault(folder, read_state(folder)["files"], most)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        found = f"{STATE} cannot be read ({repr(error)[:300]})"
+    if found:
+        logger.warning("Skipping the checkpoint %s: %s", folder, found)
+    return found
 
 
 def _point(link: Path, target: str) -> None:

@@ -279,15 +279,14 @@ class TrainingLoop:
         """Continue from the newest complete checkpoint, if there is one.
 
         Raises:
-            ValueError: there is one, but `trainer.resume` is off, or it does not fit.
+            ValueError: there is one, but `trainer.resume` is off, or it does not fit; or there are only damaged ones.
         """
-        found = ckpt.checkpoints(self.root)
+        folder = ckpt.newest(self.root)
         self.accelerator.wait_for_everyone()  # nobody looks for checkpoints any more
         if self.accelerator.is_main_process:
             ckpt.remove_unfinished(self.root)
-        if not found:
+        if folder is None:
             return
-        folder = found[-1]
         if not self.trainer.resume:
             raise ValueError(f"trainer.resume=false, but {folder} exists; choose another output_dir, or remove it")
         state = ckpt.read_state(folder)

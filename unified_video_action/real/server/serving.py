@@ -162,7 +162,7 @@ def doors(core: Core, args: argparse.Namespace, access: Access) -> dict[str, Doo
             steps = args.query_steps or core.description.action_steps
             made["websocket"] = WebsocketDoor(core, access.address, args.port, access.key, args.queue, steps)
         if args.allow_umi_pickle:
-            from unified_video_action.real.server.umi_desk import UmiDesk  # torch comes with what reads pickles
+            from unified_video_action.real.server.umi_desk import UmiDesk
 
             umi = UmiDesk(core)
             made["umi"] = ZmqDoor(umi, LOOPBACK, args.umi_port, "--umi-port")

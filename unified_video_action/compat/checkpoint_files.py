@@ -1,0 +1,89 @@
+"""The files of a checkpoint folder: checked against the list that was written with them, small ones read within bounds.
+
+The list is the entry `files` of `trainer_state.json`, or of `metrics.json` where a checkpoint is shipped: file name ->
+{"bytes": size, "crc32": checksum in hexadecimal digits}, or its size alone, as older checkpoints have it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LISTS = ("trainer_state.json", "metrics.json")
+SMALL = 1 << 24  # bytes, most of a JSON file; features of 130 instructions take a tenth
+PIECE = 1 << 20  # bytes
+
+
+def read_json(path: Path) -> Any:
+    """What a small JSON file holds.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: damaged, larger than SMALL, or nested too deeply.
+    """
+    if (size := path.stat().st_size) > SMALL:
+        raise ValueError(f"{path} has {size} bytes: the most is {SMALL}")
+    try:
+        return json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def listed(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and checksum of every file in a folder, for its list."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return {path.name: {"bytes": path.stat().st_size, "crc32": _crc32(path)} for path in files}
+
+
+def fault(folder: Path, files: Mapping[str, Any], most: int | None = None) -> str | None:
+    """The first file that is not as listed, and how; None if all are.
+
+    Args:
+        most: of files with more bytes only the size is looked at.
+    """
+    for name, written in files.items():
+        path = folder / name
+        written = written if isinstance(written, Mapping) else {"bytes": written}
+        size, checksum = written.get("bytes"), written.get("crc32")
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, {size} were written"
+        if checksum is not None and (most is None or size <= most) and (found := _crc32(path)) != checksum:
+            return f"{name} is damaged: its checksum is {found}, {checksum} was written"
+    return None
+
+
+def verify(folder: Path, weights: str) -> None:
+    """Check what a policy is read from, but for its configuration, which may be edited.
+
+    Args:
+        weights: "ema" or "model", the weights that will be read.
+
+    Raises:
+        ValueError: a file that is not the one that was written, or JSON that is damaged or too large.
+    """
+    read = re.compile(rf"(normalizer|instructions)\.json|(codec|{weights})[.-].*")
+    for name in ("normalizer.json", "instructions.json"):
+        if (folder / name).is_file():
+            read_json(folder / name)
+    for name in LISTS:
+        content = read_json(folder / name) if (folder / name).is_file() else {}
+        files = content.get("files") if isinstance(content, dict) else None
+        if not isinstance(files, dict):
+            continue
+        if found := fault(folder, {name: written for name, written in files.items() if read.fullmatch(name)}):
+            raise ValueError(f"checkpoint {folder}: {found}. Copy or download it again, or take another checkpoint")
+
+
+def _crc32(path: Path) -> str:
+    total = 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            total = zlib.crc32(piece, total)
+    return f"{total:08x}"
