@@ -58,7 +58,7 @@ def instruction(message: Mapping[str, Any], known: Sequence[str]) -> str | None:
     fitting = [text for text in known if any(word in text.lower() for word in words)]
     if len(fitting) != 1:
         raise ValueError(
-            f"{TASK}={given!r} fits {len(fitting)} of the instructions: {'; '.join(known) or 'none known'}"
+            f"{TASK}={given[:60]!r} fits {len(fitting)} of the instructions: {'; '.join(known[:6]) or 'none known'}"
         )
     return fitting[0]
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.policy.build import INSTRUCTIONS, observation_spec
 from unified_video_action.policy.config import PolicyConfig
 from unified_video_action.poses import HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
+from unified_video_action.real.server.words import shown
 from unified_video_action.rotations import POSE_ACTION
 from unified_video_action.spec import Horizon
 
@@ -52,10 +54,21 @@ def describe(folder: Path) -> PolicyDescription:
 
 
 def ranges(folder: Path, description: PolicyDescription) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Lowest and highest value (d,) of each state in the data it was trained on, where its normaliser knows them."""
-    fields = json.loads((folder / "normalizer.json").read_text())
-    known = {name: fields[name] for name in description.observations if {"min", "max"} <= fields.get(name, {}).keys()}
+    """Lowest and highest value (d,) of each state in the data it was trained on, where its normaliser knows them.
+
+    Raises:
+        FileNotFoundError: no normaliser. ValueError: it is damaged, or one of another task.
+    """
+    path = folder / "normalizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {folder}: {path.name} is missing; copy the whole folder")
+    fields = {name: _section(_json(path), path, name) for name in ("action", *_states(description))}
+    known = {name: field for name, field in fields.items() if name != "action" and {"min", "max"} <= field.keys()}
     return {name: (np.array(field["min"]), np.array(field["max"])) for name, field in known.items()}
+
+
+def _states(description: PolicyDescription) -> list[str]:
+    return [name for name, entry in description.observations.items() if entry.kind == "low_dim"]
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -65,9 +78,28 @@ def _config(folder: Path) -> dict[str, Any]:
             f"checkpoint {folder}: {'config.yaml is missing' if folder.is_dir() else 'no such folder'}"
         )
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {shown(' '.join(str(error).split()), 300)}") from error
+    for place in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy", "model", "vae"):
+        _section(config, path, *place.split("."))
+    return config
+
+
+def _section(data: Any, file: Path, *names: str) -> Any:
+    """What lies below these names in a file's data. Raises ValueError where there is nothing."""
+    for depth, name in enumerate(names, 1):
+        if not isinstance(data, Mapping) or name not in data:
+            raise ValueError(f"{file}: {'.'.join(names[:depth])} is missing; is it that of another project or task?")
+        data = data[name]
+    return data
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationEntry:
@@ -81,7 +113,7 @@ def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationE
 
 def _instructions(folder: Path) -> tuple[str, ...]:
     path = folder / INSTRUCTIONS
-    return tuple(json.loads(path.read_text())["features"]) if path.is_file() else ()
+    return tuple(_section(_json(path), path, "features")) if path.is_file() else ()
 
 
 def _seconds(value: Any) -> float | None:

@@ -25,6 +25,7 @@ from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.errors import BAD_REQUEST, NO_EPISODE, POLICY_FAILED, WRONG_KEY, Refused
 from unified_video_action.real.server.keys import same
 from unified_video_action.real.server.place import Client, Plan
+from unified_video_action.real.server.words import shown
 
 FIELDS = {
     "describe": (),
@@ -89,7 +90,7 @@ class Desk:
             raise Refused(BAD_REQUEST, f"kind: expected one of {', '.join(FIELDS)}")
         others = [name for name in message if name not in ("kind", "key", *FIELDS[kind])]
         if others:
-            raise Refused(BAD_REQUEST, f"{str(others[0])[:60]}: {kind} has only {', '.join(FIELDS[kind]) or 'a kind'}")
+            raise Refused(BAD_REQUEST, f"{shown(others[0])}: {kind} has only {', '.join(FIELDS[kind]) or 'a kind'}")
         if kind == "describe":
             return {"description": self._core.description.to_json()}
         if kind == "health":

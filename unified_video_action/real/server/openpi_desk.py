@@ -28,11 +28,13 @@ from unified_video_action.real.server.frames import LARGEST, as_trained
 from unified_video_action.real.server.place import Client
 from unified_video_action.real.server.requests import OVERHEAD
 from unified_video_action.real.server.window import Window
+from unified_video_action.real.server.words import few
 
 log = logging.getLogger(__name__)
 STEP, RESET = "step", "reset"
 PAUSE_SECONDS = 5.0  # between an answer and the next observation, after which that begins an episode
 STEPS = 2**31
+CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one is answered
 
 
 class OpenpiDesk:
@@ -60,7 +62,7 @@ class OpenpiDesk:
         found, unknown = self._found(message)
         if unknown and not self._warned:
             self._warned = True
-            log.warning("%s also sends %s, which this policy does not read", self._client.name, ", ".join(unknown))
+            log.warning("%s also sends %s, which this policy does not read", self._client.name, few(unknown))
         if reset or self._begins(prompt, step):
             self._client.reset(self._episodes, prompt)
             self._window.clear()
@@ -100,11 +102,8 @@ class OpenpiDesk:
             raise Refused(BAD_REQUEST, str(error)) from error
         missing = [name for name in self._spec.entries if name not in found]
         if missing:
-            raise Refused(
-                BAD_REQUEST,
-                f"{', '.join(missing)} missing: got {', '.join(name[:60] for name in list(message)[:20]) or 'nothing'}",
-            )
-        return found, [name[:60] for name in unknown if name not in (STEP, RESET)][:20]
+            raise Refused(BAD_REQUEST, f"{few(missing)} missing: got {few(message)}")
+        return found, [name for name in unknown if name not in (STEP, RESET)]
 
     def _begins(self, prompt: str | None, step: int | None) -> bool:
         """Whether a message begins an episode, though it does not say so."""

@@ -10,6 +10,7 @@ import numpy as np
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server.errors import BAD_REQUEST, Refused
+from unified_video_action.real.server.words import few, shown
 
 TEXT_CHARACTERS = 1000
 OVERHEAD = 64 * 1024  # bytes of a message that are not arrays
@@ -54,8 +55,7 @@ class RequestSpec:
         others = [_name(name) for name in given if name not in self.entries]
         missing = [name for name in self.entries if name not in given]
         if others or missing:
-            came = ", ".join(_name(name) for name in list(given)[:20]) or "nothing"
-            raise _bad("observation", came, ", ".join(self.entries))
+            raise _bad("observation", few([_name(name) for name in given]), few(self.entries, 20))
         return {name: self._entry(name, given[name]) for name in self.entries}
 
     def continuation(self, actions: Any, weights: Any) -> Continuation | None:
@@ -153,7 +153,7 @@ def _bad(field: str, came: str, wanted: str) -> Refused:
 
 
 def _name(name: Any) -> str:
-    return repr(name[:60]) if isinstance(name, str | bytes) else type(name).__name__
+    return f"'{shown(name)}'" if isinstance(name, str) else _kind(name)
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from unified_video_action.compat import plain_pickle, umi_arx
 from unified_video_action.poses import KINDS
+from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED, Refused
 from unified_video_action.real.server.frames import as_trained
@@ -35,13 +36,8 @@ class UmiDesk:
     """
 
     def __init__(self, core: Core) -> None:
-        description = core.description
-        if description.hand is None or len(core.spec.cameras) != 1:
-            raise ValueError(
-                f"--allow-umi-pickle: {description.name} does not move one hand with one camera; its configuration has "
-                "no task.hand, or more than one rgb observation"
-            )
-        self._core, self._hand = core, description.hand
+        require_one_hand(core.description)
+        self._core, self._hand = core, core.description.hand
         self._clients: dict[bytes, tuple[Client, str | None]] = {}  # by connection, with the instruction
 
     @property
@@ -140,3 +136,12 @@ class UmiDesk:
         if error is not None:
             return self.refuse(error if isinstance(error, Refused) else Refused(POLICY_FAILED, type(error).__name__))
         return plain_pickle.write(done.result().actions)
+
+
+def require_one_hand(description: PolicyDescription) -> None:
+    """Raises ValueError for a policy that umi-arx's client cannot use."""
+    if description.hand is None or [entry.kind for entry in description.observations.values()].count("rgb") != 1:
+        raise ValueError(
+            f"--allow-umi-pickle: {description.name} does not move one hand with one camera; its configuration has "
+            "no task.hand, or more than one rgb observation"
+        )

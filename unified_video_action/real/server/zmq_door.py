@@ -14,6 +14,7 @@ import zmq
 
 from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED, Refused
 from unified_video_action.real.server.keys import ServerCurve
+from unified_video_action.real.server.listener import cannot_listen
 
 log = logging.getLogger(__name__)
 WAITING = 4  # messages of one connection that are kept until they are read
@@ -69,8 +70,12 @@ class ZmqDoor:
             self._socket.bind(f"tcp://{f'[{address}]' if ':' in address else address}:{port or '*'}")
         except zmq.ZMQError as error:
             self._close()
-            raise ValueError(f"port {port} at {address}: {error.strerror}; choose another with {option}") from error
+            raise ValueError(cannot_listen(address, port, option, error)) from error
         self.port = int(self._socket.last_endpoint.decode().rsplit(":", 1)[1])
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and (self._guard is None or self._guard.is_alive())
 
     def start(self) -> None:
         self._thread.start()
