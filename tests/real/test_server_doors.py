@@ -232,7 +232,7 @@ def test_a_message_beyond_all_bounds_ends_its_connection_alone() -> None:
         with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
             client.recv()
             with pytest.raises(ConnectionClosed):
-                client.send(bytes(openpi_desk.most_bytes(core) + 1))
+                client.send(bytes(openpi_desk.CLEAR * openpi_desk.most_bytes(core) + 1))
                 client.recv()
         until(lambda: not core.health()["clients"], "the place becomes free")
         assert WebsocketClientPolicy("127.0.0.1", ports["websocket"]).infer(current())["actions"].shape == (16, 10)

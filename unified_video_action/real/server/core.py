@@ -205,7 +205,8 @@ class Core:
         client.plans += 1
         client.used = time.monotonic()
         self.monitor.planned(infer_ms)
-        return Plan(moving_average(actions) if self.smooth else actions, infer_ms, 1e3 * (begun - asked))
+        smoothed = moving_average(actions) if self.smooth else actions
+        return Plan(smoothed, infer_ms, 1e3 * (begun - asked), client.take_notes())
 
     def _run(self) -> None:
         report = time.monotonic() + REPORT_SECONDS

@@ -11,7 +11,9 @@ A request has a `kind` and, where the server has a key and no CURVE, that `key`.
      "actions": (n, D) or None, "weights": (n,) or None}             {"actions": (A, D), "timing": {...} in ms}
     {"kind": "close", "client": id}                                  {"ok": True}
 
-`client` is any text that is the client's own, so that it keeps its place when its connection breaks.
+The answer to a plan may also have `notes`, a list of texts for the user, such as that a state is outside of the range
+of the training data. `client` is any text that is the client's own, so that it keeps its place when its connection
+breaks.
 """
 
 from __future__ import annotations
@@ -125,7 +127,8 @@ class Desk:
         plan = done.result()
         if not isinstance(plan, Plan):
             return pack({"ok": True})
-        return pack({"actions": plan.actions, "timing": {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms}})
+        answer = {"actions": plan.actions, "timing": {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms}}
+        return pack(answer | ({"notes": list(plan.notes)} if plan.notes else {}))
 
 
 def _text(message: Mapping[str, Any], field: str) -> str:

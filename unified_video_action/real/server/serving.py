@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from unified_video_action.compat.umi_arx import frequency
 from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.server import keys
 from unified_video_action.real.server.core import Core
@@ -218,6 +219,8 @@ def doors(core: Core, args: argparse.Namespace, access: Access) -> dict[str, Doo
 
             umi = UmiDesk(core)
             made["umi"] = ZmqDoor(umi, LOOPBACK, args.umi_port, "--umi-port")
+            if core.description.step_seconds is not None:
+                log.info("run umi-arx's client with %s", frequency(core.description.step_seconds))
             if args.umi_client_yaml:
                 args.umi_client_yaml.write_text(umi.client_yaml())
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)
