@@ -38,17 +38,17 @@ def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool)
     got = f"{name}: got frames of {came[1]} x {came[0]} pixels"
     if not fits and not resize:
         raise Refused(BAD_REQUEST, f"{got}, expected {wanted}")
-    if not fits and not all(SMALLEST <= side <= LARGEST for side in came):
-        raise Refused(
-            BAD_REQUEST,
-            f"{got}, expected {wanted}; others of the same proportions are resized if their sides have {SMALLEST} to "
-            f"{LARGEST} pixels",
-        )
     if not fits and abs(came[0] * width - came[1] * height) > max(came[0] * width, came[1] * height) / 50:
         raise Refused(
             BAD_REQUEST,
             f"{got}, whose proportions are not those of {wanted}; crop them as the training data was, or pad them: "
             f"openpi_client.image_tools.resize_with_pad(image, {height}, {width})",
+        )
+    if not fits and not all(SMALLEST <= side <= LARGEST for side in came):
+        raise Refused(
+            BAD_REQUEST,
+            f"{got}, expected {wanted}; others of the same proportions are resized if their sides have {SMALLEST} to "
+            f"{LARGEST} pixels",
         )
     frames = _bytes(name, frames, wanted)
     if fits:

@@ -16,6 +16,7 @@ CONNECTIONS = 64  # that have not shaken hands, and as many that have
 FILES = 4  # that a connection keeps open
 POLL_SECONDS = 0.5  # how soon it is noticed that the socket was closed
 PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
+ROOM_SECONDS = 1.0  # after which a connection that does not end is not waited for any longer
 LOG_SECONDS = 10.0  # between two lines about the same thing
 FATAL = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK, errno.EOPNOTSUPP)  # of accept(2): this socket will never accept
 
@@ -88,21 +89,29 @@ class Listener(socket.socket):
         super().close()
 
     def _make_room(self) -> None:
-        """Wait until fewer than `waiting` connections have not shaken hands: for no longer than one takes to end."""
-        while self.fileno() >= 0:
-            for each in [each for each in list(self._unshaken) if each.fileno() < 0]:
-                self._unshaken.pop(each, None)  # it ended
-            if len(self._unshaken) < self.waiting:
+        """Wait until fewer than `waiting` connections have not shaken hands: for as long as one takes to end."""
+        end = time.monotonic() + ROOM_SECONDS
+        while self.fileno() >= 0 and time.monotonic() < end:
+            if len(self._left()) < self.waiting:
                 return
             self._say(f"more than {self.waiting} connections say nothing: the oldest are closed")
             self._drop_oldest()
             time.sleep(PAUSE_SECONDS / 10)
 
     def _drop_oldest(self) -> None:
-        for oldest in [each for each, dropped in list(self._unshaken.items()) if not dropped][:1]:
+        """Have one connection end, if none is ending already."""
+        unshaken = self._left()
+        if unshaken and not any(unshaken.values()):
+            oldest = next(iter(unshaken))
             self._unshaken[oldest] = True
             with suppress(OSError):  # it ended meanwhile
                 oldest.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
+
+    def _left(self) -> dict[socket.socket, bool]:
+        """Those that have not shaken hands and have not ended."""
+        for ended in [each for each in list(self._unshaken) if each.fileno() < 0]:
+            self._unshaken.pop(ended, None)
+        return dict(self._unshaken)
 
     def _say(self, what: str) -> None:
         now = time.monotonic()

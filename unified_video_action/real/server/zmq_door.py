@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
@@ -131,7 +132,8 @@ class ZmqDoor:
             count += 1
             if count <= FRAMES:
                 frames.append(newest)
-        self._inflow.completed(newest.get(zmq.SRCFD))
+        with suppress(zmq.ZMQError):  # a client as old as ZMTP 1, which does not say
+            self._inflow.completed(newest.get(zmq.SRCFD))
         return frames, count
 
     def _receive(self, frames: list[zmq.Frame], count: int) -> None:
