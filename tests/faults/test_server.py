@@ -147,7 +147,7 @@ def test_a_zeromq_message_without_an_end_ends_its_connection_and_takes_no_memory
     part = b"\x03" + struct.pack(">Q", size) + bytes(size)  # more parts follow
     with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), open_doors(core) as ports:
         before = resident()
-        with raw_zmq(ports["zmq"]) as client, pytest.raises(OSError):  # noqa: PT011
+        with raw_zmq(ports["zmq"]) as client, pytest.raises((BrokenPipeError, ConnectionResetError)):
             for _ in range(1000):
                 client.sendall(part * (1_000_000 // size))
         assert resident() - before < 200 * 2**20

@@ -150,7 +150,8 @@ class OpenpiDesk:
         value = np.atleast_1d(value)
         if value.ndim > 2 or value.shape[-1:] != entry.shape:
             raise Refused(BAD_REQUEST, f"{sent}: got {value.shape}, expected {entry.shape}")
-        return value.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused later
+            return value.astype(np.float64)
 
 
 def metadata(core: Core, query_steps: int) -> bytes:
