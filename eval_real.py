@@ -35,7 +35,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         sys.exit(args.start(args))
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"eval_real.py: {error}")
 
 

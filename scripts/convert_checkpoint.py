@@ -80,7 +80,7 @@ def unknown(content: dict[str, Any]) -> str:
     """What is said of a file of no known kind."""
     from torch import Tensor
 
-    from unified_video_action.compat.tensors import few
+    from unified_video_action.messages import few
 
     said = f"no known kind of checkpoint; it holds {few(content)}"
     place, tensors = next(
@@ -150,14 +150,15 @@ def write_codec(path: Path, state: dict[str, Any], source: str) -> None:
 def write_start(folder: Path, state: dict[str, Any], spec: Any, network: dict[str, Any], source: str) -> None:
     """The averaged weights that a new model of these sizes can start from."""
     from unified_video_action.compat.reference_names import matching
-    from unified_video_action.compat.tensors import few, require_finite
+    from unified_video_action.compat.tensors import require_finite
+    from unified_video_action.messages import few
 
     found = matching(state, model_shapes(spec, network), source)
     require_finite(found.tensors, source)
     folder.mkdir()
     save(found.tensors, folder / "ema.safetensors")
     missing = sorted({".".join(name.split(".")[: 2 if name.startswith("mar.") else 1]) for name in found.kept})
-    log.info("%d tensors taken; not in this model: %s", len(found.tensors), few(found.left, 20) or "none")
+    log.info("%d tensors taken; not in this model: %s", len(found.tensors), few(found.left, 20))
     log.info("start a run with init_from=OUT 'init_allow_missing=[%s]'", ",".join(missing))
 
 
@@ -166,8 +167,9 @@ def write_policy(folder: Path, published: Any, config: dict[str, Any], source: s
     from omegaconf import OmegaConf
 
     from unified_video_action.compat.reference_names import to_ours
-    from unified_video_action.compat.tensors import few, require_finite
+    from unified_video_action.compat.tensors import require_finite
     from unified_video_action.dataset.normalizer import Normalizer
+    from unified_video_action.messages import few
 
     expected = model_shapes(published.spec, config["model"])
     folder.mkdir()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_video_action.files import find_files, some, unreadable
+from unified_video_action.files import find_files, unreadable
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 PAGES = [
@@ -42,10 +42,6 @@ def test_a_folder_without_such_files_says_what_it_holds(tmp_path):
         find_files(fill(tmp_path / "b"), [".mp4"])
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         find_files(tmp_path / "nowhere", [".mp4"])
-
-
-def test_names_are_bounded():
-    assert some([1, 2]) == "1, 2" and some("abcde") == "a, b, c, d, e" and some(range(9)) == "0, 1, 2, 3, 4 and 4 more"
 
 
 def test_what_a_file_is_instead(tmp_path):

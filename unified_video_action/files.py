@@ -8,9 +8,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unified_video_action.messages import few
+
 log = logging.getLogger(__name__)
 
-NAMED = 5  # names in a message
+HEAD = 512  # bytes that are enough to tell what a file is
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")  # HTML, or a file server's error in XML
 
@@ -36,19 +38,34 @@ def find_files(
         raise FileNotFoundError(f"{folder}: no such folder")
     entries = [path for path in sorted(folder.iterdir()) if not path.name.endswith(tuple(known))]
     found = [path for path in entries if path.name.lower().endswith(tuple(endings)) and path.name[0] != "."]
-    others = some(sorted({path.name for path in entries} - {path.name for path in found}))
+    others = sorted({path.name for path in entries} - {path.name for path in found})
     if not found and required:
         wanted = " or ".join(f"*{ending}" for ending in endings)
-        raise FileNotFoundError(f"{folder}: holds no {wanted} but {others or 'nothing'}{remedy and '; ' + remedy}")
+        raise FileNotFoundError(f"{folder}: holds no {wanted} but {few(others)}{remedy and '; ' + remedy}")
     if found and others:
-        log.info("%s: %d files are read; left out: %s", folder, len(found), others)
+        log.info("%s: %d files are read; left out: %s", folder, len(found), few(others))
     return found
 
 
-def some(names: Sequence[object]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = len(names) - NAMED
-    return ", ".join(map(str, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
+def mistaken(head: bytes) -> str | None:
+    """What the first bytes of a file say that it is in place of data, and what to do; None for anything else."""
+    if not head:
+        return "is empty; was the download, or the disk's space, cut short? Fetch it again"
+    if head.startswith(LFS_POINTER):
+        return "is a Git LFS pointer, not the file that it points to; run `git lfs pull` in its repository"
+    if MARKUP.match(head):
+        return (
+            "is a web page, not the file; download the file itself again, by its direct link, after logging in, or by "
+            "the site's own command (gdown, huggingface-cli download)"
+        )
+    return None
+
+
+def require_data(path: Path) -> None:
+    """Raise ValueError for a file that is something to read in place of data."""
+    with path.open("rb") as file:
+        if said := mistaken(file.read(HEAD)):
+            raise ValueError(f"{path}: {said}")
 
 
 def unreadable(path: str | Path, kind: str, error: Exception) -> str:
@@ -58,17 +75,8 @@ def unreadable(path: str | Path, kind: str, error: Exception) -> str:
         kind: what is expected, such as "parquet file".
         error: what its reader said.
     """
-    head = b""
     if os.path.isfile(path) and os.access(path, os.R_OK):
         with open(path, "rb") as file:
-            head = file.read(512)
-        if not head:
-            return f"{path}: is empty, expected a {kind}; fetch it again"
-    if head.startswith(LFS_POINTER):
-        return f"{path}: is a Git LFS pointer, not the {kind} itself; run `git lfs pull` in its repository"
-    if MARKUP.match(head):
-        return (
-            f"{path}: is a web page, not a {kind}; download the file itself again (by its direct link, or after "
-            "logging in)"
-        )
+            if said := mistaken(file.read(HEAD)):
+                return f"{path}: {said}"
     return f"{path}: not a readable {kind} ({error}); it may be truncated, fetch it again"

@@ -111,6 +111,37 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(plain):
         assert some_visible == (mode.future != "masked")
 
 
+@pytest.mark.parametrize("predicts_wrist", [True, False])
+@torch.no_grad()
+def test_inverse_dynamics_of_two_cameras_hides_the_history_of_the_first_alone(predicts_wrist):
+    sample = Sample(replace(EVERYTHING, wrist_output=predicts_wrist, history_actions=False, text_dim=0))
+    model, inputs, stage = sample.model, sample.inputs, sample.model.mar.inputs
+
+    def frames(latents, project):
+        return project(patchify(latents, 2))  # (B, T*S, d)
+
+    def hidden(token):
+        return token.expand(5, 16, -1)
+
+    streams = [frames(inputs.future, stage.future_proj)]
+    if predicts_wrist:
+        streams.append(frames(inputs.wrist_future, stage.wrist_future_proj))
+    streams += [hidden(stage.masked_frame), hidden(stage.masked_action)]
+    streams.append(frames(inputs.wrist_history, stage.wrist_history_proj))  # seen, as in the paper's code
+    streams.append(stage.proprio_proj(inputs.proprio).repeat_interleave(4, dim=1))  # 4 states, 4 tokens each
+    positions = (stage.temporal_position[:, :, None] + stage.spatial_position[:, None]).reshape(1, 16, -1)
+    expected = model.mar.joint_latent(stage.mix(torch.cat(streams, dim=-1)) + positions)
+
+    draws = draw_training(sample.spec, TINY, range(5), [TASK_MODES["inverse_dynamics"]] * 5)
+    seen = Visibility(draws.masked, draws.sees_history, draws.sees_actions, draws.sees_text)
+    torch.testing.assert_close(model.mar(inputs, seen), expected, atol=1e-5, rtol=0)
+    used = []
+    hook = model.mar.register_forward_hook(lambda _module, _inputs, z: used.append(z))
+    model.sample(inputs, TASK_MODES["inverse_dynamics"], sampler=FEW, hide_history=True, generator=generators(5))
+    hook.remove()
+    torch.testing.assert_close(used[0], expected, atol=1e-5, rtol=0)
+
+
 def test_masks_hide_the_same_cells_in_every_frame_within_the_ratio():
     draws = draw_training(PLAIN, TINY, range(200), [TASK_MODES["video"]] * 200)
     frames = draws.masked.reshape(200, 4, 4)

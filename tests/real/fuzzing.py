@@ -39,7 +39,7 @@ def damaged(valid: Sequence[bytes], rng: np.random.Generator) -> bytes:
             data[where : where + 8] = struct.pack(rng.choice(["<Q", ">Q"]), length)
         else:
             other = valid[rng.integers(len(valid))]
-            data[where:] = other[int(rng.integers(len(other))) :]
+            data[where:] = other[int(rng.integers(max(len(other), 1))) :]
     return bytes(data)
 
 

@@ -84,6 +84,33 @@ def test_a_second_one_is_refused_by_name_or_waits_for_its_place() -> None:
             assert second.plan(observe(second.description)).shape == (16, 10)
 
 
+def test_who_connects_right_after_another_has_closed_is_let_in() -> None:
+    with instant_core() as (core, _), open_doors(core) as ports:
+        for _ in range(20):
+            with RemotePlanner(endpoint(ports)) as planner:
+                planner.reset(0, TEXT)
+    description = describe()
+    session = SlowSession(description)
+    with Core(session, RequestSpec(description)) as core, open_doors(core) as ports:
+        with RemotePlanner(endpoint(ports), plan_seconds=0.1) as planner:
+            planner.reset(0, TEXT)
+            session.seconds = 0.5
+            with pytest.raises(PlannerError, match="no answer"):
+                planner.plan(observe(description))
+        with RemotePlanner(endpoint(ports)) as planner:
+            planner.reset(0, TEXT)
+
+
+def test_what_the_server_notes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with instant_core() as (core, _), open_doors(core) as ports, RemotePlanner(endpoint(ports)) as planner:
+        planner.reset(0, TEXT)
+        core._clients[0].note("a", "are the units right?")
+        caplog.clear()
+        planner.plan(observe(planner.description))
+        planner.plan(observe(planner.description))
+        assert caplog.messages == [f"{endpoint(ports)}: are the units right?"]
+
+
 def test_an_episode_may_take_its_time_to_begin() -> None:
     description = describe()
     session = SlowSession(description)

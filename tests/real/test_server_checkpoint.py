@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
 from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.planner import PlannerError
-from unified_video_action.real.server import serving
+from unified_video_action.real.server import loading, serving
 from unified_video_action.real.server.core import histories
 from unified_video_action.real.server.description import describe as describe_checkpoint
 from unified_video_action.real.server.loading import load_core
@@ -89,6 +91,44 @@ def test_a_configuration_that_does_not_fit_is_named(hand: Path, tmp_path: Path, 
     (tmp_path / "config.yaml").write_text(text.replace(*change))
     with pytest.raises(ValueError, match=said):
         describe_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.yaml", "a: 1\n", "config.yaml: task is missing"),
+        ("config.yaml", "- 1\n", "config.yaml: task is missing"),
+        ("config.yaml", "task: {shape_meta: {obs: {}}}\n", "config.yaml: task.shape_meta.action is missing"),
+        ("config.yaml", "a: [1\n", "config.yaml cannot be read: while parsing"),
+        ("config.yaml", "a: ${b}\n", "config.yaml cannot be read: Interpolation key 'b' not found"),
+        ("normalizer.json", None, "normalizer.json is missing"),
+        ("normalizer.json", "{", "normalizer.json is damaged"),
+        ("normalizer.json", "[1]", "normalizer.json: action is missing"),
+        ("normalizer.json", "{}", "normalizer.json: action is missing"),
+        ("instructions.json", "{", "instructions.json is damaged"),
+        ("instructions.json", "{}", "instructions.json: features is missing"),
+        ("ema.safetensors", "", "ema.safetensors is not a readable"),
+        ("ema.safetensors", None, "ema.safetensors is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_in_one_line(
+    hand: Path, tmp_path: Path, file: str, text: str | None, said: str
+) -> None:
+    damaged = tmp_path / "latest"
+    shutil.copytree(hand, damaged)
+    (damaged / file).unlink() if text is None else (damaged / file).write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)) as error:
+        load_core(options("--checkpoint", str(damaged), "--device", "cpu"))
+    assert "\n" not in str(error.value) and str(damaged) in str(error.value)
+
+
+def test_what_fails_while_loading_is_one_line_too(hand: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(loading, "load_policy", fail)
+    with pytest.raises(ValueError, match=r"--checkpoint .*: no plan on cpu: RuntimeError: CUDA out of memory. Tried"):
+        load_core(options("--checkpoint", str(hand), "--device", "cpu"))
 
 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The three doors over real sockets, with openpi's own client and one that speaks as umi-arx's does."""
 
 import json
+import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +19,23 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.real.server_support import INSTRUCTIONS, SIZE, STATES, describe, instant_core, observe, open_doors, options
+from tests.real.server_support import (
+    INSTRUCTIONS,
+    SIZE,
+    STATES,
+    InstantSession,
+    describe,
+    instant_core,
+    observe,
+    open_doors,
+    options,
+)
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.client import RemotePlanner
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server import openpi_desk, serving
 from unified_video_action.real.server.core import Core
+from unified_video_action.real.server.requests import RequestSpec
 from unified_video_action.spec import Horizon
 
 TEXT, OTHER_TEXT = INSTRUCTIONS
@@ -206,6 +220,76 @@ def test_a_second_openpi_client_is_refused_by_name_or_waits() -> None:
             assert "policy" in unpack(second.recv(timeout=SECONDS), 100_000)
 
 
+def test_an_openpi_client_that_reconnects_at_once_is_let_in() -> None:
+    description = describe()
+    session = InstantSession(description)
+    with Core(session, RequestSpec(description)) as core, open_doors(core) as ports:
+        for index in range(30):
+            client = WebsocketClientPolicy("127.0.0.1", ports["websocket"])
+            assert client.infer(current(index))["actions"].shape == (16, 10)
+            if index % 2:
+                client._ws.close()
+            else:
+                client._ws.socket.shutdown(socket.SHUT_RDWR)  # as the end of its process does
+        begun = threading.Event()
+
+        def plan(*_: Any) -> np.ndarray:
+            begun.set()
+            time.sleep(1.5)
+            return np.zeros((1, 16, 10), np.float32)
+
+        leaving = connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None).__enter__()
+        leaving.recv()
+        session.plan = plan
+        leaving.send(pack(current()))
+        assert begun.wait(SECONDS)
+        del session.plan
+        leaving.close()  # while its plan is being made
+        assert WebsocketClientPolicy("127.0.0.1", ports["websocket"]).infer(current())["actions"].shape == (16, 10)
+
+
+def test_a_client_with_frames_of_another_size_hears_both_sizes_once() -> None:
+    with instant_core() as (core, session), open_doors(core) as ports:
+        client = WebsocketClientPolicy("127.0.0.1", ports["websocket"])
+        large = np.full((224, 224, 3), 7, np.uint8)
+        message = {name: value for name, value in current().items() if name != "camera0_rgb"}
+        answers = [client.infer(message | {"observation/image": large}) for _ in range(3)]
+        said = f"observation/image: frames of 224 x 224 pixels are resized to {SIZE} x {SIZE}, as trained"
+        assert [answer.get("server_notes") for answer in answers] == [[said], None, None]
+        assert session.recalled[0][-1]["camera0_rgb"].shape == (SIZE, SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (np.zeros((480, 640, 3), np.uint8), "observation/image: got frames of 640 x 480 .* 64 x 64 .*resize_with_pad"),
+        (np.zeros((1080, 1080, 3), np.uint8), "observation/image: got frames of 1080 x 1080 pixels, expected .* 64 x"),
+        (np.zeros((224, 224, 3), np.uint8).tolist(), "as arrays"),
+        (np.zeros((64, 64, 3), np.uint8).tolist(), "as arrays"),
+        ([[[1, 2, 3]]], "observation/image: got a list, expected an array, RGB frames of 64 x 64"),
+    ],
+    ids=["another aspect", "too large", "a list", "a small list", "a tiny list"],
+)  # fmt: skip
+def test_frames_that_do_not_fit_are_answered_in_words(frame: Any, said: str) -> None:
+    with instant_core() as (core, _), open_doors(core) as ports:
+        client = WebsocketClientPolicy("127.0.0.1", ports["websocket"])
+        message = {name: value for name, value in current().items() if name != "camera0_rgb"}
+        with pytest.raises(RuntimeError, match=said):
+            client.infer(message | {"observation/image": frame})
+
+
+def test_a_client_that_counts_steps_at_another_rate_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(openpi_desk, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for period, heard in ((0.4, False), (1.0, True)):
+        with instant_core() as (core, _):
+            desk, notes = openpi_desk.OpenpiDesk(core, core.open("robot"), 8), []
+            for index in range(15):
+                notes += unpack(desk.answer(pack(current() | {"step": 8 * index})), 2**20).get("server_notes", [])
+                now[0] += period
+        assert [("8 Hz" in note and "20 Hz" in note) for note in notes] == [True] * heard
+
+
 def test_health_is_seen_over_http() -> None:
     with instant_core() as (core, _), open_doors(core) as ports:
         url = f"http://127.0.0.1:{ports['websocket']}"
@@ -232,7 +316,7 @@ def test_a_message_beyond_all_bounds_ends_its_connection_alone() -> None:
         with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
             client.recv()
             with pytest.raises(ConnectionClosed):
-                client.send(bytes(openpi_desk.most_bytes(core) + 1))
+                client.send(bytes(openpi_desk.CLEAR * openpi_desk.most_bytes(core) + 1))
                 client.recv()
         until(lambda: not core.health()["clients"], "the place becomes free")
         assert WebsocketClientPolicy("127.0.0.1", ports["websocket"]).infer(current())["actions"].shape == (16, 10)
@@ -254,6 +338,18 @@ def test_umis_client_gets_plans(steps: int) -> None:
         np.testing.assert_array_equal(step["camera0_rgb"], frames[index])
         np.testing.assert_allclose(step["robot0_eef_pos"], message["robot0_eef_pos"][index], rtol=1e-6)
     np.testing.assert_allclose(actions[0, :3], message["robot0_eef_pos"][-1], rtol=1e-6)
+
+
+def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCaptureFixture) -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, _), open_doors(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as client:
+            for step, heard in ((0.05, 0), (0.058, 0), (0.125, 1), (0.125, 1)):
+                client.send_pyobj(message | {"timestamp": 5.0 + step * np.arange(16)})
+                assert client.recv_pyobj().shape == (16, 10)
+                assert caplog.text.count("control steps come at 8 Hz, those of the training data at 20 Hz") == heard
+            client.send_pyobj(message | {"timestamp": np.zeros(16)})
+            assert "timestamp: expected the growing times" in client.recv_pyobj()
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -321,6 +417,7 @@ def test_umis_client_finds_its_configuration(tmp_path) -> None:
     given = ("--allow-umi-pickle", "--umi-client-yaml", str(path))
     with instant_core() as (core, _), open_doors(core, *given):
         config = yaml.safe_load(path.read_text())
+    assert "Run the client with -f 20." in path.read_text().splitlines()[0]
     task = config["task"]
     assert task["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "relative"}
     obs = task["shape_meta"]["obs"]

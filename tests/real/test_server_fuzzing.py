@@ -1,9 +1,11 @@
-"""Ten thousand malformed messages for every door: each is answered, nothing is run, memory stays flat, plans go on."""
+"""Ten thousand malformed messages for what reads them: each is answered, nothing is run, memory stays flat.
+
+Over sockets: tests/faults/test_server.py.
+"""
 
 import logging
 import os
 import resource
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,12 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zmq
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from tests.real import fuzzing
-from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, open_doors
+from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe
 from unified_video_action.compat import plain_pickle
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.server.desk import Desk
@@ -25,13 +24,11 @@ from unified_video_action.real.server.openpi_desk import OpenpiDesk
 from unified_video_action.real.server.umi_desk import UmiDesk
 
 MESSAGES = 10_000  # for each door, to what reads them
-OVER_SOCKETS = 300  # of them
 GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
 PEAK = 256 * 2**20  # and at any time
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
 TEXT = INSTRUCTIONS[0]
 RUNS = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen")
-SECONDS = 20
 
 DESCRIPTION = describe(SIZE)
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in what pickletools decodes
@@ -196,75 +193,3 @@ def test_a_gadget_would_work_where_pickles_are_run(tmp_path: Path) -> None:
         pickle.loads(gadget)  # noqa: S301
         assert made.exists()
         made.unlink()
-
-
-# -- over sockets ------------------------------------------------------------------------------------------------------
-
-
-def over_zmq(port: int, messages: Iterator[bytes]) -> Iterator[bytes]:
-    with zmq.Context() as context, context.socket(zmq.REQ) as client:
-        client.linger, client.rcvtimeo = 0, 1000 * SECONDS
-        client.connect(f"tcp://127.0.0.1:{port}")
-        for message in messages:
-            client.send(message)
-            yield client.recv()
-
-
-def garbage(port: int, rng: np.random.Generator) -> None:
-    """What is not even the transport's protocol."""
-    starts = [
-        b"",
-        b"GET / HTTP/1.1\r\n",
-        b"\xff\x00\x00\x00\x00\x00\x00\x00\x01\x7f\x03",
-        b"POST /healthz HTTP/1.1\r\n\r\n",
-    ]
-    for start in starts * 5:
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(start + rng.bytes(int(rng.integers(0, 2000))))
-
-
-@pytest.mark.parametrize("door", ["zmq", "websocket", "umi"])
-def test_sockets_survive_too(door: str, sentinel: str) -> None:
-    with instant_core(DESCRIPTION, instruction=TEXT, max_clients=2) as (core, _):
-        with open_doors(core, "--allow-umi-pickle", "--lease", "0") as ports:
-            garbage(ports[door], np.random.default_rng(4))
-            Watch.on = True
-            storm = {"zmq": _bombard_zmq, "websocket": _bombard_websocket, "umi": _bombard_umi}[door]
-            storm(ports[door], sentinel)
-
-
-def _bombard_zmq(port: int, _: str) -> None:
-    messages = fuzzing.msgpack_messages(zmq_messages(), OVER_SOCKETS, 5)
-    answers = [unpack(answer, 2**20) for answer in over_zmq(port, messages)]
-    assert len(answers) == OVER_SOCKETS and sum("error" in answer for answer in answers) > OVER_SOCKETS / 2
-    good = [{"kind": "reset", "client": "b"}, {"kind": "plan", "client": "b", "observation": observe(DESCRIPTION)}]
-    *_, answer = over_zmq(port, map(pack, good))
-    assert unpack(answer, 2**20)["actions"].shape == (16, 10)
-
-
-def _bombard_umi(port: int, sentinel: str) -> None:
-    messages = fuzzing.pickle_messages(umi_messages(), OVER_SOCKETS, 6, sentinel)
-    answers = [plain_pickle.read(answer, 2**20) for answer in over_zmq(port, messages)]
-    assert len(answers) == OVER_SOCKETS and sum(isinstance(each, str) for each in answers) > OVER_SOCKETS / 2
-    (answer,) = over_zmq(port, iter([plain_pickle.write(umi_messages()[0])]))
-    assert plain_pickle.read(answer, 2**20).shape == (16, 10)
-
-
-def _bombard_websocket(port: int, _: str) -> None:
-    refused = 0
-    for message in fuzzing.msgpack_messages(openpi_messages(), OVER_SOCKETS, 7):
-        with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
-            client.recv(timeout=SECONDS)
-            client.send(message)
-            answer = client.recv(timeout=SECONDS)
-            if isinstance(answer, str):
-                refused += 1
-                with pytest.raises(ConnectionClosed):
-                    client.recv(timeout=SECONDS)
-            else:
-                assert unpack(answer, 2**20)["actions"].shape == (16, 10)
-    assert refused > OVER_SOCKETS / 2
-    with connect(f"ws://127.0.0.1:{port}", compression=None) as client:
-        client.recv(timeout=SECONDS)
-        client.send(pack(openpi_messages()[0]))
-        assert unpack(client.recv(timeout=SECONDS), 2**20)["actions"].shape == (16, 10)

@@ -71,13 +71,26 @@ def test_states_have_the_range_of_the_data_with_a_wide_margin() -> None:
     entries = {"image": ObservationEntry("rgb", (16, 16, 3), 4), "agent_pos": ObservationEntry("low_dim", (2,), 1)}
     description = PolicyDescription("pushing", entries, Horizon(), 2, 8, False)
     spec = RequestSpec(description, {"agent_pos": (np.array([0.0, 5.0]), np.array([500.0, 5.0]))})
-    good = observe(description) | {"agent_pos": np.array([[5000.0, 5.9]])}
+    good = observe(description) | {"agent_pos": np.array([[1500.0, 5.9]])}
     spec.observation(good)
-    assert "5501" in refusal(spec.observation, good | {"agent_pos": np.array([[6000.0, 5.0]])})
+    said = refusal(spec.observation, good | {"agent_pos": np.array([[6000.0, 5.0]])})
+    assert "agent_pos: got 6000 at place 0, expected -1001 to 1501, since the training data has 0 to 500" in said
     assert "place 1" in refusal(spec.observation, good | {"agent_pos": np.array([[0.0, 7.0]])})
     unknown = RequestSpec(description)
     unknown.observation(good)
     assert "1e+06" in refusal(unknown.observation, good | {"agent_pos": np.array([[2e6, 0.0]])})
+
+
+def test_a_state_outside_of_the_data_that_is_still_allowed_is_spoken_of_as_metres_for_pixels() -> None:
+    entries = {"image": ObservationEntry("rgb", (16, 16, 3), 4), "agent_pos": ObservationEntry("low_dim", (2,), 1)}
+    spec = RequestSpec(
+        PolicyDescription("pushing", entries, Horizon(), 2, 8, False),
+        {"agent_pos": (np.array([1.04, 14.47]), np.array([497.5, 511.0]))},
+    )
+    said = spec.unusual({"agent_pos": np.array([[0.3, 0.25]])})
+    expected = "agent_pos: got 0.25 at place 1, outside of the training data's 14.47 to 511 (are the units right?)"
+    assert said == {"agent_pos": expected}
+    assert spec.unusual({"agent_pos": np.array([[-5.0, 515.0]])}) == {}  # by a hundredth
 
 
 @pytest.mark.parametrize(
@@ -162,8 +175,13 @@ def test_frames_of_another_size_are_resized_only_where_that_is_asked_for_and_the
     frames[:, :32] = 200
     made = as_trained("a", frames, entry, resize=True)
     assert made.shape == (2, 32, 32, 3) and (made[:, :16] == 200).all() and not made[:, 16:].any()
-    assert "proportions" in refusal(as_trained, "a", frames[:, :48], entry, True)
-    assert "8 x 8" in refusal(as_trained, "a", frames[:, :8, :8], entry, True)
+    said = refusal(as_trained, "a", frames[:, :48], entry, True)
+    assert "64 x 48 pixels, whose proportions are not those of RGB frames of 32 x 32" in said
+    assert "resize_with_pad(image, 32, 32)" in said
+    for side in (8, 1080):
+        said = refusal(as_trained, "a", np.zeros((side, side, 3), np.uint8), entry, True)
+        assert f"got frames of {side} x {side} pixels, expected RGB frames of 32 x 32" in said
+        assert "16 to 512 pixels" in said
 
 
 def shown(window: Window) -> list[int]:

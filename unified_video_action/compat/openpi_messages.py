@@ -18,6 +18,7 @@ import numpy as np
 CONTAINERS = 256  # most maps and lists in one message
 ENTRIES = 128  # most entries in each
 DIMENSIONS = 8  # of an array
+AS_ARRAYS = "send frames and states as arrays (openpi_client.msgpack_numpy), not as lists"
 DTYPE = re.compile(r"[<>|=](b1|[iu][1248]|f[248])")  # numbers and booleans; no objects, records or dates
 TEXT = re.compile(r"[<>|=]U\d{1,5}")
 
@@ -36,7 +37,7 @@ class Limits:
     def count(self) -> None:
         self.containers -= 1
         if self.containers < 0:
-            raise ValueError(f"more than {CONTAINERS} maps and lists in one message")
+            raise ValueError(f"more than {CONTAINERS} maps and lists in one message; {AS_ARRAYS}")
 
     def list(self, items: list) -> list:
         self.count()
@@ -76,6 +77,8 @@ def unpack(data: bytes | memoryview, most_bytes: int) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError("damaged message: a text is not UTF-8") from error
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+        if "max_array_len" in str(error):
+            raise ValueError(f"a list of more than {ENTRIES} entries; {AS_ARRAYS}") from error
         raise ValueError(f"damaged message: {str(error)[:200] or type(error).__name__}") from error
 
 
@@ -108,6 +111,12 @@ def observations(
         elif name != PROMPT:
             unknown.append(name)
     return found, unknown
+
+
+def sent_as(message: Mapping[str, Any], name: str, cameras: Sequence[str]) -> str:
+    """The name under which a policy's observation was sent."""
+    views = [view for view, index in VIEWS.items() if name in cameras[index : index + 1]]
+    return next((each for each in (name, f"observation/{name}", *views) if each in message), name)
 
 
 def _split(value: Any, states: Mapping[str, int]) -> dict[str, np.ndarray]:

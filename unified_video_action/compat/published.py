@@ -10,7 +10,8 @@ from torch import Tensor
 
 from unified_video_action.compat.reference_names import split_policy
 from unified_video_action.compat.reference_spec import infer_network, infer_spec
-from unified_video_action.compat.tensors import few, shapes_of
+from unified_video_action.compat.tensors import shapes_of
+from unified_video_action.messages import few
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PAPER_SPEC = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)  # what MAR-B becomes the start of

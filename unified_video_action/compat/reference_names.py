@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.compat.tensors import Shapes, few, load_exactly, require_same, shapes_of, unwrapped
+from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of, unwrapped
+from unified_video_action.messages import few
 
 # Published module or parameter -> ours.
 PARTS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unified_video_action.compat.checkpoint_files import read_json
-from unified_video_action.compat.first_bytes import require_data
+from unified_video_action.files import require_data
+from unified_video_action.messages import few
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -27,13 +28,6 @@ Shapes = dict[str, tuple[int, ...]]
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def few(names: Iterable[Any], most: int = 5) -> str:
-    """Names for a message: the first of them, each cut to 100 letters, and how many more there are."""
-    names = list(names)
-    shown = [name if len(name) <= 100 else name[:100] + "..." for name in map(_text, names[:most])]
-    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def require_same(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -151,10 +145,6 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
         value = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
         whole.update(f"{name} {tuple(value.shape)} ".encode() + value.cpu().contiguous().numpy().tobytes())
     return whole.hexdigest()[:16]
-
-
-def _text(name: Any) -> str:
-    return name if isinstance(name, str) else str(name) if isinstance(name, int | float) else type(name).__name__
 
 
 def _raise_for(wrong: Mapping[str, list[str]], source: str, what: str, most: int = 4) -> None:

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from unified_video_action.compat.first_bytes import require_data
 from unified_video_action.compat.pickle_reader import (
     CODE,
     DAMAGE,
@@ -37,6 +36,7 @@ from unified_video_action.compat.plain_pickle import (
     whole_numbers,
 )
 from unified_video_action.compat.zip_archive import PICKLE, ZipArchive, is_zip
+from unified_video_action.files import require_data
 
 INSTRUCTIONS = 500_000  # most in a checkpoint's pickle; a tensor takes about 40
 REPEATED = 1 << 30  # bytes, most by which tensors together may be larger than what is stored of them

@@ -24,6 +24,7 @@ STATES = {  # what a policy may read of a hand -> its name here, and as which nu
 }
 ALWAYS = ("position", "rotation_6d", "gripper")  # the client makes poses only where all three are asked for
 TASK = "task_name"
+TIMESTAMP = "timestamp"  # (T,) seconds, of the frames; umi-arx's own client does not send it
 WORDS = ("cup", "towel", "mouse")  # of the published tasks
 
 
@@ -58,13 +59,19 @@ def instruction(message: Mapping[str, Any], known: Sequence[str]) -> str | None:
     fitting = [text for text in known if any(word in text.lower() for word in words)]
     if len(fitting) != 1:
         raise ValueError(
-            f"{TASK}={given!r} fits {len(fitting)} of the instructions: {'; '.join(known) or 'none known'}"
+            f"{TASK}={given[:60]!r} fits {len(fitting)} of the instructions: {'; '.join(known[:6]) or 'none known'}"
         )
     return fitting[0]
 
 
 def client_yaml(
-    name: str, image: tuple[int, int], states: Mapping[str, str], relative: tuple[bool, bool], steps: int, actions: int
+    name: str,
+    image: tuple[int, int],
+    states: Mapping[str, str],
+    relative: tuple[bool, bool],
+    steps: int,
+    actions: int,
+    step_seconds: float | None = None,
 ) -> str:
     """The configuration that the client reads in place of the checkpoint's own, as `CHECKPOINT.yaml`.
 
@@ -72,6 +79,7 @@ def client_yaml(
         name: of the policy, which the client prints. image: height and width. states: as in `observations`.
         relative: whether states and whether actions are seen from the newest pose.
         steps: of a history, one per control step. actions: of a plan.
+        step_seconds: between two steps, for the comment: the client itself is told its rate by an option.
     """
     each = {"horizon": steps, "latency_steps": 0, "down_sample_steps": 1}
     obs: dict[str, Any] = {CAMERA: {"shape": [3, *image], "type": "rgb", "ignore_by_policy": False, **each}}
@@ -86,7 +94,13 @@ def client_yaml(
     text = yaml.dump(
         {"task": task, "policy": {"obs_encoder": {"model_name": name}}}, sort_keys=False, Dumper=_NoAliases
     )
-    return "# For the -i option of umi-arx's client: put it where the client looks for CHECKPOINT.yaml.\n" + text
+    rate = "" if step_seconds is None else f" Run the client with {frequency(step_seconds)}."
+    return f"# For the -i option of umi-arx's client: put it where the client looks for CHECKPOINT.yaml.{rate}\n" + text
+
+
+def frequency(step_seconds: float) -> str:
+    """The client's option for control steps of that length."""
+    return f"-f {1 / step_seconds:.3g}"
 
 
 class _NoAliases(yaml.SafeDumper):

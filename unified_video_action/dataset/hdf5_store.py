@@ -13,9 +13,10 @@ import numpy as np
 
 from unified_video_action.dataset.fingerprints import SMALL, remembered
 from unified_video_action.dataset.store import EpisodeStore, as_float32
-from unified_video_action.dataset.zarr_store import StoreError, expand, is_url, listed
+from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.files import unreadable
+from unified_video_action.messages import few
 
 with explain_missing_libraries():
     import h5py
@@ -116,7 +117,7 @@ class Hdf5Store(EpisodeStore):
         group = file.get("data")
         demos = list(group) if isinstance(group, h5py.Group) else []
         if not demos:
-            raise StoreError(f"{self.location}: holds {listed(file)}, expected data/<demonstration>/...")
+            raise StoreError(f"{self.location}: holds {few(file)}, expected data/<demonstration>/...")
         self.demos = tuple(sorted(demos, key=_number))
         self.attributes = {name: group.attrs[name] for name in group.attrs}
         names = (*self.images, *vectors)
@@ -171,7 +172,7 @@ class Hdf5Store(EpisodeStore):
             raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
         if not isinstance(member, h5py.Dataset):
             beside = self._open().get(path.rpartition("/")[0])
-            names = listed(beside if isinstance(beside, h5py.Group) else ())
+            names = few(beside if isinstance(beside, h5py.Group) else ())
             raise MissingDataset(f"{self.location}: {path} is missing; beside it there is {names}")
         return member
 

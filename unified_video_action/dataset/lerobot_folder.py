@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unified_video_action.dataset.zarr_store import StoreError
-from unified_video_action.files import some, unreadable
+from unified_video_action.files import unreadable
+from unified_video_action.messages import few
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class LeRobotFolder:
         changes = tasks != np.repeat(first, episodes.lengths)
         if changes.any():
             several = episodes.numbers[np.unique(np.searchsorted(ends, np.flatnonzero(changes), side="right"))]
-            log.info("%s: the task changes within episode %s: each row has its own", self.root, some(several))
+            log.info("%s: the task changes within episode %s: each row has its own", self.root, few(several))
         return tuple(known[task] for task in (tasks if changes.any() else first).tolist())
 
     def _tasks(self) -> dict[int, str]:
@@ -184,7 +185,7 @@ class LeRobotFolder:
         named = [name for name in ("task", PANDAS_INDEX) if name in texts]
         if "task_index" not in table.column_names or not (named or len(texts) == 1):
             raise StoreError(
-                f"{path}: has columns {some(table.column_names)}; expected task_index, and the texts as task, as the "
+                f"{path}: has columns {few(table.column_names)}; expected task_index, and the texts as task, as the "
                 "table's index, or as the only column of text"
             )
         known = dict(zip(table["task_index"].to_pylist(), table[(named or texts)[0]].to_pylist(), strict=True))
@@ -227,7 +228,8 @@ class LeRobotFolder:
             strange = sorted(set(chosen) - set(numbers.tolist()))
             if strange or len(set(chosen)) < len(chosen):
                 raise ValueError(
-                    f"{self.root}: episodes=[{some(list(chosen))}]: {some(strange) or 'some'} are not there, or twice; "
+                    f"{self.root}: episodes=[{few(list(chosen))}]: "
+                    f"{few(strange) if strange else 'some'} are not there, or twice; "
                     f"there are {len(numbers)} from {numbers[0]:.0f}"
                 )
             keep = np.searchsorted(numbers, np.sort(np.array(chosen, np.int64)))
@@ -239,7 +241,7 @@ class LeRobotFolder:
         absent = np.isnan(entries).any(axis=0)
         if absent.any():
             raise StoreError(
-                f"{self.root}: meta/episodes has no entry of {what} for episode {some(numbers[absent])}; choose the "
+                f"{self.root}: meta/episodes has no entry of {what} for episode {few(numbers[absent])}; choose the "
                 "other episodes with `episodes`"
             )
 
@@ -293,7 +295,7 @@ def read_columns(path: Path, columns: Sequence[str] | None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             missing = [name for name in columns or () if name not in file.schema_arrow.names]
             if missing:
-                raise StoreError(f"{path}: has no column {some(missing)}; it has {some(file.schema_arrow.names)}")
+                raise StoreError(f"{path}: has no column {few(missing)}; it has {few(file.schema_arrow.names)}")
             return file.read(columns=None if columns is None else list(columns))
     except (pa.ArrowException, OSError) as error:
         raise StoreError(unreadable(path, "parquet file", error)) from error

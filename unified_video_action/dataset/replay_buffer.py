@@ -17,7 +17,8 @@ from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.jpeg import decode_image, register_jpeg
 from unified_video_action.dataset.store import EpisodeStore, as_float32
 from unified_video_action.dataset.zarr_chunks import Chunk, EmptyRun, chunk_grid, evenly, hash_chunks, missing_chunks
-from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, listed, open_root
+from unified_video_action.dataset.zarr_store import MARKER, StoreError, expand, is_url, open_root
+from unified_video_action.messages import few
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ class ReplayBuffer(EpisodeStore):
         group = path.rpartition("/")[0]
         if is_url(self.location):
             return "a store at a URL cannot list what it has"
-        return f"{group} has {listed(sorted(self._group[group].array_keys()) if group in self._group else ())}"
+        return f"{group} has {few(sorted(self._group[group].array_keys()) if group in self._group else ())}"
 
     def _check_chunks(self, path: str, chunks: Sequence[Chunk]) -> None:
         """Raise StoreError for a chunk that is lost; a warning names those that are read as the fill value."""
@@ -167,7 +168,7 @@ class ReplayBuffer(EpisodeStore):
         if empty:
             log.warning(
                 "%s: %s has no chunk for rows %s; they are read as %s, the fill value",
-                *(self.location, path, listed(empty), array.metadata.fill_value),
+                *(self.location, path, few(empty), array.metadata.fill_value),
             )
 
     def _read_episode_ends(self) -> np.ndarray:

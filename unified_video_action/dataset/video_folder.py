@@ -16,7 +16,8 @@ from unified_video_action.dataset.store import EpisodeStore, sample_files
 from unified_video_action.dataset.tables import Table, check_weight
 from unified_video_action.dataset.video_frames import VideoFiles, VideoHeader, read_header
 from unified_video_action.dataset.zarr_store import StoreError, expand
-from unified_video_action.files import find_files, some, unreadable
+from unified_video_action.files import find_files, unreadable
+from unified_video_action.messages import few
 
 CAPTIONS = "captions.json"
 OTHER_VIDEOS = "give a folder that holds such files itself; other videos become mp4 by: ffmpeg -i FILE NEW.mp4"
@@ -72,7 +73,7 @@ class VideoFolderSource(Source):
         names = [file.name for file in store.files]
         missing = names if not isinstance(known, dict) else [n for n in names if not isinstance(known.get(n), str)]
         if missing:
-            raise StoreError(f'{path}: has no text for {some(missing)}; expected {{"{missing[0]}": "what is done"}}')
+            raise StoreError(f'{path}: has no text for {few(missing)}; expected {{"{missing[0]}": "what is done"}}')
         return tuple(known[name] for name in names)
 
 
@@ -142,11 +143,11 @@ class VideoFolderStore(EpisodeStore):
         strange = [path.name for path, header in zip(self.files, headers) if header.size != headers[0].size]
         if strange and self.fit.size is None:
             raise StoreError(
-                f"{self.root}: {some(strange)} differ in size from {self.files[0].name} "
+                f"{self.root}: {few(strange)} differ in size from {self.files[0].name} "
                 f"({headers[0].size[0]} x {headers[0].size[1]}); set image_size"
             )
 
     def _check_rates(self) -> None:
         slow = [path.name for path, rate in zip(self.files, self._rates) if rate < (self.fps or 0) * 0.999]
         if slow:
-            raise StoreError(f"{self.root}: {some(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")
+            raise StoreError(f"{self.root}: {few(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")

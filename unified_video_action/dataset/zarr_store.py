@@ -5,28 +5,20 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 import zarr
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from unified_video_action.files import unreadable
+from unified_video_action.messages import few
 
 MARKER = "meta/episode_ends"  # every episode store has this array below its root
 MARKER_FILES = tuple(f"{MARKER}/{name}" for name in (".zarray", "zarr.json"))
-LISTED = 8  # names that a message lists
 
 
 class StoreError(ValueError):
     """A store that is damaged or inconsistent; the message names file, array and index."""
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names for a message: a handful of them and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more or "nothing"
 
 
 def expand(location: str | Path) -> str:
@@ -107,7 +99,7 @@ def _only_root(names: list[str], location: str) -> str:
     roots = [root for root in roots if "/." not in f"/{root}"]  # hidden: unfinished, or a system's own
     if not roots:
         there = sorted({name.strip("/").split("/")[0] for name in names})
-        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store; it has {listed(there)}")
+        raise StoreError(f"{location}: holds no array {MARKER}, so it is not an episode store; it has {few(there)}")
     if len(roots) > 1:
         raise StoreError(f"{location}: holds several episode stores ({', '.join(roots)}); give the path of one")
     return roots[0]

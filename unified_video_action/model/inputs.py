@@ -40,7 +40,7 @@ class Visibility:
     """What of the inputs is hidden, per sample. True means visible, except in `masked`."""
 
     masked: Tensor  # (B, T*S) bool: video tokens to predict
-    history: Tensor  # (B,) bool
+    history: Tensor  # (B,) bool: the first camera's; a second camera's is always visible
     actions: Tensor  # (B,) bool
     text: Tensor  # (B,) bool
 
@@ -116,15 +116,11 @@ class InputStage(nn.Module):
     def forward(self, inputs: ModelInputs, seen: Visibility) -> Tensor:
         """-> (B, text_tokens + T*S, d), or (B, T*S, d) without language."""
         spec, tokens = self.spec, self.spec.tokens
-        visible_history = seen.history[:, None, None]  # (B, 1, 1)
 
         def future(latents: Tensor | None, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if latents is None:
                 return mask_token.expand(inputs.batch, tokens, -1)
             return torch.where(seen.masked.unsqueeze(-1), mask_token, project(patchify(latents, spec.patch_size)))
-
-        def history(latents: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
-            return torch.where(visible_history, project(self.history_tokens(latents)), mask_token)
 
         def chunk(actions: Tensor | None, visible: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if actions is None:
@@ -134,14 +130,15 @@ class InputStage(nn.Module):
         streams = [future(inputs.future, self.future_proj, self.masked_frame)]
         if spec.wrist_output:
             streams.append(future(inputs.wrist_future, self.wrist_future_proj, self.masked_wrist))
-        streams.append(history(inputs.history, self.history_proj, self.masked_frame))
+        history = self.history_proj(self.history_tokens(inputs.history))  # (B, T*S, d)
+        streams.append(torch.where(seen.history[:, None, None], history, self.masked_frame))
         if spec.history_actions:
             always = torch.ones_like(seen.history)
             streams.append(chunk(inputs.history_actions, always, self.history_action_proj, self.masked_history_action))
         streams.append(chunk(inputs.actions, seen.actions, self.action_proj, self.masked_action))
         if spec.wrist_input:
-            mask_token = self.masked_wrist if spec.wrist_output else self.masked_frame
-            streams.append(history(_required(inputs, "wrist_history"), self.wrist_history_proj, mask_token))
+            # As in the paper's code a second camera's history is seen in every mode, inverse dynamics included.
+            streams.append(self.wrist_history_proj(self.history_tokens(_required(inputs, "wrist_history"))))
         if spec.proprio_dim:
             streams.append(spread(self.proprio_proj(_required(inputs, "proprio")), tokens))  # (B, T*S, d)
 

@@ -21,7 +21,7 @@ from unified_video_action.spec import ModelSpec
 class TrainingDraws:
     """Masks, noise levels and noise of a batch. Heads run on the samples that a mode trains them on, and only there."""
 
-    sees_history: Tensor  # (B,) bool
+    sees_history: Tensor  # (B,) bool: the first camera's
     sees_actions: Tensor  # (B,) bool
     sees_text: Tensor  # (B,) bool
     masked: Tensor  # (B, T*S) bool: video tokens replaced by the mask token

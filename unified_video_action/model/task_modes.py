@@ -14,7 +14,7 @@ import torch
 class TaskMode:
     name: str
     reference_name: str  # its name in the paper's published code
-    sees_history: bool  # history frames are visible
+    sees_history: bool  # history frames of the first camera are visible; those of a second one always are
     future: Literal["masked", "partial", "seen"]  # future frames: all masked, partly masked in training, or given
     sees_actions: bool  # the action chunk is an input
     learns_frames: bool

@@ -190,7 +190,7 @@ class UVA(nn.Module):
             guidance: classifier-free guidance on the instruction; 1 is off.
             generator: noise; one per sample makes a sample's result independent of its batch.
             order: (B, S) the order in which cells are generated; random when None.
-            hide_history: overrides the mode (inverse dynamics of the paper's code hides it).
+            hide_history: overrides the mode (inverse dynamics of the paper's code hides the first camera's).
             resample_actions: draw actions in every iteration, as the paper's code does, and keep the last.
             keep: normalised actions (B, A, action_dim) that the chunk is to keep to, and by how much (B, A): from 0,
                 free, to 1, as they are.

@@ -25,6 +25,7 @@ import zmq
 
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.inference.continuation import Continuation
+from unified_video_action.messages import shown
 from unified_video_action.real.planner import Planner, PlannerError, PolicyDescription
 from unified_video_action.real.server.errors import BUSY, NO_EPISODE, POLICY_FAILED
 from unified_video_action.real.server.keys import VARIABLE, ClientCurve
@@ -34,6 +35,8 @@ MOST_BYTES = 16 * 1024 * 1024  # of an answer
 SLICE_SECONDS = 0.05  # how soon a call notices that the planner was closed
 RESET_SECONDS = 60.0  # for an episode to begin: a new instruction may need an encoder that is yet to be loaded
 RETRY_SECONDS = 0.5  # between two questions whether there is a place
+GOODBYE_SECONDS = 0.3  # for the server to hear that the planner closes, so that another may have its place at once
+MOST_NOTES = 10  # of an answer that are logged
 KILL_SECONDS = 45.0  # for a server to end by itself
 
 
@@ -120,6 +123,8 @@ class RemotePlanner(Planner):
         if not isinstance(actions, np.ndarray) or actions.shape != shape or not np.isfinite(actions).all():
             text = f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers"
             raise Answered(POLICY_FAILED, text)
+        for note in list(answer.get("notes", []))[:MOST_NOTES]:
+            log.warning("%s: %s", self.endpoint, shown(note, 300))
         self.timing = {**answer.get("timing", {}), "round_trip_ms": 1e3 * (time.monotonic() - begun)}
         return actions.astype(np.float32)
 
@@ -134,9 +139,11 @@ class RemotePlanner(Planner):
             return
         self._closed = True
         with self._lock:
-            if self._socket is not None and self._episode is not None:
-                self._socket.linger = 200  # ms, for the goodbye to leave
+            if self._episode is not None:
+                self._drop()  # a socket that waits for an answer could not send
                 self._send({"kind": "close", "client": self._id})
+                self._socket.linger = int(1e3 * GOODBYE_SECONDS)
+                self._socket.poll(1e3 * GOODBYE_SECONDS)
             self._drop()
             self._context.term()
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from unified_video_action.compat.checkpoint_files import fault, listed, read_json
 from unified_video_action.compat.tensors import (
-    few,
     read_safetensors,
     require_finite,
     require_same,
@@ -30,6 +29,7 @@ from unified_video_action.compat.tensors import (
     weights_exist,
     write_safetensors,
 )
+from unified_video_action.messages import few
 
 logger = logging.getLogger(__name__)
 

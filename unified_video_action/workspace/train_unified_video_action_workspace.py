@@ -18,12 +18,12 @@ from unified_video_action.dataset.build import DataSettings, build_dataset, open
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.tables import fingerprints
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.dataset.zarr_store import listed
 from unified_video_action.env.plan_score import PlanScore
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.preparation import build_reader, build_runner
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import PACKAGE, build_dataclass, check_node, instantiate
+from unified_video_action.messages import few
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import INSTRUCTIONS, build_policy
@@ -251,7 +251,7 @@ def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> No
         return
     before = json.loads(path.read_text())
     if len(before) != len(data):  # mirror images count
-        stores = [listed(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
+        stores = [few(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
         raise ValueError(
             f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of "
             f"{stores[1]}; {ANOTHER_RUN}"
@@ -259,7 +259,7 @@ def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> No
     changed = dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"])
     if changed:
         raise ValueError(
-            f"{checkpoint} was trained on other data: {listed(changed)} has changed since; bring the old data back, or "
+            f"{checkpoint} was trained on other data: {few(changed)} has changed since; bring the old data back, or "
             f"{ANOTHER_RUN}"
         )
 

@@ -14,7 +14,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s server: %(message)s")
     try:
         sys.exit(serving.start(args))
-    except (FileNotFoundError, FileExistsError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         sys.exit(f"server: {error}")
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from unified_video_action.inference.continuation import Continuation
+from unified_video_action.messages import few, shown
 from unified_video_action.real.server.errors import (
     BAD_REQUEST,
     BUSY,
@@ -94,6 +95,11 @@ class Core:
         if (stuck := self._running) is not None and not stuck.future.done():
             stuck.future.set_exception(Refused(STOPPING, "the server is stopping"))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the inference thread runs."""
+        return self._thread.is_alive()
+
     # -- clients -------------------------------------------------------------------------------------------------------
 
     def open(self, name: str, lease: float | None = None, wait: Callable[[], bool] | None = None) -> Client:
@@ -148,7 +154,7 @@ class Core:
 
     def _who(self) -> str:
         now = time.monotonic()
-        who = ", ".join(f"{each.name} (for {now - each.since:.0f} s)" for each in self._clients)
+        who = few([f"{each.name} (for {now - each.since:.0f} s)" for each in self._clients])
         return f"{len(self._clients)} of {self.max_clients} clients are connected: {who}; see --max-clients and --queue"
 
     # -- work ----------------------------------------------------------------------------------------------------------
@@ -176,9 +182,9 @@ class Core:
         try:
             self._session.reset(client.slot, seed, text)
         except (ValueError, FileNotFoundError) as error:
-            log.warning("%s: %s", text, error)
-            known = "; ".join(self.description.instructions) or "none"
-            what = f"text: {text!r} cannot be encoded on the server; instructions that it knows: {known}"
+            log.warning("%s: %s", shown(text), shown(error, 300))
+            known = few(self.description.instructions, separator="; ")
+            what = f"text: {shown(text)!r} cannot be encoded on the server; instructions that it knows: {known}"
             raise Refused(BAD_REQUEST, what) from error
         client.has_episode = True
 
@@ -199,7 +205,8 @@ class Core:
         client.plans += 1
         client.used = time.monotonic()
         self.monitor.planned(infer_ms)
-        return Plan(moving_average(actions) if self.smooth else actions, infer_ms, 1e3 * (begun - asked))
+        smoothed = moving_average(actions) if self.smooth else actions
+        return Plan(smoothed, infer_ms, 1e3 * (begun - asked), client.take_notes())
 
     def _run(self) -> None:
         report = time.monotonic() + REPORT_SECONDS
@@ -232,7 +239,7 @@ class Core:
                 log.error("%s: %s", client.name, error.text)
         except Exception as error:  # whatever a policy does, the server goes on
             log.exception("the policy failed for %s", client.name)
-            what = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            what = shown(f"{type(error).__name__}: {error}".splitlines()[0], 200)
             self.monitor.failed(what)
             refused = Refused(POLICY_FAILED, f"the policy failed ({what}); the server's log says more")
         if job.future.done():  # the server was stopped meanwhile, and waited long enough
@@ -253,7 +260,7 @@ class Core:
                 for each in self._clients
             ]
             queue = len(self._ready)
-        alive = self._thread.is_alive() and not self._stopping
+        alive = self.alive and not self._stopping
         facts = {"status": "ok" if alive else "stopping", "policy": self.description.name, "queue": queue}
         return facts | {"clients": clients, "max_clients": self.max_clients} | self.monitor.facts()
 

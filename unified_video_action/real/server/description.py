@@ -16,7 +16,7 @@ from unified_video_action.poses import HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.rotations import POSE_ACTION
 from unified_video_action.spec import Horizon
-from unified_video_action.untrusted import read_checkpoint_config
+from unified_video_action.untrusted import CONFIG, read_checkpoint_config
 
 
 def describe(folder: Path) -> PolicyDescription:
@@ -29,7 +29,7 @@ def describe(folder: Path) -> PolicyDescription:
         FileNotFoundError: no such folder, or no configuration in it.
         ValueError: a configuration that does not fit together, named by its place.
     """
-    config = read_checkpoint_config(folder)
+    config = _config(folder)
     task = config["task"]
     meta = task["shape_meta"]
     horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")
@@ -51,10 +51,44 @@ def describe(folder: Path) -> PolicyDescription:
 
 
 def ranges(folder: Path, description: PolicyDescription) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Lowest and highest value (d,) of each state in the data it was trained on, where its normaliser knows them."""
-    fields = json.loads((folder / "normalizer.json").read_text())
-    known = {name: fields[name] for name in description.observations if {"min", "max"} <= fields.get(name, {}).keys()}
+    """Lowest and highest value (d,) of each state in the data it was trained on, where its normaliser knows them.
+
+    Raises:
+        FileNotFoundError: no normaliser. ValueError: it is damaged, or one of another task.
+    """
+    path = folder / "normalizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {folder}: {path.name} is missing; copy the whole folder")
+    fields = {name: _section(_json(path), path, name) for name in ("action", *_states(description))}
+    known = {name: field for name, field in fields.items() if name != "action" and {"min", "max"} <= field.keys()}
     return {name: (np.array(field["min"]), np.array(field["max"])) for name, field in known.items()}
+
+
+def _states(description: PolicyDescription) -> list[str]:
+    return [name for name, entry in description.observations.items() if entry.kind == "low_dim"]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = read_checkpoint_config(folder)
+    for place in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy", "model", "vae"):
+        _section(config, folder / CONFIG, *place.split("."))
+    return config
+
+
+def _section(data: Any, file: Path, *names: str) -> Any:
+    """What lies below these names in a file's data. Raises ValueError where there is nothing."""
+    for depth, name in enumerate(names, 1):
+        if not isinstance(data, Mapping) or name not in data:
+            raise ValueError(f"{file}: {'.'.join(names[:depth])} is missing; is it that of another project or task?")
+        data = data[name]
+    return data
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationEntry:
@@ -68,7 +102,7 @@ def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationE
 
 def _instructions(folder: Path) -> tuple[str, ...]:
     path = folder / INSTRUCTIONS
-    return tuple(json.loads(path.read_text())["features"]) if path.is_file() else ()
+    return tuple(_section(_json(path), path, "features")) if path.is_file() else ()
 
 
 def _seconds(value: Any) -> float | None:

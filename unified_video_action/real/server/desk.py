@@ -11,7 +11,9 @@ A request has a `kind` and, where the server has a key and no CURVE, that `key`.
      "actions": (n, D) or None, "weights": (n,) or None}             {"actions": (A, D), "timing": {...} in ms}
     {"kind": "close", "client": id}                                  {"ok": True}
 
-`client` is any text that is the client's own, so that it keeps its place when its connection breaks.
+The answer to a plan may also have `notes`, a list of texts for the user, such as that a state is outside of the range
+of the training data. `client` is any text that is the client's own, so that it keeps its place when its connection
+breaks.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from unified_video_action.compat.openpi_messages import pack, unpack
+from unified_video_action.messages import shown
 from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.errors import BAD_REQUEST, NO_EPISODE, POLICY_FAILED, WRONG_KEY, Refused
 from unified_video_action.real.server.keys import same
@@ -89,7 +92,7 @@ class Desk:
             raise Refused(BAD_REQUEST, f"kind: expected one of {', '.join(FIELDS)}")
         others = [name for name in message if name not in ("kind", "key", *FIELDS[kind])]
         if others:
-            raise Refused(BAD_REQUEST, f"{str(others[0])[:60]}: {kind} has only {', '.join(FIELDS[kind]) or 'a kind'}")
+            raise Refused(BAD_REQUEST, f"{shown(others[0])}: {kind} has only {', '.join(FIELDS[kind]) or 'a kind'}")
         if kind == "describe":
             return {"description": self._core.description.to_json()}
         if kind == "health":
@@ -124,7 +127,8 @@ class Desk:
         plan = done.result()
         if not isinstance(plan, Plan):
             return pack({"ok": True})
-        return pack({"actions": plan.actions, "timing": {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms}})
+        answer = {"actions": plan.actions, "timing": {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms}}
+        return pack(answer | ({"notes": list(plan.notes)} if plan.notes else {}))
 
 
 def _text(message: Mapping[str, Any], field: str) -> str:

@@ -25,27 +25,41 @@ def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool)
     """
     height, width, _ = entry.shape
     wanted = f"RGB frames of {width} x {height} pixels, uint8 or floating point in [0, 1]"
-    if not isinstance(frames, np.ndarray) or not 3 <= frames.ndim <= 4 or 3 not in (frames.shape[-1], frames.shape[-3]):
-        came = f"{frames.dtype} {frames.shape}" if isinstance(frames, np.ndarray) else f"a {type(frames).__name__}"
-        raise Refused(BAD_REQUEST, f"{name}: got {came}, expected {wanted}")
+    if not isinstance(frames, np.ndarray):
+        raise Refused(BAD_REQUEST, f"{name}: got a {type(frames).__name__}, expected an array, {wanted}")
+    if not 3 <= frames.ndim <= 4 or 3 not in (frames.shape[-1], frames.shape[-3]):
+        raise Refused(BAD_REQUEST, f"{name}: got {frames.dtype} {frames.shape}, expected {wanted}")
     if not frames.size:
         raise Refused(BAD_REQUEST, f"{name}: got no frames, expected {wanted}")
+    came = pixels(frames)
     if frames.shape[-1] != 3:
         frames = np.moveaxis(frames, -3, -1)  # (..., h, w, 3)
-    came = frames.shape[-3:-1]
     fits = came == (height, width)
-    if not fits and (not resize or not all(SMALLEST <= side <= LARGEST for side in came)):
-        raise Refused(BAD_REQUEST, f"{name}: got frames of {came[1]} x {came[0]} pixels, expected {wanted}")
+    got = f"{name}: got frames of {came[1]} x {came[0]} pixels"
+    if not fits and not resize:
+        raise Refused(BAD_REQUEST, f"{got}, expected {wanted}")
     if not fits and abs(came[0] * width - came[1] * height) > max(came[0] * width, came[1] * height) / 50:
         raise Refused(
             BAD_REQUEST,
-            f"{name}: got frames of {came[1]} x {came[0]} pixels, whose proportions are not those of {wanted}",
+            f"{got}, whose proportions are not those of {wanted}; crop them as the training data was, or pad them: "
+            f"openpi_client.image_tools.resize_with_pad(image, {height}, {width})",
+        )
+    if not fits and not all(SMALLEST <= side <= LARGEST for side in came):
+        raise Refused(
+            BAD_REQUEST,
+            f"{got}, expected {wanted}; others of the same proportions are resized if their sides have {SMALLEST} to "
+            f"{LARGEST} pixels",
         )
     frames = _bytes(name, frames, wanted)
     if fits:
         return frames
     fit = Fit((height, width), crop=False)
     return np.stack([fit(each) for each in frames.reshape(-1, *came, 3)]).reshape(*frames.shape[:-3], *entry.shape)
+
+
+def pixels(frames: np.ndarray) -> tuple[int, int]:
+    """Height and width of frames (..., h, w, 3) or (..., 3, h, w)."""
+    return frames.shape[-3:-1] if frames.shape[-1] == 3 else frames.shape[-2:]
 
 
 def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:

@@ -11,11 +11,13 @@ import torch
 
 from unified_video_action.env_runner.preparation import choose_device
 from unified_video_action.inference.session import PolicySession
+from unified_video_action.messages import shown
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.policy.build import load_policy
 from unified_video_action.real.server.core import Core, histories
 from unified_video_action.real.server.description import describe, ranges
 from unified_video_action.real.server.requests import RequestSpec
+from unified_video_action.real.server.umi_desk import require_one_hand
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +33,23 @@ def load_core(args: Namespace) -> Core:
     if args.max_clients < 1:
         raise ValueError(f"--max-clients {args.max_clients}: expected at least 1")
     description = describe(args.checkpoint)
+    if args.allow_umi_pickle:
+        require_one_hand(description)
     if args.task is not None and not description.follows_text:
         raise ValueError(f"--task {args.task!r}: {args.checkpoint} follows no instructions")
     spec = RequestSpec(description, ranges(args.checkpoint, description))
-    policy = load_policy(args.checkpoint, args.weights, choose_device(args.device))
-    if args.task is not None:
-        policy.encode_text([args.task])  # one that cannot be encoded is refused now
-    session = PolicySession(policy, args.max_clients, sampler=args.sampler, precision=args.precision)
-    _warm_up(session, spec)
+    device = choose_device(args.device)
+    try:
+        policy = load_policy(args.checkpoint, args.weights, device)
+        if args.task is not None:
+            policy.encode_text([args.task])  # one that cannot be encoded is refused now
+        session = PolicySession(policy, args.max_clients, sampler=args.sampler, precision=args.precision)
+        _warm_up(session, spec)
+    except (KeyError, TypeError, RuntimeError, ImportError) as error:  # RuntimeError: memory of the device, for one
+        what = shown(" ".join(str(error).split()), 300)
+        raise ValueError(
+            f"--checkpoint {args.checkpoint}: no plan on {device}: {type(error).__name__}: {what}"
+        ) from error
     return Core(session, spec, args.max_clients, args.smooth, args.task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +16,8 @@ from unified_video_action.real.server.errors import BAD_REQUEST, NO_EPISODE, Ref
 if TYPE_CHECKING:
     from unified_video_action.real.server.core import Core
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -23,6 +26,7 @@ class Plan:
     actions: np.ndarray  # (A, D) float32
     infer_ms: float  # encoding and planning
     wait_ms: float  # before them, for other clients
+    notes: tuple[str, ...] = ()  # what the client's user should know; each is said once
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Client:
         self.job: Job | None = None  # waiting for its turn
         self.served = False  # whether one of its jobs is being done
         self._core, self._lease = core, lease
+        self._noted: set[str] = set()
+        self._notes: list[str] = []
 
     def submit_reset(self, seed: Any = 0, text: Any = None) -> Future:
         """Start an episode; the result is None. See `reset`."""
@@ -60,9 +66,23 @@ class Client:
         spec = self._core.spec
         checked = spec.observation(observation)
         going_on = spec.continuation(actions, weights)
+        for name, text in spec.unusual(checked).items():
+            self.note(f"range of {name}", text)
         if not self.has_episode:
             raise Refused(NO_EPISODE, f"{self.name} has no episode here: reset first")
         return self._core.submit(self, lambda asked: self._core.plan(self, checked, going_on, asked))
+
+    def note(self, about: str, text: str) -> None:
+        """Say something to the log and, with the next plan, to the client; once about each thing."""
+        if about not in self._noted:
+            self._noted.add(about)
+            self._notes.append(text)
+            log.warning("%s: %s", self.name, text)
+
+    def take_notes(self) -> tuple[str, ...]:
+        """What was not said to the client yet."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
 
     def reset(self, seed: Any = 0, text: Any = None) -> None:
         """Start an episode.

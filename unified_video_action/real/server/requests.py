@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.inference.continuation import Continuation
+from unified_video_action.messages import few, shown
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.server.errors import BAD_REQUEST, Refused
 
@@ -16,7 +17,8 @@ OVERHEAD = 64 * 1024  # bytes of a message that are not arrays
 SEEDS = 2**63
 FARTHEST = 1e6  # of a state of which nothing else is known
 KIND_RANGES = {"position": 10.0, "rotation_6d": 1.01, "rotation_6d_from_start": 1.01, "gripper": 1.0}  # metres; unit
-MARGIN = 10.0  # a state may leave the range of its training data by so many times that range
+MARGIN = 2.0  # a state may leave the range of its training data by so many times that range
+UNUSUAL = 0.02  # and by this share of it without a word
 
 
 class RequestSpec:
@@ -33,7 +35,8 @@ class RequestSpec:
         self.entries = description.observations
         self.cameras = tuple(name for name, entry in self.entries.items() if entry.kind == "rgb")
         self.states = {name: entry.shape[0] for name, entry in self.entries.items() if entry.kind == "low_dim"}
-        self._bounds = {name: self._bound(name, (ranges or {}).get(name)) for name in self.states}
+        self._trained = {name: ranges[name] for name in self.states if ranges and name in ranges}
+        self._bounds = {name: self._bound(name, self._trained.get(name)) for name in self.states}
 
     @property
     def most_bytes(self) -> int:
@@ -54,9 +57,22 @@ class RequestSpec:
         others = [_name(name) for name in given if name not in self.entries]
         missing = [name for name in self.entries if name not in given]
         if others or missing:
-            came = ", ".join(_name(name) for name in list(given)[:20]) or "nothing"
-            raise _bad("observation", came, ", ".join(self.entries))
+            raise _bad("observation", few([_name(name) for name in given]), few(self.entries, 20))
         return {name: self._entry(name, given[name]) for name in self.entries}
+
+    def unusual(self, observation: Mapping[str, np.ndarray]) -> dict[str, str]:
+        """Of states that are allowed, those outside of the range of the training data -> what to say about them."""
+        said = {}
+        for name, (low, high) in self._trained.items():
+            slack = UNUSUAL * (high - low)
+            outside = _outside(observation[name], low - slack, high + slack)
+            if outside is not None:
+                column, value = outside
+                said[name] = (
+                    f"{name}: got {value:.6g} at place {column}, outside of the training data's {low[column]:.6g} to "
+                    f"{high[column]:.6g} (are the units right?)"
+                )
+        return said
 
     def continuation(self, actions: Any, weights: Any) -> Continuation | None:
         """What is left of the plan under way: (n, D) and (n,), or None and None.
@@ -121,11 +137,13 @@ class RequestSpec:
         if not np.isfinite(value).all():
             raise _bad(name, "numbers that are not finite", "numbers")
         low, high = self._bounds[name]
-        outside = (value < low) | (value > high)
-        if outside.any():
-            column = int(np.argwhere(outside)[0, -1])
-            came = f"{value[outside][0]:.6g} at place {column}"
-            raise _bad(name, came, f"{low[column]:.6g} to {high[column]:.6g} (are the units right?)")
+        if (outside := _outside(value, low, high)) is not None:
+            column, worst = outside
+            wanted = f"{low[column]:.6g} to {high[column]:.6g}"
+            if name in self._trained:
+                lowest, highest = (each[column] for each in self._trained[name])
+                wanted += f", since the training data has {lowest:.6g} to {highest:.6g}"
+            raise _bad(name, f"{worst:.6g} at place {column}", f"{wanted} (are the units right?)")
         return value.astype(np.float32)
 
     def _bound(self, name: str, trained: tuple[np.ndarray, np.ndarray] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -142,6 +160,12 @@ class RequestSpec:
         return low - margin, high + margin
 
 
+def _outside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[int, float] | None:
+    """Column and value of the first of (..., d) that is not between two bounds (d,); None: all are."""
+    outside = (values < low) | (values > high)
+    return (int(np.argwhere(outside)[0, -1]), float(values[outside][0])) if outside.any() else None
+
+
 def _what(entry: ObservationEntry) -> str:
     if entry.kind == "rgb":
         return f" ({entry.steps} RGB frames of {entry.shape[1]} x {entry.shape[0]} pixels, oldest first)"
@@ -153,7 +177,7 @@ def _bad(field: str, came: str, wanted: str) -> Refused:
 
 
 def _name(name: Any) -> str:
-    return repr(name[:60]) if isinstance(name, str | bytes) else type(name).__name__
+    return f"'{shown(name)}'" if isinstance(name, str) else _kind(name)
 
 
 def _kind(value: Any) -> str:

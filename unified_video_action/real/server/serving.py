@@ -18,27 +18,37 @@ import argparse
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from unified_video_action.compat.umi_arx import frequency
 from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.server import keys
 from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.desk import Desk
+from unified_video_action.real.server.listener import Listener, cannot_listen
 from unified_video_action.real.server.websocket_door import WebsocketDoor
 from unified_video_action.real.server.zmq_door import ZmqDoor
 
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
+LOOK_SECONDS = 1.0  # between two looks whether all parts of the server are alive
 
 
-class Door(Protocol):
+class Part(Protocol):
+    """Of the server."""
+
+    alive: bool  # whether it answers
+
+
+class Door(Part, Protocol):
     """Listens from `start` to `stop`."""
 
     port: int
@@ -79,6 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def start(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM. Main thread only.
 
+    Returns:
+        the exit status: 1 where a part of the server died.
+
     Raises:
         ValueError, FileNotFoundError, FileExistsError: a mistake in the options, or in what they name.
     """
@@ -88,9 +101,15 @@ def start(args: argparse.Namespace) -> int:
         return 0
     if not args.checkpoint:
         raise ValueError("--checkpoint DIR is needed: what is to be served?")
+    if args.checkpoint.is_file():
+        raise ValueError(
+            f"--checkpoint {args.checkpoint} is a file, expected a checkpoint's folder; scripts/convert_checkpoint.py "
+            "makes one of a published file"
+        )
     if not args.checkpoint.is_dir():
-        raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such folder")
-    access = Access.of(args)  # before time is spent on loading
+        raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such folder; a run has checkpoints/latest")
+    access = Access.of(args)  # before time is spent on loading, as are the other options
+    check(args, access)
     if args.ready_file:
         args.ready_file.unlink(missing_ok=True)
     from unified_video_action.real.server.loading import load_core
@@ -98,20 +117,54 @@ def start(args: argparse.Namespace) -> int:
     try:
         with until_stopped(args.with_parent) as wait, ExitStack() as stack:
             core = stack.enter_context(load_core(args))
-            ports = {}
+            ports, parts = {}, {"inference": core}
             for name, door in doors(core, args, access).items():
                 door.start()
                 stack.callback(door.stop)
-                ports[name] = door.port
+                ports[name], parts[f"{name} door"] = door.port, door
                 log.info("%s: port %d at %s", name, door.port, LOOPBACK if name == "umi" else access.address)
             if args.ready_file:
                 write_ready(args.ready_file, ports, core.description)
             log.info("serving %s; Ctrl-C ends", core.description.name)
-            wait()
-            log.info("stopping")
+            died = wait(parts)
+            if died is None:
+                log.info("stopping")
+            else:
+                log.error("the %s died: the server ends; what is above in this log may say why", died)
+                return 1
     except KeyboardInterrupt:  # before it served
         return 130
     return 0
+
+
+def check(args: argparse.Namespace, access: Access) -> None:
+    """Of the options what needs no checkpoint: numbers, ports, folders of files that will be written.
+
+    Raises:
+        ValueError: one makes no sense, or a port is taken. FileNotFoundError: a folder that is not there.
+    """
+    if not 0 < args.lease < float("inf"):
+        raise ValueError(f"--lease {args.lease:g}: expected a number of seconds above 0")
+    if args.query_steps is not None and args.query_steps < 1:
+        raise ValueError(f"--query-steps {args.query_steps}: expected at least 1 control step")
+    if args.max_clients < 1:
+        raise ValueError(f"--max-clients {args.max_clients}: expected at least 1")
+    for option, file in (("--umi-client-yaml", args.umi_client_yaml), ("--ready-file", args.ready_file)):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"{option} {file}: no folder {file.absolute().parent}; make it first")
+        if file is not None and file.is_dir():
+            raise ValueError(f"{option} {file} is a folder, expected a file's name")
+    umi = LOOPBACK if args.allow_umi_pickle else None
+    for option, address, port in (
+        ("--port", None if args.no_websocket else access.address, args.port),
+        ("--zmq-port", None if args.no_zmq else access.address, args.zmq_port),
+        ("--umi-port", umi, args.umi_port),
+    ):
+        if address is not None:
+            try:
+                Listener(address, port, 1).close()
+            except (OSError, OverflowError) as error:
+                raise ValueError(cannot_listen(address, port, option, error)) from error
 
 
 @dataclass(frozen=True)
@@ -166,6 +219,8 @@ def doors(core: Core, args: argparse.Namespace, access: Access) -> dict[str, Doo
 
             umi = UmiDesk(core)
             made["umi"] = ZmqDoor(umi, LOOPBACK, args.umi_port, "--umi-port")
+            if core.description.step_seconds is not None:
+                log.info("run umi-arx's client with %s", frequency(core.description.step_seconds))
             if args.umi_client_yaml:
                 args.umi_client_yaml.write_text(umi.client_yaml())
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)
@@ -177,17 +232,21 @@ def doors(core: Core, args: argparse.Namespace, access: Access) -> dict[str, Doo
 
 
 @contextmanager
-def until_stopped(with_parent: bool) -> Iterator[Callable[[], None]]:
-    """What waits for Ctrl-C or SIGTERM, or, for a child, for the end of its parent. Main thread only."""
+def until_stopped(with_parent: bool) -> Iterator[Callable[[Mapping[str, Part]], str | None]]:
+    """What waits for Ctrl-C or SIGTERM, or, for a child, for the end of its parent; or for that of one of the server's
+    parts, whose name it returns. Main thread only."""
     bell, button = socket.socketpair()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if with_parent:
         threading.Thread(target=_watch_parent, name="parent", daemon=True).start()
 
-    def wait() -> None:
+    def wait(parts: Mapping[str, Part]) -> str | None:
         for number in before:
             signal.signal(number, lambda *_: button.send(b"!"))
-        bell.recv(1)
+        while not select.select([bell], [], [], LOOK_SECONDS)[0]:
+            if died := [name for name, part in parts.items() if not part.alive]:
+                return died[0]
+        return None
 
     try:
         yield wait

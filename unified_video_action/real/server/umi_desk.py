@@ -6,6 +6,7 @@ Its histories have one entry per control step, or just those that the policy rea
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -14,10 +15,12 @@ import numpy as np
 
 from unified_video_action.compat import plain_pickle, umi_arx
 from unified_video_action.poses import KINDS
+from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.server.core import Core
 from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED, Refused
 from unified_video_action.real.server.frames import as_trained
 from unified_video_action.real.server.place import Client
+from unified_video_action.real.server.rate import RateWatch
 from unified_video_action.real.server.requests import OVERHEAD
 from unified_video_action.real.server.window import picked
 
@@ -35,14 +38,9 @@ class UmiDesk:
     """
 
     def __init__(self, core: Core) -> None:
-        description = core.description
-        if description.hand is None or len(core.spec.cameras) != 1:
-            raise ValueError(
-                f"--allow-umi-pickle: {description.name} does not move one hand with one camera; its configuration has "
-                "no task.hand, or more than one rgb observation"
-            )
-        self._core, self._hand = core, description.hand
-        self._clients: dict[bytes, tuple[Client, str | None]] = {}  # by connection, with the instruction
+        require_one_hand(core.description)
+        self._core, self._hand = core, core.description.hand
+        self._clients: dict[bytes, tuple[Client, str | None, RateWatch]] = {}  # by connection, with the instruction
 
     @property
     def most_bytes(self) -> int:
@@ -67,6 +65,7 @@ class UmiDesk:
             (self._hand.relative_states, self._hand.relative_actions),
             self._steps,
             description.horizon.actions,
+            description.step_seconds,
         )
 
     def handle(self, identity: bytes, data: bytes | memoryview, reply: Reply) -> None:
@@ -74,12 +73,17 @@ class UmiDesk:
         try:
             message = self._read(data)
             observation = self._observation(message)
-            client = self._client(identity, self._instruction(message))
+            step = self._step_seconds(message)
+            client, rate = self._client(identity, self._instruction(message))
+            actions = self._core.description.horizon.actions
+            said = rate.asked(time.monotonic(), 1, actions) if step is None else rate.judge(step)
+            if said:
+                client.note("rate", f"{said} (its option -f)")
             plan = client.submit_plan(observation)
         except Refused as error:
             reply(self.refuse(error))
             return
-        plan.add_done_callback(lambda done: reply(self._finish(done)))
+        plan.add_done_callback(lambda done: (rate.answered(time.monotonic()), reply(self._finish(done))))
 
     def refuse(self, error: Refused) -> bytes:
         log.warning("UMI client: %s", error.text)
@@ -123,20 +127,42 @@ class UmiDesk:
         except ValueError as error:
             raise Refused(BAD_REQUEST, str(error)) from error
 
-    def _client(self, identity: bytes, text: str | None) -> Client:
+    def _step_seconds(self, message: Mapping[str, Any]) -> float | None:
+        """The length of a control step, by the times of the observations where the client sends them."""
+        stamps, frames = message.get(umi_arx.TIMESTAMP), message[umi_arx.CAMERA]
+        if stamps is None:
+            return None
+        fits = isinstance(stamps, np.ndarray) and stamps.dtype.kind == "f" and stamps.shape == frames.shape[:1]
+        if not fits or len(stamps) < 2 or not (np.diff(stamps) > 0).all():
+            raise Refused(
+                BAD_REQUEST, f"{umi_arx.TIMESTAMP}: expected the growing times in seconds of {len(frames)} frames"
+            )
+        horizon = self._core.description.horizon
+        return float(np.median(np.diff(stamps))) / (horizon.stride if len(stamps) == horizon.history else 1)
+
+    def _client(self, identity: bytes, text: str | None) -> tuple[Client, RateWatch]:
         """The client of a connection, with an episode for this instruction; the place and the episode are made."""
         self._clients = {known: entry for known, entry in self._clients.items() if not entry[0].closed}
-        client, before = self._clients.get(identity, (None, None))
+        client, before, rate = self._clients.get(identity, (None, None, None))
         if client is None:
-            client = self._core.open("UMI client", LEASE)
+            client, rate = self._core.open("UMI client", LEASE), RateWatch(self._core.description.step_seconds)
         elif client.has_episode and text == before:
-            return client
-        self._clients[identity] = client, text
+            return client, rate
+        self._clients[identity] = client, text, rate
         client.reset(0, text)  # soon done: the instruction is encoded, the policy is not asked
-        return client
+        return client, rate
 
     def _finish(self, done: Future) -> bytes:
         error = done.exception()
         if error is not None:
             return self.refuse(error if isinstance(error, Refused) else Refused(POLICY_FAILED, type(error).__name__))
         return plain_pickle.write(done.result().actions)
+
+
+def require_one_hand(description: PolicyDescription) -> None:
+    """Raises ValueError for a policy that umi-arx's client cannot use."""
+    if description.hand is None or [entry.kind for entry in description.observations.values()].count("rgb") != 1:
+        raise ValueError(
+            f"--allow-umi-pickle: {description.name} does not move one hand with one camera; its configuration has "
+            "no task.hand, or more than one rgb observation"
+        )

@@ -29,13 +29,15 @@ class Window:
         """Whether a step is not after the newest one, as at the start of another episode."""
         return step is not None and bool(self._seen) and step <= self._seen[-1][0]
 
-    def add(self, observation: Mapping[str, np.ndarray], step: int | None = None) -> None:
-        """Entry -> (*shape), seen at a control step."""
+    def add(self, observation: Mapping[str, np.ndarray], step: int | None = None) -> int:
+        """Entry -> (*shape), seen at a control step; returns how many steps after the one before, 0 for the first."""
+        before = self._seen[-1][0] if self._seen else None
         if step is None:
-            step = self._seen[-1][0] + self._query_steps if self._seen else 0
+            step = 0 if before is None else before + self._query_steps
         self._seen.append((step, observation))
         while len(self._seen) > 1 and self._seen[1][0] <= step + self._offsets[0]:
             self._seen.popleft()  # the next one is old enough for the oldest frame of every plan to come
+        return 0 if before is None else step - before
 
     def history(self) -> dict[str, np.ndarray]:
         """Entry -> (steps, *shape): for every time of the history the newest observation that is not newer than it;

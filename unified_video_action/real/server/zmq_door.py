@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Protocol
 
 import zmq
 
 from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED, Refused
+from unified_video_action.real.server.inflow import LOOK_SECONDS, Inflow
 from unified_video_action.real.server.keys import ServerCurve
+from unified_video_action.real.server.listener import cannot_listen
 
 log = logging.getLogger(__name__)
 WAITING = 4  # messages of one connection that are kept until they are read
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one gets an answer
+FRAMES = 3  # of a good message, with the identity in front
+HANDSHAKE_MS = 10_000
 LINGER_MS = 200  # for the last answers to leave
 STOP_SECONDS = 10.0
 
@@ -57,7 +63,9 @@ class ZmqDoor:
         self._socket.rcvhwm = self._socket.sndhwm = WAITING
         self._socket.linger = LINGER_MS
         self._socket.heartbeat_ivl, self._socket.heartbeat_timeout = 5000, 15000  # connections of the dead are closed
+        self._socket.handshake_ivl = HANDSHAKE_MS
         self._socket.ipv6 = ":" in address
+        self._inflow = Inflow(self._socket, (CLEAR + 1) * requests.most_bytes)
         if curve:
             curve.secure(self._socket)
         self._answers: deque[list[bytes]] = deque()
@@ -69,8 +77,12 @@ class ZmqDoor:
             self._socket.bind(f"tcp://{f'[{address}]' if ':' in address else address}:{port or '*'}")
         except zmq.ZMQError as error:
             self._close()
-            raise ValueError(f"port {port} at {address}: {error.strerror}; choose another with {option}") from error
+            raise ValueError(cannot_listen(address, port, option, error)) from error
         self.port = int(self._socket.last_endpoint.decode().rsplit(":", 1)[1])
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and (self._guard is None or self._guard.is_alive())
 
     def start(self) -> None:
         self._thread.start()
@@ -85,6 +97,7 @@ class ZmqDoor:
     def _close(self) -> None:
         if self._guard:
             self._guard.stop()
+        self._socket.disable_monitor()
         self._socket.close()
         self._context.destroy()
         self._bell.close()
@@ -94,21 +107,41 @@ class ZmqDoor:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._bell, zmq.POLLIN)
+        poller.register(self._inflow.events, zmq.POLLIN)
+        look = time.monotonic()
         while not self._stopping:
-            ready = dict(poller.poll())
+            ready = dict(poller.poll(1e3 * LOOK_SECONDS if self._inflow.watches else None))
             if self._bell.fileno() in ready:
                 self._bell.recv(4096)
+            if self._inflow.events in ready:
+                self._inflow.take_event()
             if self._socket in ready:
-                self._receive(self._socket.recv_multipart(copy=False))
+                self._receive(*self._message())
             self._send_answers()
+            if time.monotonic() - look > LOOK_SECONDS:
+                self._inflow.look()
+                look = time.monotonic()
         self._send_answers()
 
-    def _receive(self, frames: list[zmq.Frame]) -> None:
+    def _message(self) -> tuple[list[zmq.Frame], int]:
+        """The first frames of a message, and how many it has."""
+        frames = [self._socket.recv(copy=False)]
+        count, newest = 1, frames[0]
+        while newest.more:
+            newest = self._socket.recv(copy=False)
+            count += 1
+            if count <= FRAMES:
+                frames.append(newest)
+        with suppress(zmq.ZMQError):  # a client as old as ZMTP 1, which does not say
+            self._inflow.completed(newest.get(zmq.SRCFD))
+        return frames, count
+
+    def _receive(self, frames: list[zmq.Frame], count: int) -> None:
         """A REQ socket sends [empty, body], after the identity that ROUTER puts in front."""
         identity = frames[0].bytes
         answer = partial(self._answer, identity)
-        if len(frames) != 3 or len(frames[1]):
-            error = Refused(BAD_REQUEST, f"{len(frames) - 1} frames: expected an empty one and a message")
+        if count != FRAMES or len(frames[1]):
+            error = Refused(BAD_REQUEST, f"{count - 1} frames: expected an empty one and a message")
             answer(self._requests.refuse(error))
             return
         try:

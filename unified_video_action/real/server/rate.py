@@ -1,0 +1,67 @@
+"""Whether a client's control steps last as long as those of the data that a policy was trained on."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+TOLERANCE = 1.25  # by which a step may be longer or shorter
+INTERVALS = 10  # between requests, whose median counts
+
+
+class RateWatch:
+    """Measures control steps by the clock.
+
+    A robot may rest while it waits for a plan, or go on: a step lasts at least the time from an answer to the next
+    request, and at most the time from one request to the next, by the number of steps between them.
+
+    Args:
+        step_seconds: of the training data; None: not known, and nothing is measured.
+    """
+
+    def __init__(self, step_seconds: float | None) -> None:
+        self._trained = step_seconds
+        self._intervals: deque[tuple[float, float]] = deque(maxlen=INTERVALS)  # shortest and longest step, seconds
+        self._asked = self._answered = 0.0
+
+    def clear(self) -> None:
+        """An episode begins."""
+        self._intervals.clear()
+        self._asked = 0.0
+
+    def asked(self, now: float, fewest: int, most: int) -> str | None:
+        """A request came, `fewest` to `most` control steps after the one before; what is to be said of it, if anything.
+
+        Args:
+            now: seconds of a steady clock.
+        """
+        if self._asked and self._trained is not None:
+            self._intervals.append(((now - self._answered) / most, (now - self._asked) / fewest))
+        self._asked = self._answered = now
+        if len(self._intervals) < INTERVALS:
+            return None
+        shortest, longest = np.median(np.array(self._intervals), axis=0)
+        return self.judge(shortest, "no more than ") or self.judge(longest, "no less than ")
+
+    def answered(self, now: float) -> None:
+        self._answered = now
+
+    def judge(self, seconds: float, bound: str = "") -> str | None:
+        """What is to be said of control steps of that length, if anything.
+
+        Args:
+            bound: "no more than " where they may be longer, so that their rate is no more than what is said.
+        """
+        if self._trained is None or not seconds > 0:
+            return None
+        ratio = seconds / self._trained
+        slow, fast = ratio > TOLERANCE, ratio < 1 / TOLERANCE
+        if not (slow and bound != "no less than ") and not (fast and bound != "no more than "):
+            return None
+        times = f"stretched {ratio:.3g} times" if ratio > 1 else f"squeezed to {ratio:.2g} of their length"
+        rate = f"{1 / self._trained:.3g} Hz"
+        return (
+            f"control steps come at {bound}{1 / seconds:.3g} Hz, those of the training data at {rate}: history and "
+            f"actions are {times}; run the client at {rate}"
+        )
