@@ -248,3 +248,5 @@ def test_a_server_that_is_killed_and_comes_back(server: Server) -> None:
     finally:
         if planner is not None:
             planner.close()
+
+

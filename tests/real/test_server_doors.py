@@ -340,6 +340,17 @@ def test_umis_client_gets_plans(steps: int) -> None:
     np.testing.assert_allclose(actions[0, :3], message["robot0_eef_pos"][-1], rtol=1e-6)
 
 
+def test_a_umi_client_that_was_restarted_is_let_in_at_once() -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, session), open_doors(core, "--allow-umi-pickle") as ports:
+        for _ in range(10):
+            with umi_client(ports["umi"]) as client:
+                client.send_pyobj(message)
+                assert client.recv_pyobj().shape == (16, 10)
+        assert len(session.resets) == 10
+        until(lambda: not core.health()["clients"], "the place becomes free")
+
+
 def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCaptureFixture) -> None:
     message, _ = umi_message()
     with instant_core(instruction=TEXT) as (core, _), open_doors(core, "--allow-umi-pickle") as ports:

@@ -69,6 +69,9 @@ class Desk:
         else:
             reply(pack(answer))
 
+    def left(self, identity: bytes) -> None:
+        """A client keeps its place: it may come back through another connection."""
+
     def refuse(self, error: Refused) -> bytes:
         self._core.monitor.refused(str(error))
         return pack({"error": error.text, "code": error.code})

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import zmq
@@ -32,24 +33,29 @@ class Inflow:
         self.events = server.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED)
         self._server, self._most = server, most
         self._received: dict[int, tuple[int, int]] = {}  # file -> bytes at the last look, and at the last message
+        self._identities: dict[int, bytes] = {}  # of those that sent a message
 
     @property
     def watches(self) -> bool:
         """Whether there is a connection to look at."""
         return bool(self._received)
 
-    def take_event(self) -> None:
-        """A connection came or went."""
-        event = recv_monitor_message(self.events)
-        if event["event"] == zmq.EVENT_ACCEPTED:
-            self._received[event["value"]] = 0, 0
-        else:
-            self._received.pop(event["value"], None)
+    def ended(self) -> Iterator[bytes]:
+        """Take note of connections that came and went; the identities of those that went."""
+        while self.events.poll(0):
+            event = recv_monitor_message(self.events)
+            file = event["value"]
+            self._received.pop(file, None)
+            if (identity := self._identities.pop(file, None)) is not None:
+                yield identity
+            if event["event"] == zmq.EVENT_ACCEPTED:
+                self._received[file] = 0, 0
 
-    def completed(self, file: int) -> None:
+    def completed(self, file: int, identity: bytes) -> None:
         """A whole message came through that file."""
         if file in self._received:
             self._received[file] = (self._bytes(file),) * 2
+            self._identities[file] = identity
 
     def look(self) -> None:
         """End what has gone too far."""
@@ -73,6 +79,8 @@ class Inflow:
     def _end(self, file: int) -> None:
         self._received.pop(file, None)
         with suppress(OSError), closing(self._open(file)) as connection:
+            reset = struct.pack("ii", 1, 0)  # when libzmq, which reads the end now, closes it
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
             connection.shutdown(socket.SHUT_RDWR)
 
     def _open(self, file: int) -> socket.socket:

@@ -85,6 +85,11 @@ class UmiDesk:
             return
         plan.add_done_callback(lambda done: (rate.answered(time.monotonic()), reply(self._finish(done))))
 
+    def left(self, identity: bytes) -> None:
+        """The client of that connection is gone, and a restarted one is another."""
+        if identity in self._clients:
+            self._clients.pop(identity)[0].close()
+
     def refuse(self, error: Refused) -> bytes:
         log.warning("UMI client: %s", error.text)
         self._core.monitor.refused(str(error))

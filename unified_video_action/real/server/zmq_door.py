@@ -39,6 +39,9 @@ class Requests(Protocol):
     def refuse(self, error: Refused) -> bytes:
         """The answer to what is no message."""
 
+    def left(self, identity: bytes) -> None:
+        """The connection of that name was closed."""
+
 
 class ZmqDoor:
     """Listens from `start` to `stop`, in one thread.
@@ -113,8 +116,8 @@ class ZmqDoor:
             ready = dict(poller.poll(1e3 * LOOK_SECONDS if self._inflow.watches else None))
             if self._bell.fileno() in ready:
                 self._bell.recv(4096)
-            if self._inflow.events in ready:
-                self._inflow.take_event()
+            for identity in self._inflow.ended():
+                self._requests.left(identity)
             if self._socket in ready:
                 self._receive(*self._message())
             self._send_answers()
@@ -133,7 +136,7 @@ class ZmqDoor:
             if count <= FRAMES:
                 frames.append(newest)
         with suppress(zmq.ZMQError):  # a client as old as ZMTP 1, which does not say
-            self._inflow.completed(newest.get(zmq.SRCFD))
+            self._inflow.completed(newest.get(zmq.SRCFD), frames[0].bytes)
         return frames, count
 
     def _receive(self, frames: list[zmq.Frame], count: int) -> None:
