@@ -40,9 +40,7 @@ def test_a_minute_in_real_time(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         )
         planner.delay = 0.06
         watched(setup.arm, sent, reached)
-        control = Control(
-            setup, planner, limits, settings, recorder, on_ready=lambda: control.requests.put("start")
-        )
+        control = Control(setup, planner, limits, settings, recorder, on_ready=lambda: control.requests.put("start"))
 
         def seen() -> float:
             return control.observer.newest_frames()[0]

@@ -248,5 +248,3 @@ def test_a_server_that_is_killed_and_comes_back(server: Server) -> None:
     finally:
         if planner is not None:
             planner.close()
-
-
