@@ -158,8 +158,8 @@ def test_pictures_can_be_disturbed(checkpoint: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_simulator_without_disturbances_says_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
-    toy = "task.env._target_=unified_video_action.env_runner.episode.Episode"  # any class that knows none
-    with pytest.raises(SystemExit, match=r"task\.env\.disturbance: Episode has no such field"):
+    toy = "task.env._target_=unified_video_action.env.block_push.env.BlockPushEnv"  # knows none
+    with pytest.raises(SystemExit, match=r"task\.env\.disturbance: BlockPushEnv has no such field"):
         call(monkeypatch, "--checkpoint", checkpoint, "--disturbance", "goal", "--set", toy)
 
 

@@ -74,7 +74,7 @@ def test_mistakes_end_with_one_line_that_names_them(tmp_path, arguments, message
 def test_a_sweep_in_a_folder_that_is_given(tmp_path, pusht_store):
     options = [*FAST, f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}/cache", "training.steps=1"]
     options += ["trainer.validate_every=null", "trainer.sheet_every=null"]
-    done = train(*options, "--multirun", "seed=1,2", "output_dir=mine/${name}", folder=tmp_path)
+    done = train("--multirun", *options, "seed=1,2", "output_dir=mine/${name}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     for number in "01":
         assert (tmp_path / "mine" / "uva_pusht_mini" / number / "checkpoints" / "latest").is_dir()

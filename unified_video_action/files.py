@@ -13,7 +13,7 @@ from unified_video_action.messages import few
 log = logging.getLogger(__name__)
 
 HEAD = 512  # bytes that are enough to tell what a file is
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs"
 MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")  # HTML, or a file server's error in XML
 
 
@@ -47,15 +47,15 @@ def find_files(
     return found
 
 
-def mistaken(head: bytes) -> str | None:
-    """What the first bytes of a file say that it is in place of data, and what to do; None for anything else."""
+def mistaken(head: bytes, kind: str) -> str | None:
+    """What the first bytes of a file say that it is in place of that kind of data, and what to do; None: nothing."""
     if not head:
-        return "is empty; was the download, or the disk's space, cut short? Fetch it again"
+        return f"is empty, expected a {kind}; fetch it again"
     if head.startswith(LFS_POINTER):
-        return "is a Git LFS pointer, not the file that it points to; run `git lfs pull` in its repository"
+        return f"is a Git LFS pointer, not the {kind} itself; run `git lfs pull` in its repository"
     if MARKUP.match(head):
         return (
-            "is a web page, not the file; download the file itself again, by its direct link, after logging in, or by "
+            f"is a web page, not a {kind}; download the file itself again, by its direct link, after logging in, or by "
             "the site's own command (gdown, huggingface-cli download)"
         )
     return None
@@ -64,7 +64,7 @@ def mistaken(head: bytes) -> str | None:
 def require_data(path: Path) -> None:
     """Raise ValueError for a file that is something to read in place of data."""
     with path.open("rb") as file:
-        if said := mistaken(file.read(HEAD)):
+        if said := mistaken(file.read(HEAD), "file of weights"):
             raise ValueError(f"{path}: {said}")
 
 
@@ -77,6 +77,6 @@ def unreadable(path: str | Path, kind: str, error: Exception) -> str:
     """
     if os.path.isfile(path) and os.access(path, os.R_OK):
         with open(path, "rb") as file:
-            if said := mistaken(file.read(HEAD)):
+            if said := mistaken(file.read(HEAD), kind):
                 return f"{path}: {said}"
     return f"{path}: not a readable {kind} ({error}); it may be truncated, fetch it again"

@@ -10,6 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unified_video_action.messages import shown
+
 MOST_BYTES = 1_000_000
 DEEPEST = 32  # levels of nesting; the deepest configuration of this project has 8
 CONFIG = "config.yaml"
@@ -51,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         _check_nesting(text, path)
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is no YAML: {str(error)[:500]}") from error
+        raise ValueError(f"{path} is no YAML: {shown(' '.join(str(error).split()), 500)}") from error
     for where, value in leaves(content):
         if isinstance(value, str) and "${" in value:
             raise ValueError(f"{path}: {where}: {value[:200]!r} is an interpolation, which a checkpoint may not have")

@@ -223,6 +223,10 @@ def test_connections_that_say_nothing_do_not_end_the_server(files: int, door: st
         if door == "websocket":  # the zmq door has all files: nobody can be let in
             assert healthy(websocket)
         else:
+            end = time.monotonic() + SECONDS
+            while len(os.listdir(f"/proc/{server.pid}/fd")) < files:
+                assert time.monotonic() < end
+                time.sleep(0.05)
             silent.append(raw(websocket))
             time.sleep(1)
         for each in silent:

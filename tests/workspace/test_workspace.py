@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from unified_video_action.compat.checkpoint_files import listed
 from unified_video_action.dataset.zarr_store import StoreError
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.policy.build import load_policy
@@ -185,8 +186,11 @@ def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(tmp_path, c
     path = tmp_path / "run" / "checkpoints" / "latest" / "normalizer.json"
     fields = json.loads(path.read_text())
     fields["action"]["scale"] = [0.125, 0.25]
-    text = json.dumps(fields, indent=1)
-    path.write_text(text + " " * (path.stat().st_size - len(text)))  # of the size that the checkpoint lists
+    path.write_text(json.dumps(fields))
+    state = path.with_name("trainer_state.json")
+    listing = {**json.loads(state.read_text()), "files": listed(path.parent)}
+    del listing["files"][state.name]
+    state.write_text(json.dumps(listing))
     moved = copied(pusht_store, tmp_path / "moved" / "demos.zarr")
     again = TrainUnifiedVideoActionWorkspace(config("run", *SHORT, f"task.dataset.paths={moved}"))
     assert again.normalizer.scale("action").tolist() == [0.125, 0.25]
