@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from random import Random
 
+import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -48,6 +49,7 @@ def run_and_kill(config: DictConfig, more: int | None, seconds: float) -> int:
     return process.exitcode
 
 
+@pytest.mark.timeout(count(300, 3600))
 def test_killed_runs_end_with_the_same_weights(tmp_path, pusht_store):
     kills, steps = count(3, 100), count(18, 500)
     fixed = ["trainer.checkpoint_every=1", "trainer.validate_every=null", f"training.steps={steps}"]
