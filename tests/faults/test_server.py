@@ -21,6 +21,7 @@ from websockets.sync.client import connect
 
 from tests.real import fuzzing
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, open_doors
+from tests.real.test_server_fuzzing import openpi_messages, umi_messages
 from unified_video_action.compat import plain_pickle
 from unified_video_action.compat.openpi_messages import pack, unpack
 
@@ -38,20 +39,6 @@ def zmq_messages() -> list[dict[str, Any]]:
     plan = {"kind": "plan", "client": "a", "observation": observe(DESCRIPTION)}
     reset = {"kind": "reset", "client": "a", "name": "robot", "seed": 1, "text": TEXT}
     return [plan, reset, {"kind": "describe"}, {"kind": "health"}, {"kind": "close", "client": "a"}]
-
-
-def openpi_messages() -> list[dict[str, Any]]:
-    whole = observe(DESCRIPTION)
-    single = {name: value[-1] for name, value in whole.items()} | {"prompt": TEXT}
-    own = {"observation/image": np.zeros((SIZE, SIZE, 3), np.uint8), "observation/state": np.zeros(16), "prompt": TEXT}
-    return [single, single | {"step": 5}, whole | {"prompt": TEXT}, own]
-
-
-def umi_messages() -> list[dict[str, Any]]:
-    whole = observe(DESCRIPTION)
-    frames = np.moveaxis(whole["camera0_rgb"].astype(np.float32) / 255, -1, 1)
-    message = {name: value.astype(np.float64) for name, value in whole.items()} | {"camera0_rgb": frames}
-    return [message, message | {"task_name": "cup"}]
 
 
 def is_right(actions: np.ndarray) -> bool:

@@ -181,6 +181,17 @@ def copied(store: Path, place: Path) -> Path:
     return Path(shutil.copytree(store, place, copy_function=shutil.copyfile))  # with new times
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_ends_before_anything_is_built(tmp_path, config):
+    TrainUnifiedVideoActionWorkspace(config("run", *SHORT)).run()
+    weights = tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: step_.*model.safetensors is damaged"):
+        TrainUnifiedVideoActionWorkspace(config("run", *SHORT, f"data.cache_dir={tmp_path / 'new'}"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(tmp_path, config, pusht_store):
     TrainUnifiedVideoActionWorkspace(config("run", *SHORT)).run()
     path = tmp_path / "run" / "checkpoints" / "latest" / "normalizer.json"

@@ -31,7 +31,7 @@ def read_json(path: Path) -> Any:
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} is damaged and cannot be read: {error}") from error
 
 
 def listed(folder: Path) -> dict[str, dict[str, int | str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
@@ -103,11 +103,7 @@ class JpegXlCodec(Codec):
     def decode(self, buf: Any, out: Any = None) -> np.ndarray:
         from imagecodecs import JpegxlError, jpegxl_decode
 
-        try:
-            image = jpegxl_decode(bytes(buf), numthreads=1)
-        except (JpegxlError, ValueError) as error:
-            raise ValueError(f"a chunk: {len(buf)} bytes that are no readable JPEG XL ({error})") from error
-        return _handed_over(image, out)
+        return _handed_over(_decoded(jpegxl_decode, JpegxlError, buf, "JPEG XL"), out)
 
 
 class Jpeg2kCodec(Codec):
@@ -140,11 +136,14 @@ class Jpeg2kCodec(Codec):
     def decode(self, buf: Any, out: Any = None) -> np.ndarray:
         from imagecodecs import Jpeg2kError, jpeg2k_decode
 
-        try:
-            image = jpeg2k_decode(bytes(buf), numthreads=1)
-        except (Jpeg2kError, ValueError) as error:
-            raise ValueError(f"a chunk: {len(buf)} bytes that are no readable JPEG 2000 ({error})") from error
-        return _handed_over(image, out)
+        return _handed_over(_decoded(jpeg2k_decode, Jpeg2kError, buf, "JPEG 2000"), out)
+
+
+def _decoded(decode: Callable[..., np.ndarray], damage: type[Exception], buf: Any, kind: str) -> np.ndarray:
+    try:
+        return decode(bytes(buf), numthreads=1)
+    except (damage, ValueError) as error:
+        raise ValueError(f"a chunk: {len(buf)} bytes that are no readable {kind} ({error})") from error
 
 
 def register_jpeg() -> None:

@@ -34,7 +34,7 @@ from unified_video_action.text.clip import ClipText
 from unified_video_action.untrusted import read_checkpoint_config
 from unified_video_action.vae.base import FrameCodec
 from unified_video_action.workspace.accelerator import build_accelerator
-from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights
+from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights, newest
 from unified_video_action.workspace.lock import locked
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
@@ -81,12 +81,12 @@ class TrainUnifiedVideoActionWorkspace:
             torch.manual_seed(self.config["seed"])
             codec = instantiate(self.config["vae"], FrameCodec, "vae").to(self.accelerator.device)
             self.data = fingerprints(self.dataset.tables)
-            begun = checkpoints(self.output_dir / "checkpoints") if self.trainer.resume else []
+            begun = newest(self.output_dir / "checkpoints") if self.trainer.resume else None
             if begun:  # before hours may be spent on caches
-                require_same_data(begun[-1], self.data)
+                require_same_data(begun, self.data)
             open_frames(self.dataset, data, codec, progress=main)
             text = self._open_text()
-        self.normalizer = self._normalizer(data, policy, begun[-1] if begun else None)
+        self.normalizer = self._normalizer(data, policy, begun)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, codec, text)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from unified_video_action.compat.checkpoint_files import read_json
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.policy.build import INSTRUCTIONS, observation_spec
 from unified_video_action.policy.config import PolicyConfig
@@ -59,7 +59,7 @@ def ranges(folder: Path, description: PolicyDescription) -> dict[str, tuple[np.n
     path = folder / "normalizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {folder}: {path.name} is missing; copy the whole folder")
-    fields = {name: _section(_json(path), path, name) for name in ("action", *_states(description))}
+    fields = {name: _section(read_json(path), path, name) for name in ("action", *_states(description))}
     known = {name: field for name, field in fields.items() if name != "action" and {"min", "max"} <= field.keys()}
     return {name: (np.array(field["min"]), np.array(field["max"])) for name, field in known.items()}
 
@@ -84,13 +84,6 @@ def _section(data: Any, file: Path, *names: str) -> Any:
     return data
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
 def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationEntry:
     shape = tuple(int(side) for side in meta["shape"])
     if meta["type"] == "rgb":
@@ -102,7 +95,7 @@ def _entry(name: str, meta: Mapping[str, Any], horizon: Horizon) -> ObservationE
 
 def _instructions(folder: Path) -> tuple[str, ...]:
     path = folder / INSTRUCTIONS
-    return tuple(_section(_json(path), path, "features")) if path.is_file() else ()
+    return tuple(_section(read_json(path), path, "features")) if path.is_file() else ()
 
 
 def _seconds(value: Any) -> float | None:
