@@ -10,6 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unified_video_action.compat.old_checkpoints import upgrade_config
 from unified_video_action.messages import shown
 
 MOST_BYTES = 1_000_000
@@ -18,7 +19,7 @@ CONFIG = "config.yaml"
 
 
 def read_checkpoint_config(folder: Path) -> dict[str, Any]:
-    """The configuration that a checkpoint folder holds, as it is written there: nothing is resolved.
+    """The configuration that a checkpoint folder holds, under today's keys; nothing is resolved.
 
     Raises:
         FileNotFoundError: no such folder, or no config.yaml in it.
@@ -34,7 +35,7 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"checkpoint {folder}: {f'{CONFIG} is missing' if folder.is_dir() else 'no such folder'}"
         )
-    return read_yaml(path)
+    return upgrade_config(read_yaml(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from unified_video_action.dataset.pose_windows import HAND_STATES
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.poses import KINDS, HandSpec
-from unified_video_action.spec import Horizon
-from unified_video_action.vae.base import FrameCodec
+from unified_video_action.spec import TaskSpec
 
 FRAMES = ("latents", "cached", "decoded")
 
@@ -46,52 +45,28 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     if isinstance(config, DictConfig):
         config = OmegaConf.to_container(config, resolve=True)
     task = config["task"]
-    meta = task["shape_meta"]
-    horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")
-    low_dim = [name for name, entry in meta["obs"].items() if entry["type"] == "low_dim"]
-    steps = {meta["obs"][name].get("steps", horizon.history) for name in low_dim}
-    hand = _hand(task, low_dim)
+    spec = TaskSpec.parse(task)
+    hand = _hand(task, tuple(spec.states))
     asked = {
-        "horizon": horizon,
+        "horizon": spec.horizon,
         "wanted": Wanted(
-            tuple(name for name, entry in meta["obs"].items() if entry["type"] == "rgb"),
-            tuple(low_dim) if hand is None else HAND_STATES,
-            int(meta["action"]["shape"][0]),
-            bool(meta.get("auxiliary_dim", 0)),
+            spec.camera_names, tuple(spec.states) if hand is None else HAND_STATES, spec.action_dim, bool(spec.auxiliary_dim)
         ),
-        "low_dim_steps": max(steps, default=None),
-        "history_actions": meta["action"].get("history", False),
-        "future_low_dim": predicted_states(meta)[0],
+        "low_dim_steps": spec.state_steps or None,
+        "history_actions": spec.history_actions,
+        "future_low_dim": spec.predicted_states,
     }
     if hand is not None:
         asked["hand"] = hand
-    _check_predicted(meta)
-    dataset = instantiate(task["dataset"], WindowDataset, "task.dataset", **asked)
-    _check_shapes(dataset, meta)
-    return dataset
-
-
-def predicted_states(shape_meta: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
-    """Low-dim observations that are predicted at the steps of the actions, and how many numbers they are.
-
-    They are those that say `predict: true`. Where none says so, `proprio_output_dim` decides: all of them, or none
-    where it is 0 or absent; it stands even if it is not the width of all, as in checkpoints of the paper's code.
-
-    Raises:
-        ValueError: `proprio_output_dim` differs from what is marked.
-    """
-    widths = {n: int(entry["shape"][0]) for n, entry in shape_meta["obs"].items() if entry["type"] == "low_dim"}
-    marked = tuple(name for name in widths if shape_meta["obs"][name].get("predict", False))
-    given = shape_meta.get("proprio_output_dim", 0)
-    if not marked:
-        return (tuple(widths) if given else ()), given
-    width = sum(widths[name] for name in marked)
-    if given and given != width:
+    width = sum(spec.states[name] for name in spec.predicted_states)
+    if width != spec.predicted_state_dim:
         raise ValueError(
-            f"task.shape_meta.proprio_output_dim={given}, but {', '.join(marked)}, which say predict, have {width} "
-            "numbers; leave it out"
+            f"task.shape_meta.proprio_output_dim={spec.predicted_state_dim}, but the states have {width} numbers; mark "
+            "those that are to be predicted with predict: true"
         )
-    return marked, width
+    dataset = instantiate(task["dataset"], WindowDataset, "task.dataset", **asked)
+    _check_shapes(dataset, spec)
+    return dataset
 
 
 def _hand(task: Mapping[str, Any], low_dim: Sequence[str]) -> HandSpec | None:
@@ -110,31 +85,13 @@ def _hand(task: Mapping[str, Any], low_dim: Sequence[str]) -> HandSpec | None:
     return hand
 
 
-def open_frames(dataset: WindowDataset, settings: DataSettings, codec: FrameCodec, progress: bool = True) -> None:
-    """Open the caches that `settings` ask for, building what they lack, and let the dataset read from them."""
-    if settings.frames == "latents":
-        cache = dataset.latents(codec, settings.cache_dir, settings.n_views, progress=progress)
-        dataset.use_latents(cache)
-    else:
-        dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
-
-
-def _check_predicted(meta: Mapping[str, Any]) -> None:
-    names, width = predicted_states(meta)
-    available = sum(int(meta["obs"][name]["shape"][0]) for name in names)
-    if width != available:
-        raise ValueError(
-            f"task.shape_meta.proprio_output_dim={width}, but the states have {available} numbers; mark those that are "
-            "to be predicted with predict: true"
-        )
-
-
-def _check_shapes(dataset: WindowDataset, meta: Mapping[str, Any]) -> None:
+def _check_shapes(dataset: WindowDataset, spec: TaskSpec) -> None:
     found = {f"obs.{name}": (3, *size) for name, size in dataset.frame_shapes().items()}
     found |= {f"obs.{name}": (width,) for name, width in dataset.low_dim_dims().items()}
     found |= {"action": (dataset.action_dim,), "auxiliary_dim": dataset.auxiliary_dim}
-    wanted = {f"obs.{name}": tuple(entry["shape"]) for name, entry in meta["obs"].items()}
-    wanted |= {"action": tuple(meta["action"]["shape"]), "auxiliary_dim": meta.get("auxiliary_dim", 0)}
+    wanted = {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
+    wanted |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
+    wanted |= {"action": (spec.action_dim,), "auxiliary_dim": spec.auxiliary_dim}
     for name in wanted.keys() | found.keys():
         if wanted.get(name) != found.get(name):
             raise ValueError(f"task.shape_meta.{name} is {wanted.get(name)}, but the data has {found.get(name)}")

@@ -19,9 +19,9 @@ from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import PlannerConfig
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.untrusted import CONFIG, read_checkpoint_config
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
@@ -85,7 +85,7 @@ def require_new(output: Path) -> None:
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
 
 
-def weights_digest(policy: UnifiedVideoActionPolicy) -> str:
+def weights_digest(policy: BasePolicy) -> str:
     """A short name of a policy's weights, by which its results can be told from those of others."""
     return digest(policy.model.state_dict())
 
@@ -138,7 +138,7 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[str, Any]]:
+def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
 
     Raises:

@@ -176,7 +176,7 @@ class EnvRunner:
             planner = None if try_in_simulator else planner  # there is no simulator to try plans in
             session = PolicySession(policy, 1, self.action_steps, sampler, planner=planner) if imagine else None
             made = self._film(policy, session, chosen, seen, output / "films", progress)
-        plan_first = imagine and policy.config.plan_first
+        plan_first = imagine and getattr(policy.config, "plan_first", False)
         shown = what_films_show(imagine, plan_first, self.action_steps, self.reader)
         write_report(output / "report.html", results, title, made, training_log, facts, shown)
         if diary is not None:
@@ -223,7 +223,7 @@ class EnvRunner:
             tqdm(total=len(seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
         ):
             if planner is not None and try_in_simulator:
-                planner = replace(planner, simulate=partial(envs.try_actions, steps=policy.horizon.future_offsets))
+                planner = replace(planner, simulate=partial(envs.try_actions, steps=policy.task.horizon.future_offsets))
             session = PolicySession(policy, n_envs, self.action_steps, sampler, planner=planner)
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
@@ -266,7 +266,7 @@ class EnvRunner:
     ) -> list[Film]:
         if chosen:
             folder.mkdir(exist_ok=True)
-        offsets, camera = policy.horizon.future_offsets, policy.observations.main
+        offsets, camera = policy.task.horizon.future_offsets, policy.task.camera_names[0]
         films = []
         for label, episode in tqdm(chosen, desc="filming", unit="film", disable=not progress):
             seen = recorded[episode.seed]

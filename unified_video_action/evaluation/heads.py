@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from unified_video_action.model.diffusion import Diffusion
 from unified_video_action.model.heads import VideoHead
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.policy.base import BasePolicy
 
 ACTIVATIONS = {"relu", "relu_", "leaky_relu", "gelu", "silu", "elu"}
 LEAST_LIVE, LEAST_SPREAD = 0.05, 0.05
@@ -22,7 +21,7 @@ LEAST_SIGNAL = 0.01  # share of the data's variance in a noisy row, below which 
 
 
 @torch.no_grad()
-def heads_health(policy: UnifiedVideoActionPolicy, batch: dict[str, Any], modes: Collection[str]) -> dict[str, float]:
+def heads_health(policy: BasePolicy, batch: dict[str, Any]) -> dict[str, float]:
     """Health of the heads that a policy's task modes train, on one batch of windows with latents, on its device.
 
     Returns:
@@ -33,6 +32,10 @@ def heads_health(policy: UnifiedVideoActionPolicy, batch: dict[str, Any], modes:
         of another sample: where both are alike the head ignores the joint latent.
     """
     health: dict[str, float] = {}
+    if hasattr(policy, "condition"):
+        condition = policy.condition(batch).float()  # (B, ...)
+        health["action_spread"] = float(condition.std(0).mean() / condition.std().clamp(min=1e-12))
+    modes = {mode.name for mode in getattr(policy, "trained", ())}
     acting = next((name for name in ("policy", "policy_and_video", "inverse_dynamics") if name in modes), None)
     if acting is not None:
         for name in ("action", "proprio"):
@@ -57,11 +60,17 @@ def warnings(health: dict[str, float]) -> list[str]:
     return found
 
 
-def _trunk(policy: UnifiedVideoActionPolicy, head: Any, batch: dict[str, Any], mode: str) -> dict[str, float]:
+def _prepared(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, Any]:
+    """The batch with masks and noise of one task mode, on the policy's device."""
+    prepared = policy.with_modes(batch, [TASK_MODES[mode]] * len(batch["seed"]))
+    draws = {name: value.to(policy.device) for name, value in prepared["draws"].items()}
+    return {**prepared, "draws": draws}
+
+
+def _trunk(policy: BasePolicy, head: Any, batch: dict[str, Any], mode: str) -> dict[str, float]:
     conditions: list[Tensor] = []
     hook = head.trunk.register_forward_hook(lambda module, inputs, output: conditions.append(output))
-    seeds = batch["seed"].tolist()
-    draws = policy.training_draws(seeds, [TASK_MODES[mode]] * len(seeds)).to(policy.device)
+    prepared = _prepared(policy, batch, mode)
     activations: list[Tensor] = []
     forward = head.trunk.forward
 
@@ -71,7 +80,7 @@ def _trunk(policy: UnifiedVideoActionPolicy, head: Any, batch: dict[str, Any], m
 
     head.trunk.forward = watched
     try:
-        policy(batch, draws)
+        policy(prepared)
     finally:
         hook.remove()
         del head.trunk.forward  # the class's own shows again
@@ -96,19 +105,20 @@ class _Watch(TorchFunctionMode):
         return output
 
 
-def _video(policy: UnifiedVideoActionPolicy, batch: dict[str, Any], mode: str) -> dict[str, float]:
+def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, float]:
     """All future frames hidden, all tokens at the highest noise level."""
-    spec, head, seeds = policy.model.spec, policy.model.video_head, batch["seed"].tolist()
-    draws = policy.training_draws(seeds, [TASK_MODES[mode]] * len(seeds))
-    rows = torch.arange(spec.tokens).expand(len(seeds), -1)  # (B, T*S)
-    noise = torch.randn(len(seeds), 1, spec.tokens, spec.token_dim, generator=torch.Generator().manual_seed(0))
-    t = torch.full((len(seeds), 1, spec.tokens), _highest_level(head.diffusion))
-    wrist = {"wrist_t": t, "wrist_noise": noise} if spec.wrist_output else {}
-    draws = replace(
-        draws, masked=torch.ones_like(draws.masked), video_rows=rows, video_t=t, video_noise=noise, **wrist
-    ).to(policy.device)
+    spec, head, count = policy.model.spec, policy.model.video_heads[0], len(batch["seed"])
+    prepared = _prepared(policy, batch, mode)
+    draws, views = prepared["draws"], spec.predicted_views
+    noise = torch.randn(count, 1, spec.tokens, spec.token_dim, generator=torch.Generator().manual_seed(0))
+    draws |= {
+        "masked": torch.ones_like(draws["masked"]),
+        "video_rows": torch.arange(spec.tokens, device=policy.device).expand(count, -1),  # (B, T*S)
+        "video_t": torch.full((count, views, 1, spec.tokens), _highest_level(head.diffusion), device=policy.device),
+        "video_noise": noise.unsqueeze(1).expand(-1, views, -1, -1, -1).to(policy.device),
+    }
     with _recorded(head) as calls:
-        policy(batch, draws)
+        policy(prepared)
     cond, x0, t, noise = calls[0]  # (B, 1, T*S, c), (B, 1, T*S, C), ...
     counts = ~batch["frame_is_pad"].repeat_interleave(spec.tokens_per_frame, dim=1)[:, None, :, None]  # (B, 1, T*S, 1)
     mean = (x0 * counts).sum(0) / counts.sum(0).clamp(min=1)

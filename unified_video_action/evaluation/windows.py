@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.policy.base import BasePolicy
 from unified_video_action.vae.base import resize
 
 SEED = 20250421  # masks and noise of the measures, the same every time
@@ -22,21 +22,22 @@ class HeldOutWindows:
     """Windows spread evenly over a dataset.
 
     Args:
-        policy: encodes the frames.
+        policy: encodes the frames, if it has a codec.
         dataset: with frames (not latents).
         count: most windows.
         rows: windows at a time.
 
     Attributes:
-        batch: as the dataset's, with latents in place of frames, on the CPU.
-        history, future: frames of the main camera at the codec's size, uint8 (N, T, 3, S, S), on the CPU.
+        batch: as the dataset's, with latents in place of frames where the policy has a codec, on the CPU.
+        history, future: of such a policy frames of the first camera at the codec's size, uint8 (N, T, 3, S, S), on the
+            CPU.
         episode: (N,) numbers of the windows' episodes.
         other: (N,) for each window one of another episode, or of a time far away where there is one episode only.
     """
 
     def __init__(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         dataset: WindowDataset,
         count: int,
         rows: int = 32,
@@ -45,13 +46,19 @@ class HeldOutWindows:
         self.policy, self.rows = policy, rows
         count = min(count, len(dataset))
         self.indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
+        self.encoded = hasattr(policy, "codec")
         parts, histories, futures = [], [], []
         for first in tqdm(range(0, count, rows), "encode", disable=None if progress else True):
-            batch, frames = _load(policy, dataset, self.indices[first : first + rows])
-            parts.append(batch)
-            histories.append(frames["history"])
-            futures.append(frames["future"])
-        self.batch, self.history, self.future = _joined(parts), torch.cat(histories), torch.cat(futures)
+            seeded = [(index, int(sample_seed(SEED, index))) for index in self.indices[first : first + rows]]
+            parts.append(dataset.__getitems__(seeded))
+            if self.encoded:
+                for name, frames in (("history", histories), ("future", futures)):
+                    views = parts[-1][name]
+                    frames.append(_at_codec_size(policy, views[policy.task.camera_names[0]]))
+                    parts[-1][name] = {camera: policy.encode(video).cpu() for camera, video in views.items()}
+        self.batch = _joined(parts)
+        if self.encoded:
+            self.history, self.future = torch.cat(histories), torch.cat(futures)
         self.episode = dataset.episodes()[self.indices]
         self.other = _others(self.episode)
 
@@ -69,19 +76,7 @@ class HeldOutWindows:
         return _mapped(self.batch, lambda values: values[chosen].to(self.policy.device))
 
 
-def _load(
-    policy: UnifiedVideoActionPolicy, dataset: WindowDataset, indices: Sequence[int]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A batch on the CPU whose frames are encoded, and its frames `history` and `future` of the main camera: uint8
-    (B, T, 3, S, S) at the codec's size, on the CPU."""
-    batch = dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in indices])
-    frames = {name: _at_codec_size(policy, batch[name][policy.observations.main]) for name in ("history", "future")}
-    for name in frames:
-        batch[name] = {camera: policy.encode(video).cpu() for camera, video in batch[name].items()}
-    return batch, frames
-
-
-def _at_codec_size(policy: UnifiedVideoActionPolicy, frames: Tensor) -> Tensor:
+def _at_codec_size(policy: BasePolicy, frames: Tensor) -> Tensor:
     """uint8 (B, T, 3, h, w) -> uint8 (B, T, 3, S, S) on the CPU."""
     images = resize(frames.to(policy.device).flatten(0, 1).float(), policy.codec.image_size)  # (B*T, 3, S, S)
     return images.round().to(torch.uint8).unflatten(0, frames.shape[:2]).cpu()
@@ -90,7 +85,7 @@ def _at_codec_size(policy: UnifiedVideoActionPolicy, frames: Tensor) -> Tensor:
 def observation(batch: dict[str, Any]) -> dict[str, Any]:
     """What a policy may see of a batch of windows."""
     inputs = {name: batch[name] for name in ("text", "history_action") if name in batch}
-    return {"latents": batch["history"], **batch["low_dim"], **inputs}
+    return {**batch["history"], **batch["low_dim"], **inputs}
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -6,7 +6,7 @@ window: a model that ignores its input is no worse with them. Figures come with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.evaluation.bootstrap import Bootstrap, Figure
 from unified_video_action.evaluation.windows import HeldOutWindows, generators, observation, psnr
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.policy.base import BasePolicy
 
 FRAME_ROWS = {  # name -> the task mode that has to be trained
     "codec": None,  # the true frames, encoded and decoded
@@ -46,21 +46,21 @@ class WorldModel:
 
     Args:
         windows: held-out ones.
-        modes: names of the task modes that the policy was trained in; no other is asked for.
         reader: reads positions from frames; None: pixels alone are compared.
     """
 
     def __init__(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         windows: HeldOutWindows,
-        modes: Collection[str],
         reader: StateReader | None = None,
         progress: bool = False,
     ) -> None:
         self.policy, self.windows, self.reader, self.progress = policy, windows, reader, progress
+        # Modes that the policy was trained in; no other is asked for. Policies without modes only act.
+        modes = {mode.name for mode in getattr(policy, "trained", ())} or {"policy"}
         known = {None, *modes} | ({"policy"} if "policy_and_video" in modes else set())
-        self.frame_rows = [name for name, mode in FRAME_ROWS.items() if mode in known]
+        self.frame_rows = [name for name, mode in FRAME_ROWS.items() if mode in known and windows.encoded]
         self.action_rows = [name for name, mode in ACTION_ROWS.items() if mode in known]
         if self._held(windows.part([0])) is None:
             self.action_rows.remove("hold")
@@ -80,7 +80,7 @@ class WorldModel:
             "unit": "" if self.reader is None else self.reader.unit,
             "windows": len(self.windows),
             "episodes": len(np.unique(self.windows.episode)),
-            "horizon": list(self.policy.horizon.future_offsets),
+            "horizon": list(self.policy.task.horizon.future_offsets),
             "not_trained": self.not_trained,
             "frames": {name: self.summary(errors) for name, errors in frames.items()},
             "actions": {name: self.action_summary(errors) for name, errors in actions.items()},
@@ -167,8 +167,8 @@ class WorldModel:
 
     def action_summary(self, errors: np.ndarray) -> Results:
         """The mean over all steps, and over those that lead from each frame to the next."""
-        steps, ends = np.array(self.policy.horizon.action_offsets), self.policy.horizon.future_offsets
-        starts = (-np.inf, *ends[:-1])
+        steps, ends = np.array(self.policy.task.horizon.action_offsets), self.policy.task.horizon.future_offsets
+        starts = (-np.inf, *ends[:-1]) if ends else ()
         by = [errors[:, (steps >= start) & (steps < end)] for start, end in zip(starts, ends, strict=True)]
         return {"error": self.bootstrap.mean(errors) | {"by_horizon": [self.bootstrap.mean(part) for part in by]}}
 
@@ -236,7 +236,7 @@ class WorldModel:
         if row == "forward_dynamics_other":
             return self._foreseen(self._other_actions(), row)
         predict = {
-            "codec": lambda batch, noise: {"frames": policy.decode(batch["future"][policy.observations.main])},
+            "codec": lambda batch, noise: {"frames": policy.decode(batch["future"][policy.task.camera_names[0]])},
             "video": lambda batch, noise: policy.predict_video(observation(batch), noise),
             "policy_and_video": lambda batch, noise: policy.predict_action_and_video(observation(batch), noise),
         }[row]
@@ -274,7 +274,7 @@ class WorldModel:
         return batch["action"][other] + (0 if origin is None else origin - origin[other])
 
     def _origin(self, batch: Mapping[str, Any]) -> Tensor | None:
-        name = self.policy.config.relative_to
+        name = getattr(self.policy.config, "relative_to", None)
         return None if name is None else batch["low_dim"][name][:, -1:]
 
     def _held(self, batch: Mapping[str, Any]) -> Tensor | None:
@@ -306,7 +306,7 @@ class WorldModel:
 
     def _simulated(self, actions: Tensor, known: np.ndarray) -> Tensor | None:
         """What the simulator shows when it executes actions (N, A, D); black where the start is not known."""
-        horizon, size = self.policy.horizon, self.windows.now.shape[-1]
+        horizon, size = self.policy.task.horizon, self.windows.now.shape[-1]
         offsets = [offset - horizon.action_offsets[0] for offset in horizon.future_offsets]
         made = self.reader.simulate(self._now_readings.state[known], actions.numpy()[known], offsets, size)
         if made is None:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from unified_video_action.env.plan_score import Imagined, PlanScore
 from unified_video_action.instantiate import instantiate
-from unified_video_action.policy.base import Observation
+from unified_video_action.policy.base import BasePolicy, Observation
 from unified_video_action.policy.config import PlannerConfig
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 MOST_ROWS = 64  # plans that are imagined at a time, for the sake of memory
 KINDS = frozenset({"states", "frames"})  # what a score may need
@@ -74,7 +73,7 @@ class Planner:
 
     def choose(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         observation: Observation,
         chunks: Tensor,
         episodes: Sequence[Planned],
@@ -103,7 +102,7 @@ class Planner:
 
     def _imagine(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         observation: Observation,
         chunks: Tensor,
         episodes: Sequence[Planned],
@@ -119,19 +118,19 @@ class Planner:
         for first in range(0, len(chunks), MOST_ROWS):
             rows = slice(first, first + MOST_ROWS)
             part, own = chunks[rows], taken(observation, rows)
+            plans = range(first, first + len(part))
+            noise = [torch.Generator().manual_seed(seeds[plan // self.candidates]) for plan in plans]
             if "states" in made:
-                states = policy.predict_states(own, part)[:, policy.horizon.history :]  # (b, F, K)
+                states = policy.predict_states(own, part, noise)[:, policy.task.horizon.history :]  # (b, F, K)
                 made["states"].append(states.cpu().numpy())
             if "frames" in made:
-                plans = range(first, first + len(part))
-                noise = [torch.Generator().manual_seed(seeds[plan // self.candidates]) for plan in plans]
                 frames = policy.predict_forward_dynamics(own, part, noise, sampler)["frames"]
                 made["frames"].append(frames.cpu().numpy())
         return Imagined(actions, **{kind: np.concatenate(parts) for kind, parts in made.items()})
 
 
 def repeated(observation: Observation, times: int) -> dict:
-    """A batch of observations (n, ...), nested or not, with every row `times` over: (n * times, ...)."""
+    """A batch of observations (n, ...), with every row `times` over: (n * times, ...)."""
     return _each(observation, lambda value: value.repeat_interleave(times, 0))
 
 
@@ -142,6 +141,6 @@ def taken(observation: Observation, rows: slice) -> dict:
 
 def _each(observation: Observation, change: Callable[[Tensor], Tensor]) -> dict:
     return {
-        name: _each(value, change) if isinstance(value, Mapping) else change(value)
+        name: type(value)(*map(change, value)) if isinstance(value, tuple) else change(value)
         for name, value in observation.items()
     }

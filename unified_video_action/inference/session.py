@@ -5,18 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_video_action.inference.continuation import Continuation
-from unified_video_action.inference.engine import Engine
 from unified_video_action.inference.planner import Planner, repeated
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.vae.base import Moments
+from unified_video_action.policy.base import BasePolicy
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +27,10 @@ PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
 
 @dataclass
 class Step:
-    """One observation, and what the codec made of its frames once it was asked."""
+    """One observation, and what the policy made of its frames once it was asked."""
 
     observation: dict[str, np.ndarray]
-    moments: dict[str, Moments] = field(default_factory=dict)  # camera -> (C, h, w)
+    encoded: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # camera -> what `encode_frames` gave
 
 
 @dataclass
@@ -46,7 +45,6 @@ class Episode:
     slot: int
     seed: int
     text: Tensor | None  # (text_dim,)
-    instruction: Tensor | None  # (text_tokens, d), what the engine made of it
     coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
     recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
     going_on: Continuation | None = None  # what the next plan keeps to
@@ -59,12 +57,12 @@ class Episode:
 class PolicySession:
     """Runs a policy in one or several environments (slots), each with its own history and noise.
 
-    Histories of consecutive plans overlap, so what the codec made of a frame is kept for as long as a plan can need it
-    again; actions are those of a policy that encodes every frame of every history. Before there is enough history, the
-    oldest observation stands in for what is missing.
+    Histories of consecutive plans overlap, so what the policy made of a frame (`encode_frames`, where it has that) is
+    kept for as long as a plan can need it again; actions are those of a policy that encodes every frame of every
+    history. Before there is enough history, the oldest observation stands in for what is missing.
 
-    Plans come from an `Engine`, which works out all it can from the weights when the session is made. After the
-    weights have changed the session refuses to plan: make a new one.
+    Plans come from `policy.accelerated(precision)`, which works out all it can from the weights when the session is
+    made. After the weights have changed the session refuses to plan: make a new one.
 
     Args:
         policy: on its device, in evaluation mode.
@@ -77,31 +75,44 @@ class PolicySession:
 
     def __init__(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         slots: int = 1,
         action_steps: int | None = None,
         sampler: str | None = None,
         precision: str = "no",
         planner: Planner | None = None,
     ) -> None:
-        chunk = policy.horizon.actions
+        chunk = policy.task.horizon.actions
         action_steps = policy.action_steps if action_steps is None else action_steps
         if slots < 1:
             raise ValueError(f"slots={slots}: expected at least 1")
         if not 1 <= action_steps <= chunk:
             raise ValueError(f"action_steps={action_steps}: the policy plans {chunk} actions")
-        self.policy = policy
-        self.action_steps = action_steps
-        self.sampler = sampler
-        self.engine = Engine(policy, sampler, precision)
-        configured = policy.config.planner
+        self.policy = policy.accelerated(precision)
+        self.task, self.action_steps, self.sampler = policy.task, action_steps, sampler
+        configured = getattr(policy.config, "planner", None)
         self.planner = Planner.build(configured) if planner is None and configured is not None else planner
         self._candidates = 1 if self.planner is None else self.planner.candidates
         self.plan_seconds: deque[float] = deque(maxlen=1000)  # how long the latest plans took, all slots together
         self._episodes: list[Episode | None] = [None] * slots
         if policy.device.type == "cuda":
             log.info("getting ready to plan in %d environments at a time", slots)
-            self.engine.warm_up(slots, self._candidates)
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Plan once for nothing: a CUDA device captures its graphs for this many environments."""
+        spec, text = self.task, None
+        if spec.text_dim:
+            text = torch.zeros(spec.text_dim)
+        blank = {camera.name: np.zeros((*camera.size, 3), np.uint8) for camera in spec.cameras}
+        blank |= {name: np.zeros(width, np.float32) for name, width in spec.states.items()}
+        for slot in range(len(self._episodes)):
+            self.reset(slot, text=text)
+            self.observe(blank, slot)
+        planner, self.planner = self.planner, None
+        self.plan()
+        self.planner, self._episodes = planner, [None] * len(self._episodes)
+        self.plan_seconds.clear()
 
     def reset(self, slot: int = 0, seed: int = 0, text: Tensor | str | None = None) -> None:
         """Start a new episode in a slot.
@@ -113,12 +124,12 @@ class PolicySession:
         Raises:
             ValueError: the policy follows instructions, and there is none.
         """
-        follows = self.policy.model.spec.text_dim > 0
+        follows = self.task.text_dim > 0
         if follows and text is None:
             raise ValueError("this policy follows instructions: reset(..., text=INSTRUCTION) needs one")
         if follows and isinstance(text, str):
             text = self.policy.encode_text([text])[0]
-        horizon = self.policy.horizon
+        horizon = self.task.horizon
         self._episodes[slot] = Episode(
             recent=deque(maxlen=1 - horizon.history_offsets[0]),
             executed=deque(maxlen=horizon.actions),
@@ -127,8 +138,7 @@ class PolicySession:
             planning=torch.Generator().manual_seed(seed ^ PLANNING),
             slot=slot,
             seed=seed,
-            text=text,
-            instruction=self.engine.instruction(text) if follows else None,
+            text=text.to(self.policy.device) if follows else None,
         )
 
     def observe(self, obs: Observation, slot: int = 0) -> None:
@@ -160,14 +170,14 @@ class PolicySession:
             RuntimeError: the slot was never reset.
         """
         episode = self._episode(slot)
-        if len(history) != self.policy.horizon.history:
-            raise ValueError(f"{len(history)} observations: the policy reads {self.policy.horizon.history}")
+        if len(history) != self.task.horizon.history:
+            raise ValueError(f"{len(history)} observations: the policy reads {self.task.horizon.history}")
         steps = [self._step(obs) for obs in history]
         for step in steps:
             for known in episode.recalled or ():
-                for camera, moments in known.moments.items():
+                for camera, encoded in known.encoded.items():
                     if np.array_equal(known.observation[camera], step.observation[camera]):
-                        step.moments[camera] = moments
+                        step.encoded[camera] = encoded
         episode.recalled = steps
         for memory in (episode.recent, episode.executed, episode.coming):
             memory.clear()
@@ -188,7 +198,7 @@ class PolicySession:
         started = time.perf_counter()
         episodes = self._observed(slots)
         for slot, kept in (going_on or {}).items():
-            kept.padded(self.policy.horizon.actions, self.policy.action_dim)  # refuse what does not fit
+            kept.padded(self.task.horizon.actions, self.task.action_dim)  # refuse what does not fit
             self._episode(slot).going_on = kept
         try:
             chunks = self._each(episodes, self._plan)
@@ -201,18 +211,28 @@ class PolicySession:
         return chunks
 
     def imagine(self, slots: Sequence[int] | None = None) -> np.ndarray:
-        """What the policy expects to see next while it acts: uint8 (n, F, H, W, 3). Leaves later plans as they are.
+        """What the policy expects its first camera to see while it acts: uint8 (n, F, H, W, 3).
 
-        With `policy.plan_first`, right after `plan`, these are the frames of that very plan.
+        Leaves later plans as they are. With `policy.plan_first`, right after `plan`, these are the frames of that plan.
+
+        Raises:
+            ValueError: the policy imagines nothing.
         """
+        if not self.imagines:
+            raise ValueError(f"{type(self.policy).__name__} imagines no frames")
         frames = self._each(self._observed(slots), self._imagine)
         return np.moveaxis(frames, 2, -1)  # (n, F, H, W, 3)
+
+    @property
+    def imagines(self) -> bool:
+        """Whether the policy has frames to show for its plans."""
+        return hasattr(self.policy, "predict_action_and_video")
 
     def act(self, obs: Observation, slot: int = 0) -> np.ndarray:
         """For one environment: the action (D,) to execute now. Plans again after every `action_steps` actions."""
         self.observe(obs, slot)
         episode = self._episode(slot)
-        if len(episode.coming) <= self.policy.horizon.actions - self.action_steps:
+        if len(episode.coming) <= self.task.horizon.actions - self.action_steps:
             self.plan([slot])
         return episode.coming[0]
 
@@ -232,7 +252,7 @@ class PolicySession:
     def _each(self, episodes: Sequence[Episode], predict: Callable[[Sequence[Episode]], Tensor]) -> np.ndarray:
         """What `predict` makes of a batch, (n, ...), for every episode."""
         groups = [list(range(len(episodes)))]
-        if self.policy.model.spec.history_actions:  # a batch has them for all of its rows, or for none
+        if self.task.history_actions:  # a batch has them for all of its rows, or for none
             groups = [[row for row in groups[0] if episodes[row].knows_past is known] for known in (True, False)]
         results: dict[int, np.ndarray] = {}
         for rows in filter(None, groups):
@@ -244,70 +264,57 @@ class PolicySession:
     def _plan(self, episodes: Sequence[Episode]) -> Tensor:
         """(n, A, D)"""
         generators = [episode.acting for episode in episodes]
-        observation = self._observation(episodes, generators)
-        keep = self._kept(episodes, observation)
-        inputs, candidates = self.policy.model_inputs(observation), self._candidates
-        made = self.engine.sample(inputs, generators, keep=keep, chunks=candidates)
-        observation = repeated(observation, candidates)
-        chunks = self.policy.actions_from(made, observation)["action_pred"]  # (n*K, A, D)
+        observation, candidates = self._observation(episodes), self._candidates
+        keep = self._kept(episodes)
+        made = self.policy.predict_action(observation, generators, self.sampler, keep, candidates)
+        chunks = made["action_pred"]  # (n*K, A, D)
         if self.planner is None:
-            return chunks
-        if self.policy.model.spec.text_dim:  # the policy takes features of instructions
-            text = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
-            observation["text"] = text.repeat_interleave(candidates, 0)
-        best = self.planner.choose(self.policy, observation, chunks, episodes, self.sampler)  # (n,)
+            return chunks[:: self._candidates]
+        best = self.planner.choose(
+            self.policy, repeated(observation, candidates), chunks, episodes, self.sampler
+        )  # (n,)
         return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
 
-    def _kept(self, episodes: Sequence[Episode], observation: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Normalised actions (n, A, D) that the plans keep to and by how much (n, A); None: every plan is free."""
+    def _kept(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor] | None:
+        """Actions (n, A, D) that the plans keep to and by how much (n, A); None: every plan is free."""
         if all(episode.going_on is None for episode in episodes):
             return None
-        steps, dim = self.policy.horizon.actions, self.policy.action_dim
+        steps, dim = self.task.horizon.actions, self.task.action_dim
         free = np.zeros((steps, dim), np.float32), np.zeros(steps, np.float32)
         kept = [free if each.going_on is None else each.going_on.padded(steps, dim) for each in episodes]
-        actions, weights = (torch.from_numpy(np.stack(part)).to(self.policy.device) for part in zip(*kept, strict=True))
-        return self.policy.normalized_actions(actions, observation), weights
+        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*kept, strict=True))
 
     @torch.no_grad()
     def _imagine(self, episodes: Sequence[Episode]) -> Tensor:
         """uint8 (n, F, 3, H, W)"""
         generators = [episode.imagining for episode in episodes]
-        observation = self._observation(episodes, generators)
-        config, steps = self.policy.config, self.policy.horizon.actions
-        if config.iterations == 1 and not config.plan_first:
-            inputs = self.policy.model_inputs(observation)
-            made = self.engine.sample(inputs, generators, frames=True)
-            return self.engine.decode(self.policy.whole_frames(made, inputs).frames)
-        if self.policy.model.spec.text_dim:  # several iterations are the policy's own business
-            observation["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
-        if config.plan_first and all(len(episode.coming) == steps for episode in episodes):
+        observation, steps = self._observation(episodes), self.task.horizon.actions
+        if getattr(self.policy.config, "plan_first", False) and all(len(each.coming) == steps for each in episodes):
             plans = torch.from_numpy(np.stack([episode.coming for episode in episodes]))  # (n, A, D)
             return self.policy.predict_forward_dynamics(observation, plans, generators, self.sampler)["frames"]
         return self.policy.predict_action_and_video(observation, generators, self.sampler)["frames"]
 
-    def _observation(self, episodes: Sequence[Episode], generators: Sequence[torch.Generator]) -> dict:
-        """The policy's observation of a batch of episodes, with latents in place of frames, and with instructions as
-        the engine takes them."""
-        spec, codec = self.policy.model.spec, self.policy.codec
+    def _observation(self, episodes: Sequence[Episode]) -> dict:
+        """The policy's observation of a batch of episodes."""
         histories = [self._history(episode) for episode in episodes]
-        inputs: dict = {"latents": {}}
-        for camera in self.policy.observations.cameras:
+        inputs: dict = {}
+        for camera in self.task.camera_names:
             self._encode_new(camera, [step for history in histories for step in history])
-            rows = [[step.moments[camera] for step in history] for history in histories]
-            mean = torch.stack([torch.stack([each.mean for each in row]) for row in rows])  # (n, H, C, h, w)
-            logvar = torch.stack([torch.stack([each.logvar for each in row]) for row in rows])  # (n, H, C, h, w)
-            inputs["latents"][camera] = codec.latents(Moments(mean, logvar), generators)
-        for name in self.policy.observations.low_dim:
+            rows = [[step.encoded[camera] for step in history] for history in histories]
+            kind = type(rows[0][0])
+            parts = (torch.stack([torch.stack(column) for column in part]) for part in _transposed(rows))
+            inputs[camera] = next(parts) if kind is Frame else kind(*parts)  # (n, H, ...)
+        for name in self.task.states:
             states = np.stack([[step.observation[name] for step in history] for history in histories])
             inputs[name] = torch.from_numpy(states).float()  # (n, H, d)
-        if spec.text_dim:
-            inputs["text"] = torch.stack([episode.instruction for episode in episodes])  # (n, text_tokens, d)
-        if spec.history_actions and episodes[0].knows_past:
+        if self.task.text_dim:
+            inputs["text"] = torch.stack([episode.text for episode in episodes])  # (n, text_dim)
+        if self.task.history_actions and episodes[0].knows_past:
             inputs["history_action"] = torch.from_numpy(np.stack([episode.executed for episode in episodes]))
         return inputs
 
     def _step(self, obs: Observation) -> Step:
-        cameras, states = self.policy.observations.cameras, self.policy.observations.low_dim
+        cameras, states = self.task.camera_names, tuple(self.task.states)
         for name in (*cameras, *states):
             if name not in obs:
                 raise ValueError(f"observation {name!r} is missing; given are {', '.join(obs)}")
@@ -321,15 +328,31 @@ class PolicySession:
         if episode.recalled is not None:
             return episode.recalled
         now = len(episode.recent) - 1
-        return [episode.recent[max(now + offset, 0)] for offset in self.policy.horizon.history_offsets]
+        return [episode.recent[max(now + offset, 0)] for offset in self.task.horizon.history_offsets]
 
     def _encode_new(self, camera: str, steps: Sequence[Step]) -> None:
         """Encode, in one batch, the frames that no earlier plan has encoded."""
-        new = list({id(step): step for step in steps if camera not in step.moments}.values())
+        new = list({id(step): step for step in steps if camera not in step.encoded}.values())
         if not new:
             return
         frames = torch.from_numpy(np.stack([step.observation[camera] for step in new]))  # (n, H, W, 3)
-        frames = frames.permute(0, 3, 1, 2).unsqueeze(1)  # (n, 1, 3, H, W)
-        moments = self.engine.encode(frames)  # (n, 1, C, h, w)
-        for step, mean, logvar in zip(new, moments.mean[:, 0], moments.logvar[:, 0], strict=True):
-            step.moments[camera] = Moments(mean, logvar)
+        frames = frames.movedim(-1, 1)  # (n, 3, H, W)
+        if not hasattr(self.policy, "encode_frames"):
+            for step, frame in zip(new, frames, strict=True):
+                step.encoded[camera] = Frame(frame)
+            return
+        encoded = self.policy.encode_frames(frames.unsqueeze(1))  # each (n, 1, ...)
+        for row, step in enumerate(new):
+            step.encoded[camera] = type(encoded)(*(part[row, 0] for part in encoded))
+
+
+class Frame(NamedTuple):
+    """A frame as it is, for policies that keep nothing else of it."""
+
+    pixels: Tensor  # uint8 (3, H, W)
+
+
+def _transposed(rows: Sequence[Sequence[tuple[Tensor, ...]]]) -> Iterator[list[list[Tensor]]]:
+    """For each part of the tuples, that part of all of them."""
+    for part in range(len(rows[0][0])):
+        yield [[encoded[part] for encoded in row] for row in rows]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from unified_video_action.model.task_modes import ModeMix
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -84,6 +86,7 @@ class ModelConfig:
     video_head: HeadConfig = field(default_factory=HeadConfig)
     action_head: HeadConfig = field(default_factory=HeadConfig)
     masking: MaskConfig = field(default_factory=MaskConfig)
+    mode_mix: ModeMix = field(default_factory=ModeMix)  # shares of the task modes in training
     text_dropout: float = 0.1  # share of samples trained without their instruction
     patch_size: int = 1  # latent cells along the side of a token
 

@@ -1,18 +1,18 @@
-"""Denoising diffusion for the two heads: schedule, training loss and sampling (paper, section III-C).
+"""Denoising diffusion for the two heads: schedule and training loss (paper, section III-C).
 
 Cosine schedule with a learned variance, as in "Improved DDPM" and DiT. Every row (a video token or an action) is
 denoised on its own, given the joint latent.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.model.samplers import Known, Sampler, Step, make_chain
+from unified_video_action.model.samplers import Sampler, Step, make_chain
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -29,6 +29,19 @@ def randn(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
         return torch.cat([randn((share, *shape[1:]), each, like) for each in generator])
     device = like.device if generator is None else generator.device
     return torch.randn(*shape, generator=generator, device=device).to(like)
+
+
+def draw_noise(shape: Sequence[int], draws: int, generator: Generators, device: torch.device) -> Tensor:
+    """All noise (draws, *shape) that denoising needs, float32, drawn as `randn` draws one after the other.
+
+    Noise of generators on the CPU stays in host memory, pinned where the device is another.
+    """
+    if generator is None or (not isinstance(generator, Sequence) and generator.device.type != "cpu"):
+        return torch.stack([randn(shape, generator, torch.empty((), device=device)) for _ in range(draws)])
+    noise = torch.empty(draws, *shape, pin_memory=device.type == "cuda")
+    for draw in noise:
+        draw.copy_(randn(shape, generator, draw))
+    return noise
 
 
 def cosine_betas(steps: int) -> np.ndarray:
@@ -68,7 +81,7 @@ class Tables(nn.Module):
 
 
 class Diffusion(nn.Module):
-    """Noise schedule, loss and samplers; owns tables, no weights.
+    """Noise schedule and loss; owns tables, no weights.
 
     Args:
         steps: length of the training chain.
@@ -126,53 +139,6 @@ class Diffusion(nn.Module):
         kl = _normal_kl(true_mean, at["log_variance"], mean, log_variance)
         decoder_nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         return squared_error, torch.where(t.unsqueeze(-1) == 0, decoder_nll, kl) / math.log(2.0)
-
-    # -- sampling ------------------------------------------------------------------------------------------------------
-
-    def sample(
-        self,
-        network: Callable[[Tensor, Tensor], Tensor],
-        shape: tuple[int, int],
-        like: Tensor,
-        sampler: Sampler,
-        generator: Generators = None,
-        clamp: float | None = None,
-        known: Known | None = None,
-    ) -> Tensor:
-        """Denoise rows from noise.
-
-        Args:
-            network: (x (rows, C), t (rows,) steps of the training chain) -> output, (rows, C) or (rows, 2C).
-            shape: (rows, C). like: a tensor of the wanted device and dtype.
-            clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
-                error times 2e4.
-            known: what the rows are to keep to.
-
-        Returns:
-            (rows, C).
-        """
-        if clamp is None and sampler.kind != "ancestral":
-            raise ValueError(f"sampler {sampler.kind!r} needs a clamp on the predicted x0")
-        x = randn(shape, generator, like)
-        last = torch.zeros_like(x)
-        for step in self.chain(sampler):
-            output = network(x, torch.full(shape[:1], step.t, device=x.device))  # the step of the training chain
-            mean_output, spread = output[..., : shape[1]], output[..., shape[1] :]
-            x0 = step.x0_from_x * x + step.x0_from_output * mean_output
-            if clamp is not None:
-                x0 = x0.clamp(-clamp, clamp)
-            if known is not None:
-                x0 = known.blend(x0)
-            x = step.from_x * x + step.from_x0 * x0
-            if step.from_last:
-                x = x + step.from_last * last
-            last = x0
-            if sampler.kind == "ancestral":
-                noise = randn(shape, generator, x)  # drawn at the last step too, where it is not used
-                if step.adds_noise:
-                    log_std = step.log_std + step.log_std_slope * spread if self.learned_variance else step.log_std
-                    x = x + torch.exp(torch.as_tensor(log_std)) * noise
-        return x
 
     def chain(self, sampler: Sampler) -> list[Step]:
         """The sampler's steps for what the network predicts, from noise to data."""

@@ -4,10 +4,12 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from unified_video_action.model.config import HeadConfig
-from unified_video_action.model.diffusion import Diffusion, Generators
+from unified_video_action.model.denoiser import Denoiser
+from unified_video_action.model.diffusion import Diffusion
 from unified_video_action.model.samplers import Known, Sampler
 
 
@@ -96,6 +98,8 @@ class DiffusionHead(nn.Module):
         self.channels, self.config = channels, config
         self.clamp, self.always_clamp = config.sample_clamp or clamp, always_clamp or config.sample_clamp is not None
         self.diffusion = Diffusion(config.diffusion_steps, config.prediction, config.learned_variance)
+        self.keeps_denoisers, self._denoisers = False, {}  # True once the weights no longer change
+        self.low_precision: torch.dtype | None = None  # of products while sampling; None: the weights' own, or autocast
         outputs = 2 * channels if config.learned_variance else channels
         self.net = SimpleMLPAdaLN(channels, config.width, outputs, cond_channels, config.depth)
 
@@ -105,30 +109,27 @@ class DiffusionHead(nn.Module):
         return self.diffusion.loss(output, x0, t, noise)
 
     def sample(
-        self,
-        cond: Tensor,
-        sampler: Sampler,
-        generator: Generators = None,
-        unconditional: Tensor | None = None,
-        guidance: float = 1.0,
-        known: Known | None = None,
+        self, cond: Tensor, noise: Tensor, sampler: Sampler, guidance: float = 1.0, known: Known | None = None
     ) -> Tensor:
-        """Denoise one row for each row of cond (rows, cond_channels) -> (rows, channels).
+        """Denoise rows: cond (rows, cond_channels), noise (draws, rows, channels) -> (rows, channels).
 
-        With `unconditional` rows, the prediction is extrapolated away from theirs (classifier-free guidance; the
-        variance stays the conditional one).
+        With `guidance` other than 1 there are two halves of conditions, with and without the instruction, and the
+        prediction is extrapolated away from the second (classifier-free guidance; the variance is the first's).
         """
+        return self.denoiser(sampler, guidance)(cond, noise, known)
 
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            output = self.net(x, t, cond)
-            if unconditional is None:
-                return output
-            free = self.net(x, t, unconditional)[:, : self.channels]
-            mean, rest = output[:, : self.channels], output[:, self.channels :]
-            return torch.cat([free + guidance * (mean - free), rest], dim=-1)
-
-        shape = cond.shape[0], self.channels
-        return self.diffusion.sample(network, shape, cond, sampler, generator, self.clamp_for(sampler), known)
+    def denoiser(self, sampler: Sampler, guidance: float) -> Denoiser:
+        """Of the weights as they are now, or those of `accelerated`."""
+        if (sampler, guidance) in self._denoisers:
+            return self._denoisers[sampler, guidance]
+        weight = self.net.cond_embed.weight
+        dtype = weight.dtype
+        if torch.is_autocast_enabled(weight.device.type):
+            dtype = torch.get_autocast_dtype(weight.device.type)
+        made = Denoiser(self, sampler, guidance, self.low_precision or dtype)
+        if self.keeps_denoisers:
+            self._denoisers[sampler, guidance] = made
+        return made
 
     def clamp_for(self, sampler: Sampler) -> float | None:
         """Bound on the predicted x0, if any."""
@@ -162,11 +163,11 @@ class ChunkTrunk(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """z (B, T*S, d) -> (B, steps, d)."""
-        batch, _, dim = z.shape
-        x = z.reshape(batch * self.frames, *self.grid, dim).permute(0, 3, 1, 2)  # (B*T, d, h, w)
+        h, w = self.grid
+        x = rearrange(z, "b (t h w) d -> (b t) d h w", h=h, w=w)
         x = F.adaptive_avg_pool2d(F.relu(self.conv(x)), self.pool)  # (B*T, d, p, p)
-        x = self.fc(x.flatten(1)).reshape(batch, self.frames, dim)  # (B, T, d)
-        x = self.interpolate(x.transpose(1, 2)).transpose(1, 2)  # (B, steps, d)
+        x = rearrange(self.fc(x.flatten(1)), "(b t) d -> b d t", t=self.frames)
+        x = rearrange(self.interpolate(x), "b d steps -> b steps d")
         return self.refine(x)
 
 
@@ -211,17 +212,22 @@ class ActionHead(DiffusionHead):
     def sample_chunk(
         self,
         z: Tensor,
+        noise: Tensor,
         sampler: Sampler,
-        generator: Generators = None,
-        unconditional: Tensor | None = None,
         guidance: float = 1.0,
-        known: Known | None = None,
+        keep: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """z (B, T*S, d) -> (B, steps, row_dim)."""
-        cond = self.conditions(z).flatten(0, 1)  # (B*rows, c)
-        free = None if unconditional is None else self.conditions(unconditional).flatten(0, 1)
-        rows = self.sample(cond, sampler, generator, free, guidance, known)
-        return rows.reshape(len(z), self.steps, self.row_dim)
+        """Joint latent (B, T*S, d), or (2B, T*S, d) when guided -> chunks (n, steps, row_dim).
+
+        Args:
+            noise: (draws, n * rows, C) with n a multiple of B: so many chunks are drawn of each joint latent.
+            keep: normalised chunks (n, steps, row_dim) to keep to, and by how much (n, steps).
+        """
+        cond = self.conditions(z)  # (B, rows, c), twice as many when guided
+        chunks = noise.shape[1] * (1 if guidance == 1.0 else 2) // (len(cond) * self.rows)  # of each sample
+        cond = repeat(cond, "b r c -> (b k r) c", k=chunks)
+        rows = self.sample(cond, noise, sampler, guidance, None if keep is None else self.known_rows(*keep))
+        return rows.reshape(-1, self.steps, self.row_dim)
 
     def known_rows(self, chunk: Tensor, weight: Tensor) -> Known:
         """A normalised chunk (B, steps, row_dim) to keep to, and by how much (B, steps), as rows."""
@@ -230,8 +236,5 @@ class ActionHead(DiffusionHead):
 
     def conditions(self, z: Tensor) -> Tensor:
         """z (B, T*S, d) -> (B, rows, c): what each row is denoised with."""
-        return self.as_rows(self.trunk(z))
-
-    def as_rows(self, cond: Tensor) -> Tensor:
-        """One condition per action (B, steps, d) -> one per row (B, rows, c)."""
+        cond = self.trunk(z)  # (B, steps, d)
         return cond.flatten(1).unsqueeze(1) if self.whole else cond

@@ -7,6 +7,7 @@ layer. Language is spread over tokens of its own, in front.
 from dataclasses import dataclass, replace
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from unified_video_action.spec import ModelSpec
@@ -14,14 +15,12 @@ from unified_video_action.spec import ModelSpec
 
 @dataclass
 class ModelInputs:
-    """What the model is shown. Latents are (B, T, C, h, w), already scaled; actions and states are normalised."""
+    """What the model is shown. Latents are (B, view, T, C, h, w), already scaled; actions and states are normalised."""
 
-    history: Tensor  # (B, H, C, h, w)
-    future: Tensor | None = None  # (B, F, C, h, w); None: all masked
+    history: Tensor  # (B, V, H, C, h, w)
+    future: Tensor | None = None  # (B, P, F, C, h, w), of the predicted views; None: all masked
     actions: Tensor | None = None  # (B, A, action_dim)
     history_actions: Tensor | None = None  # (B, A, action_dim)
-    wrist_history: Tensor | None = None  # (B, H, C, h, w)
-    wrist_future: Tensor | None = None  # (B, F, C, h, w)
     proprio: Tensor | None = None  # (B, P, proprio_dim)
     text: Tensor | None = None  # (B, text_dim)
 
@@ -39,8 +38,8 @@ class ModelInputs:
 class Visibility:
     """What of the inputs is hidden, per sample. True means visible, except in `masked`."""
 
-    masked: Tensor  # (B, T*S) bool: video tokens to predict
-    history: Tensor  # (B,) bool: the first camera's; a second camera's is always visible
+    masked: Tensor  # (B, T*S) bool: video tokens to predict, the same in every view
+    history: Tensor  # (B,) bool: the first view's; that of the others is always visible
     actions: Tensor  # (B,) bool
     text: Tensor  # (B,) bool
 
@@ -50,19 +49,13 @@ class Visibility:
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
     """(B, T, C, h, w) -> (B, T*S, C*patch*patch), row-major over the patches of a frame."""
-    b, t, c, h, w = latents.shape
-    values = torch.arange(c * h * w, device=latents.device).reshape(c, h // patch, patch, w // patch, patch)
-    order = values.permute(1, 3, 0, 2, 4).flatten()  # (h/p, w/p, C, p, p), as one row
-    x = latents.reshape(b * t, -1).index_select(1, order)  # a tenth of the time of copying a permuted tensor on a CPU
-    return x.reshape(b, t * (h // patch) * (w // patch), c * patch**2)  # (B, T*S, C*p*p)
+    return rearrange(latents, "b t c (h p) (w q) -> b (t h w) (c p q)", p=patch, q=patch)
 
 
 def unpatchify(tokens: Tensor, spec: ModelSpec) -> Tensor:
     """(B, T*S, C*patch*patch) -> (B, T, C, h, w)."""
-    (rows, columns), patch, channels = spec.grid, spec.patch_size, spec.latent.channels
-    x = tokens.reshape(len(tokens), -1, rows, columns, channels, patch, patch)
-    x = x.permute(0, 1, 4, 2, 5, 3, 6)  # (B, T, C, h/p, p, w/p, p)
-    return x.reshape(len(x), x.shape[1], channels, rows * patch, columns * patch)
+    (h, w), p = spec.grid, spec.patch_size
+    return rearrange(tokens, "b (t h w) (c p q) -> b t c (h p) (w q)", h=h, w=w, p=p, q=p)
 
 
 def spread(rows: Tensor, tokens: int) -> Tensor:
@@ -87,21 +80,17 @@ class InputStage(nn.Module):
         def token(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(*shape, dim) * 0.02)
 
-        self.masked_frame, self.masked_action = token(1), token(1)
-        self.future_proj = nn.Linear(spec.token_dim, dim)
-        self.history_proj = nn.Linear(spec.token_dim * self.history_per_slot, dim)
+        self.masked_frames = nn.ParameterList([token(1)])
+        self.masked_action = token(1)
+        self.masked_frames.extend(token(1) for _ in range(spec.predicted_views - 1))
+        self.future_projs = nn.ModuleList(nn.Linear(spec.token_dim, dim) for _ in range(spec.predicted_views))
+        width = spec.token_dim * self.history_per_slot
+        self.history_projs = nn.ModuleList(nn.Linear(width, dim) for _ in range(spec.views))
         self.action_proj = nn.Linear(spec.action_dim, dim)
-        streams = 3
-        if spec.wrist_output:
-            self.masked_wrist = token(1)
-            self.wrist_future_proj = nn.Linear(spec.token_dim, dim)
-            streams += 1
+        streams = spec.predicted_views + spec.views + 1
         if spec.history_actions:
             self.masked_history_action = token(1)
             self.history_action_proj = nn.Linear(spec.action_dim, dim)
-            streams += 1
-        if spec.wrist_input:
-            self.wrist_history_proj = nn.Linear(spec.token_dim * self.history_per_slot, dim)
             streams += 1
         if spec.proprio_dim:
             self.proprio_proj = nn.Linear(spec.proprio_dim, dim)
@@ -117,28 +106,28 @@ class InputStage(nn.Module):
         """-> (B, text_tokens + T*S, d), or (B, T*S, d) without language."""
         spec, tokens = self.spec, self.spec.tokens
 
-        def future(latents: Tensor | None, project: nn.Linear, mask_token: Tensor) -> Tensor:
-            if latents is None:
+        def future(view: int, project: nn.Linear, mask_token: Tensor) -> Tensor:
+            if inputs.future is None:
                 return mask_token.expand(inputs.batch, tokens, -1)
-            return torch.where(seen.masked.unsqueeze(-1), mask_token, project(patchify(latents, spec.patch_size)))
+            projected = project(patchify(inputs.future[:, view], spec.patch_size))
+            return torch.where(seen.masked.unsqueeze(-1), mask_token, projected)
 
         def chunk(actions: Tensor | None, visible: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if actions is None:
                 return mask_token.expand(inputs.batch, tokens, -1)
             return torch.where(visible[:, None, None], spread(project(actions), tokens), mask_token)
 
-        streams = [future(inputs.future, self.future_proj, self.masked_frame)]
-        if spec.wrist_output:
-            streams.append(future(inputs.wrist_future, self.wrist_future_proj, self.masked_wrist))
-        history = self.history_proj(self.history_tokens(inputs.history))  # (B, T*S, d)
-        streams.append(torch.where(seen.history[:, None, None], history, self.masked_frame))
+        first, *others = (
+            project(self.history_tokens(inputs.history[:, view]))  # (B, T*S, d)
+            for view, project in enumerate(self.history_projs)
+        )
+        streams = [future(view, *each) for view, each in enumerate(zip(self.future_projs, self.masked_frames))]
+        streams.append(torch.where(seen.history[:, None, None], first, self.masked_frames[0]))
         if spec.history_actions:
             always = torch.ones_like(seen.history)
             streams.append(chunk(inputs.history_actions, always, self.history_action_proj, self.masked_history_action))
         streams.append(chunk(inputs.actions, seen.actions, self.action_proj, self.masked_action))
-        if spec.wrist_input:
-            # As in the paper's code a second camera's history is seen in every mode, inverse dynamics included.
-            streams.append(self.wrist_history_proj(self.history_tokens(_required(inputs, "wrist_history"))))
+        streams += others  # as in the paper's code, seen in every mode, inverse dynamics included
         if spec.proprio_dim:
             streams.append(spread(self.proprio_proj(_required(inputs, "proprio")), tokens))  # (B, T*S, d)
 
@@ -157,15 +146,10 @@ class InputStage(nn.Module):
 
     def history_tokens(self, latents: Tensor) -> Tensor:
         """(B, H, C, h, w) -> (B, T*S, token_dim * frames per slot); missing frames repeat the oldest."""
-        wanted = self.spec.horizon.future * self.history_per_slot
-        if missing := wanted - latents.shape[1]:
+        slots, group, patch = self.spec.horizon.future, self.history_per_slot, self.spec.patch_size
+        if missing := slots * group - latents.shape[1]:
             latents = torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], dim=1)  # (B, T*g, C, h, w)
-        tokens = patchify(latents, self.spec.patch_size)  # (B, T*g*S, c)
-        if self.history_per_slot == 1:
-            return tokens
-        b, _, c = tokens.shape
-        x = tokens.reshape(b, self.spec.horizon.future, self.history_per_slot, -1, c).transpose(2, 3)  # (B, T, S, g, c)
-        return x.reshape(b, self.spec.tokens, self.history_per_slot * c)
+        return rearrange(latents, "b (t g) c (h p) (w q) -> b (t h w) (g c p q)", g=group, p=patch, q=patch)
 
 
 def join_positions(temporal: Tensor, spatial: Tensor) -> Tensor:

@@ -21,16 +21,14 @@ from unified_video_action.spec import ModelSpec
 class TrainingDraws:
     """Masks, noise levels and noise of a batch. Heads run on the samples that a mode trains them on, and only there."""
 
-    sees_history: Tensor  # (B,) bool: the first camera's
+    sees_history: Tensor  # (B,) bool: the first view's
     sees_actions: Tensor  # (B,) bool
     sees_text: Tensor  # (B,) bool
     masked: Tensor  # (B, T*S) bool: video tokens replaced by the mask token
     video_samples: Tensor  # (V,) samples that learn frames
     video_rows: Tensor  # (V, R) their tokens that the video head is trained on
-    video_t: Tensor  # (V, K, R)
-    video_noise: Tensor  # (V, K, R, C)
-    wrist_t: Tensor  # (V, K, R), or of no samples
-    wrist_noise: Tensor  # (V, K, R, C), or of no samples
+    video_t: Tensor  # (V, P, K, R), for each predicted view
+    video_noise: Tensor  # (V, P, K, R, C)
     action_samples: Tensor  # (A,) samples that learn actions
     action_t: Tensor  # (A, K, rows)
     action_noise: Tensor  # (A, K, rows, channels)
@@ -92,8 +90,7 @@ def draw_training(
         return (config.action_head, 1, dim * steps) if whole else (config.action_head, steps, dim)
 
     noisy = {  # what is denoised: samples, head, rows, channels
-        "video": (video, config.video_head, chosen, spec.token_dim),
-        "wrist": (video if spec.wrist_output else [], config.video_head, chosen, spec.token_dim),
+        **{f"video{view}": (video, config.video_head, chosen, spec.token_dim) for view in range(spec.predicted_views)},
         "action": (action, *chunk(spec.action_dim)),
         "proprio": (range(batch) if spec.proprio_output_dim else [], *chunk(spec.proprio_output_dim)),
     }
@@ -134,10 +131,8 @@ def draw_training(
         masked=masked,
         video_samples=torch.tensor(video, dtype=torch.long),
         video_rows=_video_rows(masked[video], u["tokens"][video], chosen),
-        video_t=times["video"],
-        video_noise=noise["video"],
-        wrist_t=times["wrist"],
-        wrist_noise=noise["wrist"],
+        video_t=torch.stack([times[f"video{view}"] for view in range(spec.predicted_views)], dim=1),
+        video_noise=torch.stack([noise[f"video{view}"] for view in range(spec.predicted_views)], dim=1),
         action_samples=torch.tensor(action, dtype=torch.long),
         action_t=times["action"],
         action_noise=noise["action"],

@@ -10,7 +10,7 @@ of steps is a table of numbers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -84,6 +84,43 @@ class Step(NamedTuple):
     @property
     def adds_noise(self) -> bool:
         return self.log_std > -math.inf
+
+
+def denoise(
+    network: Callable[[int, Tensor], tuple[Tensor, Tensor | None]],
+    noise: Tensor,
+    chain: Sequence[Step],
+    clamp: float | None = None,
+    known: Known | None = None,
+) -> Tensor:
+    """Take all steps of a chain. No table look-up, upload or synchronisation: it can be captured as a graph.
+
+    Args:
+        network: (number of the step, x (rows, C)) -> its mean output (rows, C), and its spread (rows, C) or None.
+        noise: (draws, rows, C), as many draws as the sampler asks for.
+        clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
+            error times 2e4.
+        known: what the rows are to keep to.
+
+    Returns:
+        (rows, C).
+    """
+    x, last = noise[0], torch.zeros_like(noise[0])
+    for i, step in enumerate(chain):
+        output, spread = network(i, x)
+        x0 = step.x0_from_x * x + step.x0_from_output * output
+        if clamp is not None:
+            x0 = x0.clamp(-clamp, clamp)
+        if known is not None:
+            x0 = known.blend(x0)
+        x = step.from_x * x + step.from_x0 * x0
+        if step.from_last:
+            x = torch.add(x, last, alpha=step.from_last)
+        if step.adds_noise:
+            log_std = torch.full_like(x, step.log_std) if spread is None else step.log_std + step.log_std_slope * spread
+            x = torch.addcmul(x, torch.exp(log_std), noise[i + 1])
+        last = x0
+    return x
 
 
 def make_chain(

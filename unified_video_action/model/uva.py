@@ -1,13 +1,18 @@
 """UVA: the joint latent of MAR, decoded by diffusion heads; one loss and one sampler for all task modes."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.diffusion import Generators
+from unified_video_action.model.diffusion import Generators, draw_noise
+from unified_video_action.model.graphs import Replays, Weights
 from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
 from unified_video_action.model.mar import MAR
@@ -38,8 +43,7 @@ class Term(NamedTuple):
 class Generated:
     """What a mode returns; latents are scaled, actions and states normalised."""
 
-    frames: Tensor | None = None  # (B, F, C, h, w)
-    wrist_frames: Tensor | None = None  # (B, F, C, h, w)
+    frames: Tensor | None = None  # (B, P, F, C, h, w)
     actions: Tensor | None = None  # (B, A, action_dim)
     proprio: Tensor | None = None  # (B, A, proprio_output_dim)
 
@@ -57,9 +61,8 @@ class UVA(nn.Module):
         dim, horizon = config.transformer.dim, spec.horizon
         self.mar = MAR(spec, config.transformer)
         cond = dim + spec.token_dim if config.video_head.newest_token else dim
-        self.video_head = VideoHead(spec.token_dim, cond, config.video_head)
-        if spec.wrist_output:
-            self.wrist_head = VideoHead(spec.token_dim, cond, config.video_head)
+        heads = (VideoHead(spec.token_dim, cond, config.video_head) for _ in range(spec.predicted_views))
+        self.video_heads = nn.ModuleList(heads)
 
         def chunk_head(row_dim: int) -> ActionHead:
             return ActionHead(row_dim, horizon.actions, dim, horizon.future, spec.grid, config.action_head)
@@ -87,8 +90,8 @@ class UVA(nn.Module):
             inputs: with future frames and actions, whatever the modes; the draws say what is hidden.
 
         Returns:
-            terms video, action and, where the spec has them, wrist, proprio and auxiliary. Padded frames and actions
-            have no weight, and padded frames are hidden from the input as well.
+            terms video (summed over the predicted views), action and, where the spec has them, proprio and auxiliary.
+            Padded frames and actions have no weight, and padded frames are hidden from the input as well.
         """
         padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)  # (B, T*S)
         seen = Visibility(draws.masked | padded, draws.sees_history, draws.sees_actions, draws.sees_text)
@@ -98,14 +101,14 @@ class UVA(nn.Module):
 
         if len(draws.video_samples):
             at = draws.video_samples.unsqueeze(1), draws.video_rows  # (V, R) of the batch's tokens
-            views = {"video": (self.video_head, inputs.history, inputs.future, draws.video_t, draws.video_noise)}
-            if self.spec.wrist_output:
-                wrist = inputs.wrist_history, inputs.wrist_future, draws.wrist_t, draws.wrist_noise
-                views["wrist"] = (self.wrist_head, *wrist)
-            for name, (head, history, future, t, noise) in views.items():
-                x0 = patchify(future, self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)  # (V, K, R, C)
-                squared_error, bound = head.loss(self.video_condition(z, history)[at].unsqueeze(1), x0, t, noise)
-                terms[name] = _term((squared_error + bound).mean(-1), weights[name])
+            totals = []
+            for view, head in enumerate(self.video_heads):
+                t, noise = draws.video_t[:, view], draws.video_noise[:, view]  # (V, K, R), (V, K, R, C)
+                x0 = patchify(inputs.future[:, view], self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)
+                cond = self.video_condition(z, inputs.history[:, view])[at].unsqueeze(1)  # (V, 1, R, c)
+                squared_error, bound = head.loss(cond, x0, t, noise)
+                totals.append(_term((squared_error + bound).mean(-1), weights["video"]))
+            terms["video"] = Term(sum(term.total for term in totals), totals[0].weight)
         if len(draws.action_samples):
             chosen = draws.action_samples
             valid = targets.action_valid[chosen]
@@ -126,16 +129,14 @@ class UVA(nn.Module):
     def loss_weights(self, targets: Targets, draws: TrainingDraws) -> dict[str, Tensor]:
         """Weight of every row of each loss term, known before the forward pass.
 
-        video, wrist (V, K, R); action, proprio (B, K, A); auxiliary (B, H+F).
+        video (V, K, R); action, proprio (B, K, A); auxiliary (B, H+F).
         """
         weights = {}
         if len(draws.video_samples):
             padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)
             at = draws.video_samples.unsqueeze(1), draws.video_rows
             counted = (draws.masked & ~padded)[at]  # (V, R)
-            weights["video"] = counted.unsqueeze(1).expand(draws.video_t.shape).float()
-            if self.spec.wrist_output:
-                weights["wrist"] = weights["video"]
+            weights["video"] = counted.unsqueeze(1).expand(draws.video_t[:, 0].shape).float()
         if len(draws.action_samples):
             valid = targets.action_valid[draws.action_samples].float()
             weights["action"] = valid.unsqueeze(1).expand(-1, draws.action_t.shape[1], -1)
@@ -148,7 +149,7 @@ class UVA(nn.Module):
         return weights
 
     def video_condition(self, z: Tensor, history: Tensor) -> Tensor:
-        """Joint latent (B, T*S, d) and a camera's history (B, H, C, h, w) -> (B, T*S, c), what its tokens are decoded
+        """Joint latent (B, T*S, d) and a view's history (B, H, C, h, w) -> (B, T*S, c), what its tokens are decoded
         with: the joint latent and, if so configured, the token of the newest frame at the same place."""
         if not self.config.video_head.newest_token:
             return z
@@ -156,14 +157,6 @@ class UVA(nn.Module):
         return torch.cat([z, newest.to(z.dtype).repeat(1, self.spec.horizon.future, 1)], dim=-1)
 
     # -- inference -----------------------------------------------------------------------------------------------------
-
-    def joint_latent(self, inputs: ModelInputs, seen: Visibility, guided: bool = False) -> tuple[Tensor, Tensor | None]:
-        """(B, T*S, d), and the same without the instruction when guided."""
-        if not guided:
-            return self.mar(inputs, seen), None
-        both, hidden = inputs.repeat(2), seen.repeat(2)
-        hidden.text[inputs.batch :] = False
-        return self.mar(both, hidden).chunk(2)
 
     @torch.no_grad()
     def sample(
@@ -180,6 +173,8 @@ class UVA(nn.Module):
         hide_history: bool | None = None,
         resample_actions: bool = False,
         keep: tuple[Tensor, Tensor] | None = None,
+        chunks: int = 1,
+        states: bool = True,
     ) -> Generated:
         """Do one of the five jobs.
 
@@ -190,15 +185,20 @@ class UVA(nn.Module):
             guidance: classifier-free guidance on the instruction; 1 is off.
             generator: noise; one per sample makes a sample's result independent of its batch.
             order: (B, S) the order in which cells are generated; random when None.
-            hide_history: overrides the mode (inverse dynamics of the paper's code hides the first camera's).
+            hide_history: overrides the mode (inverse dynamics of the paper's code hides the first view's).
             resample_actions: draw actions in every iteration, as the paper's code does, and keep the last.
             keep: normalised actions (B, A, action_dim) that the chunk is to keep to, and by how much (B, A): from 0,
                 free, to 1, as they are.
+            chunks: draw so many chunks of actions from each sample's joint latent: (B * chunks, A, action_dim).
+            states: also predict the states, where the model can. Their noise is drawn anyway.
 
         Raises:
             ValueError: an input that the mode needs is missing, or guidance without language.
+            RuntimeError: the weights of an `accelerated` model have changed.
         """
-        spec, batch = self.spec, inputs.batch
+        if self.made_of is not None:
+            self.made_of.require_unchanged()
+        spec, batch, device = self.spec, inputs.batch, inputs.history.device
         guided = guidance != 1.0
         if guided and not spec.text_dim:
             raise ValueError(f"guidance {guidance} needs a model with language; this one has text_dim 0")
@@ -207,54 +207,118 @@ class UVA(nn.Module):
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
         sees_history = mode.sees_history if hide_history is None else not hide_history
-        like = inputs.history
 
         def every(value: bool) -> Tensor:
-            return torch.full((batch,), value, dtype=torch.bool, device=like.device)
+            return torch.full((batch,), value, dtype=torch.bool, device=device)
 
-        masked = torch.full((batch, spec.tokens), mode.future != "seen", dtype=torch.bool, device=like.device)
+        masked = torch.full((batch, spec.tokens), mode.future != "seen", dtype=torch.bool, device=device)
         seen = Visibility(masked, every(sees_history), every(mode.sees_actions), every(True))
-        inputs = ModelInputs(**{**vars(inputs), "future": inputs.future if mode.future == "seen" else None})
+        inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
+        repeated = [each for each in generator for _ in range(chunks)] if isinstance(generator, list) else generator
+        keep = keep and tuple(each.repeat_interleave(chunks, 0) for each in keep)
         result = Generated()
 
-        def decode_chunks(z: Tensor, free: Tensor | None) -> None:
+        def decode(head: ActionHead, name: str, z: Tensor, wanted: bool, keep: tuple | None) -> Tensor | None:
+            noise = draw_noise((batch * chunks * head.rows, head.channels), sampler.noise_draws, repeated, device)
+            if not wanted:
+                return None
+
+            def chunk(z: Tensor, noise: Tensor, *keep: Tensor) -> Tensor:
+                return head.sample_chunk(z, noise, sampler, guidance, keep or None)
+
+            return self.run((name, sampler, guidance), chunk, z, noise, *(keep or ()))
+
+        def decode_chunks(z: Tensor) -> None:
             if mode.learns_actions:
-                known = None if keep is None else self.action_head.known_rows(*keep)
-                result.actions = self.action_head.sample_chunk(z, sampler, generator, free, guidance, known)
+                result.actions = decode(self.action_head, "actions", z, True, keep)
             if spec.proprio_output_dim:
-                result.proprio = self.proprio_head.sample_chunk(z, sampler, generator, free, guidance)
+                result.proprio = decode(self.proprio_head, "states", z, states, None)
 
         if not mode.learns_frames:
-            decode_chunks(*self.joint_latent(inputs, seen, guided))
+            decode_chunks(self.joint_latent(inputs, seen, guided))
             return result
 
-        order = self._order(batch, generator).to(like.device) if order is None else order
-        shape = batch, spec.horizon.future, spec.latent.channels, spec.latent.height, spec.latent.width
-        inputs.future = like.new_zeros(shape)
-        inputs.wrist_future = like.new_zeros(shape) if spec.wrist_output else None
-        schedule = generation_schedule(spec.tokens_per_frame, iterations)
-        for left in schedule:
-            z, free = self.joint_latent(inputs, seen, guided)
+        order = self._order(batch, generator).to(device) if order is None else order  # (B, S)
+        size = spec.latent.channels, spec.latent.height, spec.latent.width
+        inputs.future = inputs.history.new_zeros(batch, spec.predicted_views, spec.horizon.future, *size)
+        frames = torch.arange(spec.horizon.future, device=device)[:, None] * spec.tokens_per_frame  # (F, 1)
+        right = spec.tokens_per_frame
+        for left in generation_schedule(spec.tokens_per_frame, iterations):
+            z = self.joint_latent(inputs, seen, guided)
             if resample_actions or left == 0:
-                decode_chunks(z, free)
-            still_masked = torch.zeros(batch, spec.tokens_per_frame, dtype=torch.bool, device=like.device)
-            still_masked.scatter_(1, order[:, :left], True)
-            still_masked = still_masked.repeat(1, spec.horizon.future)  # (B, T*S)
-            predicted = seen.masked & ~still_masked
-            heads = [("future", self.video_head, inputs.history)]
-            if spec.wrist_output:
-                heads.append(("wrist_future", self.wrist_head, inputs.wrist_history))
-            for name, head, history in heads:
-                rows, free_rows = (  # (n, c), sample-major
-                    None if each is None else self.video_condition(each, history)[predicted] for each in (z, free)
-                )
-                drawn = head.sample(rows, video_sampler or sampler, generator, free_rows, guidance)  # (n, C)
-                tokens = patchify(getattr(inputs, name), spec.patch_size)
-                tokens[predicted] = drawn
-                setattr(inputs, name, unpatchify(tokens, spec))
-            seen.masked = still_masked
-        result.frames, result.wrist_frames = inputs.future, inputs.wrist_future
+                decode_chunks(z)
+            cells = order[:, left:right].sort(dim=1).values  # (B, n) those predicted now, in every frame
+            tokens = (frames + cells.unsqueeze(1)).flatten(1)  # (B, F*n)
+            both = tokens.repeat(2, 1) if guided else tokens
+            made = []
+            for view, head in enumerate(self.video_heads):
+                history = inputs.history[:, view]
+                cond = self.video_condition(z, history.repeat(2, 1, 1, 1, 1) if guided else history)  # (B, T*S, c)
+                cond = cond.gather(1, both.unsqueeze(-1).expand(-1, -1, cond.shape[-1])).flatten(0, 1)  # (B*F*n, c)
+                by = video_sampler or sampler
+                noise = draw_noise((tokens.numel(), head.channels), by.noise_draws, generator, device)
+
+                def rows(cond: Tensor, noise: Tensor, head: VideoHead = head, by: Sampler = by) -> Tensor:
+                    return head.sample(cond, noise, by, guidance)
+
+                drawn = self.run((f"frames {view}", by, guidance), rows, cond, noise).unflatten(0, tokens.shape)
+                known = patchify(inputs.future[:, view], spec.patch_size)  # (B, T*S, C)
+                known = known.scatter(1, tokens.unsqueeze(-1).expand_as(drawn), drawn.to(known))
+                made.append(unpatchify(known, spec))
+            inputs.future = torch.stack(made, dim=1)  # (B, P, F, C, h, w)
+            seen.masked = seen.masked.scatter(1, tokens, False)
+            right = left
+        result.frames = inputs.future
         return result
+
+    def joint_latent(self, inputs: ModelInputs, seen: Visibility, guided: bool = False) -> Tensor:
+        """(B, T*S, d), or when guided (2B, T*S, d), the second half without the instruction."""
+        if guided:
+            inputs, seen = inputs.repeat(2), seen.repeat(2)
+            seen.text[len(seen.text) // 2 :] = False
+        given, shown = list(vars(inputs).values()), list(vars(seen).values())
+
+        def mar(*tensors: Tensor | None) -> Tensor:
+            return self.mar(ModelInputs(*tensors[: len(given)]), Visibility(*tensors[len(given) :]))
+
+        return self.run("joint latent", mar, *given, *shown)
+
+    # An accelerated model replaces these; they hold no weights of a plain one.
+    replay: Callable[..., Tensor] | None = None
+    made_of: Weights | None = None
+
+    def run(self, name: Hashable, function: Callable[..., Tensor], *tensors: Tensor | None) -> Tensor:
+        """A function of tensors, or the graph of it that an accelerated model has captured."""
+        if self.replay is None:
+            device = self.mar.input_norm.weight.device
+            return function(*(each if each is None else each.to(device) for each in tensors))
+        return self.replay(name, function, *tensors)
+
+    def accelerated(self, dtype: torch.dtype | None = None) -> UVA:
+        """A model that samples the same, sooner: it shares this one's weights and refuses to go on once they change.
+
+        What follows from the weights alone is worked out once. On a CUDA device each part is captured as a graph for
+        each batch size that it meets.
+
+        Args:
+            dtype: low precision of products and of what lies between them; noisy rows, sums of conditions, and what
+                one part hands to another stay in float32. None: as this model computes.
+        """
+        fast = _shallow(self)
+        fast.made_of = Weights(self, self.mar.decoder.norm.bias)
+        fast.replay = Replays(self.mar.input_norm.weight.device, dtype)
+        fast.mar = _in_precision(self.mar, dtype)
+        fast.video_heads = nn.ModuleList(map(_shallow, self.video_heads))
+        heads = list(fast.video_heads)
+        for name in ("action_head", "proprio_head"):
+            if hasattr(self, name):
+                head = _shallow(getattr(self, name))
+                head.trunk = _in_precision(head.trunk, dtype)
+                setattr(fast, name, head)
+                heads.append(head)
+        for head in heads:
+            head.keeps_denoisers, head._denoisers, head.low_precision = True, {}, dtype
+        return fast
 
     @torch.no_grad()
     def states(self, inputs: ModelInputs, mode: TaskMode) -> Tensor:
@@ -263,10 +327,8 @@ class UVA(nn.Module):
         def every(value: bool, *shape: int) -> Tensor:
             return torch.full((inputs.batch, *shape), value, device=inputs.history.device)
 
-        seen = Visibility(
-            every(True, self.spec.tokens), every(mode.sees_history), every(mode.sees_actions), every(True)
-        )
-        z = self.mar(inputs, seen)  # (B, T*S, d)
+        shown = every(mode.sees_history), every(mode.sees_actions), every(True)
+        z = self.joint_latent(inputs, Visibility(every(True, self.spec.tokens), *shown))  # (B, T*S, d)
         return self.auxiliary_head(z).reshape(inputs.batch, -1, self.spec.auxiliary_dim)
 
     def _order(self, batch: int, generator: Generators) -> Tensor:
@@ -274,6 +336,24 @@ class UVA(nn.Module):
         if isinstance(generator, list | tuple):
             return torch.stack([spatial_order(cells, each) for each in generator])
         return torch.stack([spatial_order(cells, generator) for _ in range(batch)])
+
+
+def _shallow(module: nn.Module) -> nn.Module:
+    """A copy whose parts may be replaced; they and their weights are shared until then."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made
+
+
+def _in_precision(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The module, or a copy whose products are in low precision."""
+    if dtype is None:
+        return module
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(dtype)
+    return module
 
 
 def _term(rows: Tensor, weight: Tensor) -> Term:

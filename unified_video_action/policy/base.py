@@ -1,66 +1,233 @@
-"""The interface between a policy and the rest of the house.
+"""The interface between a policy and the rest of the house: training, sessions, simulators, robots and servers.
 
-A simulator, a robot or a training loop needs no more than this. Frames are uint8 RGB (B, T, C, H, W), observations are
-mappings from the names in `shape_meta` to histories of `horizon.history` frames or states, oldest first; actions come
-back in the units of the data.
+Frames are uint8 RGB (B, T, C, H, W); observations are mappings from the names in `shape_meta` to histories of
+`task.horizon.history` frames or `task.state_steps` states, oldest first; actions are in the units of the data.
+
+A policy is chosen by `policy._target_` in a configuration. It is one file of this folder and one of `config/policy`;
+nothing else knows its class. What only some policies can do is asked for by name (`hasattr(policy, "predict_video")`):
+
+* `encode_frames(frames (B, T, 3, H, W)) -> tuple of tensors (B, T, ...)`: what it makes of frames, whatever comes
+  after them; sessions keep it and give it in place of the frames.
+* `predict_video`, `predict_forward_dynamics`, `predict_action_and_video`: imagined frames.
+* `predict_inverse_dynamics`: actions between frames. `predict_states`: imagined states, for planners.
 """
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from unified_video_action.dataset.build import DataSettings
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.diffusion import Generators
-from unified_video_action.model.task_modes import TaskMode
-from unified_video_action.spec import Horizon
+from unified_video_action.spec import TaskSpec
+from unified_video_action.text.clip import ClipText
 
+INSTRUCTIONS = "instructions.json"  # in a checkpoint: features of the instructions that were trained on
 Observation = Mapping[str, Any]
+Config = Mapping[str, Any]
+Keep = tuple[Tensor, Tensor]  # actions (B, A, D) in the data's units, and by how much a plan keeps to each (B, A)
+
+
+class LossTerm(NamedTuple):
+    """A loss as a weighted sum, so that processes and micro-batches add up before anything is divided."""
+
+    total: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
-class ObservationSpec:
-    """Which observations the policy reads, by the names that the data and the simulator give them."""
+class Share:
+    """Which samples of a training step a batch holds."""
 
-    main: str  # camera whose future is predicted
-    wrist: str | None = None  # second camera
-    low_dim: tuple[str, ...] = ()  # proprioceptive inputs, concatenated in this order
-    low_dim_steps: int = 0  # states given of each: the history's frames, or 1 for the newest only
-    predicted: tuple[str, ...] = ()  # states that are predicted at the steps of the actions
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return (self.main,) if self.wrist is None else (self.main, self.wrist)
+    step: int
+    first: int  # place of the batch's first sample in the step's
+    batch_size: int  # samples of the step, over all processes
+    seed: int  # of the run
 
 
 class BasePolicy(nn.Module, ABC):
-    """A policy that trains on batches of windows and acts on histories of observations."""
+    """A policy that trains on batches of windows and acts on histories of observations.
 
-    horizon: Horizon
-    observations: ObservationSpec
-    action_dim: int
+    Attributes:
+        model: what is trained and saved; everything else of a policy is frozen.
+        config: what `policy` in a configuration says.
+        text: makes features of instructions; None: they are given, or the task has none.
+        loss_scale: factors of loss terms; 1 where not named.
+        heads: loss term -> beginnings of the names of the model's parameters that it alone trains. A step without
+            that term leaves them as they are.
+    """
+
+    GROUPS: ClassVar[frozenset[str]] = frozenset()  # groups of a configuration that it reads, besides task and policy
+    task: TaskSpec
+    model: nn.Module
+    config: Any
+    normalizer: Normalizer
+    text: ClipText | None = None
     action_steps: int  # actions of a chunk that are executed before the next one is asked for
+    loss_scale: Mapping[str, float] = {}
+    heads: Mapping[str, tuple[str, ...]] = {}
+
+    # -- from configurations -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Raise ValueError for values that the policy does not accept; nothing is loaded."""
+
+    @classmethod
+    def build_encoders(cls, config: Config) -> dict[str, Any]:
+        """Frozen parts that the training data is prepared with, such as `text`; `from_config` gets them."""
+        return {"text": instantiate(config["text"], ClipText, "text") if config.get("text") else None}
+
+    @classmethod
+    def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
+        """Give a dataset what its samples are to hold: here frames, as `data.frames` says, and features of instructions.
+
+        Raises:
+            ValueError: what the configuration and the data say does not fit.
+        """
+        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
+        settings = build_dataclass(DataSettings, config["data"], "data")
+        if settings.frames == "latents":
+            raise ValueError(f"data.frames=latents: {cls.__name__} learns from frames; choose cached or decoded")
+        dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+
+    @classmethod
+    def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
+        """Fit actions, states and whatever else is normalised, to opened data."""
+        return dataset.fit_normalizer()
+
+    @classmethod
+    @abstractmethod
+    def from_config(
+        cls, config: Config, task: TaskSpec, normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
+    ) -> Self:
+        """An untrained policy. `encoders` are made by `build_encoders` when None."""
+
+    def files(self, dataset: WindowDataset) -> dict[str, str]:
+        """Text files of a checkpoint, besides configuration, normaliser and weights: content by name."""
+        return {} if self.text is None else {INSTRUCTIONS: self.text.to_json(dataset.instructions)}
+
+    def read_files(self, folder: Path) -> None:
+        """Read them back from a checkpoint's folder, where they are there."""
+        known = folder / INSTRUCTIONS
+        if known.is_file() and self.text is not None:
+            self.text.remember(known.read_text(), str(known))
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: dict[str, Any], share: Share) -> dict[str, Any]:
+        """Add everything random to a batch of windows, on the CPU: a function of the samples' seeds and of `share`."""
+        return batch
+
+    def validation_batches(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Batches to measure the losses of held-out windows on; their names come before those of the losses."""
+        return {"": self.prepare(batch, Share(0, 0, len(batch["seed"]), 0))}
 
     @abstractmethod
-    def training_draws(self, seeds: Sequence[int], modes: Sequence[TaskMode]) -> Any:
-        """All randomness of a training batch, on the CPU: a pure function of the samples' seeds."""
+    def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        """How much each loss term of a prepared batch weighs, known before the forward pass."""
 
     @abstractmethod
-    def loss_weights(self, batch: Mapping[str, Any], draws: Any) -> dict[str, float]:
-        """How much each loss term of the batch weighs, known before the forward pass."""
+    def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
+        """Losses of a prepared batch."""
 
-    @abstractmethod
-    def forward(
-        self, batch: Mapping[str, Any], draws: Any, weights: Mapping[str, float] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, batch: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """`loss` and its terms, each the batch's sum divided by `weights` (its own weights when None)."""
+        terms = self.loss_terms(batch)
+        own = {name: term.weight for name, term in terms.items()}
+        losses = {
+            # A term with nothing to learn from has a sum of 0 as well.
+            name: term.total / torch.as_tensor((weights or own)[name]).clamp(min=1e-8)
+            for name, term in terms.items()
+        }
+        scaled = [self.loss_scale.get(name, 1.0) * loss for name, loss in losses.items()]
+        return {"loss": sum(scaled, start=torch.zeros((), device=self.device)), **losses}
+
+    # -- acting --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def predict_action(self, obs: Observation, generator: Generators = None) -> dict[str, Tensor]:
-        """`action` (B, action_steps, D), to execute, and `action_pred` (B, A, D), the whole chunk."""
+    def predict_action(
+        self,
+        obs: Observation,
+        generator: Generators = None,
+        sampler: str | None = None,
+        keep: Keep | None = None,
+        chunks: int = 1,
+    ) -> dict[str, Tensor]:
+        """Plan.
+
+        Args:
+            obs: camera name -> uint8 (B, H, 3, h, w), or what `encode_frames` made of them; state name -> (B, P, d);
+                `text` (B, text_dim) for tasks with language; `history_action` (B, A, D) where the task has it.
+            generator: noise, one for the batch or a list with one per row.
+            sampler: overrides the configured one, such as "ddim10".
+            keep: actions that the plan keeps to, as far as their weights say (an inpainting prefix).
+            chunks: plans for each row.
+
+        Returns:
+            `action` (B * chunks, action_steps, D), to execute, and `action_pred` (B * chunks, A, D).
+
+        Raises:
+            ValueError: an observation that is missing.
+        """
+
+    def accelerated(self, precision: str = "no") -> BasePolicy:
+        """A policy that computes the same sooner, on weights that no longer change.
+
+        Args:
+            precision: of products and of what lies between them: "no" is float32, or "bf16", "fp16".
+
+        Raises:
+            ValueError: a precision that the policy cannot compute in.
+        """
+        if precision != "no":
+            raise ValueError(f"precision={precision!r}: {type(self).__name__} computes in float32 alone; take no")
+        return self
+
+    def encode_text(self, instructions: Sequence[str]) -> Tensor:
+        """Features (n, text_dim) of instructions.
+
+        Raises:
+            ValueError: there is nothing to encode them with. FileNotFoundError: its weights are not there.
+        """
+        if self.text is None:
+            raise ValueError(f"instructions {list(instructions)}: no text encoder is configured; add +text=clip")
+        return self.text.encode(instructions).to(self.device)
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(self.model.parameters()).device
+
+
+def open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None:
+    """Give a dataset the features (width,) of its instructions, for a task with language.
+
+    Raises:
+        ValueError: instructions, features and task.shape_meta.text_dim do not fit together.
+    """
+    if not width:
+        return
+    if text is None:
+        raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add +text=clip")
+    if not dataset.instructions:
+        raise ValueError(f"task.shape_meta.text_dim={width}, but the data in task.dataset has no instructions")
+    features = text.encode(dataset.instructions)
+    if features.shape[1] != width:
+        raise ValueError(f"task.shape_meta.text_dim={width}, but text features have {features.shape[1]} values")
+    dataset.use_text(features)
+
+
+def require_observations(obs: Observation, names: tuple[str, ...]) -> None:
+    """Raise ValueError for an observation that is missing."""
+    for name in names:
+        if name not in obs:
+            raise ValueError(f"observation {name!r} is missing; given are {', '.join(map(str, obs))}")

@@ -6,7 +6,7 @@ from typing import Any
 
 from unified_video_action.model.samplers import Sampler
 
-LOSS_TERMS = ("video", "wrist", "action", "proprio", "auxiliary")
+LOSS_TERMS = ("video", "action", "proprio", "auxiliary")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PlannerConfig:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
+class UVAConfig:
     """How the model is trained and asked, apart from its network."""
 
     action_steps: int = 8  # actions executed of each chunk
@@ -45,13 +45,13 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if not isinstance(self.action_steps, int) or self.action_steps < 1:
-            raise ValueError(f"PolicyConfig.action_steps must be a positive integer, got {self.action_steps!r}")
+            raise ValueError(f"UVAConfig.action_steps must be a positive integer, got {self.action_steps!r}")
         if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"PolicyConfig.iterations must be a positive integer, got {self.iterations!r}")
+            raise ValueError(f"UVAConfig.iterations must be a positive integer, got {self.iterations!r}")
         for name, factor in self.loss_scale.items():
             if name not in LOSS_TERMS or not factor >= 0:
                 raise ValueError(
-                    f"PolicyConfig.loss_scale.{name}={factor!r}: expected a factor >= 0 for {', '.join(LOSS_TERMS)}"
+                    f"UVAConfig.loss_scale.{name}={factor!r}: expected a factor >= 0 for {', '.join(LOSS_TERMS)}"
                 )
         self.samplers()
 

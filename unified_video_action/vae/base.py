@@ -6,8 +6,9 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -20,8 +21,7 @@ from unified_video_action.spec import LatentShape
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-@dataclass
-class Moments:
+class Moments(NamedTuple):
     """The posterior of a codec, before shift and scale."""
 
     mean: Tensor  # (..., C, h, w)

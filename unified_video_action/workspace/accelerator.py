@@ -44,7 +44,7 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
         cpu=cpu,
         mixed_precision=precision_on("cpu" if cpu else "cuda", settings.precision),
         kwargs_handlers=[
-            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )

@@ -2,50 +2,53 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from unified_video_action.dataset.sampling import StepBatchSampler
+from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.dataset.zarr_store import StoreError
-from unified_video_action.model.task_modes import TASK_MODES, TaskMode
-from unified_video_action.policy.base import BasePolicy
-from unified_video_action.workspace.packing import Packed, pack, scale_latents
+from unified_video_action.policy.base import BasePolicy, Share
 from unified_video_action.workspace.settings import TrainingSettings
 from unified_video_action.workspace.signals import leave_signals_to_parent
-from unified_video_action.workspace.worker_memory import SharedRing, keep_freed_memory
 
 Key = tuple[int, int]  # (window index, sample seed)
 PREFETCH = 4  # steps that each worker prepares ahead
-RING = PREFETCH + 2  # blocks of a worker: those of the steps ahead, the one being received, and one more
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Samples that pass through the device together."""
 
-    batch: dict[str, Any]  # collated samples
-    draws: Any  # their masks and noise
+    batch: dict[str, Any]  # collated samples, prepared by the policy
     weights: dict[str, float]  # of each loss term
     seed: int  # for whatever else is random, such as dropout
-    modes: frozenset[str]  # names of their task modes
+
+    def pin_memory(self) -> MicroBatch:
+        return map_leaves(self, Tensor, Tensor.pin_memory)
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        """The same on `device`, stored latents scaled there; from pinned memory the copy goes on while the host does."""
+        moved = map_leaves(self, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_leaves(moved, StoredLatents, StoredLatents.scaled)
 
 
 class StepBatches(Dataset):
-    """What one process computes in each step: a packed list of micro-batches.
+    """What one process computes in each step: a list of micro-batches.
 
-    Samples, task modes and noise depend on (seed, step) alone. Processes take contiguous slices of the global batch and
-    cut them into micro-batches whose sizes differ by one at most.
+    Samples and everything random in them depend on (seed, step) alone. Processes take contiguous slices of the global
+    batch and cut them into micro-batches whose sizes differ by one at most.
 
     Args:
         dataset: `dataset.__getitems__([(index, seed), ...])` is a collated batch. If it has a method `stored`, that is
-            called in its place: its latents are unscaled, and scaled when the batch is unpacked on the device.
-        policy: draws masks and noise.
+            called in its place: its latents are unscaled, and scaled on the device.
+        policy: prepares batches.
         micro_batch: most samples of a micro-batch; None: no limit.
         rank, world: this process and the number of processes.
 
@@ -65,11 +68,9 @@ class StepBatches(Dataset):
     ) -> None:
         if training.batch_size % world:
             raise ValueError(f"training.batch_size={training.batch_size} cannot be shared equally by {world} processes")
-        self.dataset, self.policy, self.mode_mix = dataset, policy, training.mode_mix
+        self.dataset, self.policy = dataset, policy
         self.batch_size, self.seed, self.rank, self.world = training.batch_size, seed, rank, world
         self.share = self.batch_size // world
-        self.task_modes = tuple(TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0)
-        self.ring: SharedRing | None = None  # in a worker
         self.parts = 1 if micro_batch is None else -(-self.share // micro_batch)
 
     @staticmethod
@@ -77,8 +78,10 @@ class StepBatches(Dataset):
         """Steps that lie ready when a loader with so many workers has not been asked for a while."""
         return PREFETCH * workers
 
-    def loader(self, first: int, last: int, workers: int = 0, pin: bool = False) -> Generator[Packed, None, None]:
-        """Packed lists of micro-batches for steps first .. last-1, prepared by `workers` processes (0: this one).
+    def loader(
+        self, first: int, last: int, workers: int = 0, pin: bool = False
+    ) -> Generator[list[MicroBatch], None, None]:
+        """Lists of micro-batches for steps first .. last-1, prepared by `workers` processes (0: this one).
 
         Close the generator when leaving it early: the workers end with it.
 
@@ -93,70 +96,63 @@ class StepBatches(Dataset):
                 num_workers=workers,
                 prefetch_factor=PREFETCH if workers else None,
                 pin_memory=pin,
-                worker_init_fn=_begin_work,
+                worker_init_fn=leave_signals_to_parent,
                 generator=torch.Generator(),  # else the loader would draw from the global one
             )
         )
-        borrowed = workers > 0 and not pin  # the worker will write over it
-        seen = deque(maxlen=workers * RING)  # blocks that are held stay mapped; they come again and again
         try:
-            for packed in prepared:
-                if isinstance(packed, StoreError):
-                    raise packed
-                if borrowed:
-                    seen.append(packed.block)
-                yield packed.clone() if borrowed else packed
+            for made in prepared:
+                if isinstance(made, StoreError):
+                    raise made
+                yield made
         finally:
             del prepared  # ends the workers, also when an error keeps this frame alive
 
-    def __getitem__(self, numbered: tuple[int, list[Key]]) -> Packed | StoreError:
+    def __getitem__(self, numbered: tuple[int, list[Key]]) -> list[MicroBatch] | StoreError:
         """A step; from a worker also what is wrong with its data, which torch would wrap in the worker's traceback."""
+        step, keys = numbered
+        bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
         try:
-            return self._packed(*numbered)
+            return [self._micro_batch(step, self.rank * self.share + a, keys[a:b]) for a, b in pairwise(bounds)]
         except StoreError as error:
-            if self.ring is None:
+            if get_worker_info() is None:
                 raise
             return StoreError(str(error))
 
-    def _packed(self, step: int, keys: list[Key]) -> Packed:
-        modes = self._modes(step)[self.rank * self.share :][: self.share]
-        bounds = [self.share * part // self.parts for part in range(self.parts + 1)]
-        parts = [self._micro_batch(keys[first:end], modes[first:end]) for first, end in pairwise(bounds)]
-        return pack(parts) if self.ring is None else pack(parts, self.ring.block)
-
-    def whole(self, step: int) -> list[tuple[int, int, TaskMode]]:
-        """(index, seed, mode) of all samples of a step, those of other processes too."""
+    def whole(self, step: int) -> list[Key]:
+        """(index, seed) of all samples of a step, those of other processes too."""
         (keys,) = self._keys(step, step + 1, 0, 1)
-        return [(index, seed, mode) for (index, seed), mode in zip(keys, self._modes(step), strict=True)]
+        return keys
 
     def loss_terms(self) -> tuple[str, ...]:
-        """Names of the losses that this mix of modes can have, in an order that all processes share."""
-        return tuple(sorted({name for mode in self.task_modes for name in self.sample(mode).weights}))
-
-    def sample(self, mode: TaskMode) -> MicroBatch:
-        """The first sample of the run, alone and in this mode."""
+        """Names of the losses that the policy can have, in an order that all processes share."""
         (keys,) = self._keys(0, 1, 0, 1)
-        return scale_latents(self._micro_batch(keys[:1], [mode]))
+        held_out = self.policy.validation_batches(self.dataset.__getitems__(keys[:1]))
+        return tuple(sorted({name for batch in held_out.values() for name in self.policy.loss_weights(batch)}))
 
-    def modes(self, step: int) -> frozenset[str]:
-        """Names of the task modes in a step, over all processes."""
-        return frozenset(mode.name for mode in self._modes(step))
+    def first(self) -> MicroBatch:
+        """The first micro-batch of the run."""
+        (keys,) = self._keys(0, 1, self.rank, self.world)
+        return self[0, keys][0]
 
     def _keys(self, first: int, last: int, rank: int, world: int) -> StepBatchSampler:
         return StepBatchSampler(len(self.dataset), self.batch_size, self.seed, first, last, rank, world)
 
-    def _modes(self, step: int) -> list[TaskMode]:
-        return self.mode_mix.modes(step, self.batch_size, self.seed)
-
-    def _micro_batch(self, keys: list[Key], modes: list[TaskMode]) -> MicroBatch:
+    def _micro_batch(self, step: int, first: int, keys: list[Key]) -> MicroBatch:
         batch = getattr(self.dataset, "stored", self.dataset.__getitems__)(keys)
-        draws = self.policy.training_draws([seed for _, seed in keys], modes)
-        weights = self.policy.loss_weights(batch, draws)
-        return MicroBatch(batch, draws, weights, keys[0][1], frozenset(mode.name for mode in modes))
+        batch = self.policy.prepare(batch, Share(step, first, self.batch_size, self.seed))
+        return MicroBatch(batch, self.policy.loss_weights(batch), keys[0][1])
 
 
-def _begin_work(worker: int) -> None:
-    """Called in each worker, which has its own copy of the StepBatches."""
-    leave_signals_to_parent()
-    keep_freed_memory()
-    get_worker_info().dataset.ring = SharedRing(RING)
+def map_leaves(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to everything of type `kind` in nested mappings, lists and dataclasses."""
+    if isinstance(item, kind):
+        return function(item)
+    if isinstance(item, Mapping):
+        return {key: map_leaves(value, kind, function) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return type(item)(map_leaves(value, kind, function) for value in item)
+    if is_dataclass(item):
+        changed = {part.name: map_leaves(getattr(item, part.name), kind, function) for part in fields(item)}
+        return replace(item, **changed)
+    return item

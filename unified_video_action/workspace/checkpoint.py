@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.checkpoint_files import fault, listed, read_json
+from unified_video_action.compat.old_checkpoints import upgrade_tensors
 from unified_video_action.compat.tensors import (
     read_safetensors,
     require_finite,
@@ -188,7 +189,7 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
         raise FileNotFoundError(
             f"init_from: no weights at {file}. Give the folder of a checkpoint, or init_from=null to train from scratch"
         )
-    given, wanted = read_safetensors(file), shapes_of(module.state_dict())
+    given, wanted = upgrade_tensors(read_safetensors(file)), shapes_of(module.state_dict())
     absent = [name for name in wanted if name not in given and name.startswith(allow_missing)]
     needed = {name: shape for name, shape in wanted.items() if name not in absent}
     source = f"init_from: {file} (init_allow_missing=[PREFIX,...] lets missing tensors start anew)"

@@ -29,13 +29,13 @@ def non_finite_loss(batches: StepBatches, step: int, terms: Mapping[str, float],
         f"Nothing was saved since the last good checkpoint in {root}. The samples of the step:",
     ]
     rows = batches.whole(step)
-    for index, seed, mode in rows[:MOST_ROWS]:
+    for index, seed in rows[:MOST_ROWS]:
         sample = batches.dataset.__getitems__([(index, seed)])
         bad = sorted(name for name, value in _floats(sample) if not torch.isfinite(value).all())
         fault = f"  <- not finite: {', '.join(bad)}" if bad else ""
-        lines.append(f"  index {index}, seed {seed}, mode {mode.name}: {batches.dataset.describe(index)}{fault}")
+        lines.append(f"  index {index}, seed {seed}: {batches.dataset.describe(index)}{fault}")
     if len(rows) > MOST_ROWS:
-        lines.append(f"  and {len(rows) - MOST_ROWS} more: " + ", ".join(str(index) for index, *_ in rows[MOST_ROWS:]))
+        lines.append(f"  and {len(rows) - MOST_ROWS} more: " + ", ".join(str(index) for index, _ in rows[MOST_ROWS:]))
     return NonFiniteLoss("\n".join(lines))
 
 

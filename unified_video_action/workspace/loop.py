@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,11 @@ from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.accelerator import PATIENCE
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.faults import non_finite_loss, non_finite_weights
-from unified_video_action.workspace.feeding import Feed
 from unified_video_action.workspace.optim import learning_rate_factor
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.signals import StopSignals
-from unified_video_action.workspace.survey import Survey
-from unified_video_action.workspace.trainee import Trainee
+from unified_video_action.workspace.train_state import TrainState, count_flops
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,12 +88,13 @@ class TrainingLoop:
                 f"trainer.compile=true needs micro-batches of equal size, but a process's {self.batches.share} samples "
                 f"are cut into {self.batches.parts}; choose a trainer.micro_batch that divides them"
             )
-        self.survey = Survey(policy, self.batches)
-        self.trainee = Trainee(policy, training, trainer, accelerator, self.survey)
+        self.flops_per_sample = count_flops(policy, self.batches.first())
+        self.state = TrainState(policy, training, trainer, accelerator, self.terms)
         self.step = 0  # optimiser steps done
         self.saved: int | None = None  # step of the newest checkpoint
         self.done: dict[str, int] = {}  # step at which each periodic task was done last
         self.seconds = 0.0  # spent on this run by earlier processes
+        self.waited = 0.0  # seconds for the loader, since the losses were looked at last
         self.unread: list[tuple[int, Tensor]] = []  # step and losses, not yet brought from the device
 
     def run(self) -> str:
@@ -112,14 +111,13 @@ class TrainingLoop:
             self.talk = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
         peak = self.trainer.peak_tflops
         self.peak = 1e12 * peak if peak else matrix_rate(self.accelerator.device, self.accelerator.mixed_precision)
-        self.trainee.train()
+        self.state.train()
         self.started = self.mark = time.perf_counter()
         stop = None
         try:
             loader = closing(self.batches.loader(first, last, self.trainer.num_workers, pin))
             with self.bar, StopSignals() as signals, loader as steps:
-                self.feed = Feed(steps, self.accelerator.device)
-                for micro_batches in self.feed:
+                for micro_batches in self.on_device(steps):
                     weights, time_used, stop = self.agree(micro_batches, signals.received)
                     if stop:
                         break
@@ -139,6 +137,16 @@ class TrainingLoop:
         logger.info("Stopped after step %d: %s. Checkpoint: %s", self.step, stop or FINISHED, self.root / "latest")
         return stop or FINISHED
 
+    def on_device(self, steps: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+        """Steps whose copy to the device has begun; how long the host had to wait for them adds up in `waited`."""
+        while True:
+            began = time.perf_counter()
+            made = next(steps, None)
+            self.waited += time.perf_counter() - began
+            if made is None:
+                return
+            yield [micro_batch.to(self.accelerator.device) for micro_batch in made]
+
     # -- one step ------------------------------------------------------------------------------------------------------
 
     def train_step(self, micro_batches: list[MicroBatch], weights: Mapping[str, Tensor], time_used: float) -> None:
@@ -149,10 +157,10 @@ class TrainingLoop:
         total = torch.zeros(len(self.terms) + 1, device=self.accelerator.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
             torch.manual_seed(micro_batch.seed)
-            losses = self.trainee.backward(micro_batch, weights, last=number == len(micro_batches))
+            losses = self.state.backward(micro_batch, weights, last=number == len(micro_batches))
             zero = total.new_zeros(())
             total += torch.stack([losses.get(name, zero).detach() for name in ("loss", *self.terms)])
-        norm = self.trainee.update(self.step + 1, rate, self.batches.modes(self.step))
+        norm = self.state.update(self.step + 1, rate, weights)
         norm = total.new_tensor(math.nan) if norm is None else norm.to(total)
         self.unread.append((self.step, torch.cat([total, norm.reshape(1)])))
         self.step += 1
@@ -207,11 +215,12 @@ class TrainingLoop:
         rate = self.training.batch_size * len(steps) / seconds
         metrics = {f"train/{name}": value for name, value in mean.items()}
         metrics |= {
-            "train/learning_rate": self.trainee.optimizer.param_groups[0]["lr"],
+            "train/learning_rate": self.state.optimizer.param_groups[0]["lr"],
             "train/samples_per_second": rate,
-            "train/mfu": rate * self.survey.flops_per_sample / (self.peak * self.accelerator.num_processes),
-            "train/waiting": self.feed.waited() / seconds,
+            "train/mfu": rate * self.flops_per_sample / (self.peak * self.accelerator.num_processes),
+            "train/waiting": self.waited / seconds,
         }
+        self.waited = 0.0
         norm = float(values[:, -1].mean())
         if math.isfinite(norm):
             metrics["train/gradient_norm"] = norm
@@ -243,7 +252,7 @@ class TrainingLoop:
 
     def _carry_out(self, due: Sequence[Periodic]) -> None:
         metrics: dict[str, float] = {}
-        with self.trainee.averaged():
+        with self.state.averaged():
             for task in due:
                 if task.together or self.records:
                     found = task.run(self.step, self.records)
@@ -263,7 +272,7 @@ class TrainingLoop:
         if self.saved == self.step:
             return
         self.look_at_losses()  # nothing bad is ever saved
-        tensors = self.trainee.tensors()
+        tensors = self.state.tensors()
         if self.accelerator.is_main_process:
             weights = tensors["model.safetensors"].values()
             if not all(torch.isfinite(value).all() for value in weights if value.is_floating_point()):
@@ -290,7 +299,7 @@ class TrainingLoop:
         if not self.trainer.resume:
             raise ValueError(f"trainer.resume=false, but {folder} exists; choose another output_dir, or remove it")
         state = ckpt.read_state(folder)
-        self.trainee.load(folder)
+        self.state.load(folder)
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = self.saved = state["step"]

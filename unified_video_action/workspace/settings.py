@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from unified_video_action.model.task_modes import ModeMix
-
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -62,7 +60,6 @@ class TrainingSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     ema: EmaSettings = field(default_factory=EmaSettings)
-    mode_mix: ModeMix = field(default_factory=ModeMix)  # shares of the task modes
 
     def __post_init__(self) -> None:
         _require(self, "steps", _positive, "a positive integer")

@@ -14,7 +14,7 @@ import gymnasium
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.tables import fingerprints
 from unified_video_action.dataset.window_dataset import WindowDataset
@@ -22,17 +22,12 @@ from unified_video_action.env.plan_score import PlanScore
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.preparation import build_reader, build_runner
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.instantiate import PACKAGE, build_dataclass, check_node, instantiate
+from unified_video_action.instantiate import PACKAGE, build_dataclass, check_node
 from unified_video_action.messages import few
-from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.policy.build import INSTRUCTIONS, build_policy
-from unified_video_action.policy.config import PolicyConfig
-from unified_video_action.policy.unified_video_action_policy import CHANGE
-from unified_video_action.spec import Horizon
-from unified_video_action.text.clip import ClipText
+from unified_video_action.policy.base import BasePolicy
+from unified_video_action.policy.build import build_policy, policy_class
+from unified_video_action.spec import TaskSpec
 from unified_video_action.untrusted import read_checkpoint_config
-from unified_video_action.vae.base import FrameCodec
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights, newest
 from unified_video_action.workspace.lock import locked
@@ -44,8 +39,8 @@ from unified_video_action.workspace.validation import Validation
 logger = logging.getLogger(__name__)
 
 KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing"}  # single values
-GROUPS = {"task", "model", "vae", "policy", "data", "training", "trainer"}
-OPTIONAL = {"text"}  # groups that a configuration may lack
+GROUPS = {"task", "policy", "data", "training", "trainer"}
+OPTIONAL = {"model", "vae", "text"}  # groups of some policies (`BasePolicy.GROUPS`)
 NORMALIZER, DATA = "normalizer.json", "data.json"  # files of a checkpoint
 ANOTHER_RUN = "choose a new output_dir (with init_from=CHECKPOINT to start from its weights)"
 RECIPE = ("seed", "task", "model", "vae", "text", "policy", "data", "training")  # not to change in a run
@@ -67,8 +62,7 @@ class TrainUnifiedVideoActionWorkspace:
         check_config(self.config)
         self.training = build_dataclass(TrainingSettings, self.config["training"], "training")
         self.trainer = build_dataclass(TrainerSettings, self.config["trainer"], "trainer")
-        data = build_dataclass(DataSettings, self.config["data"], "data")
-        policy = build_dataclass(PolicyConfig, self.config["policy"], "policy")
+        kind = policy_class(self.config)
         self.runner = self._env_runner()
         self.accelerator = build_accelerator(self.trainer)
         self.output_dir = self._shared_output_dir()
@@ -79,16 +73,18 @@ class TrainUnifiedVideoActionWorkspace:
         with self.accelerator.main_process_first():  # it alone downloads and fills caches; the others find them
             self.dataset = build_dataset(self.config)
             torch.manual_seed(self.config["seed"])
-            codec = instantiate(self.config["vae"], FrameCodec, "vae").to(self.accelerator.device)
+            encoders = kind.build_encoders(self.config)
+            for encoder in encoders.values():
+                if isinstance(encoder, torch.nn.Module):
+                    encoder.to(self.accelerator.device)
             self.data = fingerprints(self.dataset.tables)
             begun = newest(self.output_dir / "checkpoints") if self.trainer.resume else None
             if begun:  # before hours may be spent on caches
                 require_same_data(begun, self.data)
-            open_frames(self.dataset, data, codec, progress=main)
-            text = self._open_text()
-        self.normalizer = self._normalizer(data, policy, begun)
+            kind.open_data(self.config, self.dataset, encoders, progress=main)
+        self.normalizer = self._normalizer(kind, begun)
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
-        self.policy = build_policy(self.config, self.normalizer, codec, text)
+        self.policy = build_policy(self.config, self.normalizer, encoders)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
             self._initialise(Path(self.config["init_from"]))
         size = sum(parameter.numel() for parameter in self.policy.model.parameters())
@@ -116,8 +112,7 @@ class TrainUnifiedVideoActionWorkspace:
         if self.accelerator.is_main_process:
             (self.output_dir / "config.yaml").write_text(text)
         texts = {"config.yaml": text, NORMALIZER: self.normalizer.to_json(), DATA: json.dumps(self.data, indent=1)}
-        if self.policy.text is not None:
-            texts[INSTRUCTIONS] = self.policy.text.to_json(self.dataset.instructions)
+        texts |= self.policy.files(self.dataset)
         loop = TrainingLoop(
             self.policy,
             self.dataset,
@@ -137,8 +132,7 @@ class TrainUnifiedVideoActionWorkspace:
         if trainer.validate_every or trainer.sheet_every:
             held_out = self.dataset.validation()
             held_out.use_frames()
-            modes = [TASK_MODES[name] for name, share in self.training.mode_mix.quotas.items() if share > 0]
-            validation = Validation(self.policy, held_out, modes, trainer.validation_windows, build_reader(self.config))
+            validation = Validation(self.policy, held_out, trainer.validation_windows, build_reader(self.config))
             draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
             tasks += (
                 [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
@@ -152,59 +146,19 @@ class TrainUnifiedVideoActionWorkspace:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
 
-    def _normalizer(self, data: DataSettings, policy: PolicyConfig, begun: Path | None) -> Normalizer:
+    def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
         """That of the checkpoint from which the run goes on, or one fitted to the data.
 
         Raises:
-            ValueError: frames that relative_frames cannot use, or a checkpoint without a field that is needed.
+            ValueError: a checkpoint without a field that is needed.
         """
-        if policy.relative_frames and data.frames != "latents":
-            raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
         if begun is None:
-            return self._fit_normalizer(data, policy)
+            return kind.fit_normalizer(self.config, self.dataset)
         normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
-        cameras = self.dataset.frame_shapes() if policy.relative_frames else ()
-        for name in ("action", *self.dataset.low_dim_dims(), *(CHANGE + camera for camera in cameras)):
+        for name in ("action", *self.dataset.low_dim_dims()):
             if name not in normalizer:
                 raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
         return normalizer
-
-    def _fit_normalizer(self, data: DataSettings, policy: PolicyConfig) -> Normalizer:
-        """Of states and actions and, for relative frames, of changes of latents."""
-        fields = self.dataset.fit_normalizer(policy.relative_to).fields()
-        if data.frames == "latents":
-            for camera, measured in self.dataset.measure_latents().items():
-                if not 0.5 < measured.level < 2:
-                    logger.warning(
-                        "%s: the latents' mean square is %.2f, where noise is made for 1: the codec was fitted to "
-                        "other pictures; fit one to these (scripts/train_codec.py), or set its scale",
-                        camera,
-                        measured.level,
-                    )
-                if policy.relative_frames:
-                    scale = max(measured.change, 1e-6) ** -0.5
-                    fields[CHANGE + camera] = {"scale": torch.tensor([scale]), "offset": torch.zeros(1)}
-        return Normalizer(fields)
-
-    def _open_text(self) -> ClipText | None:
-        """Give the dataset the features of its instructions, for a task with language.
-
-        Raises:
-            ValueError: instructions, features and task.shape_meta.text_dim do not fit together.
-        """
-        width = self.config["task"]["shape_meta"].get("text_dim", 0)
-        if not width:
-            return None
-        if not self.config.get("text"):
-            raise ValueError(f"task.shape_meta.text_dim={width}, but there is no text encoder: add +text=clip")
-        if not self.dataset.instructions:
-            raise ValueError(f"task.shape_meta.text_dim={width}, but the data in task.dataset has no instructions")
-        text = instantiate(self.config["text"], ClipText, "text")
-        features = text.encode(self.dataset.instructions)
-        if features.shape[1] != width:
-            raise ValueError(f"task.shape_meta.text_dim={width}, but text features have {features.shape[1]} values")
-        self.dataset.use_text(features)
-        return text
 
     def _env_runner(self) -> EnvRunner | None:
         if not self.trainer.evaluate_every:
@@ -274,12 +228,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
     task = config["task"]
-    build_dataclass(Horizon, task["horizon"], "task.horizon")
-    build_dataclass(ModelConfig, config["model"], "model")
-    check_node(config["vae"], FrameCodec, "vae")
+    TaskSpec.parse(task)
+    kind = policy_class(config)
+    for group in kind.GROUPS - config.keys() - {"text"}:
+        raise ValueError(f"{group} is missing in the configuration: {kind.__name__} needs it")
+    kind.check_config(config)
     check_node(task["dataset"], WindowDataset, "task.dataset", given=("horizon", "wanted"))
-    if config.get("text"):
-        check_node(config["text"], ClipText, "text")
     simulated = {"env": gymnasium.Env, "env_runner": EnvRunner, "planner_score": PlanScore, "reader": StateReader}
     for name, interface in simulated.items():
         node = task.get(name)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.evaluation.windows import HeldOutWindows
 from unified_video_action.evaluation.world_model import WorldModel
-from unified_video_action.model.task_modes import TaskMode
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.policy.base import BasePolicy
+from unified_video_action.workspace.batches import map_leaves
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.sheet import draw_sheet
 
@@ -30,33 +30,30 @@ class Validation:
     Args:
         policy: in evaluation mode when asked to measure.
         dataset: held-out samples with frames (not latents), of which `windows` are kept in memory.
-        modes: those that the policy is trained in; only what they learn is measured.
         windows: how many.
         reader: of positions in frames, where the task has one.
     """
 
     def __init__(
         self,
-        policy: UnifiedVideoActionPolicy,
+        policy: BasePolicy,
         dataset: WindowDataset,
-        modes: Iterable[TaskMode],
         windows: int,
         reader: StateReader | None = None,
     ) -> None:
-        self.policy, self.dataset, self.modes, self.windows = policy, dataset, tuple(modes), windows
-        self.reader = reader
+        self.policy, self.dataset, self.windows, self.reader = policy, dataset, windows, reader
 
     @torch.no_grad()
     def measure(self, step: int, records: Records) -> dict[str, float]:
         """Metrics on all windows.
 
         Returns:
-            `<mode>/<term>`: losses. `action_error`: distance of the actions that would be executed from the recorded
+            `<term>`: losses, of policies with task modes `<mode>/<term>`. `action_error`: distance of the actions that would be executed from the recorded
             ones, in the data's units, and `action_error_chunk` for whole chunks. `frame_psnr`: of imagined future
             frames in dB, at the codec's size, and `frame_psnr_still` for repeating the newest frame instead.
             `forward_dynamics_psnr`: of frames imagined from the recorded actions. `inverse_dynamics_error`: of whole
             chunks. With a reader also `frame_agent` and the like, see `WorldModel.compare`. The ratios of
-            `WorldModel.ratios`. `health/...`: see `heads_health`.
+            `WorldModel.ratios`. `health/...`: see `heads_health`. Only what the policy has learned is measured.
         """
         model = self._model
         frames = {"frame": next((name for name in ("video", "policy_and_video") if name in model.frame_rows), None)}
@@ -78,7 +75,7 @@ class Validation:
             metrics |= {f"{name}_{key}": _mean(values) for key, values in shown.items()}
         metrics |= {name: figure["value"] for name, figure in model.ratios(errors, actions).items()}
         batch = model.windows.part(range(min(len(model.windows), model.windows.rows)))
-        health = heads_health(self.policy, batch, [mode.name for mode in self.modes])
+        health = heads_health(self.policy, batch)
         for warning in warnings(health):
             logger.warning("step %d: %s", step, warning)
         metrics |= {f"health/{name}": value for name, value in health.items()}
@@ -98,21 +95,20 @@ class Validation:
         return self._measured(HeldOutWindows(self.policy, self.dataset, self.windows))
 
     def _measured(self, windows: HeldOutWindows) -> WorldModel:
-        return WorldModel(self.policy, windows, [mode.name for mode in self.modes], self.reader)
+        return WorldModel(self.policy, windows, self.reader)
 
     def _losses(self) -> dict[str, float]:
-        """`<mode>/<term>`, over all windows."""
+        """Over all windows."""
         sums: dict[str, list[float]] = {}
         windows = self._model.windows
         for first in range(0, len(windows), windows.rows):
             batch = windows.part(range(first, min(first + windows.rows, len(windows))))
-            seeds = batch["seed"].tolist()
-            for mode in self.modes:
-                draws = self.policy.training_draws(seeds, [mode] * len(seeds)).to(self.policy.device)
-                weights = self.policy.loss_weights(batch, draws)
-                losses = self.policy(batch, draws, weights)
+            for prefix, prepared in self.policy.validation_batches(batch).items():
+                prepared = map_leaves(prepared, Tensor, lambda tensor: tensor.to(self.policy.device))
+                weights = self.policy.loss_weights(prepared)
+                losses = self.policy(prepared, weights)
                 for name, weight in weights.items():
-                    total = sums.setdefault(f"{mode.name}/{name}", [0.0, 0.0])
+                    total = sums.setdefault(prefix + name, [0.0, 0.0])
                     total[0] += float(losses[name]) * weight
                     total[1] += weight
         return {name: total / weight for name, (total, weight) in sums.items() if weight}

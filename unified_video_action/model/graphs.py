@@ -1,14 +1,17 @@
-"""Functions of tensors that a CUDA device replays as graphs, so that Python and launches cost next to nothing."""
+"""Functions of tensors that a CUDA device replays as graphs, so that Python and launches cost next to nothing.
+
+And whether the weights that they were made of are still the same.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,53 @@ class Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
     inputs: tuple[Tensor | None, ...]  # what the graph reads
     outputs: object  # what it writes
+
+
+class Weights:
+    """The weights of a module at one moment, by where they lie and how often they were written to.
+
+    Args:
+        probe: a small parameter that every step trains: fused optimisers write without counting.
+    """
+
+    def __init__(self, module: nn.Module, probe: Tensor) -> None:
+        self._weights, self._probe = list(module.parameters()), probe.detach()
+        self._state, self._values = self._now(), self._probe.clone()
+
+    def require_unchanged(self) -> None:
+        """Raise RuntimeError when they were written to since."""
+        if self._state != self._now() or not torch.equal(self._values, self._probe):
+            raise RuntimeError("the policy's weights changed since this session was made: make a new PolicySession")
+
+    def _now(self) -> list[tuple[int, int]]:
+        return [(weight.data_ptr(), weight._version) for weight in self._weights]
+
+
+class Replays:
+    """Functions by name, each run as `Replayed` does it, with gradients off and in a precision of their own.
+
+    Args:
+        dtype: that autocast computes in, whatever the caller's says; None: it is off.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        self.device, self.dtype = device, dtype
+        self._made: dict[Hashable, Replayed] = {}
+
+    def __call__(self, name: Hashable, function: Callable, *tensors: Tensor | None) -> Tensor:
+        if name not in self._made:
+            self._made[name] = Replayed(str(name), self._wrapped(function), self.device)
+        return self._made[name](*tensors)
+
+    def _wrapped(self, function: Callable) -> Callable:
+        @torch.no_grad()
+        def run(*tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+            # A cache of cast weights would live in the memory of the graph that is being captured.
+            low = self.dtype is not None
+            with torch.autocast(self.device.type, self.dtype, enabled=low, cache_enabled=False):
+                return tree_map(lambda made: made.float() if made.is_floating_point() else made, function(*tensors))
+
+        return run
 
 
 class Replayed:
@@ -40,7 +90,7 @@ class Replayed:
 
     def __call__(self, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         if self.device.type != "cuda":
-            return self.function(*inputs)
+            return self.function(*(each if each is None else each.to(self.device) for each in inputs))
         shapes = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
         if shapes not in self._captured:
             own = tuple(None if each is None else each.to(self.device, copy=True) for each in inputs)

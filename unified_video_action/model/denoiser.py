@@ -2,35 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unified_video_action.model.heads import DiffusionHead
-from unified_video_action.model.samplers import Known, Sampler, Step
+from unified_video_action.model.samplers import Known, Sampler, denoise
+
+if TYPE_CHECKING:
+    from unified_video_action.model.heads import DiffusionHead
 
 MODULATION_BYTES = 2**25  # of the steps whose modulation is computed at a time
 
 
 class Denoiser:
-    """Samples what `DiffusionHead.sample` samples, from noise that is given.
+    """Samples a head's rows from noise that is given.
 
     Embeddings of the time steps are computed once, here. What shifts, scales and gates the network's layers depends on
     the condition and the step, not on the noisy rows: one product gives it for all layers and as many steps as fit
-    into memory, with the affine part of the norms folded in. The loop itself has no table look-up, no upload and no
-    synchronisation, so it can be captured as a graph. Weights are those at construction.
+    into memory, with the affine part of the norms folded in. Weights are those at construction.
 
     Args:
         head: with its network. sampler: its steps.
         guidance: classifier-free guidance; other than 1, conditions come in two halves, with and without instruction.
         dtype: of matrix products and of what they multiply; rows stay in float32.
+
+    Raises:
+        ValueError: a few-step solver for a head without a bound on its samples.
     """
 
     @torch.no_grad()
     def __init__(self, head: DiffusionHead, sampler: Sampler, guidance: float, dtype: torch.dtype) -> None:
         net = head.net
         self.channels, self.guidance, self.dtype = head.channels, guidance, dtype
-        self.guided = guidance != 1.0
         self.learned_variance = head.config.learned_variance
         self.clamp = head.clamp_for(sampler)
         self.chain = head.diffusion.chain(sampler)
@@ -64,35 +69,25 @@ class Denoiser:
             (rows, C) float32.
         """
         with torch.autocast(cond.device.type, enabled=False):
-            return self._denoise(cond, noise, known)
+            cond = F.linear(cond.to(self.dtype), *self.cond_embed).float()  # (R, w)
+            row_bytes = len(cond) * self.modulation[0].shape[0] * self.dtype.itemsize
+            together = max(1, MODULATION_BYTES // row_bytes)
+            modulations: Tensor | None = None
 
-    def _denoise(self, cond: Tensor, noise: Tensor, known: Known | None) -> Tensor:
-        cond = F.linear(cond.to(self.dtype), *self.cond_embed).float()  # (R, w)
-        x, last = noise[0], torch.zeros_like(noise[0])
-        row_bytes = len(cond) * self.modulation[0].shape[0] * self.dtype.itemsize
-        together = max(1, MODULATION_BYTES // row_bytes)
-        for first in range(0, len(self.chain), together):
-            y = F.silu(self.time[first : first + together] + cond).to(self.dtype)  # (k, R, w)
-            modulations = F.linear(y, *self.modulation)  # (k, R, layers * 3w + 2w)
-            for i, modulation in enumerate(modulations.unbind(), first):
-                step = self.chain[i]
-                output, spread = self._network(x, modulation)
-                x0 = self._x0(step, x, output)
-                if known is not None:
-                    x0 = known.blend(x0)
-                x = step.from_x * x + step.from_x0 * x0
-                if step.from_last:
-                    x = torch.add(x, last, alpha=step.from_last)
-                if step.adds_noise:
-                    x = torch.addcmul(x, self._std(step, spread, noise), noise[i + 1])
-                last = x0
-        return x
+            def network(i: int, x: Tensor) -> tuple[Tensor, Tensor | None]:
+                nonlocal modulations
+                if i % together == 0:
+                    y = F.silu(self.time[i : i + together] + cond).to(self.dtype)  # (k, R, w)
+                    modulations = F.linear(y, *self.modulation)  # (k, R, layers * 3w + 2w)
+                return self._network(x, modulations[i % together])
 
-    def _network(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+            return denoise(network, noise, self.chain, self.clamp, known)
+
+    def _network(self, x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
         """The network's mean output and its spread (if any), (rows, C) float32 each."""
         parts = modulation.split(self.width, dim=-1)
-        x = x.to(self.dtype)
-        h = F.linear(torch.cat([x, x]) if self.guided else x, *self.input_proj)  # (R, w)
+        x, guided = x.to(self.dtype), self.guidance != 1.0
+        h = F.linear(torch.cat([x, x]) if guided else x, *self.input_proj)  # (R, w)
         for i, (first, second) in enumerate(self.layers):
             shift, scale, gate = parts[3 * i : 3 * i + 3]
             y = torch.addcmul(shift, F.layer_norm(h, (self.width,), eps=self.eps), scale)
@@ -101,20 +96,13 @@ class Denoiser:
         shift, scale = parts[-2:]
         output = F.linear(torch.addcmul(shift, F.layer_norm(h, (self.width,), eps=self.eps), scale), *self.output)
         output = output.float()  # (R, C) or (R, 2C)
-        if self.guided:
+        if guided:
             output, free = output.chunk(2)
-            mean, free = output[:, : self.channels], free[:, : self.channels]
-            return free + self.guidance * (mean - free), output[:, self.channels :]
-        return output[:, : self.channels], output[:, self.channels :]
-
-    def _x0(self, step: Step, x: Tensor, output: Tensor) -> Tensor:
-        x0 = step.x0_from_x * x + step.x0_from_output * output
-        return x0 if self.clamp is None else x0.clamp(-self.clamp, self.clamp)
-
-    def _std(self, step: Step, spread: Tensor, noise: Tensor) -> Tensor:
-        if self.learned_variance:
-            return torch.exp(step.log_std + step.log_std_slope * spread)
-        return torch.exp(torch.full_like(noise[0], step.log_std))
+            free = free[:, : self.channels]
+            mean = free + self.guidance * (output[:, : self.channels] - free)
+        else:
+            mean = output[:, : self.channels]
+        return mean, output[:, self.channels :] if self.learned_variance else None
 
 
 def _fold_affine(modulation: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

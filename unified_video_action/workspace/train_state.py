@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from unified_video_action.compat.old_checkpoints import upgrade_tensors
 from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
@@ -20,20 +23,19 @@ from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.sharding import laid_out, own_part, shard, whole, whole_of_part, without_sync
-from unified_video_action.workspace.survey import Survey
 from unified_video_action.workspace.worker_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-class Trainee:
+class TrainState:
     """A policy's model in training.
 
     Args:
         policy: moves to the accelerator's device. With `trainer.sharding: full` and several processes a sharded copy is
             trained in its place; the policy itself waits on the CPU and gets the averaged weights while `averaged`.
-        survey: which parameters each task mode trains.
+        terms: the losses that it can have; what only others train stays as it is.
     """
 
     def __init__(
@@ -42,24 +44,38 @@ class Trainee:
         training: TrainingSettings,
         trainer: TrainerSettings,
         accelerator: Accelerator,
-        survey: Survey,
+        terms: Collection[str],
     ) -> None:
-        self.policy, self.accelerator, self.survey = policy, accelerator, survey
+        self.policy, self.accelerator = policy, accelerator
         self.clip = training.optimizer.clip
         self.sharded = trainer.sharding == "full" and accelerator.num_processes > 1
         trained = copy.deepcopy(policy) if self.sharded else policy
         trained.to(accelerator.device)
         self.model = trained.model
+        heads = {term: prefixes for term, prefixes in policy.heads.items()}
+        for name, parameter in self.model.named_parameters():
+            if any(name.startswith(prefixes) for term, prefixes in heads.items() if term not in terms):
+                parameter.requires_grad_(False)
+        self.heads = {
+            term: [p for name, p in self.model.named_parameters() if name.startswith(prefixes)]
+            for term, prefixes in heads.items()
+            if term in terms
+        }
         prepare_for_training(self.model, accelerator.device, trainer.compile, self.sharded)
         forward = TrainingForward(trained)
         if self.sharded:
-            shard(forward, accelerator.device, {f"policy.model.{name}" for name in survey.shared})
+            every = tuple(prefix for prefixes in heads.values() for prefix in prefixes)
+            names = {name for name, _ in self.model.named_parameters() if not name.startswith(every)}
+            shard(forward, accelerator.device, {f"policy.model.{name}" for name in names})
+            self.heads = {
+                term: [p for name, p in self.model.named_parameters() if name.startswith(heads[term])]
+                for term in self.heads
+            }
         else:
-            with _frozen(p for name, p in self.model.named_parameters() if name not in survey.trained):
-                forward = accelerator.prepare_model(forward)  # DDP waits for the gradients of the others only
+            forward = accelerator.prepare_model(forward)  # DDP looks for parameters that a process has no use for
         self.forward = forward
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
-        self.parameters = list(self.model.parameters())
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = Ema(self.model, training.ema)
 
     def train(self) -> None:
@@ -74,33 +90,29 @@ class Trainee:
             the losses, this process's part of them.
         """
         processes = self.accelerator.num_processes
-        absent: tuple[str, ...] = ()
-        if last and processes > 1:
-            absent = tuple(sorted(self.survey.trained - self.survey.reach(micro_batch.modes)))
         alone = without_sync if self.sharded else self.accelerator.no_sync
         with nullcontext() if last else alone(self.forward):
             with self.accelerator.autocast():
-                losses = self.forward(micro_batch.batch, micro_batch.draws, weights, absent)
+                losses = self.forward(micro_batch.batch, weights, last and self.sharded)
             # Gradients are averaged over processes; here they must add up.
             self.accelerator.backward(losses["loss"] * processes)
         return losses
 
-    def update(self, number: int, rate: float, modes: Iterable[str]) -> Tensor | None:
+    def update(self, number: int, rate: float, weights: Mapping[str, Tensor]) -> Tensor | None:
         """Do optimiser step `number` (1, 2, ...) at a learning rate.
 
         Args:
-            modes: names of the task modes in the step, over all processes; what none of them trains stays as it is.
+            weights: of each loss term in the step, over all processes; what only terms without weight train stays.
 
         Returns:
             the norm of the gradient, if it is clipped.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        if self.accelerator.num_processes > 1:
-            untrained = self.survey.trained - self.survey.reach(modes)
-            if untrained:  # these have gradients of zero, for the processes' sake
-                for name, parameter in self.model.named_parameters():
-                    parameter.grad = None if name in untrained else parameter.grad
+        for term, parameters in self.heads.items():
+            if not weights[term] > 0:
+                for parameter in parameters:
+                    parameter.grad = None
         norm = None
         if self.clip is not None:
             norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.clip))
@@ -143,14 +155,14 @@ class Trainee:
             ValueError: it holds other tensors than this model has.
         """
         state = self.model.state_dict()
-        given = read_safetensors(folder / "model.safetensors")
+        given = upgrade_tensors(read_safetensors(folder / "model.safetensors"))
         require_same(shapes_of(state), shapes_of(given), f"{folder}/model.safetensors")
         self.model.load_state_dict({name: laid_out(value, state[name]) for name, value in given.items()})
-        average = read_safetensors(folder / "ema.safetensors")
+        average = upgrade_tensors(read_safetensors(folder / "ema.safetensors"))
         parameters = dict(self.model.named_parameters())
         self.ema.load_state_dict({name: own_part(laid_out(average[name], p)) for name, p in parameters.items()})
         moments = {}
-        for key, value in read_safetensors(folder / "trainer_state.safetensors").items():
+        for key, value in upgrade_tensors(read_safetensors(folder / "trainer_state.safetensors")).items():
             parameter = parameters.get(key.rpartition(".")[0])
             fits = parameter is not None and parameter.shape == value.shape
             moments[key] = laid_out(value, parameter) if fits else value
@@ -162,22 +174,22 @@ class Trainee:
 
 
 class TrainingForward(nn.Module):
-    """A policy's losses; parameters that a batch has no use for may be named, and get gradients of zero.
+    """A policy's losses. If asked, heads that a batch has no use for get gradients of zero.
 
-    So processes whose samples have different task modes still sum the same gradients.
+    So processes with shares of the same parameters still sum the same gradients.
     """
 
     def __init__(self, policy: BasePolicy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(
-        self, batch: Mapping[str, Any], draws: Any, weights: Mapping[str, Tensor], absent: Iterable[str] = ()
-    ) -> dict[str, Tensor]:
-        losses = self.policy(batch, draws, weights)
-        if absent:
-            parameters = dict(self.policy.model.named_parameters())
-            losses["loss"] = _Touched.apply(losses["loss"], *(parameters[name] for name in absent))
+    def forward(self, batch: Mapping[str, Any], weights: Mapping[str, Tensor], all_heads: bool) -> dict[str, Tensor]:
+        losses = self.policy(batch, weights)
+        absent = tuple(p for term, names in self.policy.heads.items() if term not in losses for p in names)
+        if all_heads and absent:
+            named = self.policy.model.named_parameters()
+            unused = [parameter for name, parameter in named if name.startswith(absent) and parameter.requires_grad]
+            losses["loss"] = _Touched.apply(losses["loss"], *unused)
         return losses
 
 
@@ -219,14 +231,15 @@ def _outermost_called(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-@contextmanager
-def _frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within the context these need no gradient."""
-    frozen = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+def count_flops(policy: BasePolicy, micro_batch: MicroBatch) -> float:
+    """Operations per sample of a micro-batch's matrix products and convolutions, forward and backward.
+
+    They are counted on tensors that have shapes and no values.
+    """
+    empty = {id(p): nn.Parameter(p.detach().to("meta"), p.requires_grad) for p in policy.parameters()}
+    shadow = copy.deepcopy(policy, empty).to("meta").eval()
+    moved = micro_batch.to("meta")
+    # Attention written out as matrix products is what the counter knows on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        shadow(moved.batch, moved.weights)["loss"].backward()
+    return counter.get_total_flops() / len(moved.batch["seed"])

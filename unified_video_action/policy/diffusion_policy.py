@@ -1,0 +1,252 @@
+"""Diffusion Policy (Chi et al. 2023), the baseline of the paper's Table I: actions from observations, no video.
+
+`network: unet` is DP-C, `network: transformer` DP-T. Departures from the published code: the chunk starts at `now`, not
+at the oldest observation, and actions beyond an episode's end do not count in the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.instantiate import build_dataclass
+from unified_video_action.model.diffusion import Generators, randn
+from unified_video_action.model.samplers import Sampler
+from unified_video_action.policy.base import (
+    BasePolicy,
+    Config,
+    Keep,
+    LossTerm,
+    Observation,
+    Share,
+    require_observations,
+)
+from unified_video_action.policy.diffusion_networks import CausalTransformer, ConditionalUnet1d, ObservationEncoder
+from unified_video_action.spec import TaskSpec
+from unified_video_action.text.clip import ClipText
+
+SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler}
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """Everything about the policy; the defaults are the published ones for PushT.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    network: str = "unet"  # unet (DP-C) or transformer (DP-T)
+    action_steps: int = 8  # actions executed of each chunk
+    sampler: str = "ancestral100"  # ancestral (DDPM), ddim or dpm, and the number of steps
+    diffusion_steps: int = 100  # length of the training chain
+    encoder: str = "resnet18"  # of frames, one for each camera: a resnet, or any other name that timm knows
+    pretrained: bool = False  # start the encoder from timm's weights
+    crop: int | None = 76  # side of the frames' crops, pixels: random in training, central while acting; null: none
+    image_size: int | None = None  # to which crops are resized, for encoders that want one size
+    widths: tuple[int, ...] = (512, 1024, 2048)  # unet: channels of its levels
+    kernel: int = 5  # unet: taps of its convolutions
+    step_embed: int = 128  # unet: width of the denoising step's embedding
+    width: int = 256  # transformer
+    depth: int = 8
+    heads: int = 4
+    dropout: float = 0.3  # transformer
+
+    def __post_init__(self) -> None:
+        if self.network not in ("unet", "transformer"):
+            raise ValueError(f"DiffusionConfig.network must be unet or transformer, got {self.network!r}")
+        for name in ("action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"DiffusionConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        if Sampler.parse(self.sampler).steps > self.diffusion_steps:
+            raise ValueError(
+                f"DiffusionConfig.sampler {self.sampler} has more steps than the chain of {self.diffusion_steps}"
+            )
+
+
+class DiffusionNetwork(nn.Module):
+    """What is trained: the encoder of observations and the denoiser."""
+
+    def __init__(self, task: TaskSpec, config: DiffusionConfig) -> None:
+        super().__init__()
+        steps, history = task.horizon.actions, task.horizon.history
+        self.encoder = ObservationEncoder(task, config.encoder, config.pretrained, config.image_size)
+        if config.network == "unet":
+            self.denoiser = ConditionalUnet1d(
+                task.action_dim,
+                steps,
+                self.encoder.width * history,
+                tuple(config.widths),
+                config.kernel,
+                config.step_embed,
+            )
+        else:
+            self.denoiser = CausalTransformer(
+                task.action_dim,
+                steps,
+                self.encoder.width,
+                history,
+                config.width,
+                config.depth,
+                config.heads,
+                config.dropout,
+            )
+
+
+class DiffusionPolicy(BasePolicy):
+    """Denoises a chunk of actions, given the history of frames and states.
+
+    Raises:
+        ValueError: a configuration that does not fit the task.
+    """
+
+    GROUPS = frozenset({"text"})
+
+    def __init__(
+        self, task: TaskSpec, normalizer: Normalizer, config: DiffusionConfig, text: ClipText | None = None
+    ) -> None:
+        super().__init__()
+        self.task, self.config, self.text, self.action_steps = task, config, text, config.action_steps
+        if config.action_steps > task.horizon.actions:
+            raise ValueError(
+                f"policy.action_steps {config.action_steps} exceeds the chunk of {task.horizon.actions} actions"
+            )
+        if task.states and task.state_steps != task.horizon.history:
+            raise ValueError(
+                f"task.shape_meta.obs: DiffusionPolicy reads states at every step of the history, got "
+                f"{task.state_steps} of {task.horizon.history}; leave out `steps`"
+            )
+        for camera in task.cameras:
+            if config.crop is not None and config.crop > min(camera.size):
+                raise ValueError(f"policy.crop={config.crop} is larger than the frames of {camera.name}, {camera.size}")
+        self.model = DiffusionNetwork(task, config)
+        self._frozen = {"normalizer": normalizer}  # moves with the policy, but is no weight of it
+        self._schedule = DDPMScheduler(config.diffusion_steps, beta_schedule="squaredcos_cap_v2")
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self._frozen["normalizer"]
+
+    def _apply(self, fn, *args, **kwargs):
+        self.normalizer._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        _config(config)
+
+    @classmethod
+    def from_config(
+        cls, config: Config, task: TaskSpec, normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
+    ) -> DiffusionPolicy:
+        encoders = encoders or cls.build_encoders(config)
+        return cls(task, normalizer, _config(config), encoders["text"])
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: dict[str, Any], share: Share) -> dict[str, Any]:
+        """Crop the frames, and draw denoising steps and noise."""
+        seeds, (steps, dim) = batch["seed"].tolist(), batch["action"].shape[1:]
+        t, noise = torch.empty(len(seeds), dtype=torch.long), torch.empty(len(seeds), steps, dim)
+        history = {name: video.clone() for name, video in batch["history"].items()}
+        if self.config.crop is not None:
+            side = self.config.crop
+            history = {name: video.new_empty(*video.shape[:-2], side, side) for name, video in history.items()}
+        for row, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            t[row] = torch.randint(self.config.diffusion_steps, (), generator=generator)
+            noise[row].normal_(generator=generator)
+            for name, video in batch["history"].items() if self.config.crop is not None else ():
+                places = torch.rand(len(video[row]), 2, generator=generator)  # (H, 2)
+                for step, frame in enumerate(video[row]):
+                    room = torch.tensor(frame.shape[-2:]) - side + 1
+                    y, x = (places[step] * room).long().tolist()
+                    history[name][row, step] = frame[:, y : y + side, x : x + side]
+        return {**batch, "history": history, "t": t, "noise": noise}
+
+    def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        return {"action": float(_counted(batch).sum())}
+
+    def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
+        """The squared error of the noise, averaged over the dimensions of an action."""
+        cond = self.condition(batch)
+        noise, t, counted = batch["noise"], batch["t"], _counted(batch)
+        actions = self.normalizer.normalize("action", batch["action"])
+        noisy = self._schedule.add_noise(actions, noise, t)
+        error = (self.model.denoiser(noisy, t, cond).float() - noise).square().mean(-1)  # (B, A)
+        return {"action": LossTerm((error * counted).sum(), counted.sum())}
+
+    def condition(self, batch: Mapping[str, Any]) -> Tensor:
+        """What the denoiser knows of a batch of windows, (B, H, width)."""
+        return self._condition({**batch["low_dim"], **batch["history"], "text": batch.get("text")})
+
+    # -- acting --------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        obs: Observation,
+        generator: Generators = None,
+        sampler: str | None = None,
+        keep: Keep | None = None,
+        chunks: int = 1,
+    ) -> dict[str, Tensor]:
+        cond = self._condition(obs).repeat_interleave(chunks, 0)  # (B*K, H, width)
+        if isinstance(generator, list):
+            generator = [each for each in generator for _ in range(chunks)]
+        wanted = Sampler.parse(sampler or self.config.sampler)
+        scheduler = SCHEDULERS[wanted.kind].from_config(self._schedule.config)
+        scheduler.set_timesteps(wanted.steps, device=self.device)
+        shape = len(cond), self.task.horizon.actions, self.task.action_dim
+        first = x = randn(shape, generator, torch.empty((), device=self.device))
+        if keep is not None:
+            kept = self.normalizer.normalize("action", keep[0].to(self.device).repeat_interleave(chunks, 0))
+            weight = keep[1].to(self.device).repeat_interleave(chunks, 0).unsqueeze(-1)  # (B*K, A, 1)
+        for i, t in enumerate(scheduler.timesteps):
+            output = self.model.denoiser(x, t.expand(len(x)), cond).float()
+            options = {} if wanted.kind == "ddim" else {"generator": generator}
+            x = scheduler.step(output, t, x, **options).prev_sample
+            if keep is not None:  # at the noise level that the next step begins with
+                last = i + 1 == len(scheduler.timesteps)
+                known = kept if last else scheduler.add_noise(kept, first, scheduler.timesteps[i + 1].expand(len(x)))
+                x = torch.lerp(x, known, weight)
+        chunk = self.normalizer.unnormalize("action", x)
+        return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
+
+    def _condition(self, obs: Observation) -> Tensor:
+        """(B, H, width)"""
+        require_observations(obs, (*self.task.camera_names, *self.task.states))
+        frames = [self._frames(obs[name]) for name in self.task.camera_names]
+        steps = frames[0].shape[1]
+        if steps != self.task.horizon.history:
+            raise ValueError(f"{steps} frames of history given, the policy needs {self.task.horizon.history}")
+        states = [self.normalizer.normalize(name, obs[name].to(self.device)) for name in self.task.states]
+        states = torch.cat([frames[0].new_empty(*frames[0].shape[:2], 0), *states], dim=-1)  # (B, H, d)
+        text = obs.get("text")
+        if self.task.text_dim and text is None:
+            raise ValueError("observation 'text' is missing: this policy follows instructions")
+        return self.model.encoder(frames, states, None if text is None else text.to(self.device))
+
+    def _frames(self, frames: Tensor) -> Tensor:
+        """uint8 (B, H, 3, h, w) -> (B, H, 3, crop, crop) in [-1, 1]; frames of that size are cropped already."""
+        side = self.config.crop
+        if side is not None and frames.shape[-2:] != (side, side):
+            y, x = ((length - side) // 2 for length in frames.shape[-2:])
+            frames = frames[..., y : y + side, x : x + side]
+        return frames.to(self.device).float() / 127.5 - 1
+
+
+def _counted(batch: Mapping[str, Any]) -> Tensor:
+    """(B, A): 1 for actions that are recorded."""
+    return (~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)).float()
+
+
+def _config(config: Config) -> DiffusionConfig:
+    settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
+    return build_dataclass(DiffusionConfig, settings, "policy")

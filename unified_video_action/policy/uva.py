@@ -1,0 +1,458 @@
+"""UVA as a policy: frames and states in, actions or frames out, by any of the task modes (paper, section III-D)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_video_action.dataset.build import DataSettings
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.instantiate import build_dataclass, check_node, instantiate
+from unified_video_action.model.config import ModelConfig
+from unified_video_action.model.diffusion import Generators
+from unified_video_action.model.inputs import ModelInputs
+from unified_video_action.model.masking import TrainingDraws, draw_training
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.model.uva import UVA, Generated, Targets
+from unified_video_action.policy.base import (
+    BasePolicy,
+    Config,
+    Keep,
+    LossTerm,
+    Observation,
+    Share,
+    open_text,
+    require_observations,
+)
+from unified_video_action.policy.config import UVAConfig
+from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
+from unified_video_action.text.clip import ClipText
+from unified_video_action.vae.base import FrameCodec, Moments
+
+log = logging.getLogger(__name__)
+CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class UnifiedVideoActionPolicy(BasePolicy):
+    """The model with its frame codec and normaliser.
+
+    Args:
+        model: the network; the only part that is trained and saved.
+        codec: frozen frame codec.
+        normalizer: fields `action` and one for each state.
+        text: makes features of instructions; None: they are given.
+    """
+
+    GROUPS = frozenset({"model", "vae", "text"})
+    heads = {"video": ("video_heads.",), "action": ("action_head.",)}
+
+    def __init__(
+        self,
+        task: TaskSpec,
+        model: UVA,
+        codec: FrameCodec,
+        normalizer: Normalizer,
+        config: UVAConfig | None = None,
+        text: ClipText | None = None,
+    ) -> None:
+        super().__init__()
+        self.task, self.model, self.config, self.text = task, model, config or UVAConfig(), text
+        self.trained = tuple(TASK_MODES[name] for name, share in model.config.mode_mix.quotas.items() if share > 0)
+        # Frozen parts move with the policy but are no parameters or weights of it.
+        self._frozen = {"codec": codec, "normalizer": normalizer}
+        self.action_steps, self.loss_scale = self.config.action_steps, self.config.loss_scale
+        if self.action_steps > task.horizon.actions:
+            raise ValueError(
+                f"UVAConfig.action_steps {self.action_steps} exceeds the chunk of {task.horizon.actions} actions"
+            )
+        if self.config.relative_to is not None and self.config.relative_to not in task.states:
+            raise ValueError(
+                f"UVAConfig.relative_to {self.config.relative_to!r} is no low-dim input; "
+                f"there are {', '.join(task.states) or 'none'}"
+            )
+
+    @property
+    def codec(self) -> FrameCodec:
+        return self._frozen["codec"]
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self._frozen["normalizer"]
+
+    def _apply(self, fn, *args, **kwargs):
+        for module in self._frozen.values():
+            module._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
+    # -- from configurations -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        build_dataclass(ModelConfig, config["model"], "model")
+        policy, data = _policy_config(config), build_dataclass(DataSettings, config["data"], "data")
+        check_node(config["vae"], FrameCodec, "vae")
+        if config.get("text"):
+            check_node(config["text"], ClipText, "text")
+        if policy.relative_frames and data.frames != "latents":
+            raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
+
+    @classmethod
+    def build_encoders(cls, config: Config) -> dict[str, Any]:
+        """`codec` and, for tasks with language, `text`."""
+        return {**super().build_encoders(config), "codec": instantiate(config["vae"], FrameCodec, "vae")}
+
+    @classmethod
+    def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
+        """Samples get latents (built once) or frames, as `data.frames` says, and features of their instructions."""
+        settings = build_dataclass(DataSettings, config["data"], "data")
+        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
+        if settings.frames == "latents":
+            cache = dataset.latents(encoders["codec"], settings.cache_dir, settings.n_views, progress=progress)
+            dataset.use_latents(cache)
+        else:
+            dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+
+    @classmethod
+    def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
+        """Of states and actions and, for relative frames, of changes of latents, whose size is looked at anyway."""
+        policy = _policy_config(config)
+        fields = dataset.fit_normalizer(policy.relative_to).fields()
+        if build_dataclass(DataSettings, config["data"], "data").frames == "latents":
+            for camera, measured in dataset.measure_latents().items():
+                if not 0.5 < measured.level < 2:
+                    log.warning(
+                        "%s: the latents' mean square is %.2f, where noise is made for 1: the codec was fitted to "
+                        "other pictures; fit one to these (scripts/train_codec.py), or set its scale",
+                        camera,
+                        measured.level,
+                    )
+                if policy.relative_frames:
+                    scale = max(measured.change, 1e-6) ** -0.5
+                    fields[CHANGE + camera] = {"scale": torch.tensor([scale]), "offset": torch.zeros(1)}
+        return Normalizer(fields)
+
+    @classmethod
+    def from_config(
+        cls, config: Config, task: TaskSpec, normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
+    ) -> UnifiedVideoActionPolicy:
+        encoders = encoders or cls.build_encoders(config)
+        policy, codec = _policy_config(config), encoders["codec"]
+        for name in (CHANGE + camera for camera in task.predicted_cameras if policy.relative_frames):
+            if name not in normalizer:
+                raise ValueError(f"policy.relative_frames: normalizer.json has no {name}; train from scratch")
+        model_config = build_dataclass(ModelConfig, config["model"], "model")
+        model = UVA(model_spec(task, codec.latent_shape, config["model"].get("patch_size", 1)), model_config)
+        return cls(task, model, codec, normalizer, policy, encoders.get("text"))
+
+    # -- training ------------------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: dict[str, Any], share: Share) -> dict[str, Any]:
+        """Draw task modes, masks and noise."""
+        modes = self.model.config.mode_mix.modes(share.step, share.batch_size, share.seed)
+        return self.with_modes(batch, modes[share.first :][: len(batch["seed"])])
+
+    def with_modes(self, batch: dict[str, Any], modes: Sequence[TaskMode]) -> dict[str, Any]:
+        """A batch with masks and noise for these task modes, one for each sample, drawn from the samples' seeds."""
+        draws = draw_training(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
+        return {**batch, "draws": vars(draws), "task_mode": [mode.name for mode in modes]}
+
+    def validation_batches(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """One for each task mode that is trained."""
+        return {f"{mode.name}/": self.with_modes(batch, [mode] * len(batch["seed"])) for mode in self.trained}
+
+    def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        weights = self.model.loss_weights(self._targets(batch, with_values=False), TrainingDraws(**batch["draws"]))
+        return {name: float(weight.sum()) for name, weight in weights.items()}
+
+    def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
+        draws = TrainingDraws(**batch["draws"])
+        return self.model.loss_terms(self._training_inputs(batch), self._targets(batch), draws)
+
+    def _training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
+        states = batch.get("low_dim", {})
+        inputs = self.model_inputs({**states, **batch["history"], "text": batch.get("text")})
+        inputs.future = self._from_newest(batch["future"], inputs.history)
+        inputs.actions = self.normalized_actions(batch["action"], states)
+        if self.model.spec.history_actions:
+            inputs.history_actions = self.normalized_actions(batch["history_action"], states)
+        return inputs
+
+    def _targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
+        action_valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
+        targets = Targets(~batch["frame_is_pad"], action_valid)
+        if with_values and self.model.spec.proprio_output_dim:
+            states = batch["future_low_dim"]
+            targets.proprio = torch.cat([self.normalizer.normalize(name, states[name]) for name in states], dim=-1)
+        if with_values and self.model.spec.auxiliary_dim:
+            targets.auxiliary = batch["auxiliary"]
+        return targets
+
+    # -- the five modes at inference -----------------------------------------------------------------------------------
+
+    def predict_action(
+        self,
+        obs: Observation,
+        generator: Generators = None,
+        sampler: str | None = None,
+        keep: Keep | None = None,
+        chunks: int = 1,
+    ) -> dict[str, Tensor]:
+        """Policy: actions from history; the video heads are not run.
+
+        Args:
+            obs: camera name -> uint8 (B, H, 3, h, w), moments, or scaled latents (B, H, C, h, w); state name ->
+                (B, P, d) raw; `text` (B, d).
+            chunks: plans for each row, all of one joint latent.
+
+        Returns:
+            as `BasePolicy.predict_action`.
+        """
+        made = self._run("policy", obs, generator, sampler, keep=keep, chunks=chunks)
+        return self._actions(made, {name: _repeated(obs[name], chunks) for name in self.task.states})
+
+    def predict_video(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Video model: from history `frames` uint8 (B, F, 3, h, w) of the first camera, `views` camera -> frames, and
+        `latents` (B, P, F, C, h, w)."""
+        return self._frames(self._run("video", obs, generator, sampler))
+
+    def predict_forward_dynamics(
+        self, obs: Observation, actions: Tensor, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Forward dynamics: as `predict_video`, from history and actions (B, A, D) in the data's units."""
+        return self._frames(self._run("forward_dynamics", obs, generator, sampler, actions=actions))
+
+    @torch.no_grad()
+    def predict_states(self, obs: Observation, actions: Tensor, generator: Generators = None) -> Tensor:
+        """Forward dynamics of states: auxiliary targets (B, H+F, K) from history and actions (B, A, D) in the data's
+        units, for one pass of the transformer.
+
+        Raises:
+            ValueError: the model has no auxiliary head.
+        """
+        self.require_trained("forward_dynamics")
+        if not self.model.spec.auxiliary_dim:
+            raise ValueError("this policy predicts no states: train one with task.shape_meta.auxiliary_dim above 0")
+        inputs = self.model_inputs(obs, generator)
+        inputs.actions = self.normalized_actions(actions.to(self.device), obs)
+        return self.model.states(inputs, TASK_MODES["forward_dynamics"]).float()
+
+    def predict_inverse_dynamics(
+        self,
+        obs: Observation,
+        future: Mapping[str, Tensor],
+        hide_history: bool | None = None,
+        generator: Generators = None,
+        sampler: str | None = None,
+    ) -> dict[str, Tensor]:
+        """Inverse dynamics: `action`, `action_pred` from future frames, camera -> (B, F, 3, h, w) uint8 or latents.
+
+        `hide_history` shows the model future frames only, as the paper's code does; None: as this mode was trained,
+        which is hidden unless model.masking.inverse_history is above 0.
+        """
+        if hide_history is None:
+            hide_history = not self.model.config.masking.inverse_history
+        return self._actions(
+            self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history), obs
+        )
+
+    def predict_action_and_video(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """Policy with planner: `action`, `action_pred` and `frames`, of one joint latent, or (`plan_first`) the actions
+        of the policy and then the frames by forward dynamics."""
+        if self.config.plan_first:
+            plan = self.predict_action(obs, generator, sampler)
+            return {**plan, **self.predict_forward_dynamics(obs, plan["action_pred"], generator, sampler)}
+        made = self._run("policy_and_video", obs, generator, sampler)
+        return {**self._actions(made, obs), **self._frames(made)}
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:
+        """uint8 frames (B, T, 3, h, w) -> scaled latents (B, T, C, h', w')."""
+        return self.codec.latents(self.encode_frames(frames), generator)
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Moments:
+        """uint8 frames (B, T, 3, h, w) -> moments (B, T, C, h', w') of the codec's posterior."""
+
+        def moments(frames: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.codec.moments(frames))
+
+        return Moments(*self.model.run("VAE encode", moments, frames))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, T, C, h, w) -> uint8 frames (B, T, 3, H, W) at the codec's image size."""
+
+        def decode(latents: Tensor) -> Tensor:
+            return ((self.codec.decode(latents.float()) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+        return self.model.run("VAE decode", decode, latents)
+
+    def accelerated(self, precision: str = "no") -> UnifiedVideoActionPolicy:
+        """See `UVA.accelerated`."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision={precision!r}: expected one of {', '.join(PRECISIONS)}")
+        fast = copy.copy(self)
+        fast._modules = {**self._modules, "model": self.model.accelerated(PRECISIONS[precision])}
+        return fast
+
+    def require_trained(self, name: str) -> None:
+        """Refuse a task mode in which this policy's answer would be noise.
+
+        Raises:
+            ValueError: no mode that it was trained in has the same inputs and learns the same.
+        """
+        mode = TASK_MODES[name]
+        alike = [other for other in self.trained if other.inputs == mode.inputs]
+        frames, actions = (any(getattr(other, what) for other in alike) for what in ("learns_frames", "learns_actions"))
+        if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
+            raise ValueError(
+                f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
+                f"training.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
+                f"{', '.join(other.name for other in self.trained)})"
+            )
+
+    # -- in and out ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _run(
+        self,
+        mode: str,
+        obs: Observation,
+        generator: Generators,
+        sampler: str | None,
+        actions: Tensor | None = None,
+        future: Mapping[str, Tensor] | None = None,
+        hide_history: bool | None = None,
+        keep: Keep | None = None,
+        chunks: int = 1,
+    ) -> Generated:
+        self.require_trained(mode)
+        inputs = self.model_inputs(obs, generator)
+        if inputs.history.shape[2] != self.task.horizon.history:
+            raise ValueError(
+                f"{self.task.camera_names[0]}: {inputs.history.shape[2]} frames of history given, "
+                f"the policy needs {self.task.horizon.history}"
+            )
+        if actions is not None:
+            inputs.actions = self.normalized_actions(actions.to(self.device), obs)
+        if future is not None:
+            inputs.future = self._from_newest(future, inputs.history, generator)
+        if keep is not None:
+            keep = self.normalized_actions(keep[0].to(self.device), obs), keep[1].to(self.device)
+        for_actions, for_frames = self.config.samplers(sampler)
+        made = self.model.sample(
+            inputs,
+            TASK_MODES[mode],
+            sampler=for_actions,
+            video_sampler=for_frames,
+            iterations=self.config.iterations,
+            guidance=self.config.guidance,
+            generator=generator,
+            hide_history=hide_history,
+            keep=keep,
+            chunks=chunks,
+            states=False,
+        )
+        if self.config.relative_frames and made.frames is not None:
+            scale = self._change_scales().to(made.frames)
+            made.frames = made.frames / scale + inputs.history[:, : made.frames.shape[1], -1:]
+        return made
+
+    def _from_newest(self, future: Mapping[str, Tensor], history: Tensor, generator: Generators = None) -> Tensor:
+        """Future frames or latents by camera, as the model sees them: (B, P, F, C, h, w)."""
+        names = self.task.predicted_cameras
+        latents = torch.stack([self._latents(future[name], generator) for name in names], dim=1)
+        if not self.config.relative_frames:
+            return latents
+        return (latents - history[:, : len(names), -1:]) * self._change_scales().to(latents)
+
+    def _change_scales(self) -> Tensor:
+        """(P, 1, 1, 1, 1): what changes of each predicted camera's latents are multiplied by."""
+        scales = [self.normalizer.scale(CHANGE + name).reshape(()) for name in self.task.predicted_cameras]
+        return torch.stack(scales).reshape(-1, 1, 1, 1, 1)
+
+    def model_inputs(self, obs: Observation, generator: Generators = None) -> ModelInputs:
+        """The part of the model's inputs that is observed: history frames, states, instruction.
+
+        Raises:
+            ValueError: an observation is missing.
+        """
+        spec, cameras = self.model.spec, self.task.camera_names
+        require_observations(obs, (*cameras, *self.task.states))
+        inputs = ModelInputs(torch.stack([self._latents(obs[name], generator) for name in cameras], dim=1))
+        if spec.proprio_dim:
+            states = [self._state(name, obs[name]) for name in self.task.states]
+            inputs.proprio = torch.cat(states, dim=-1)  # (B, P, d)
+        if spec.history_actions and obs.get("history_action") is not None:
+            inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
+        if spec.text_dim:
+            if obs.get("text") is None:
+                raise ValueError("observation 'text' is missing: this policy follows instructions")
+            inputs.text = obs["text"].to(self.device)
+        return inputs
+
+    def _state(self, name: str, state: Tensor) -> Tensor:
+        """(B, P, d), normalised"""
+        return self.normalizer.normalize(name, state.to(self.device)[:, -self.task.state_steps :])
+
+    def _latents(self, frames: Tensor | Moments, generator: Generators = None) -> Tensor:
+        """Frames and moments become latents; latents pass."""
+        if isinstance(frames, Moments):
+            return self.codec.latents(frames, generator)
+        return self.encode(frames, generator) if frames.dtype == torch.uint8 else frames.to(self.device)
+
+    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
+        """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
+        name = self.config.relative_to
+        return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
+
+    def normalized_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, n, D) in the data's units as the model sees them; the inverse of `_actions`."""
+        return self.normalizer.normalize("action", actions - self._origin(obs))
+
+    def _actions(self, made: Generated, obs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the model made as `action` and `action_pred`, in the data's units."""
+        chunk = self.normalizer.unnormalize("action", made.actions.float()) + self._origin(obs)  # (B, A, D)
+        return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
+
+    def _frames(self, made: Generated) -> dict[str, Any]:
+        views = {name: self.decode(made.frames[:, view]) for view, name in enumerate(self.task.predicted_cameras)}
+        return {"frames": views[self.task.predicted_cameras[0]], "views": views, "latents": made.frames}
+
+
+def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> ModelSpec:
+    """Sizes of the model's inputs and outputs for a task."""
+    return ModelSpec(
+        horizon=task.horizon,
+        latent=latent,
+        action_dim=task.action_dim,
+        patch_size=patch_size,
+        history_actions=task.history_actions,
+        views=len(task.cameras),
+        predicted_views=len(task.predicted_cameras),
+        proprio_dim=sum(task.states.values()),
+        proprio_steps=task.state_steps,
+        proprio_output_dim=task.predicted_state_dim,
+        text_dim=task.text_dim,
+        auxiliary_dim=task.auxiliary_dim,
+    )
+
+
+def _policy_config(config: Config) -> UVAConfig:
+    settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
+    return build_dataclass(UVAConfig, settings, "policy")
+
+
+def _repeated(values: Tensor, times: int) -> Tensor:
+    return values.repeat_interleave(times, 0)
