@@ -95,6 +95,8 @@ def draw_training(
         "proprio": (range(batch) if spec.proprio_output_dim else [], *chunk(spec.proprio_output_dim)),
     }
     counts = {"text": 1, "ratio": 1, "cells": cells, "tokens": tokens if chosen < tokens else 0}  # uniform numbers
+    # A second view's numbers are drawn even where there is none: seeds mean what they meant in earlier versions.
+    counts |= {f"video{view}": config.video_head.noise_draws * chosen for view in range(max(2, spec.predicted_views))}
     counts |= {name: head.noise_draws * rows for name, (_, head, rows, _) in noisy.items()}
     if config.masking.inverse_history:
         counts["history"] = 1
