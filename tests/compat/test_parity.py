@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from unified_video_action.compat.reference_names import load_reference, referenc
 from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.compat.tensors import shapes_of
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.diffusion import Sampler
+from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify
 from unified_video_action.model.masking import TrainingDraws
+from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Targets
 from unified_video_action.vae.kl import SCALE, AutoencoderKL, read_weights
@@ -65,8 +67,15 @@ def z_policy(pusht: Golden, pusht_model: UVA) -> Tensor:
     return joint_latent(pusht_model, ModelInputs(pusht["inputs/cond"]), None)
 
 
+def views(inputs: ModelInputs) -> ModelInputs:
+    """Of the one view that the published values have."""
+    future = None if inputs.future is None else inputs.future.unsqueeze(1)
+    return replace(inputs, history=inputs.history.unsqueeze(1), future=future)
+
+
 @torch.no_grad()
 def joint_latent(model: UVA, inputs: ModelInputs, masked: Tensor | None, sees_history: Tensor = YES) -> Tensor:
+    inputs = views(inputs)
     masked = torch.ones(1, TOKENS, dtype=torch.bool) if masked is None else masked.reshape(1, TOKENS) > 0.5
     sees_actions = YES if inputs.actions is not None else NO
     return model.mar(inputs, Visibility(masked, sees_history, sees_actions, YES))
@@ -95,7 +104,8 @@ def test_joint_latent_of_forward_dynamics(pusht: Golden, pusht_model: UVA) -> No
 def test_actions(pusht: Golden, pusht_model: UVA, z_policy: Tensor, steps: int) -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        actions = pusht_model.action_head.sample_chunk(z_policy, Sampler("ancestral", steps, 0.95), generator)
+        noise = draw_noise((ACTIONS, 2), 1 + steps, generator, torch.device("cpu"))
+        actions = pusht_model.action_head.sample_chunk(z_policy, noise, Sampler("ancestral", steps, 0.95))
     close(actions, pusht[f"policy{steps}"])
 
 
@@ -103,7 +113,7 @@ def test_video_in_two_iterations(pusht: Golden, pusht_model: UVA) -> None:
     order = np.arange(256)
     np.random.RandomState(0).shuffle(order)
     made = pusht_model.sample(
-        ModelInputs(pusht["inputs/cond"]),
+        views(ModelInputs(pusht["inputs/cond"])),
         TASK_MODES["policy_and_video"],  # the published video mode samples actions too
         sampler=Sampler("ancestral", 4, 0.95),
         iterations=2,
@@ -122,7 +132,7 @@ class Step:
     def __init__(self, model: UVA, golden: Golden, mode: TaskMode) -> None:
         self.golden, self.key, self.mode, self.model = golden, f"loss/{mode.reference_name}", mode, model
         text = golden.get("inputs/text_latents")
-        self.inputs = ModelInputs(self["cond"], future=self["z"], actions=self["actions"], text=text)
+        self.inputs = views(ModelInputs(self["cond"], future=self["z"], actions=self["actions"], text=text))
         self.draws = self._draws()
         self.targets = Targets(torch.ones(1, 4, dtype=torch.bool), torch.ones(1, ACTIONS, dtype=torch.bool))
 
@@ -139,10 +149,8 @@ class Step:
             masked=torch.ones_like(masked) if self.mode.future == "masked" else masked,
             video_samples=torch.arange(int(frames)),
             video_rows=torch.arange(TOKENS).unsqueeze(0),
-            video_t=self["captured/diffloss/t"].reshape(1, 1, TOKENS) if frames else EMPTY,
-            video_noise=self["captured/diffloss/noise"].reshape(1, 1, TOKENS, -1) if frames else EMPTY,
-            wrist_t=EMPTY,
-            wrist_noise=EMPTY,
+            video_t=self["captured/diffloss/t"].reshape(1, 1, 1, TOKENS) if frames else EMPTY,
+            video_noise=self["captured/diffloss/noise"].reshape(1, 1, 1, TOKENS, -1) if frames else EMPTY,
             action_samples=torch.arange(1),
             action_t=self["captured/diffactloss/t"].reshape(1, 1, ACTIONS),
             action_noise=self["captured/diffactloss/noise"].reshape(1, 1, ACTIONS, -1),
@@ -160,7 +168,7 @@ class Step:
             close_relative(vb, self["captured/diffactloss/vb"])
             if self.mode.learns_frames:
                 x0 = patchify(self["z"], 1).unsqueeze(1)  # (1, 1, T*S, C)
-                mse, vb = model.video_head.loss(z.unsqueeze(1), x0, d.video_t, d.video_noise)
+                mse, vb = model.video_heads[0].loss(z.unsqueeze(1), x0, d.video_t[:, 0], d.video_noise[:, 0])
                 close_relative(mse.mean(-1), self["captured/diffloss/mse"])
                 close_relative(vb.mean(-1), self["captured/diffloss/vb"])
 
@@ -202,7 +210,7 @@ def test_losses_and_gradients(pusht: Golden, pusht_model: UVA, mode: str) -> Non
 def test_a_model_with_language() -> None:
     golden, model, mode = load_file(GOLDEN / "libero10.safetensors"), build("libero10"), TASK_MODES["policy_and_video"]
     made = model.sample(
-        ModelInputs(golden["inputs/cond"], text=golden["inputs/text_latents"]),
+        views(ModelInputs(golden["inputs/cond"], text=golden["inputs/text_latents"])),
         TASK_MODES["policy"],
         sampler=Sampler("ancestral", 16, 0.95),
         generator=torch.Generator().manual_seed(0),

@@ -31,8 +31,8 @@ SPECS = {
     "toolhang": replace(
         PUSHT,
         action_dim=10,
-        wrist_input=True,
-        wrist_output=True,
+        views=2,
+        predicted_views=2,
         proprio_dim=9,
         proprio_steps=16,
         proprio_output_dim=9,

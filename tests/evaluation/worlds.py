@@ -16,7 +16,8 @@ from unified_video_action.dataset.pusht import PushTDataset
 from unified_video_action.env.pusht.reader import PushTReader
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import Table
-from unified_video_action.spec import Horizon
+from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.spec import Camera, Horizon, TaskSpec
 
 
 def write_pushes(path: Path, episodes: int = 6, length: int = 40) -> Path:
@@ -57,8 +58,9 @@ class Oracle:
     """
 
     device = torch.device("cpu")
-    horizon, action_dim, action_steps = Horizon(), 2, 4
-    observations = SimpleNamespace(main="image", wrist=None, cameras=("image",), low_dim=("agent_pos",))
+    task = TaskSpec(Horizon(), (Camera("image", (96, 96), True),), action_dim=2, states={"agent_pos": 2}, state_steps=1)
+    action_steps = 4
+    trained = tuple(TASK_MODES.values())
     codec = SimpleNamespace(image_size=96)
     config = SimpleNamespace(relative_to="agent_pos")
     reader = PushTReader()
@@ -77,8 +79,8 @@ class Oracle:
     def predict_forward_dynamics(
         self, obs: dict[str, Any], actions: Tensor, generator: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        now = self.reader(self.decode(obs["latents"]["image"][:, -1]).movedim(1, -1).numpy())
-        frames = self.reader.simulate(now.state, actions.numpy(), self.horizon.future_offsets, 96)
+        now = self.reader(self.decode(obs["image"][:, -1]).movedim(1, -1).numpy())
+        frames = self.reader.simulate(now.state, actions.numpy(), self.task.horizon.future_offsets, 96)
         return {"frames": torch.from_numpy(frames).movedim(-1, -3)}
 
     def predict_action_and_video(self, obs: dict[str, Any], generator: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -103,7 +105,7 @@ class Deaf(Oracle):
     def predict_forward_dynamics(
         self, obs: dict[str, Any], actions: Tensor, generator: Sequence[torch.Generator]
     ) -> dict[str, Tensor]:
-        return {"frames": self.decode(obs["latents"]["image"][:, -1:]).repeat(1, 4, 1, 1, 1)}
+        return {"frames": self.decode(obs["image"][:, -1:]).repeat(1, 4, 1, 1, 1)}
 
     def predict_inverse_dynamics(
         self, obs: dict[str, Any], future: dict[str, Tensor], generator: Sequence[torch.Generator]

@@ -1,4 +1,4 @@
-"""The engine's graphs on a GPU. Skipped where there is none."""
+"""Graphs of the accelerated model on a GPU. Skipped where there is none."""
 
 from dataclasses import replace
 
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.inference.test_engine import make_policy, make_sample, noise
 from tests.inference.test_session import make_policy as acting_policy
 from tests.model.conftest import EVERYTHING, PLAIN
-from unified_video_action.inference.denoiser import Denoiser
-from unified_video_action.inference.engine import Engine
-from unified_video_action.inference.graphs import Replayed
+from tests.model.test_acceleration import make_sample, noise
 from unified_video_action.inference.session import PolicySession
+from unified_video_action.model.denoiser import Denoiser
+from unified_video_action.model.graphs import Replayed
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.samplers import Sampler
+from unified_video_action.model.task_modes import TASK_MODES
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
@@ -28,11 +28,11 @@ def test_graphs_equal_the_cpu(sampler: str, guidance: float) -> None:
     sample = make_sample(EVERYTHING)
     made = []
     for device in ("cpu", "cuda"):
-        engine = Engine(make_policy(sample, sampler, guidance).to(device))
-        given = {name: value.to(device) for name, value in vars(sample.inputs).items()}
-        given["text"] = torch.stack([engine.instruction(text) for text in given["text"]])
+        model = sample.model.to(device).accelerated()
+        inputs = ModelInputs(**{name: value.to(device) for name, value in vars(sample.inputs).items()})
+        options = dict(mode=TASK_MODES["policy_and_video"], sampler=Sampler.parse(sampler), guidance=guidance)
         for _ in range(3):  # the first call captures, the others replay
-            made.append(engine.sample(ModelInputs(**given), noise(), frames=True))
+            made.append(model.sample(inputs, generator=noise(), **options))
     for other in made[1:]:
         assert (other.actions.cpu() - made[0].actions).abs().max() < 1e-3
         scale = made[0].frames.abs().max()
@@ -64,9 +64,11 @@ def test_outputs_are_the_callers_own_and_new_shapes_beyond_the_limit_still_work(
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_stays_close(precision: str) -> None:
     sample = make_sample(PLAIN)
-    policy = make_policy(sample, "ddim10").to("cuda")
     inputs = replace(sample.inputs, history=sample.inputs.history.cuda())
-    exact, low = (Engine(policy, precision=each).sample(inputs, noise()).actions for each in ("no", precision))
+    options = dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 10))
+    model, dtype = sample.model.cuda(), {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    made = [model.accelerated(each).sample(inputs, generator=noise(), **options).actions for each in (None, dtype)]
+    exact, low = made
     assert 0 < (exact - low).abs().mean() < 0.05
 
 

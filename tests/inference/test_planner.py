@@ -144,8 +144,8 @@ def test_bad_input_is_named(policy, observations) -> None:  # noqa: F811
         r"candidates must be at least 1, got 0": lambda: Planner(Rightmost(), 0),
         r"Rightmost.needs must name states, frames or both, got \['sound'\]": lambda: Planner(Rightmost("sound")),
         r"Rightmost needs frames": lambda: Planner(Rightmost("frames"), simulate=dict),
-        r"PolicyConfig' is refused; a class derived from .*PlanScore is needed here": lambda: Planner.build(
-            PlannerConfig({"_target_": "unified_video_action.policy.config.PolicyConfig"})
+        r"UVAConfig' is refused; a class derived from .*PlanScore is needed here": lambda: Planner.build(
+            PlannerConfig({"_target_": "unified_video_action.policy.config.UVAConfig"})
         ),
         r"Short gave scores of shape \(2,\) for 3 plans": lambda: plans(
             PolicySession(policy, planner=Planner(Short(), 3)), observations, [0]

@@ -14,14 +14,13 @@ from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.inference.session import IMAGINATION, PolicySession
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.uva import UVA
-from unified_video_action.policy.base import ObservationSpec
-from unified_video_action.policy.config import PolicyConfig
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.spec import Horizon, ModelSpec
+from unified_video_action.policy.config import UVAConfig
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy, model_spec
+from unified_video_action.spec import Camera, Horizon, TaskSpec
 from unified_video_action.vae.base import FrameCodec, Moments
 
 ACTION_STEPS = 8
-PIXELS = 2e-3  # of a table of 512: rounding of the engine against the policy
+PIXELS = 2e-3  # of a table of 512: rounding
 
 
 class SmallCodec(FrameCodec):
@@ -48,37 +47,31 @@ class SmallCodec(FrameCodec):
 
 def make_policy(posterior: str = "mean", cameras: int = 1, **options) -> UnifiedVideoActionPolicy:
     torch.manual_seed(0)
-    observations = ObservationSpec("image", "wrist" if cameras == 2 else None, ("agent_pos",), low_dim_steps=4)
+    names = ("image", "wrist", "side")[:cameras]
+    views = tuple(Camera(name, (96, 96), predicted=name != "wrist") for name in names)
+    views = tuple(sorted(views, key=lambda camera: not camera.predicted))
+    task = TaskSpec(Horizon(), views, action_dim=2, states={"agent_pos": 2}, state_steps=4, **options)
     codec = SmallCodec(posterior)
-    spec = ModelSpec(
-        Horizon(),
-        codec.latent_shape,
-        action_dim=2,
-        proprio_dim=2,
-        proprio_steps=4,
-        wrist_input=cameras == 2,
-        **options,
-    )
     config = ModelConfig(
         TransformerConfig(dim=32, encoder_depth=1, decoder_depth=1, heads=2),
         video_head=HeadConfig(width=32, depth=1),
         action_head=HeadConfig(width=32, depth=1, pool=2, prediction="sample"),
     )
-    model = UVA(spec, config)
+    model = UVA(model_spec(task, codec.latent_shape), config)
     for parameter in model.parameters():  # a fresh head ignores what the model saw
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     limits = np.array([[0.0, 0.0], [512.0, 512.0]])
     normalizer = Normalizer.limits({"action": limits, "agent_pos": limits})
-    settings = PolicyConfig(action_steps=ACTION_STEPS, sampler="ddim3", video_sampler="ddim2")
-    return UnifiedVideoActionPolicy(model, codec, normalizer, observations, settings).eval()
+    settings = UVAConfig(action_steps=ACTION_STEPS, sampler="ddim3", video_sampler="ddim2")
+    return UnifiedVideoActionPolicy(task, model, codec, normalizer, settings).eval()
 
 
 def read_episode(location: Path, length: int = 40) -> list[dict[str, np.ndarray]]:
-    """The first observations of a store; the wrist camera sees the main one's picture upside down."""
+    """The first observations of a store; the others see the first camera's picture upside down and mirrored."""
     buffer = ReplayBuffer(location, ["img"], ["state"])
     frames = buffer.frames("img", np.arange(length))
     return [
-        {"image": frame, "wrist": frame[::-1], "agent_pos": state[:2]}
+        {"image": frame, "wrist": frame[::-1], "side": frame[:, ::-1], "agent_pos": state[:2]}
         for frame, state in zip(frames, buffer.vectors["state"][:length], strict=True)
     ]
 
@@ -96,16 +89,16 @@ def observations(pusht_store: Path) -> list[dict[str, np.ndarray]]:
 def inputs_without_memory(policy: UnifiedVideoActionPolicy, seen: list[dict]) -> dict:
     """The policy's observation (batch of 1) from everything seen so far, the newest last."""
     now = len(seen) - 1
-    history = [seen[max(now + offset, 0)] for offset in policy.horizon.history_offsets]
+    history = [seen[max(now + offset, 0)] for offset in policy.task.horizon.history_offsets]
     inputs = {
         camera: torch.from_numpy(np.stack([step[camera] for step in history])).permute(0, 3, 1, 2).unsqueeze(0)
-        for camera in policy.observations.cameras
+        for camera in policy.task.camera_names
     }
     inputs["agent_pos"] = torch.from_numpy(np.stack([step["agent_pos"] for step in history])).unsqueeze(0)
     return inputs
 
 
-@pytest.mark.parametrize("cameras", [1, 2])
+@pytest.mark.parametrize("cameras", [1, 2, 3])
 def test_actions_equal_those_without_memory(episode: list[dict], cameras: int) -> None:
     policy = make_policy(cameras=cameras)
     session = PolicySession(policy)
@@ -134,7 +127,7 @@ def test_sampled_posterior_draws_fresh_noise_for_every_plan(observations: list[d
             plan = session.plan()
             inputs = inputs_without_memory(policy, observations[: step + 1])
             latents = policy.encode(inputs.pop("image"), generator=[noise])
-            expected = policy.predict_action({**inputs, "latents": {"image": latents}}, generator=[noise])
+            expected = policy.predict_action({**inputs, "image": latents}, generator=[noise])
             np.testing.assert_allclose(plan, expected["action_pred"].numpy(), atol=1e-3)
 
 
@@ -239,7 +232,7 @@ def test_executed_actions_are_an_input(observations: list[dict]) -> None:
 
 
 def test_instructions_are_an_input(observations: list[dict]) -> None:
-    policy = make_policy(text_dim=5, text_tokens=2)
+    policy = make_policy(text_dim=5)
     plans = []
     for value in (0.0, 1.0):
         session = PolicySession(policy)
@@ -291,7 +284,7 @@ def test_changed_weights_need_a_new_session(observations: list[dict]) -> None:
 
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_imagined_frames_equal_the_policys(observations: list[dict], iterations: int) -> None:
-    policy = make_policy(text_dim=5, text_tokens=2)
+    policy = make_policy(text_dim=5)
     policy.config = replace(policy.config, iterations=iterations)
     session, text = PolicySession(policy), torch.ones(5)
     session.reset(seed=4, text=text)

@@ -15,8 +15,8 @@ EVERYTHING = ModelSpec(
     action_dim=3,
     patch_size=2,
     history_actions=True,
-    wrist_input=True,
-    wrist_output=True,
+    views=3,
+    predicted_views=2,
     proprio_dim=5,
     proprio_steps=4,
     proprio_output_dim=6,
@@ -42,15 +42,13 @@ class Sample:
             parameter.data.add_(0.02 * torch.randn_like(parameter))
         horizon, latent = spec.horizon, spec.latent
 
-        def frames(count):
-            return torch.randn(batch, count, latent.channels, latent.height, latent.width)
+        def frames(views, count):
+            return torch.randn(batch, views, count, latent.channels, latent.height, latent.width)
 
-        self.inputs = ModelInputs(frames(horizon.history), frames(horizon.future))
+        self.inputs = ModelInputs(frames(spec.views, horizon.history), frames(spec.predicted_views, horizon.future))
         self.inputs.actions = torch.rand(batch, horizon.actions, spec.action_dim) * 2 - 1
         if spec.history_actions:
             self.inputs.history_actions = torch.rand(batch, horizon.actions, spec.action_dim)
-        if spec.wrist_input:
-            self.inputs.wrist_history, self.inputs.wrist_future = frames(horizon.history), frames(horizon.future)
         if spec.proprio_dim:
             self.inputs.proprio = torch.randn(batch, spec.proprio_steps, spec.proprio_dim)
         if spec.text_dim:

@@ -18,8 +18,8 @@ NEWEST = replace(TINY, video_head=replace(TINY.video_head, newest_token=True))
 def test_the_video_head_sees_the_newest_token_at_its_place():
     sample = Sample(PLAIN, NEWEST)
     z = torch.randn(5, PLAIN.tokens, 32)
-    condition = sample.model.video_condition(z, sample.inputs.history)
-    newest = patchify(sample.inputs.history[:, -1:], 2)
+    condition = sample.model.video_condition(z, sample.inputs.history[:, 0])
+    newest = patchify(sample.inputs.history[:, 0, -1:], 2)
     assert condition.shape == (5, PLAIN.tokens, 32 + PLAIN.token_dim) and torch.equal(condition[..., :32], z)
     for frame in range(4):
         assert torch.equal(condition[:, frame * 4 : frame * 4 + 4, 32:], newest)
@@ -30,8 +30,7 @@ def test_newest_tokens_train_and_imagine(spec):
     sample = Sample(spec, NEWEST)
     terms = sample.model.loss_terms(sample.inputs, sample.targets, sample.draws)
     sum(term.total for term in terms.values()).backward()
-    heads = [sample.model.video_head] + ([sample.model.wrist_head] if spec.wrist_output else [])
-    for head in heads:
+    for head in sample.model.video_heads:
         assert head.net.cond_embed.weight.grad[:, 32:].abs().max() > 0
     made = sample.model.sample(
         sample.inputs,

@@ -17,7 +17,7 @@ def test_a_samples_draws_depend_on_its_seed_and_mode_alone():
     config = replace(TINY, video_head=replace(TINY.video_head, rows=5, noise_draws=2))
     seeds = [11, 2**63 - 1, 5, 11, 7]
     together = draw_training(EVERYTHING, config, seeds, MODES)
-    places = {"video": together.video_samples.tolist(), "wrist": together.video_samples.tolist()}
+    places = {"video": together.video_samples.tolist()}
     places |= {"action": together.action_samples.tolist(), "proprio": list(range(5))}
     for sample, (seed, mode) in enumerate(zip(seeds, MODES, strict=True)):
         alone = draw_training(EVERYTHING, config, [seed], [mode])
@@ -30,7 +30,7 @@ def test_a_samples_draws_depend_on_its_seed_and_mode_alone():
 
 def test_noise_is_normal_and_its_levels_are_uniform():
     draws = draw_training(EVERYTHING, TINY, range(300), [TASK_MODES["policy_and_video"]] * 300)
-    for name in ("video", "wrist", "action", "proprio"):
+    for name in ("video", "action", "proprio"):
         noise, t = getattr(draws, f"{name}_noise"), getattr(draws, f"{name}_t")
         assert noise.dtype == torch.float32 and abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
         assert t.dtype == torch.long and 0 <= t.min() < 10 and 990 <= t.max() < 1000

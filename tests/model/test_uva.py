@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from tests.model.conftest import EVERYTHING, PLAIN, TINY, Sample
-from unified_video_action.model.diffusion import Sampler
+from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, spread, unpatchify
 from unified_video_action.model.masking import draw_training, generation_schedule
+from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.spec import Horizon
 
@@ -49,7 +50,7 @@ def test_any_length_of_history_acts(history):
 def test_a_mixed_batch_gives_every_parameter_a_gradient(spec):
     sample = Sample(spec)
     terms = sample.model.loss_terms(sample.inputs, sample.targets, sample.draws)
-    assert set(terms) == {"video", "action"} | ({"wrist", "proprio", "auxiliary"} if spec is EVERYTHING else set())
+    assert set(terms) == {"video", "action"} | ({"proprio", "auxiliary"} if spec is EVERYTHING else set())
     sum(term.total for term in terms.values()).backward()
     missing = {name for name, p in sample.model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
     # masked_text appears only where the instruction was dropped; a batch of five need not have any.
@@ -78,13 +79,12 @@ def test_padded_frames_and_actions_never_count(everything):
         sample.targets.action_valid[:, 9:] = False
         visible = torch.tensor([not mode.sees_actions for mode in sample.modes])
         before = sample.losses()
-        sample.inputs.future[:, 2:] = 100
-        sample.inputs.wrist_future[:, 2:] = 100
+        sample.inputs.future[:, :, 2:] = 100
         sample.inputs.actions[visible, 9:] = 100  # as an input, forward dynamics still sees its actions
         sample.targets.proprio[:, 9:] = 100
         sample.targets.auxiliary[:, 6:] = 100
         assert sample.losses() == before
-        sample.inputs.future[:, 1] = 100
+        sample.inputs.future[:, 1, 1] = 100
         assert sample.losses()["video"] != before["video"]
 
 
@@ -111,10 +111,10 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(plain):
         assert some_visible == (mode.future != "masked")
 
 
-@pytest.mark.parametrize("predicts_wrist", [True, False])
+@pytest.mark.parametrize(("views", "predicted"), [(2, 2), (2, 1), (3, 2)])
 @torch.no_grad()
-def test_inverse_dynamics_of_two_cameras_hides_the_history_of_the_first_alone(predicts_wrist):
-    sample = Sample(replace(EVERYTHING, wrist_output=predicts_wrist, history_actions=False, text_dim=0))
+def test_inverse_dynamics_of_several_cameras_hides_the_history_of_the_first_alone(views, predicted):
+    sample = Sample(replace(EVERYTHING, views=views, predicted_views=predicted, history_actions=False, text_dim=0))
     model, inputs, stage = sample.model, sample.inputs, sample.model.mar.inputs
 
     def frames(latents, project):
@@ -123,11 +123,10 @@ def test_inverse_dynamics_of_two_cameras_hides_the_history_of_the_first_alone(pr
     def hidden(token):
         return token.expand(5, 16, -1)
 
-    streams = [frames(inputs.future, stage.future_proj)]
-    if predicts_wrist:
-        streams.append(frames(inputs.wrist_future, stage.wrist_future_proj))
-    streams += [hidden(stage.masked_frame), hidden(stage.masked_action)]
-    streams.append(frames(inputs.wrist_history, stage.wrist_history_proj))  # seen, as in the paper's code
+    streams = [frames(inputs.future[:, view], stage.future_projs[view]) for view in range(predicted)]
+    streams += [hidden(stage.masked_frames[0]), hidden(stage.masked_action)]
+    for view in range(1, views):  # seen, as in the paper's code
+        streams.append(frames(inputs.history[:, view], stage.history_projs[view]))
     streams.append(stage.proprio_proj(inputs.proprio).repeat_interleave(4, dim=1))  # 4 states, 4 tokens each
     positions = (stage.temporal_position[:, :, None] + stage.spatial_position[:, None]).reshape(1, 16, -1)
     expected = model.mar.joint_latent(stage.mix(torch.cat(streams, dim=-1)) + positions)
@@ -198,9 +197,8 @@ def test_one_batch_can_be_learned_by_heart(learns, prediction):
 def test_every_mode_returns_what_it_promises(everything):
     for name, mode in TASK_MODES.items():
         made = everything.model.sample(everything.inputs, mode, sampler=FEW, generator=generators(5))
-        frames = (5, 4, 4, 4, 4) if mode.learns_frames else None
+        frames = (5, 2, 4, 4, 4, 4) if mode.learns_frames else None
         assert (None if made.frames is None else tuple(made.frames.shape)) == frames, name
-        assert (None if made.wrist_frames is None else tuple(made.wrist_frames.shape)) == frames, name
         assert (None if made.actions is None else tuple(made.actions.shape)) == (
             (5, 16, 3) if mode.learns_actions else None
         ), name
@@ -250,8 +248,9 @@ def test_guidance_extrapolates_from_the_prediction_without_text():
     head = model.action_head
     with torch.no_grad():
         with_text, free = (model.mar(inputs, seen(text)) for text in (True, False))
-        assert torch.allclose(actions(0.0), head.sample_chunk(free, FEW, generators(5)), atol=1e-5)
-        assert torch.allclose(actions(1.0), head.sample_chunk(with_text, FEW, generators(5)), atol=1e-5)
+        noise = draw_noise((5 * head.rows, head.channels), FEW.noise_draws, generators(5), torch.device("cpu"))
+        assert torch.allclose(actions(0.0), head.sample_chunk(free, noise, FEW), atol=1e-5)
+        assert torch.allclose(actions(1.0), head.sample_chunk(with_text, noise, FEW), atol=1e-5)
     assert (actions(1.0) - actions(0.0)).abs().max() > 0.01
     assert (actions(3.0) - actions(1.0)).abs().max() > 0.01
 
@@ -264,7 +263,7 @@ def test_missing_inputs_are_named(everything):
         sample(replace(everything.inputs, actions=None), "forward_dynamics")
     with pytest.raises(ValueError, match="needs future frames"):
         sample(replace(everything.inputs, future=None), "inverse_dynamics")
-    for name in ("proprio", "text", "wrist_history"):
+    for name in ("proprio", "text"):
         with pytest.raises(ValueError, match=name):
             sample(replace(everything.inputs, **{name: None}), "policy")
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.compat.old_checkpoints import UVA
 from unified_video_action.policy.build import build_policy
 from unified_video_action.vae.base import FrameCodec, Moments
 
@@ -25,6 +26,10 @@ class MeanCodec(FrameCodec):
         return torch.nn.functional.interpolate(z[:, :3], scale_factor=8)
 
 
+def encoders():
+    return {"codec": MeanCodec(), "text": None}
+
+
 def config(**policy):
     head = {"width": 32, "depth": 1, "pool": 2}
     return {
@@ -45,7 +50,7 @@ def config(**policy):
             "patch_size": 2,
         },
         "vae": {},
-        "policy": {"sampler": "ddim4", "video_sampler": "ancestral4", **policy},
+        "policy": {"_target_": UVA, "sampler": "ddim4", "video_sampler": "ancestral4", **policy},
     }
 
 
@@ -59,7 +64,7 @@ def normalizer():
 def make_policy(normalizer):
     def make(**options):
         torch.manual_seed(0)
-        policy = build_policy(config(**options), normalizer, codec=MeanCodec())
+        policy = build_policy(config(**options), normalizer, encoders())
         for parameter in policy.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
         return policy.eval()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.workspace.batches import map_leaves
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
@@ -27,12 +28,8 @@ def test_losses_and_gradients_equal_those_of_the_cpu(make_policy, batch):
     results = []
     for device in ("cpu", "cuda"):
         policy = make_policy().to(device)
-        draws = policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3).to(device)
-        moved = {
-            key: {k: v.to(device) for k, v in value.items()} if isinstance(value, dict) else value.to(device)
-            for key, value in batch.items()
-        }
-        losses = policy(moved, draws)
+        prepared = policy.with_modes(batch, [TASK_MODES["policy_and_video"]] * 3)
+        losses = policy(map_leaves(prepared, torch.Tensor, lambda tensor: tensor.to(device)))
         losses["loss"].backward()
         norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
         results.append({name: loss.item() for name, loss in losses.items()} | {"gradient": norm.item()})
@@ -41,12 +38,9 @@ def test_losses_and_gradients_equal_those_of_the_cpu(make_policy, batch):
 
 def test_a_bfloat16_step_has_finite_gradients(make_policy, batch):
     policy = make_policy().to("cuda")
-    draws = policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3).to("cuda")
-    moved = {
-        key: {k: v.to("cuda") for k, v in value.items()} if isinstance(value, dict) else value.to("cuda")
-        for key, value in batch.items()
-    }
+    prepared = policy.with_modes(batch, [TASK_MODES["policy_and_video"]] * 3)
+    moved = map_leaves(prepared, torch.Tensor, torch.Tensor.cuda)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss = policy(moved, draws)["loss"]
+        loss = policy(moved)["loss"]
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from tests.policy.conftest import MeanCodec, config
+from tests.policy.conftest import config, encoders
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
-from unified_video_action.policy.unified_video_action_policy import CHANGE
+from unified_video_action.policy.uva import CHANGE
 
 
 def noise(seed=0):
@@ -20,7 +20,7 @@ def relative(normalizer):
         torch.manual_seed(0)
         scale = {"scale": torch.tensor([2.5]), "offset": torch.zeros(1)}
         fields = Normalizer({**normalizer.fields(), CHANGE + "image": scale})
-        policy = build_policy(config(relative_frames=True, video_sampler="ddim4", **options), fields, codec=MeanCodec())
+        policy = build_policy(config(relative_frames=True, video_sampler="ddim4", **options), fields, encoders())
         return policy.eval()
 
     return make
@@ -28,17 +28,17 @@ def relative(normalizer):
 
 def test_a_model_that_predicts_no_change_repeats_the_newest_frame(relative, obs):
     policy = relative()  # a fresh head predicts no noise: make it predict a sample of 0
-    policy.model.video_head.diffusion.prediction = "sample"
+    policy.model.video_heads[0].diffusion.prediction = "sample"
     imagined = policy.predict_video(obs, noise())["latents"]
     newest = policy.encode(obs["image"])[:, -1:]
-    torch.testing.assert_close(imagined, newest.expand_as(imagined))
+    torch.testing.assert_close(imagined, newest.unsqueeze(1).expand_as(imagined))
 
 
 def test_training_sees_scaled_changes(relative, batch):
     policy = relative()
     future = policy._training_inputs(batch).future
     latents = policy.encode(batch["future"]["image"]) - policy.encode(batch["history"]["image"])[:, -1:]
-    torch.testing.assert_close(future, 2.5 * latents)
+    torch.testing.assert_close(future[:, 0], 2.5 * latents)
 
 
 def test_inverse_dynamics_sees_what_forward_dynamics_made(relative, obs, monkeypatch):
@@ -53,7 +53,7 @@ def test_inverse_dynamics_sees_what_forward_dynamics_made(relative, obs, monkeyp
     monkeypatch.setattr(policy.model, "sample", kept)
     imagined = policy.predict_forward_dynamics(obs, torch.zeros(3, 16, 2), noise())["latents"]
     assert (imagined - made[0]).abs().max() > 0.1
-    torch.testing.assert_close(policy._from_newest("image", imagined, policy.encode(obs["image"])), made[0])
+    torch.testing.assert_close(policy._from_newest({"image": imagined[:, 0]}, policy.encode(obs["image"]).unsqueeze(1)), made[0])
 
 
 def test_frames_of_a_plan_are_those_of_its_actions(make_policy, obs):
@@ -66,12 +66,13 @@ def test_frames_of_a_plan_are_those_of_its_actions(make_policy, obs):
 
 
 def test_a_mode_that_was_not_trained_is_refused_by_name(normalizer, obs):
-    acting = {"training": {"mode_mix": {"quotas": {"policy": 1.0, "policy_and_video": 1.0, "forward_dynamics": 0.0}}}}
-    policy = build_policy({**config(), **acting}, normalizer, codec=MeanCodec())
+    settings = config()
+    settings["model"]["mode_mix"] = {"quotas": {"policy": 1.0, "policy_and_video": 1.0, "forward_dynamics": 0.0}}
+    policy = build_policy(settings, normalizer, encoders())
     policy.predict_video(obs, noise())  # the same inputs as the policy with its video
     with pytest.raises(ValueError, match="not trained in the mode forward_dynamics.*quotas.forward_dynamics above 0"):
         policy.predict_forward_dynamics(obs, torch.zeros(3, 16, 2), noise())
     with pytest.raises(ValueError, match="inverse_dynamics"):
         policy.predict_inverse_dynamics(obs, {"image": obs["image"]}, generator=noise())
     for name in TASK_MODES:
-        build_policy(config(), normalizer, codec=MeanCodec()).require_trained(name)
+        build_policy(config(), normalizer, encoders()).require_trained(name)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.policy.conftest import MeanCodec, config
 from unified_video_action.compat.checkpoint_files import listed
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.policy import build
+from unified_video_action.policy import build, uva
 
 
 def noise(seed=0):
@@ -36,7 +36,7 @@ def test_five_modes_answer_in_the_datas_units(make_policy, obs):
 
 def test_latents_stand_in_for_frames(make_policy, obs):
     policy = make_policy()
-    latents = {"latents": {"image": policy.encode(obs["image"])}, "agent_pos": obs["agent_pos"]}
+    latents = {"image": policy.encode(obs["image"]), "agent_pos": obs["agent_pos"]}
     assert torch.equal(
         policy.predict_action(obs, noise())["action_pred"], policy.predict_action(latents, noise())["action_pred"]
     )
@@ -54,11 +54,11 @@ def test_relative_actions_move_with_what_they_are_relative_to(make_policy, obs):
 
 def test_training_losses_divide_by_the_given_weights(make_policy, batch):
     policy = make_policy()
-    draws = policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3)
-    weights = policy.loss_weights(batch, draws)
+    batch = policy.with_modes(batch, [TASK_MODES["policy_and_video"]] * 3)
+    weights = policy.loss_weights(batch)
     assert weights["action"] == 2 * 16  # the third sample has no actions
-    own, given = policy(batch, draws), policy(batch, draws, weights)
-    double = policy(batch, draws, {name: 2 * weight for name, weight in weights.items()})
+    own, given = policy(batch), policy(batch, weights)
+    double = policy(batch, {name: 2 * weight for name, weight in weights.items()})
     assert own["loss"] == own["video"] + own["action"]
     for name in own:
         assert torch.allclose(own[name], given[name]) and torch.allclose(own[name], 2 * double[name])
@@ -66,7 +66,7 @@ def test_training_losses_divide_by_the_given_weights(make_policy, batch):
 
 def test_loss_scales_apply_to_the_sum_only(make_policy, batch):
     policy = make_policy(loss_scale={"video": 0.5})
-    losses = policy(batch, policy.training_draws([0, 1, 2], [TASK_MODES["policy_and_video"]] * 3))
+    losses = policy(policy.with_modes(batch, [TASK_MODES["policy_and_video"]] * 3))
     assert torch.allclose(losses["loss"], 0.5 * losses["video"] + losses["action"])
 
 
@@ -81,7 +81,7 @@ def test_only_the_model_is_trained_and_saved_but_everything_moves(make_policy, o
 @pytest.fixture
 def checkpoint(make_policy, tmp_path, monkeypatch) -> Path:
     policy = make_policy()
-    monkeypatch.setattr(build, "instantiate", lambda *node: MeanCodec())  # the tests' codec is not the package's
+    monkeypatch.setattr(uva, "instantiate", lambda *node: MeanCodec())  # the tests' codec is not the package's
     save_file(policy.model.state_dict(), tmp_path / "ema.safetensors")
     OmegaConf.save(OmegaConf.create(config()), tmp_path / "config.yaml")
     (tmp_path / "normalizer.json").write_text(policy.normalizer.to_json())
@@ -164,6 +164,7 @@ def test_a_hostile_config_is_refused(make_policy, tmp_path):
         ({"relative_to": "block_pos"}, "block_pos"),
         ({"temperature": 3.0}, "temperature"),
         ({"colour": "red"}, "policy.colour"),
+        ({"_target_": "unified_video_action.dataset.download.download"}, "derived from .*BasePolicy is needed"),
     ],
 )
 def test_bad_options_are_refused(make_policy, options, message):

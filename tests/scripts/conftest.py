@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.small_run import write_run
+from unified_video_action.compat.old_checkpoints import UVA
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG: dict[str, Any] = {
@@ -46,7 +47,7 @@ CONFIG: dict[str, Any] = {
         "action_head": HEAD,
     },
     "vae": {"_target_": "unified_video_action.vae.pusht_tiny.PushTTiny", "weights": None},
-    "policy": {"action_steps": 8, "sampler": "ddim2", "video_sampler": "ddim2"},
+    "policy": {"_target_": UVA, "action_steps": 8, "sampler": "ddim2", "video_sampler": "ddim2"},
     "training": {"steps": 100, "batch_size": 8},
 }
 

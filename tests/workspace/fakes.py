@@ -7,14 +7,14 @@ import json
 import logging
 import os
 import signal
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from unified_video_action.model.task_modes import ModeMix
+from unified_video_action.model.task_modes import TASK_MODES, ModeMix
+from unified_video_action.policy.base import BasePolicy, LossTerm, Share
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import (
@@ -39,17 +39,11 @@ class Points(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Tensor]:
         jitter = [torch.randn(6, generator=torch.Generator().manual_seed(seed)) for _, seed in keys]
         x = torch.stack([self.x[index] + 0.1 * move for (index, _), move in zip(keys, jitter)])
-        return {"x": x, "index": torch.tensor([index for index, _ in keys])}
+        index, seed = (torch.tensor(column) for column in zip(*keys))
+        return {"x": x, "index": index, "seed": seed}
 
     def describe(self, index: int) -> str:
         return f"points.zarr, episode {index // 10}, step {index % 10}"
-
-
-@dataclass
-class Draws:
-    noise: Tensor  # (B, 6)
-    video: Tensor  # (V,) samples that learn frames
-    action: Tensor  # (A,) samples that learn actions
 
 
 class Residual(nn.Module):
@@ -61,11 +55,14 @@ class Residual(nn.Module):
         return x + torch.tanh(self.linear(x))
 
 
-class FakePolicy(nn.Module):
+class FakePolicy(BasePolicy):
     """A trunk and two heads, each trained by the samples whose mode asks for it; dropout when wanted."""
 
-    def __init__(self, dropout: float = 0.0) -> None:
+    heads = {"video": ("video.",), "action": ("action.",)}
+
+    def __init__(self, dropout: float = 0.0, mode_mix: ModeMix | None = None) -> None:
         super().__init__()
+        self.mode_mix = mode_mix or ModeMix()
         layers = [nn.Linear(6, 16), nn.LayerNorm(16), nn.Dropout(dropout), nn.SiLU()]
         self.model = nn.ModuleDict(
             {
@@ -77,28 +74,42 @@ class FakePolicy(nn.Module):
             }
         )
 
-    def training_draws(self, seeds, modes) -> Draws:
-        noise = [torch.randn(6, generator=torch.Generator().manual_seed(seed // 2)) for seed in seeds]
+    @classmethod
+    def from_config(cls, config, task, normalizer, encoders=None):
+        raise NotImplementedError
+
+    def predict_action(self, obs, generator=None, sampler=None, keep=None, chunks=1):
+        raise NotImplementedError
+
+    def prepare(self, batch, share: Share):
+        modes = self.mode_mix.modes(share.step, share.batch_size, share.seed)
+        return self.with_modes(batch, modes[share.first :][: len(batch["seed"])])
+
+    def with_modes(self, batch, modes):
+        noise = [torch.randn(6, generator=torch.Generator().manual_seed(seed // 2)) for seed in batch["seed"].tolist()]
         video = [i for i, mode in enumerate(modes) if mode.learns_frames]
         action = [i for i, mode in enumerate(modes) if mode.learns_actions]
-        return Draws(torch.stack(noise), torch.tensor(video).long(), torch.tensor(action).long())
+        rows = {"video": torch.tensor(video).long(), "action": torch.tensor(action).long()}
+        return {**batch, "noise": torch.stack(noise), "rows": rows}
 
-    def loss_weights(self, batch, draws) -> dict[str, float]:
-        counts = {"video": 6.0 * len(draws.video), "action": float(len(draws.action))}
+    def validation_batches(self, batch):
+        modes = [TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0]
+        return {f"{mode.name}/": self.with_modes(batch, [mode] * len(batch["seed"])) for mode in modes}
+
+    def loss_weights(self, batch) -> dict[str, float]:
+        counts = {"video": 6.0 * len(batch["rows"]["video"]), "action": float(len(batch["rows"]["action"]))}
         return {name: count for name, count in counts.items() if count}
 
-    def forward(self, batch, draws, weights) -> dict[str, Tensor]:
-        hidden = self.model["trunk"](batch["x"] + draws.noise)
+    def loss_terms(self, batch) -> dict[str, LossTerm]:
+        hidden = self.model["trunk"](batch["x"] + batch["noise"])
         for block in self.model["blocks"]:
             hidden = block(hidden)
-        losses = {}
-        if len(draws.video):
-            error = (self.model["video"](hidden) - batch["x"])[draws.video]
-            losses["video"] = error.square().sum() / weights["video"]
-        if len(draws.action):
-            error = (self.model["action"](hidden) - batch["x"][:, :2])[draws.action]
-            losses["action"] = error.square().sum() / weights["action"]
-        return {"loss": sum(losses.values()), **losses}
+        truths = {"video": batch["x"], "action": batch["x"][:, :2]}
+        weights, terms = self.loss_weights(batch), {}
+        for name in weights:
+            error = (self.model[name](hidden) - truths[name])[batch["rows"][name]]
+            terms[name] = LossTerm(error.square().sum(), torch.tensor(weights[name]))
+        return terms
 
 
 def training_settings(**changes) -> TrainingSettings:
@@ -108,7 +119,6 @@ def training_settings(**changes) -> TrainingSettings:
         "optimizer": OptimizerSettings(learning_rate=1e-2, clip=1.0),
         "schedule": ScheduleSettings(warmup_steps=3),
         "ema": EmaSettings(),
-        "mode_mix": ModeMix(),
     }
     return TrainingSettings(**{**values, **changes})
 
@@ -125,12 +135,13 @@ def build_loop(
     dropout: float = 0.0,
     dataset: Dataset | None = None,
     periodic=(),
+    mode_mix: ModeMix | None = None,
 ) -> TrainingLoop:
     from unified_video_action.workspace.accelerator import build_accelerator
 
     training, trainer = training or training_settings(), trainer or trainer_settings()
     torch.manual_seed(0)
-    policy = FakePolicy(dropout)
+    policy = FakePolicy(dropout, mode_mix)
     return TrainingLoop(
         policy,
         dataset or Points(),
@@ -153,9 +164,9 @@ def weights(loop: TrainingLoop) -> dict[str, Tensor]:
     """Everything that training leaves: weights, their average, the optimiser's state."""
     from unified_video_action.workspace.checkpoint import optimizer_tensors
 
-    trainee = loop.trainee
-    average = {f"ema.{name}": value for name, value in trainee.ema.state_dict().items()}
-    return {**trainee.model.state_dict(), **average, **optimizer_tensors(trainee.optimizer, trainee.model)}
+    state = loop.state
+    average = {f"ema.{name}": value for name, value in state.ema.state_dict().items()}
+    return {**state.model.state_dict(), **average, **optimizer_tensors(state.optimizer, state.model)}
 
 
 def main() -> None:
@@ -175,14 +186,14 @@ def main() -> None:
     options = parser.parse_args()
 
     def look(step: int, records: Records | None) -> dict[str, float]:
-        assert not loop.trainee.policy.training
-        return {"sum": sum(float(value.abs().sum()) for value in loop.trainee.policy.model.state_dict().values())}
+        assert not loop.state.policy.training
+        return {"sum": sum(float(value.abs().sum()) for value in loop.state.policy.model.state_dict().values())}
 
     logging.basicConfig(level=logging.INFO)
     trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch, sharding=options.sharding)
-    training = training_settings(batch_size=options.batch, mode_mix=ModeMix(per_batch=options.per_batch))
+    training, mix = training_settings(batch_size=options.batch), ModeMix(per_batch=options.per_batch)
     periodic = [Periodic("look", options.look_every, look, together=True)] if options.look_every else []
-    loop = build_loop(options.output, training, trainer, dropout=options.dropout, periodic=periodic)
+    loop = build_loop(options.output, training, trainer, dropout=options.dropout, periodic=periodic, mode_mix=mix)
     if options.kill_at is not None:
         step = loop.train_step
 

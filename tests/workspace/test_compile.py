@@ -12,7 +12,7 @@ from unified_video_action.model.mar import Stack
 from unified_video_action.model.uva import UVA
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.workspace.loop import Periodic
-from unified_video_action.workspace.trainee import prepare_for_training
+from unified_video_action.workspace.train_state import prepare_for_training
 
 
 def losses(folder: Path) -> list[float]:
@@ -23,7 +23,7 @@ def test_compiled_equals_eager_and_eager_continues_its_checkpoint(tmp_path):
     build_loop(tmp_path / "eager").run()
     loop = build_loop(tmp_path / "mixed", trainer=trainer_settings(compile=True, max_steps=8))
     loop.run()
-    assert all(block._compiled_call_impl is not None for block in loop.trainee.model["blocks"])
+    assert all(block._compiled_call_impl is not None for block in loop.state.model["blocks"])
     build_loop(tmp_path / "mixed").run()
     assert losses(tmp_path / "mixed") == pytest.approx(losses(tmp_path / "eager"), rel=1e-5)
     eager, mixed = (
@@ -45,12 +45,12 @@ def test_kernels_are_made_for_training_and_not_for_evaluations(tmp_path):
         before = len(graphs)
         with torch.no_grad():
             for rows in (1, 2, 3):
-                loop.trainee.model["blocks"][0](torch.zeros(rows, 16))
+                loop.state.model["blocks"][0](torch.zeros(rows, 16))
         return {"compiled": float(len(graphs) - before)}
 
     loop = build_loop(tmp_path, trainer=trainer_settings(compile=True), periodic=[Periodic("look", 4, look)])
     torch.compiler.reset()
-    for block in loop.trainee.model["blocks"]:
+    for block in loop.state.model["blocks"]:
         block.compile(backend=backend, dynamic=False)
     loop.run()
     assert len(graphs) == 1  # two blocks of one kind and 20 steps of one shape
@@ -65,10 +65,10 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
     prepare_for_training(model, torch.device("cpu"), compiled=True, sharded=sharded)
     compiled = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
     if sharded:
-        lists = ("mar.encoder.blocks", "mar.decoder.blocks", "video_head.net.blocks", "action_head.net.blocks")
+        lists = ("mar.encoder.blocks", "mar.decoder.blocks", "video_heads.0.net.blocks", "action_head.net.blocks")
         assert compiled == {f"{name}.0" for name in lists}
     else:
-        assert compiled == {"mar", "video_head.net", "action_head.net", "action_head.trunk", "auxiliary_head"}
+        assert compiled == {"mar", "video_heads.0.net", "action_head.net", "action_head.trunk", "auxiliary_head"}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -84,15 +84,15 @@ def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, micro_batch):
 def test_a_loss_that_is_not_a_number_names_its_samples_and_is_not_saved(tmp_path):
     healthy = build_loop(tmp_path, trainer=trainer_settings(checkpoint_every=2, log_every=3, max_steps=2))
     healthy.run()
-    step = next(step for step in range(2, 20) if 17 in [index for index, *_ in healthy.batches.whole(step)])
+    step = next(step for step in range(2, 20) if 17 in [index for index, _ in healthy.batches.whole(step)])
     settings = trainer_settings(checkpoint_every=1, log_every=3, num_workers=1)
     with pytest.raises(NonFiniteLoss) as caught:
         build_loop(tmp_path, trainer=settings, dataset=Points(broken=(17,))).run()
     assert not multiprocessing.active_children()
     message = str(caught.value)
     assert f"the loss of step {step} is not finite: loss nan" in message
-    for index, seed, mode in healthy.batches.whole(step):
-        assert re.search(rf"index {index}, seed {seed}, mode {mode.name}: points.zarr, episode {index // 10}", message)
+    for index, seed in healthy.batches.whole(step):
+        assert re.search(rf"index {index}, seed {seed}: points.zarr, episode {index // 10}", message)
     assert re.search(r"index 17, .*episode 1, step 7  <- not finite: x", message)
     assert message.count("<- not finite") == 1
     last = ckpt.checkpoints(tmp_path / "checkpoints")[-1]
@@ -108,7 +108,7 @@ def test_weights_ruined_by_a_gradient_are_not_saved(tmp_path):
     )
     loop = build_loop(tmp_path, training, trainer_settings(max_steps=1))
     with torch.no_grad():
-        loop.trainee.model["idle"].weight.fill_(torch.inf)
+        loop.state.model["idle"].weight.fill_(torch.inf)
     with pytest.raises(NonFiniteLoss, match=r"after step 0 the weights are not finite"):
         loop.run()
     assert not ckpt.checkpoints(tmp_path / "checkpoints")
@@ -150,16 +150,16 @@ def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
     seen, scores = {}, {4: 0.2, 8: 0.9, 12: 0.5, 16: 0.1, 20: 0.3}
 
     def evaluate(step, records):
-        assert not loop.trainee.policy.training
-        seen[step] = {name: value.clone() for name, value in loop.trainee.model.named_parameters()}
+        assert not loop.state.policy.training
+        seen[step] = {name: value.clone() for name, value in loop.state.model.named_parameters()}
         return {"mean_score": scores[step]}
 
     trainer = trainer_settings(checkpoint_every=3, keep_top_k=2, monitor="evaluation/mean_score")
     loop = build_loop(tmp_path, trainer=trainer, periodic=[Periodic("evaluation", 4, evaluate)])
     loop.run()
-    assert loop.trainee.policy.training
+    assert loop.state.policy.training
     assert list(seen) == [4, 8, 12, 16, 20]
-    average = loop.trainee.ema.state_dict()
+    average = loop.state.ema.state_dict()
     assert all(torch.equal(value, average[name]) for name, value in seen[20].items())
     assert [ckpt.step_of(path) for path in ckpt.checkpoints(tmp_path / "checkpoints")] == [8, 12, 20]
     assert (tmp_path / "checkpoints" / "best").resolve().name == "step_00000008"

@@ -120,8 +120,8 @@ def test_shards_continue_what_one_process_began(tmp_path):
 def test_processes_without_samples_of_a_mode_stay_in_step(tmp_path, mix, sharding):
     """One sample each, so that heads idle in one process, or one mode for the batch, so that they idle in both."""
     options = ("--batch", 2) if mix == "two samples" else ("--per-batch",)
-    changes = {"batch_size": 2} if mix == "two samples" else {"mode_mix": ModeMix(per_batch=True)}
-    build_loop(tmp_path / "alone", training_settings(**changes)).run()
+    training = training_settings(batch_size=2 if mix == "two samples" else 12)
+    build_loop(tmp_path / "alone", training, mode_mix=ModeMix(per_batch=mix == "one mode")).run()
     ended = start(tmp_path / "two", "--sharding", sharding, *options, processes=2)
     assert ended.returncode == 0, ended.stderr
     agree_but_for_rounding(tmp_path / "alone", tmp_path / "two")

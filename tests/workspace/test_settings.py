@@ -19,7 +19,6 @@ from unified_video_action.workspace.settings import TrainerSettings, TrainingSet
         ({"optimizer": {"clip": "much"}}, "OptimizerSettings.clip must be above 0, or null, got 'much'"),
         ({"schedule": {"shape": "linear"}}, "ScheduleSettings.shape must be cosine or constant, got 'linear'"),
         ({"ema": {"decay": 1.0}}, "EmaSettings.decay must be in"),
-        ({"mode_mix": {"quotas": {"dreaming": 1.0}}}, "unknown task mode 'dreaming'"),
     ],
 )
 def test_training(change, message):

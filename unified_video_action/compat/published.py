@@ -91,12 +91,12 @@ def task_settings(published: Published, source: str) -> dict[str, Any]:
     theirs = published.settings.get("task", {}).get("shape_meta", {}).get("obs", {})
     rgb = [name for name, meta in theirs.items() if meta.get("type") == "rgb"]
     rgb.sort(key=lambda name: "wrist" in name or "in_hand" in name)  # the main view first
-    cameras = rgb[: 1 + (spec.wrist_input or spec.wrist_output)]
-    if len(cameras) < 1 + spec.wrist_input:
-        raise ValueError(f"{source}: its weights take {1 + spec.wrist_input} cameras, its shape_meta has {rgb}")
+    cameras = rgb[: spec.views]
+    if len(cameras) < spec.views:
+        raise ValueError(f"{source}: its weights take {spec.views} cameras, its shape_meta has {rgb}")
     obs = {name: {"shape": [int(side) for side in theirs[name]["shape"]], "type": "rgb"} for name in cameras}
     if len(cameras) > 1:
-        obs[cameras[1]]["predict"] = spec.wrist_output
+        obs[cameras[1]]["predict"] = spec.predicted_views > 1
     if spec.proprio_dim:
         states = {name: meta["shape"][0] for name, meta in theirs.items() if meta.get("type") == "low_dim"}
         if sum(states.values()) != spec.proprio_dim:

@@ -19,18 +19,18 @@ from unified_video_action.messages import few
 
 # Published module or parameter -> ours.
 PARTS = {
-    "fake_latent_x": "mar.inputs.masked_frame",
-    "fake_latent_wrist_x": "mar.inputs.masked_wrist",
+    "fake_latent_x": "mar.inputs.masked_frames.0",
+    "fake_latent_wrist_x": "mar.inputs.masked_frames.1",
     "fake_latent_history_action": "mar.inputs.masked_history_action",
     "fake_action_latent": "mar.inputs.masked_action",
     "fake_latent": "mar.inputs.masked_text",
     "temporal_pos_embed": "mar.inputs.temporal_position",
     "spatial_pos_embed": "mar.inputs.spatial_position",
     "text_pos_embed": "mar.inputs.text_position",
-    "z_proj": "mar.inputs.future_proj",
-    "z_proj_cond": "mar.inputs.history_proj",
-    "z_proj_wrist": "mar.inputs.wrist_future_proj",
-    "proprioception_image_proj_cond": "mar.inputs.wrist_history_proj",
+    "z_proj": "mar.inputs.future_projs.0",
+    "z_proj_cond": "mar.inputs.history_projs.0",
+    "z_proj_wrist": "mar.inputs.future_projs.1",
+    "proprioception_image_proj_cond": "mar.inputs.history_projs.1",
     "proprioception_proj_cond": "mar.inputs.proprio_proj",
     "history_action_proj_cond": "mar.inputs.history_action_proj",
     "action_proj_cond": "mar.inputs.action_proj",
@@ -49,8 +49,8 @@ PARTS = {
     "diffusion_spatial_embed": "mar.latent_spatial_position",
 }
 HEADS = {
-    "diffloss": "video_head",
-    "diffloss_wrist": "wrist_head",
+    "diffloss": "video_heads.0",
+    "diffloss_wrist": "video_heads.1",
     "diffactloss": "action_head",
     "diffproploss": "proprio_head",
 }

@@ -55,15 +55,15 @@ def infer_spec(
     proprio_dim = size("proprioception_proj_cond.weight", 1, default=0)
     streams, rest = divmod(size("proj_cond_x_layer.weight", 1), dim)
     extra = streams - (3 + wrist_output + history_actions + bool(proprio_dim))
-    if rest or extra not in (0, 1):
+    if rest or extra not in (0, 1) or wrist_output > extra:
         raise ValueError(f"proj_cond_x_layer takes {streams} inputs of {dim}; that fits no published model")
     return ModelSpec(
         horizon=Horizon(frames, frames, actions // frames, actions, 0 if shift_action else 1),
         latent=LatentShape(size("z_proj.weight", 1), side, side),
         action_dim=size("action_proj_cond.weight", 1),
         history_actions=history_actions,
-        wrist_input=bool(extra),
-        wrist_output=wrist_output,
+        views=1 + extra,
+        predicted_views=1 + wrist_output,
         proprio_dim=proprio_dim,
         proprio_steps=0 if not proprio_dim else frames if different_history_freq else actions,
         proprio_output_dim=size("diffproploss.net.input_proj.weight", 1, default=0),

@@ -318,7 +318,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
             raise ValueError(
                 f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
-                f"training.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
+                f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
                 f"{', '.join(other.name for other in self.trained)})"
             )
 

@@ -1,0 +1,197 @@
+"""Diffusion Policy: what its parts compute, that it learns, and that the house takes it as it takes UVA."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.inference.session import PolicySession
+from unified_video_action.policy.base import Share
+from unified_video_action.policy.diffusion_networks import SpatialSoftmax
+from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionPolicy
+from unified_video_action.spec import Camera, Horizon, TaskSpec
+
+NETWORKS = ["unet", "transformer"]
+TASK = TaskSpec(
+    Horizon(history=2, future=0, stride=1),
+    (Camera("image", (32, 32), True), Camera("wrist", (32, 32), False)),
+    action_dim=2,
+    states={"agent_pos": 2},
+    state_steps=2,
+)
+SMALL = dict(encoder="resnet10t", crop=28, widths=(16, 32), step_embed=16, width=32, depth=2, heads=2, dropout=0.0)
+
+
+def make_policy(network: str, task: TaskSpec = TASK, **changes: Any) -> DiffusionPolicy:
+    torch.manual_seed(0)
+    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
+    normalizer = Normalizer.limits({"action": corners, "agent_pos": corners})
+    return DiffusionPolicy(task, normalizer, DiffusionConfig(network=network, **{**SMALL, **changes})).eval()
+
+
+def make_batch(count: int = 4) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randint(256, (2, count, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return {
+        "history": dict(zip(("image", "wrist"), frames)),
+        "low_dim": {"agent_pos": 512 * torch.rand(count, 2, 2, generator=generator)},
+        "action": 512 * torch.rand(count, 16, 2, generator=generator),
+        "action_is_pad": torch.zeros(count, 16, dtype=torch.bool),
+        "has_action": torch.ones(count, dtype=torch.bool),
+        "seed": torch.arange(count) + 10,
+    }
+
+
+def observation(batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch["history"], **batch["low_dim"]}
+
+
+def noise(count: int = 4) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(i) for i in range(count)]
+
+
+def test_keypoints_are_expected_positions() -> None:
+    pool = SpatialSoftmax(1)
+    torch.nn.init.constant_(pool.keypoints.weight, 100.0)
+    torch.nn.init.zeros_(pool.keypoints.bias)
+    maps = torch.zeros(1, 1, 5, 9)
+    maps[0, 0, 4, 2] = 1.0
+    torch.testing.assert_close(pool(maps)[0, :2], torch.tensor([-0.5, 1.0]))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_batch_can_be_learned_and_every_input_counts(network: str) -> None:
+    policy, batch = make_policy(network), make_batch(4)
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=2e-3)
+    for step in range(150):
+        batch["seed"] = torch.arange(4) + 10 * step
+        loss = policy(policy.prepare(batch, Share(step, 0, 4, 0)))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    obs = observation(batch)
+    made = policy.predict_action(obs, noise(), "ddim10")["action_pred"]
+    assert (made - batch["action"]).abs().mean() < 45 < (batch["action"] - 256).abs().mean()
+    for name in obs:
+        changed = {**obs, name: obs[name].flip(0)}
+        assert (policy.predict_action(changed, noise(), "ddim10")["action_pred"] - made).abs().max() > 0.1, name
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_actions_do_not_depend_on_the_batch_and_have_their_shapes(network: str) -> None:
+    policy, obs = make_policy(network), observation(make_batch())
+    for sampler in ("ancestral8", "ddim4", "dpm4"):
+        together = policy.predict_action(obs, noise(), sampler)
+        assert together["action"].shape == (4, 8, 2) and together["action_pred"].shape == (4, 16, 2)
+        one = {name: value[2:3] for name, value in obs.items()}
+        alone = policy.predict_action(one, [torch.Generator().manual_seed(2)], sampler)["action_pred"]
+        torch.testing.assert_close(together["action_pred"][2:3], alone, rtol=0, atol=0.05)
+    several = policy.predict_action(obs, noise(), "ddim4", chunks=3)["action_pred"].unflatten(0, (4, 3))
+    assert (several[:, 0] - several[:, 1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("sampler", ["ancestral8", "ddim4"])
+def test_kept_actions_are_kept(sampler: str) -> None:
+    policy, batch = make_policy("unet"), make_batch()
+    weight = torch.zeros(4, 16)
+    weight[:, :5] = 1.0
+    kept = policy.predict_action(observation(batch), noise(), sampler, keep=(batch["action"], weight))["action_pred"]
+    torch.testing.assert_close(kept[:, :5], batch["action"][:, :5], rtol=0, atol=1e-3)
+
+
+def test_what_is_random_depends_on_a_samples_seed_alone() -> None:
+    policy, batch = make_policy("unet"), make_batch()
+    whole = policy.prepare(batch, Share(3, 0, 4, 0))
+    part = {
+        name: {k: v[2:] for k, v in value.items()} if isinstance(value, dict) else value[2:]
+        for name, value in batch.items()
+    }
+    part = policy.prepare(part, Share(8, 2, 4, 1))
+    for name in ("t", "noise"):
+        assert torch.equal(whole[name][2:], part[name])
+    assert torch.equal(whole["history"]["image"][2:], part["history"]["image"])
+    assert whole["history"]["image"].shape == (4, 2, 3, 28, 28) and whole["t"].unique().numel() > 1
+
+
+def test_padded_actions_do_not_count() -> None:
+    policy, batch = make_policy("unet"), make_batch()
+    batch["action_is_pad"][:, 10:] = True
+    batch["has_action"][0] = False
+    prepared = policy.prepare(batch, Share(0, 0, 4, 0))
+    assert policy.loss_weights(prepared) == {"action": 3 * 10}
+    term = policy.loss_terms(prepared)["action"]
+    assert term.weight == 30 and term.total > 0
+
+
+def test_a_session_plans_as_the_policy_does() -> None:
+    policy, batch = make_policy("unet"), make_batch(1)
+    session = PolicySession(policy, sampler="ddim4")
+    session.reset(seed=5)
+    for step in range(2):
+        seen = {name: video[0, step].movedim(0, -1).numpy() for name, video in batch["history"].items()}
+        session.observe({**seen, "agent_pos": batch["low_dim"]["agent_pos"][0, step].numpy()})
+    expected = policy.predict_action(observation(batch), [torch.Generator().manual_seed(5)], "ddim4")["action_pred"]
+    np.testing.assert_allclose(session.plan(), expected.numpy(), atol=1e-3)
+    assert not session.imagines
+    with pytest.raises(ValueError, match="DiffusionPolicy imagines no frames"):
+        session.imagine()
+
+
+def test_published_sizes() -> None:
+    task = TaskSpec(Horizon(2, 0, 1), (Camera("image", (96, 96), True),), 2, {"agent_pos": 2}, 2)
+    sizes = {"unet": 262.7, "transformer": 20.2}  # millions, encoder included
+    for network, size in sizes.items():
+        policy = DiffusionPolicy(task, Normalizer.identity({"action": 2}), DiffusionConfig(network=network))
+        assert sum(p.numel() for p in policy.parameters()) / 1e6 == pytest.approx(size, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"network": "mlp"}, "network must be unet or transformer, got 'mlp'"),
+        ({"sampler": "ddim200"}, "more steps than the chain of 100"),
+        ({"crop": 40}, r"crop=40 is larger than the frames of image, \(32, 32\)"),
+        ({"action_steps": 17}, "17 exceeds the chunk of 16"),
+        ({"widths": (8, 8, 8, 8, 8, 8)}, "6 levels need a multiple of 32 actions"),
+    ],
+)
+def test_bad_options_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy("unet", **changes)
+
+
+def test_missing_observations_are_named() -> None:
+    with pytest.raises(ValueError, match="'wrist' is missing"):
+        obs = observation(make_batch())
+        del obs["wrist"]
+        make_policy("unet").predict_action(obs)
+
+
+@pytest.mark.parametrize("name", ["dp_unet_pusht_mini", "dp_transformer_pusht_mini"])
+def test_a_preset_trains_resumes_and_is_evaluated(name: str, pusht_store: Path, tmp_path: Path) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from unified_video_action.env_runner.preparation import build_runner
+    from unified_video_action.policy.build import load_policy
+    from unified_video_action.workspace.commands import ROOT
+    from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
+
+    overrides = [
+        *(f"output_dir={tmp_path / 'run'}", f"task.dataset.paths={pusht_store}", "task.dataset.val_ratio=0.3"),
+        *("training.batch_size=2", "trainer.tensorboard=false", "trainer.validation_windows=2", "policy.sampler=ddim2"),
+        *("trainer.validate_every=3", "trainer.log_every=1", "task.env_runner.n_episodes=1"),
+        *("task.env_runner.max_steps=8", "task.env_runner.n_envs=1", "policy.depth=1", "policy.widths=[16,32]"),
+    ]
+    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        configs = [compose(name, [*overrides, f"+trainer.max_steps={steps}".lstrip("+")]) for steps in (2, 3)]
+    for config in configs:
+        workspace = TrainUnifiedVideoActionWorkspace(config)
+        workspace.run()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert lines.count("train/action") == 3 and "validation/action_error" in lines and "validation/health" in lines
+    policy = load_policy(tmp_path / "run" / "checkpoints" / "latest")
+    found = build_runner(workspace.config).run(policy, tmp_path / "evaluation", films=1, config=workspace.config)
+    assert 0 <= found["mean_score"] <= 1 and (tmp_path / "evaluation" / "report.html").is_file()
