@@ -17,17 +17,17 @@ SIMS := $(VENV)/sims_installed
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements/constraints.txt
 	$(PYTHON) scripts/check_system.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements/constraints.txt --editable ".[dev]"
 	touch $@
 
 sims: $(SIMS)
 
 $(SIMS): $(STAMP) requirements/without_dependencies.txt
 	$(PYTHON) scripts/check_system.py --sims
-	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev,sims]"
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements/constraints.txt --editable ".[dev,sims]"
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --requirement requirements/without_dependencies.txt
 	touch $@
 

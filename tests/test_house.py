@@ -172,18 +172,28 @@ def test_help_works(script: Path) -> None:
     assert len(result.stdout) > 100, result.stdout
 
 
-def test_what_is_imported_is_pinned_and_the_other_way_round() -> None:
+def normal(distribution: str) -> str:
+    return distribution.lower().replace("_", "-")
+
+
+def test_what_is_imported_is_bounded_and_pinned_and_the_other_way_round() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {}
-    extras = project["optional-dependencies"]
-    simulators = (ROOT / "requirements" / "without_dependencies.txt").read_text().splitlines()
-    alone = [line.split(" #")[0] for line in simulators if not line.startswith("#")]
-    for requirement in project["dependencies"] + extras["dev"] + extras["sims"] + alone:
-        assert re.fullmatch(r"[\w.-]+(\[\w+\])?==[\d.]+", requirement), f"{requirement}: expected name==version"
-        distribution, version = re.split(r"(?:\[\w+\])?==", requirement)
-        pinned[distribution.lower().replace("_", "-")] = version
+    bounded = set()
+    for requirement in project["dependencies"] + sum(project["optional-dependencies"].values(), []):
+        distribution, bounds = re.fullmatch(r"([\w.-]+)(?:\[[\w,]+\])?(.*)", requirement).groups()
+        assert bounds or distribution == project["name"], f"{requirement}: expected a lower bound"
+        bounded.add(normal(distribution))
+    bounded -= {project["name"]}
+    pinned, alone = {}, {}
+    for file, found in (("constraints.txt", pinned), ("without_dependencies.txt", alone)):
+        for line in (ROOT / "requirements" / file).read_text().splitlines():
+            if not line.startswith("#"):
+                distribution, version = line.split(" #")[0].split("==")
+                found[normal(distribution)] = version
+    assert pinned.keys() == bounded
+    pinned |= alone
     owners = {
-        module: {distribution.lower().replace("_", "-") for distribution in distributions}
+        module: set(map(normal, distributions))
         for module, distributions in importlib.metadata.packages_distributions().items()
     }
     imported = {module for path in SOURCES + TESTS for node in nodes(path) for module in imported_modules(node)}
@@ -193,3 +203,20 @@ def test_what_is_imported_is_pinned_and_the_other_way_round() -> None:
     faults(f"{distribution} is pinned but not imported" for distribution in pinned if distribution not in used)
     installed = {distribution: importlib.metadata.version(distribution) for distribution in pinned}
     assert installed == pinned
+
+
+def test_the_core_imports_without_the_extras() -> None:
+    extras = "msgpack zmq websockets wandb submitit gym_pusht pymunk pygame shapely mujoco pybullet h5py numba".split()
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {extras}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import unified_video_action.policy.build, unified_video_action.policy.diffusion_policy, unified_video_action.policy.uva
+import unified_video_action.inference.session, unified_video_action.env_runner.runner, train
+import unified_video_action.workspace.train_unified_video_action_workspace
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
