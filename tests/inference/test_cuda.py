@@ -10,8 +10,8 @@ from tests.inference.test_session import make_policy as acting_policy
 from tests.model.conftest import EVERYTHING, PLAIN
 from tests.model.test_acceleration import make_sample, noise
 from unified_video_action.inference.session import PolicySession
+from unified_video_action.model.acceleration import Replayed
 from unified_video_action.model.denoiser import Denoiser
-from unified_video_action.model.graphs import Replayed
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES

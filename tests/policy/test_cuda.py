@@ -29,7 +29,7 @@ def test_losses_and_gradients_equal_those_of_the_cpu(make_policy, batch):
     for device in ("cpu", "cuda"):
         policy = make_policy().to(device)
         prepared = policy.with_modes(batch, [TASK_MODES["policy_and_video"]] * 3)
-        losses = policy(map_leaves(prepared, torch.Tensor, lambda tensor: tensor.to(device)))
+        losses = policy(map_leaves(prepared, torch.Tensor, lambda tensor, to=device: tensor.to(to)))
         losses["loss"].backward()
         norm = torch.stack([p.grad.norm() for p in policy.parameters() if p.grad is not None]).norm()
         results.append({name: loss.item() for name, loss in losses.items()} | {"gradient": norm.item()})

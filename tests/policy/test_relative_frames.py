@@ -7,7 +7,7 @@ from tests.policy.conftest import config, encoders
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
-from unified_video_action.policy.uva import CHANGE
+from unified_video_action.policy.uva_transform import CHANGE
 
 
 def noise(seed=0):
@@ -36,7 +36,7 @@ def test_a_model_that_predicts_no_change_repeats_the_newest_frame(relative, obs)
 
 def test_training_sees_scaled_changes(relative, batch):
     policy = relative()
-    future = policy._training_inputs(batch).future
+    future = policy.transform.training_inputs(batch).future
     latents = policy.encode(batch["future"]["image"]) - policy.encode(batch["history"]["image"])[:, -1:]
     torch.testing.assert_close(future[:, 0], 2.5 * latents)
 
@@ -53,7 +53,9 @@ def test_inverse_dynamics_sees_what_forward_dynamics_made(relative, obs, monkeyp
     monkeypatch.setattr(policy.model, "sample", kept)
     imagined = policy.predict_forward_dynamics(obs, torch.zeros(3, 16, 2), noise())["latents"]
     assert (imagined - made[0]).abs().max() > 0.1
-    torch.testing.assert_close(policy._from_newest({"image": imagined[:, 0]}, policy.encode(obs["image"]).unsqueeze(1)), made[0])
+    torch.testing.assert_close(
+        policy.transform.future({"image": imagined[:, 0]}, policy.encode(obs["image"]).unsqueeze(1)), made[0]
+    )
 
 
 def test_frames_of_a_plan_are_those_of_its_actions(make_policy, obs):

@@ -45,8 +45,8 @@ def test_latents_stand_in_for_frames(make_policy, obs):
 def test_relative_actions_move_with_what_they_are_relative_to(make_policy, obs):
     policy = make_policy(relative_to="agent_pos")
     actions = torch.rand(3, 16, 2) * 512
-    relative = policy.normalized_actions(actions, obs)
-    shifted = policy.normalized_actions(actions + 30, {**obs, "agent_pos": obs["agent_pos"] + 30})
+    relative = policy.transform.normalized_actions(actions, obs)
+    shifted = policy.transform.normalized_actions(actions + 30, {**obs, "agent_pos": obs["agent_pos"] + 30})
     assert torch.allclose(relative, shifted, atol=1e-5)
     origin = obs["agent_pos"]  # a normalised 0 action is the middle of the limits, away from the origin
     assert torch.allclose(policy.normalizer.unnormalize("action", relative) + origin, actions, atol=1e-3)

@@ -50,7 +50,10 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     asked = {
         "horizon": spec.horizon,
         "wanted": Wanted(
-            spec.camera_names, tuple(spec.states) if hand is None else HAND_STATES, spec.action_dim, bool(spec.auxiliary_dim)
+            spec.camera_names,
+            tuple(spec.states) if hand is None else HAND_STATES,
+            spec.action_dim,
+            bool(spec.auxiliary_dim),
         ),
         "low_dim_steps": spec.state_steps or None,
         "history_actions": spec.history_actions,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unified_video_action.model.acceleration import Replays, Weights, in_precision, shallow_copy
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import Generators, draw_noise
-from unified_video_action.model.graphs import Replays, Weights
 from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
 from unified_video_action.model.mar import MAR
@@ -304,16 +303,16 @@ class UVA(nn.Module):
             dtype: low precision of products and of what lies between them; noisy rows, sums of conditions, and what
                 one part hands to another stay in float32. None: as this model computes.
         """
-        fast = _shallow(self)
+        fast = shallow_copy(self)
         fast.made_of = Weights(self, self.mar.decoder.norm.bias)
         fast.replay = Replays(self.mar.input_norm.weight.device, dtype)
-        fast.mar = _in_precision(self.mar, dtype)
-        fast.video_heads = nn.ModuleList(map(_shallow, self.video_heads))
+        fast.mar = in_precision(self.mar, dtype)
+        fast.video_heads = nn.ModuleList(map(shallow_copy, self.video_heads))
         heads = list(fast.video_heads)
         for name in ("action_head", "proprio_head"):
             if hasattr(self, name):
-                head = _shallow(getattr(self, name))
-                head.trunk = _in_precision(head.trunk, dtype)
+                head = shallow_copy(getattr(self, name))
+                head.trunk = in_precision(head.trunk, dtype)
                 setattr(fast, name, head)
                 heads.append(head)
         for head in heads:
@@ -336,24 +335,6 @@ class UVA(nn.Module):
         if isinstance(generator, list | tuple):
             return torch.stack([spatial_order(cells, each) for each in generator])
         return torch.stack([spatial_order(cells, generator) for _ in range(batch)])
-
-
-def _shallow(module: nn.Module) -> nn.Module:
-    """A copy whose parts may be replaced; they and their weights are shared until then."""
-    made = copy.copy(module)
-    made._modules = dict(module._modules)
-    return made
-
-
-def _in_precision(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
-    """The module, or a copy whose products are in low precision."""
-    if dtype is None:
-        return module
-    module = copy.deepcopy(module)
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.to(dtype)
-    return module
 
 
 def _term(rows: Tensor, weight: Tensor) -> Term:

@@ -126,7 +126,9 @@ class ConditionalUnet1d(nn.Module):
         cond: width of the condition. widths: channels of each level.
     """
 
-    def __init__(self, action_dim: int, steps: int, cond: int, widths: tuple[int, ...], kernel: int, embed: int) -> None:
+    def __init__(
+        self, action_dim: int, steps: int, cond: int, widths: tuple[int, ...], kernel: int, embed: int
+    ) -> None:
         super().__init__()
         if steps % 2 ** (len(widths) - 1):
             raise ValueError(f"policy.widths: {len(widths)} levels need a multiple of {2 ** (len(widths) - 1)} actions")

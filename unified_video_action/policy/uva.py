@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,9 @@ from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import Generators
-from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.masking import TrainingDraws, draw_training
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
-from unified_video_action.model.uva import UVA, Generated, Targets
+from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import (
     BasePolicy,
     Config,
@@ -28,15 +27,14 @@ from unified_video_action.policy.base import (
     Observation,
     Share,
     open_text,
-    require_observations,
 )
 from unified_video_action.policy.config import UVAConfig
+from unified_video_action.policy.uva_transform import CHANGE, UVATransform
 from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec, Moments
 
 log = logging.getLogger(__name__)
-CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -67,6 +65,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         self.trained = tuple(TASK_MODES[name] for name, share in model.config.mode_mix.quotas.items() if share > 0)
         # Frozen parts move with the policy but are no parameters or weights of it.
         self._frozen = {"codec": codec, "normalizer": normalizer}
+        self.transform = UVATransform(task, codec, normalizer, self.config)
         self.action_steps, self.loss_scale = self.config.action_steps, self.config.loss_scale
         if self.action_steps > task.horizon.actions:
             raise ValueError(
@@ -168,31 +167,14 @@ class UnifiedVideoActionPolicy(BasePolicy):
         return {f"{mode.name}/": self.with_modes(batch, [mode] * len(batch["seed"])) for mode in self.trained}
 
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        weights = self.model.loss_weights(self._targets(batch, with_values=False), TrainingDraws(**batch["draws"]))
+        weights = self.model.loss_weights(
+            self.transform.targets(batch, with_values=False), TrainingDraws(**batch["draws"])
+        )
         return {name: float(weight.sum()) for name, weight in weights.items()}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
         draws = TrainingDraws(**batch["draws"])
-        return self.model.loss_terms(self._training_inputs(batch), self._targets(batch), draws)
-
-    def _training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
-        states = batch.get("low_dim", {})
-        inputs = self.model_inputs({**states, **batch["history"], "text": batch.get("text")})
-        inputs.future = self._from_newest(batch["future"], inputs.history)
-        inputs.actions = self.normalized_actions(batch["action"], states)
-        if self.model.spec.history_actions:
-            inputs.history_actions = self.normalized_actions(batch["history_action"], states)
-        return inputs
-
-    def _targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
-        action_valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
-        targets = Targets(~batch["frame_is_pad"], action_valid)
-        if with_values and self.model.spec.proprio_output_dim:
-            states = batch["future_low_dim"]
-            targets.proprio = torch.cat([self.normalizer.normalize(name, states[name]) for name in states], dim=-1)
-        if with_values and self.model.spec.auxiliary_dim:
-            targets.auxiliary = batch["auxiliary"]
-        return targets
+        return self.model.loss_terms(self.transform.training_inputs(batch), self.transform.targets(batch), draws)
 
     # -- the five modes at inference -----------------------------------------------------------------------------------
 
@@ -214,21 +196,20 @@ class UnifiedVideoActionPolicy(BasePolicy):
         Returns:
             as `BasePolicy.predict_action`.
         """
-        made = self._run("policy", obs, generator, sampler, keep=keep, chunks=chunks)
-        return self._actions(made, {name: _repeated(obs[name], chunks) for name in self.task.states})
+        return self._run("policy", obs, generator, sampler, keep=keep, chunks=chunks)
 
     def predict_video(
         self, obs: Observation, generator: Generators = None, sampler: str | None = None
     ) -> dict[str, Tensor]:
         """Video model: from history `frames` uint8 (B, F, 3, h, w) of the first camera, `views` camera -> frames, and
         `latents` (B, P, F, C, h, w)."""
-        return self._frames(self._run("video", obs, generator, sampler))
+        return self._run("video", obs, generator, sampler)
 
     def predict_forward_dynamics(
         self, obs: Observation, actions: Tensor, generator: Generators = None, sampler: str | None = None
     ) -> dict[str, Tensor]:
         """Forward dynamics: as `predict_video`, from history and actions (B, A, D) in the data's units."""
-        return self._frames(self._run("forward_dynamics", obs, generator, sampler, actions=actions))
+        return self._run("forward_dynamics", obs, generator, sampler, actions=actions)
 
     @torch.no_grad()
     def predict_states(self, obs: Observation, actions: Tensor, generator: Generators = None) -> Tensor:
@@ -241,8 +222,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         self.require_trained("forward_dynamics")
         if not self.model.spec.auxiliary_dim:
             raise ValueError("this policy predicts no states: train one with task.shape_meta.auxiliary_dim above 0")
-        inputs = self.model_inputs(obs, generator)
-        inputs.actions = self.normalized_actions(actions.to(self.device), obs)
+        inputs = self.transform.observed(obs, generator)
+        inputs.actions = self.transform.normalized_actions(actions.to(self.device), obs)
         return self.model.states(inputs, TASK_MODES["forward_dynamics"]).float()
 
     def predict_inverse_dynamics(
@@ -260,9 +241,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         """
         if hide_history is None:
             hide_history = not self.model.config.masking.inverse_history
-        return self._actions(
-            self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history), obs
-        )
+        return self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide_history)
 
     def predict_action_and_video(
         self, obs: Observation, generator: Generators = None, sampler: str | None = None
@@ -272,8 +251,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if self.config.plan_first:
             plan = self.predict_action(obs, generator, sampler)
             return {**plan, **self.predict_forward_dynamics(obs, plan["action_pred"], generator, sampler)}
-        made = self._run("policy_and_video", obs, generator, sampler)
-        return {**self._actions(made, obs), **self._frames(made)}
+        return self._run("policy_and_video", obs, generator, sampler)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:
@@ -322,8 +300,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
                 f"{', '.join(other.name for other in self.trained)})"
             )
 
-    # -- in and out ----------------------------------------------------------------------------------------------------
-
     @torch.no_grad()
     def _run(
         self,
@@ -336,20 +312,15 @@ class UnifiedVideoActionPolicy(BasePolicy):
         hide_history: bool | None = None,
         keep: Keep | None = None,
         chunks: int = 1,
-    ) -> Generated:
+    ) -> dict[str, Any]:
         self.require_trained(mode)
-        inputs = self.model_inputs(obs, generator)
-        if inputs.history.shape[2] != self.task.horizon.history:
-            raise ValueError(
-                f"{self.task.camera_names[0]}: {inputs.history.shape[2]} frames of history given, "
-                f"the policy needs {self.task.horizon.history}"
-            )
+        inputs = self.transform.observed(obs, generator)
         if actions is not None:
-            inputs.actions = self.normalized_actions(actions.to(self.device), obs)
+            inputs.actions = self.transform.normalized_actions(actions.to(self.device), obs)
         if future is not None:
-            inputs.future = self._from_newest(future, inputs.history, generator)
+            inputs.future = self.transform.future(future, inputs.history, generator)
         if keep is not None:
-            keep = self.normalized_actions(keep[0].to(self.device), obs), keep[1].to(self.device)
+            keep = self.transform.normalized_actions(keep[0].to(self.device), obs), keep[1].to(self.device)
         for_actions, for_frames = self.config.samplers(sampler)
         made = self.model.sample(
             inputs,
@@ -364,71 +335,16 @@ class UnifiedVideoActionPolicy(BasePolicy):
             chunks=chunks,
             states=False,
         )
-        if self.config.relative_frames and made.frames is not None:
-            scale = self._change_scales().to(made.frames)
-            made.frames = made.frames / scale + inputs.history[:, : made.frames.shape[1], -1:]
-        return made
-
-    def _from_newest(self, future: Mapping[str, Tensor], history: Tensor, generator: Generators = None) -> Tensor:
-        """Future frames or latents by camera, as the model sees them: (B, P, F, C, h, w)."""
-        names = self.task.predicted_cameras
-        latents = torch.stack([self._latents(future[name], generator) for name in names], dim=1)
-        if not self.config.relative_frames:
-            return latents
-        return (latents - history[:, : len(names), -1:]) * self._change_scales().to(latents)
-
-    def _change_scales(self) -> Tensor:
-        """(P, 1, 1, 1, 1): what changes of each predicted camera's latents are multiplied by."""
-        scales = [self.normalizer.scale(CHANGE + name).reshape(()) for name in self.task.predicted_cameras]
-        return torch.stack(scales).reshape(-1, 1, 1, 1, 1)
-
-    def model_inputs(self, obs: Observation, generator: Generators = None) -> ModelInputs:
-        """The part of the model's inputs that is observed: history frames, states, instruction.
-
-        Raises:
-            ValueError: an observation is missing.
-        """
-        spec, cameras = self.model.spec, self.task.camera_names
-        require_observations(obs, (*cameras, *self.task.states))
-        inputs = ModelInputs(torch.stack([self._latents(obs[name], generator) for name in cameras], dim=1))
-        if spec.proprio_dim:
-            states = [self._state(name, obs[name]) for name in self.task.states]
-            inputs.proprio = torch.cat(states, dim=-1)  # (B, P, d)
-        if spec.history_actions and obs.get("history_action") is not None:
-            inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
-        if spec.text_dim:
-            if obs.get("text") is None:
-                raise ValueError("observation 'text' is missing: this policy follows instructions")
-            inputs.text = obs["text"].to(self.device)
-        return inputs
-
-    def _state(self, name: str, state: Tensor) -> Tensor:
-        """(B, P, d), normalised"""
-        return self.normalizer.normalize(name, state.to(self.device)[:, -self.task.state_steps :])
-
-    def _latents(self, frames: Tensor | Moments, generator: Generators = None) -> Tensor:
-        """Frames and moments become latents; latents pass."""
-        if isinstance(frames, Moments):
-            return self.codec.latents(frames, generator)
-        return self.encode(frames, generator) if frames.dtype == torch.uint8 else frames.to(self.device)
-
-    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
-        """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
-        name = self.config.relative_to
-        return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
-
-    def normalized_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
-        """Actions (B, n, D) in the data's units as the model sees them; the inverse of `_actions`."""
-        return self.normalizer.normalize("action", actions - self._origin(obs))
-
-    def _actions(self, made: Generated, obs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the model made as `action` and `action_pred`, in the data's units."""
-        chunk = self.normalizer.unnormalize("action", made.actions.float()) + self._origin(obs)  # (B, A, D)
-        return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
-
-    def _frames(self, made: Generated) -> dict[str, Any]:
-        views = {name: self.decode(made.frames[:, view]) for view, name in enumerate(self.task.predicted_cameras)}
-        return {"frames": views[self.task.predicted_cameras[0]], "views": views, "latents": made.frames}
+        found: dict[str, Any] = {}
+        if made.actions is not None:
+            states = {name: obs[name].repeat_interleave(chunks, 0) for name in self.task.states}
+            chunk = self.transform.actions(made.actions, states)  # (B * chunks, A, D)
+            found |= {"action": chunk[:, : self.action_steps], "action_pred": chunk}
+        if made.frames is not None:
+            latents = self.transform.whole_frames(made.frames, inputs.history)
+            views = {name: self.decode(latents[:, view]) for view, name in enumerate(self.task.predicted_cameras)}
+            found |= {"frames": next(iter(views.values())), "views": views, "latents": latents}
+        return found
 
 
 def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> ModelSpec:
@@ -452,7 +368,3 @@ def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> Mode
 def _policy_config(config: Config) -> UVAConfig:
     settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
     return build_dataclass(UVAConfig, settings, "policy")
-
-
-def _repeated(values: Tensor, times: int) -> Tensor:
-    return values.repeat_interleave(times, 0)

@@ -1,10 +1,9 @@
-"""Functions of tensors that a CUDA device replays as graphs, so that Python and launches cost next to nothing.
-
-And whether the weights that they were made of are still the same.
-"""
+"""What an accelerated model is made of: graphs that a CUDA device replays, so that Python and launches cost next to
+nothing, copies in low precision, and whether the weights that they were made of are still the same."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Callable, Hashable
@@ -118,3 +117,21 @@ class Replayed:
         sizes = ", ".join("none" if each is None else "x".join(map(str, each.shape)) for each in inputs)
         log.info("%s: captured for %s in %.1f s", self.name, sizes, time.perf_counter() - start)
         return Captured(graph, inputs, outputs)
+
+
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """A copy whose parts may be replaced; they and their weights are shared until then."""
+    made = copy.copy(module)
+    made._modules = dict(module._modules)
+    return made
+
+
+def in_precision(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """The module, or a copy whose products are in low precision."""
+    if dtype is None:
+        return module
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(dtype)
+    return module

@@ -1,0 +1,125 @@
+"""From data to what the UVA model sees, and back: latents, normalised states and actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.model.diffusion import Generators
+from unified_video_action.model.inputs import ModelInputs
+from unified_video_action.model.uva import Targets
+from unified_video_action.policy.base import Observation, require_observations
+from unified_video_action.policy.config import UVAConfig
+from unified_video_action.spec import TaskSpec
+from unified_video_action.vae.base import FrameCodec, Moments
+
+CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
+
+
+class UVATransform:
+    """Both directions of every conversion.
+
+    Args:
+        codec, normalizer: on the model's device; they may move.
+        config: says what actions and frames are relative to.
+    """
+
+    def __init__(self, task: TaskSpec, codec: FrameCodec, normalizer: Normalizer, config: UVAConfig) -> None:
+        self.task, self.codec, self.normalizer, self.config = task, codec, normalizer, config
+
+    @property
+    def device(self) -> torch.device:
+        return self.codec.scale.device
+
+    # -- what the model sees -------------------------------------------------------------------------------------------
+
+    def observed(self, obs: Observation, generator: Generators = None) -> ModelInputs:
+        """The part of the model's inputs that is observed: history frames, states, instruction.
+
+        Raises:
+            ValueError: an observation is missing, or a history of another length.
+        """
+        task = self.task
+        require_observations(obs, (*task.camera_names, *task.states))
+        views = [self.latents(obs[name], generator) for name in task.camera_names]
+        inputs = ModelInputs(torch.stack(views, dim=1))  # (B, V, H, C, h, w)
+        if inputs.history.shape[2] != task.horizon.history:
+            raise ValueError(
+                f"{task.camera_names[0]}: {inputs.history.shape[2]} frames of history given, "
+                f"the policy needs {task.horizon.history}"
+            )
+        if task.states:
+            states = [obs[name].to(self.device)[:, -task.state_steps :] for name in task.states]
+            inputs.proprio = torch.cat(list(map(self.normalizer.normalize, task.states, states)), dim=-1)  # (B, P, d)
+        if task.history_actions and obs.get("history_action") is not None:
+            inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
+        if task.text_dim:
+            if obs.get("text") is None:
+                raise ValueError("observation 'text' is missing: this policy follows instructions")
+            inputs.text = obs["text"].to(self.device)
+        return inputs
+
+    def training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
+        """All of them, of a batch of windows on the model's device."""
+        states = batch.get("low_dim", {})
+        seen = {**states, **batch["history"], "text": batch.get("text"), "history_action": batch.get("history_action")}
+        inputs = self.observed(seen)
+        inputs.future = self.future(batch["future"], inputs.history)
+        inputs.actions = self.normalized_actions(batch["action"], states)
+        return inputs
+
+    def targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
+        """What the heads learn from; without values only what of it counts."""
+        action_valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
+        targets = Targets(~batch["frame_is_pad"], action_valid)
+        if with_values and self.task.predicted_state_dim:
+            states = batch["future_low_dim"]
+            targets.proprio = torch.cat([self.normalizer.normalize(name, states[name]) for name in states], dim=-1)
+        if with_values and self.task.auxiliary_dim:
+            targets.auxiliary = batch["auxiliary"]
+        return targets
+
+    def latents(self, frames: Tensor | Moments, generator: Generators = None) -> Tensor:
+        """Frames and moments become scaled latents (B, T, C, h, w); latents pass."""
+        if isinstance(frames, Moments):
+            return self.codec.latents(frames, generator)
+        frames = frames.to(self.device)
+        return self.codec.encode(frames, generator) if frames.dtype == torch.uint8 else frames
+
+    def future(self, views: Mapping[str, Tensor], history: Tensor, generator: Generators = None) -> Tensor:
+        """Future frames or latents by camera -> (B, P, F, C, h, w), relative to the newest ones where so configured."""
+        names = self.task.predicted_cameras
+        latents = torch.stack([self.latents(views[name], generator) for name in names], dim=1)
+        if not self.config.relative_frames:
+            return latents
+        return (latents - history[:, : len(names), -1:]) * self._change_scales().to(latents)
+
+    def whole_frames(self, frames: Tensor, history: Tensor) -> Tensor:
+        """The inverse of `future`: (B, P, F, C, h, w) as scaled latents."""
+        if not self.config.relative_frames:
+            return frames
+        return frames / self._change_scales().to(frames) + history[:, : frames.shape[1], -1:]
+
+    def _change_scales(self) -> Tensor:
+        """(P, 1, 1, 1, 1): what changes of each predicted camera's latents are multiplied by."""
+        scales = [self.normalizer.scale(CHANGE + name).reshape(()) for name in self.task.predicted_cameras]
+        return torch.stack(scales).reshape(-1, 1, 1, 1, 1)
+
+    # -- actions -------------------------------------------------------------------------------------------------------
+
+    def normalized_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Actions (B, n, D) in the data's units as the model sees them."""
+        return self.normalizer.normalize("action", actions - self._origin(obs))
+
+    def actions(self, chunk: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """The inverse: (B, n, D) in the data's units."""
+        return self.normalizer.unnormalize("action", chunk.float()) + self._origin(obs)
+
+    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
+        """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
+        name = self.config.relative_to
+        return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
