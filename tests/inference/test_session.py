@@ -15,7 +15,8 @@ from unified_video_action.inference.session import IMAGINATION, PolicySession
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.config import UVAConfig
-from unified_video_action.policy.uva import UnifiedVideoActionPolicy, model_spec
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy
+from unified_video_action.policy.uva_transform import model_spec
 from unified_video_action.spec import Camera, Horizon, TaskSpec
 from unified_video_action.vae.base import FrameCodec, Moments
 

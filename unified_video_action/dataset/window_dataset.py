@@ -218,7 +218,8 @@ class WindowDataset(Dataset):
         horizon, step = self.options.horizon, self.options.down_sample
         history_offsets = self.options.history_offsets(seeds)
         history_rows, _ = clamp_rows(now, start, end, step * history_offsets)  # (B, H)
-        future_rows, frame_is_pad = clamp_rows(now, start, end, step * np.array(horizon.future_offsets, np.int64))  # (B, F)
+        future_offsets = step * np.array(horizon.future_offsets, np.int64)
+        future_rows, frame_is_pad = clamp_rows(now, start, end, future_offsets)  # (B, F)
         frame_rows = np.concatenate([history_rows, future_rows], axis=1)  # (B, H + F)
         videos = self._reader.read(table, frame_rows - self._first[table][:, None], seeds)
         states = self._recorded.states(now, start, end, seeds, history_offsets, self._training)

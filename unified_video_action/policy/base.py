@@ -89,7 +89,7 @@ class BasePolicy(nn.Module, ABC):
 
     @classmethod
     def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Give a dataset what its samples are to hold: here frames, as `data.frames` says, and features of instructions.
+        """Give a dataset what its samples are to hold: frames, as `data.frames` says, and features of instructions.
 
         Raises:
             ValueError: what the configuration and the data say does not fit.

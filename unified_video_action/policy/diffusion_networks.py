@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import timm
 import torch
@@ -44,8 +43,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.image_size = image_size
         if name.startswith("resnet"):
-            norm = partial(_group_norm)
-            self.net = timm.create_model(name, pretrained=pretrained, num_classes=0, global_pool="", norm_layer=norm)
+            options = dict(num_classes=0, global_pool="", norm_layer=_group_norm)
+            self.net = timm.create_model(name, pretrained=pretrained, **options)
             pool = SpatialSoftmax(self.net.num_features)
             self.head = nn.Sequential(pool, nn.Linear(2 * KEYPOINTS, 2 * KEYPOINTS))
             self.width = 2 * KEYPOINTS

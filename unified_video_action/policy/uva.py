@@ -29,8 +29,8 @@ from unified_video_action.policy.base import (
     open_text,
 )
 from unified_video_action.policy.config import UVAConfig
-from unified_video_action.policy.uva_transform import CHANGE, UVATransform
-from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
+from unified_video_action.policy.uva_transform import CHANGE, UVATransform, model_spec
+from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec, Moments
 
@@ -167,9 +167,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         return {f"{mode.name}/": self.with_modes(batch, [mode] * len(batch["seed"])) for mode in self.trained}
 
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        weights = self.model.loss_weights(
-            self.transform.targets(batch, with_values=False), TrainingDraws(**batch["draws"])
-        )
+        targets, draws = self.transform.targets(batch, with_values=False), TrainingDraws(**batch["draws"])
+        weights = self.model.loss_weights(targets, draws)
         return {name: float(weight.sum()) for name, weight in weights.items()}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
@@ -345,24 +344,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
             views = {name: self.decode(latents[:, view]) for view, name in enumerate(self.task.predicted_cameras)}
             found |= {"frames": next(iter(views.values())), "views": views, "latents": latents}
         return found
-
-
-def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> ModelSpec:
-    """Sizes of the model's inputs and outputs for a task."""
-    return ModelSpec(
-        horizon=task.horizon,
-        latent=latent,
-        action_dim=task.action_dim,
-        patch_size=patch_size,
-        history_actions=task.history_actions,
-        views=len(task.cameras),
-        predicted_views=len(task.predicted_cameras),
-        proprio_dim=sum(task.states.values()),
-        proprio_steps=task.state_steps,
-        proprio_output_dim=task.predicted_state_dim,
-        text_dim=task.text_dim,
-        auxiliary_dim=task.auxiliary_dim,
-    )
 
 
 def _policy_config(config: Config) -> UVAConfig:

@@ -14,7 +14,7 @@ from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.uva import Targets
 from unified_video_action.policy.base import Observation, require_observations
 from unified_video_action.policy.config import UVAConfig
-from unified_video_action.spec import TaskSpec
+from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
 from unified_video_action.vae.base import FrameCodec, Moments
 
 CHANGE = "change_"  # normaliser's field that scales changes of a camera's latents
@@ -123,3 +123,21 @@ class UVATransform:
         """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
         name = self.config.relative_to
         return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
+
+
+def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> ModelSpec:
+    """Sizes of the model's inputs and outputs for a task."""
+    return ModelSpec(
+        horizon=task.horizon,
+        latent=latent,
+        action_dim=task.action_dim,
+        patch_size=patch_size,
+        history_actions=task.history_actions,
+        views=len(task.cameras),
+        predicted_views=len(task.predicted_cameras),
+        proprio_dim=sum(task.states.values()),
+        proprio_steps=task.state_steps,
+        proprio_output_dim=task.predicted_state_dim,
+        text_dim=task.text_dim,
+        auxiliary_dim=task.auxiliary_dim,
+    )

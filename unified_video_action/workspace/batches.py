@@ -34,7 +34,7 @@ class MicroBatch:
         return map_leaves(self, Tensor, Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """The same on `device`, stored latents scaled there; from pinned memory the copy goes on while the host does."""
+        """The same on `device`, where stored latents are scaled; from pinned memory the host need not wait."""
         moved = map_leaves(self, Tensor, lambda tensor: tensor.to(device, non_blocking=True))
         return map_leaves(moved, StoredLatents, StoredLatents.scaled)
 

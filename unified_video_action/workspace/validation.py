@@ -48,12 +48,13 @@ class Validation:
         """Metrics on all windows.
 
         Returns:
-            `<term>`: losses, of policies with task modes `<mode>/<term>`. `action_error`: distance of the actions that would be executed from the recorded
-            ones, in the data's units, and `action_error_chunk` for whole chunks. `frame_psnr`: of imagined future
-            frames in dB, at the codec's size, and `frame_psnr_still` for repeating the newest frame instead.
-            `forward_dynamics_psnr`: of frames imagined from the recorded actions. `inverse_dynamics_error`: of whole
-            chunks. With a reader also `frame_agent` and the like, see `WorldModel.compare`. The ratios of
-            `WorldModel.ratios`. `health/...`: see `heads_health`. Only what the policy has learned is measured.
+            `<term>`: losses, of policies with task modes `<mode>/<term>`. `action_error`: distance of the actions that
+            would be executed from the recorded ones, in the data's units, and `action_error_chunk` for whole chunks.
+            `frame_psnr`: of imagined future frames in dB, at the codec's size, and `frame_psnr_still` for repeating the
+            newest frame instead. `forward_dynamics_psnr`: of frames imagined from the recorded actions.
+            `inverse_dynamics_error`: of whole chunks. With a reader also `frame_agent` and the like, see
+            `WorldModel.compare`. The ratios of `WorldModel.ratios`. `health/...`: see `heads_health`. Only what the
+            policy has learned is measured.
         """
         model = self._model
         frames = {"frame": next((name for name in ("video", "policy_and_video") if name in model.frame_rows), None)}
