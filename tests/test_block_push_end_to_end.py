@@ -110,4 +110,4 @@ def test_configurations_agree_with_the_simulator(name, overrides):
         assert entry["shape"] == [shape[2], shape[0], shape[1]] if entry["type"] == "rgb" else [*shape]
     assert config["task"]["shape_meta"]["action"]["shape"] == [*env.action_space.shape]
     assert config["task"]["env_runner"]["metrics"] == list(PAIRS) and set(PAIRS) <= info.keys()
-    assert config["training"]["mode_mix"]["quotas"]["forward_dynamics"] == 1.0
+    assert config["model"]["mode_mix"]["quotas"]["forward_dynamics"] == 1.0

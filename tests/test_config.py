@@ -62,7 +62,6 @@ def test_the_preset_is_the_papers_recipe():
     assert (training.optimizer.weight_decay, training.optimizer.clip) == (0.02, None)
     assert (training.schedule.shape, training.schedule.warmup_steps) == ("cosine", 1000)
     assert (training.ema.power, training.ema.max_decay, training.ema.decay) == (0.75, 0.9999, None)
-    assert set(training.mode_mix.quotas.values()) == {1.0} and len(training.mode_mix.quotas) == 5
     assert training.batch_size == 8 * config["trainer"]["micro_batch"] == 256
     policy = untrained(config)
     assert sum(p.numel() for p in policy.model.parameters()) == 261_079_156
@@ -70,6 +69,7 @@ def test_the_preset_is_the_papers_recipe():
     assert policy.config.sampler == policy.config.video_sampler == "ancestral100" and policy.config.temperature == 0.95
     for head in (policy.model.config.video_head, policy.model.config.action_head):
         assert (head.prediction, head.learned_variance, head.width, head.depth) == ("epsilon", True, 1024, 6)
+    assert list(policy.model.config.mode_mix.quotas.values()) == [1.0] * 5
     masking = policy.model.config.masking
     assert (masking.mean, masking.std, masking.low, masking.high) == (1.0, 0.25, 0.7, 1.0)
     assert policy.model.config.transformer.dropout == 0.1
@@ -104,13 +104,13 @@ def test_the_group_training_chooses_the_modes(name):
         "acting": {"policy", "policy_and_video"},
         "world_model": set(TASK_MODES),
     }.items():
-        quotas = read(name, f"training={option}")["training"]["mode_mix"]["quotas"]
+        quotas = read(name, f"training={option}")["model"]["mode_mix"]["quotas"]
         assert {mode for mode, share in quotas.items() if share > 0} == wanted
 
 
 def test_stages_differ_in_their_modes_alone():
     changed = differences(read("uva_pusht", "training=video"), read("uva_pusht"), "config")
-    assert all(key.startswith("config.training.mode_mix.quotas.") for key in changed if key != "config.output_dir")
+    assert all(key.startswith("config.model.mode_mix.quotas.") for key in changed if key != "config.output_dir")
 
 
 def test_a_simulator_of_ones_own_is_imported_for_rollouts_only(monkeypatch):

@@ -26,9 +26,10 @@ from unified_video_action.dataset.umi_synthetic import (
     trajectory,
     write_archive,
 )
-from unified_video_action.policy.build import load_policy, model_spec, observation_spec
+from unified_video_action.policy.build import load_policy
+from unified_video_action.policy.uva_transform import model_spec
 from unified_video_action.poses import HandSpec, from_vector, inverse, pose_matrix
-from unified_video_action.spec import Horizon, LatentShape
+from unified_video_action.spec import LatentShape, TaskSpec
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 CAMERA = "camera0_rgb"
@@ -162,15 +163,14 @@ def test_the_presets_of_the_paper_build_their_data_and_sizes(archive) -> None:
         config = read(name, *paths, "task.shape_meta.obs.camera0_rgb.shape=[3,64,64]", "vae.weights=random")
         dataset = build_dataset(config)
         sample = dataset[(10, 0)]
-        observations = observation_spec(config["task"]["shape_meta"], Horizon(**config["task"]["horizon"]))
-        spec = model_spec(config, observations, LatentShape(16, 16, 16))
+        spec = model_spec(TaskSpec.parse(config["task"]), LatentShape(16, 16, 16))
         assert sample["action"].shape == (spec.horizon.actions, spec.action_dim) == (16, 10)
         states = torch.cat(list(sample["low_dim"].values()), dim=-1)
         assert states.shape == (spec.proprio_steps, spec.proprio_dim) == (4, 16)
         assert sum(v.shape[1] for v in sample["future_low_dim"].values()) == spec.proprio_output_dim == 6
         assert dataset.fit_normalizer().scale("action").tolist() == [1] * 10
         assert config["trainer"]["precision"] == "bf16"
-        quotas = config["training"]["mode_mix"]["quotas"]
+        quotas = config["model"]["mode_mix"]["quotas"]
         assert {mode for mode, share in quotas.items() if share} == {"policy", "policy_and_video"}
     assert len(dataset.instructions) == 3 and spec.text_dim == 512
     frames = [dataset[(place, 3)]["history"][CAMERA][0, :, 44, 2] for place in (10, len(dataset) - 10)]

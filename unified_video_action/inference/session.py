@@ -226,7 +226,7 @@ class PolicySession:
     @property
     def imagines(self) -> bool:
         """Whether the policy has frames to show for its plans."""
-        return hasattr(self.policy, "predict_action_and_video")
+        return self.policy.imagines
 
     def act(self, obs: Observation, slot: int = 0) -> np.ndarray:
         """For one environment: the action (D,) to execute now. Plans again after every `action_steps` actions."""

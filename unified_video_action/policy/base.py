@@ -75,6 +75,7 @@ class BasePolicy(nn.Module, ABC):
     action_steps: int  # actions of a chunk that are executed before the next one is asked for
     loss_scale: Mapping[str, float] = {}
     heads: Mapping[str, tuple[str, ...]] = {}
+    imagines: bool = False  # has learned frames, so `predict_action_and_video` can be asked for those of its plans
 
     # -- from configurations -------------------------------------------------------------------------------------------
 

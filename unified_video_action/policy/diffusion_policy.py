@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from unified_video_action.dataset.normalizer import Normalizer
@@ -31,7 +31,7 @@ from unified_video_action.policy.diffusion_networks import CausalTransformer, Co
 from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText
 
-SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler}
+SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class DiffusionConfig:
 
     network: str = "unet"  # unet (DP-C) or transformer (DP-T)
     action_steps: int = 8  # actions executed of each chunk
-    sampler: str = "ancestral100"  # ancestral (DDPM), ddim or dpm, and the number of steps
+    sampler: str = "ancestral100"  # ancestral (DDPM) or ddim, and the number of steps
     diffusion_steps: int = 100  # length of the training chain
     encoder: str = "resnet18"  # of frames, one for each camera: a resnet, or any other name that timm knows
     pretrained: bool = False  # start the encoder from timm's weights
@@ -64,10 +64,7 @@ class DiffusionConfig:
         for name in ("action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"DiffusionConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
-        if Sampler.parse(self.sampler).steps > self.diffusion_steps:
-            raise ValueError(
-                f"DiffusionConfig.sampler {self.sampler} has more steps than the chain of {self.diffusion_steps}"
-            )
+        _sampler(self.sampler, self.diffusion_steps)
 
 
 class DiffusionNetwork(nn.Module):
@@ -200,7 +197,7 @@ class DiffusionPolicy(BasePolicy):
         cond = self._condition(obs).repeat_interleave(chunks, 0)  # (B*K, H, width)
         if isinstance(generator, list):
             generator = [each for each in generator for _ in range(chunks)]
-        wanted = Sampler.parse(sampler or self.config.sampler)
+        wanted = _sampler(sampler or self.config.sampler, self.config.diffusion_steps)
         scheduler = SCHEDULERS[wanted.kind].from_config(self._schedule.config)
         scheduler.set_timesteps(wanted.steps, device=self.device)
         shape = len(cond), self.task.horizon.actions, self.task.action_dim
@@ -245,6 +242,15 @@ class DiffusionPolicy(BasePolicy):
 def _counted(batch: Mapping[str, Any]) -> Tensor:
     """(B, A): 1 for actions that are recorded."""
     return (~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)).float()
+
+
+def _sampler(text: str, longest: int) -> Sampler:
+    sampler = Sampler.parse(text)
+    if sampler.kind not in SCHEDULERS:
+        raise ValueError(f"sampler {text}: Diffusion Policy takes {' or '.join(SCHEDULERS)}")
+    if sampler.steps > longest:
+        raise ValueError(f"sampler {text} has more steps than the chain of {longest}")
+    return sampler
 
 
 def _config(config: Config) -> DiffusionConfig:

@@ -78,6 +78,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
             )
 
     @property
+    def imagines(self) -> bool:
+        return any(mode.learns_frames for mode in self.trained)
+
+    @property
     def codec(self) -> FrameCodec:
         return self._frozen["codec"]
 
