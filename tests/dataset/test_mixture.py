@@ -63,11 +63,11 @@ def read(places: dict[str, Path], folder: Path, *overrides: str):
     options = {
         "pusht": {"_target_": "unified_video_action.dataset.pusht.PushTSource"},
         "lerobot": {
-            "_target_": "unified_video_action.dataset.lerobot.LeRobotSource",
+            "_target_": "unified_video_action.dataset.formats.lerobot.LeRobotSource",
             "cameras": {"image": CAMERA},
             "image_size": 96,
         },
-        "videos": {"_target_": "unified_video_action.dataset.video_folder.VideoFolderSource", "image_size": 96},
+        "videos": {"_target_": "unified_video_action.dataset.formats.video_folder.VideoFolderSource", "image_size": 96},
     }
     for name in options:
         options[name] |= {"path": str(places[name]), "weight": WEIGHTS[name]}
@@ -105,7 +105,7 @@ def test_both_stages_train_through_the_latent_caches(places, tmp_path, stage):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 3 and np.isfinite(losses).all()
-    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.zarr"))
+    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.latents"))
     assert caches == ["lerobot", "pusht", "videos"]
 
 

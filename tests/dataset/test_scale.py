@@ -16,10 +16,10 @@ STEPS = 24
 MEASURE = """
 import json, sys
 import numpy as np
-from unified_video_action.dataset.lerobot import LeRobotSource
+from unified_video_action.dataset.formats.lerobot import LeRobotSource
 from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.pusht import PushTSource
-from unified_video_action.dataset.video_folder import VideoFolderSource
+from unified_video_action.dataset.formats.video_folder import VideoFolderSource
 
 def memory():  # MiB of this process's own
     with open("/proc/self/status") as status:
@@ -85,7 +85,8 @@ def test_lerobot(tmp_path, pictures):
 def test_jpeg_store(tmp_path):
     import zarr
 
-    from unified_video_action.dataset.jpeg import JpegCodec, register_jpeg
+    from unified_video_action.dataset.formats.pictures import JpegCodec
+    from unified_video_action.dataset.formats.pictures import register_pictures as register_jpeg
 
     register_jpeg()
     frames = numbered_frames(range(STEPS), (224, 224))

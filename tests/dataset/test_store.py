@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_video_action.dataset import store
-from unified_video_action.dataset.store import as_float32, sample_files
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset import fingerprints as store
+from unified_video_action.dataset.fingerprints import sample_files
+from unified_video_action.dataset.store import StoreError, as_float32
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])

@@ -12,19 +12,21 @@ from tests.reseed import tensor_list
 from tests.shrunk import read
 from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.dataset.build import build_dataset, predicted_states
+from unified_video_action.dataset.formats.umi import UmiSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
-from unified_video_action.dataset.pose_windows import (
+from unified_video_action.dataset.sequence import WindowOptions, scattered_history, window_rows
+from unified_video_action.dataset.transforms import (
     GRIPPER,
     HAND_STATES,
     POSE,
     START_POSE,
     HandWindows,
     StartNoise,
+    WindowStates,
+    normal,
     poses_between,
+    rows_between,
 )
-from unified_video_action.dataset.sequence import WindowOptions, scattered_history, window_rows
-from unified_video_action.dataset.umi import UmiSource
-from unified_video_action.dataset.window_transforms import WindowStates, normal, rows_between
 from unified_video_action.policy.build import model_spec, observation_spec
 from unified_video_action.poses import HandSpec, distance, from_vector
 from unified_video_action.spec import Horizon, LatentShape
@@ -295,7 +297,7 @@ def test_a_task_predicts_the_states_that_say_so(recording) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hand": None}, "has no state 'robot0_eef_pos'"),
+        ({"hand": None}, "the task reads 'robot0_eef_pos'"),
         ({"hand": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones, in the same order"),
         ({"hand": {"states": {"robot0_eef_pos": "place"}}}, "hand.states.robot0_eef_pos='place': expected one of"),
         ({"hand": {"position": 3}}, "task.hand.position: HandSpec has no such field"),

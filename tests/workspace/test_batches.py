@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.workspace.fakes import FakePolicy, Points, training_settings
-from unified_video_action.dataset.stored_latents import StoredLatents
+from unified_video_action.dataset.latents import StoredLatents
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.packing import map_leaves, pack
 

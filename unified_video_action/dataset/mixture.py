@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.pose_windows import HandWindows
 from unified_video_action.dataset.sequence import WindowOptions, reach
 from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.transforms import HandWindows, WindowTransform
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.dataset.window_transforms import WindowTransform
 from unified_video_action.poses import HandSpec
 from unified_video_action.spec import Horizon
 
@@ -26,10 +25,18 @@ class Wanted:
     auxiliary: bool = False
 
 
+@dataclass(frozen=True)
 class Source(ABC):
     """One place with recordings, as a configuration names it."""
 
-    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by its size
+    path: str  # file, folder or fsspec URL; ~ and environment variables are expanded
+    weight: float | None = field(default=None, kw_only=True)  # share of the training samples; None: by its size
+
+    def __post_init__(self) -> None:
+        if not self.path or self.path == "???":
+            raise ValueError(f"{type(self).__name__} has no path: say where its recordings are")
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
 
     @abstractmethod
     def tables(self, wanted: Wanted) -> list[Table]:
@@ -38,6 +45,28 @@ class Source(ABC):
         Raises:
             FileNotFoundError: nothing is there. StoreError: it is damaged, or lacks what is wanted.
         """
+
+    def require(self, wanted: Wanted, hint: str = "", **offered: Collection[str]) -> None:
+        """Raise ValueError for what a task wants and this source has not.
+
+        Args:
+            hint: what to do, for the message.
+            offered: the names that it has of `cameras` and of `low_dim`.
+        """
+        for part, names in offered.items():
+            for name in getattr(wanted, part):
+                if name not in names:
+                    raise ValueError(
+                        f"source {self.path}: the task reads {name!r}, but its {part} are "
+                        f"{', '.join(names) or 'none'}{hint and '; ' + hint}"
+                    )
+
+
+@dataclass(frozen=True)
+class StoreSource(Source):
+    """A source whose format says what its actions are."""
+
+    has_action: bool = field(default=True, kw_only=True)  # False: a video to learn from; actions are not read
 
 
 class MixtureDataset(WindowDataset):
@@ -61,7 +90,7 @@ class MixtureDataset(WindowDataset):
         down_sample: recorded rows that make a control step; each of them may be `now`.
         latency: name of a recorded state, or "action" -> recorded rows by which it is newer than the frame beside it
             when a robot reads it. Between rows positions are mixed and rotations turned.
-        transforms: changes of states and actions, see `window_transforms`.
+        transforms: changes of states and actions, see `transforms`.
         hand: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.sampling import sample_seed, uniform
-from unified_video_action.dataset.window_transforms import WindowTransform
+from unified_video_action.dataset.transforms import WindowTransform
 from unified_video_action.spec import Horizon
 
 HISTORY = 100  # stream of random numbers drawn from a sample's seed; the frame readers have others

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from unified_video_action.dataset.sampling import StepBatchSampler
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.packing import Packed, pack, scale_latents

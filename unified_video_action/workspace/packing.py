@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unified_video_action.dataset.stored_latents import StoredLatents
+from unified_video_action.dataset.latents import StoredLatents
 
 ALIGNMENT = 64  # bytes
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.files import unreadable
 from unified_video_action.messages import few
 
