@@ -92,13 +92,10 @@ def _publish(folder: Path, output: Path) -> None:
     if output.suffix == ".zarr":
         folder.rename(output)
         return
-    packed = folder.with_name(folder.name + ".zip")
-    try:
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
-                    archive.writestr(undated, path.read_bytes())
-        packed.rename(output)
-    finally:
-        packed.unlink(missing_ok=True)
+    packed = folder / "packed"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for path in files:
+            undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
+            archive.writestr(undated, path.read_bytes())
+    packed.rename(output)

@@ -78,19 +78,10 @@ class MixtureDataset(WindowDataset):
         horizon: frames and actions of a sample.
         val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
         max_train_episodes: most episodes of each store to train on; None: all.
-        pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
-            None: so far that every row of an episode is `now` once.
+        pad_before, pad_after: as in `WindowOptions`; 1 and 7 are the paper's. None: every row of an episode is `now`.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
-        low_dim_steps: newest states given; None: one for each history frame.
-        history_actions: also give the chunk of actions before now.
-        future_low_dim: also give the states, or those named, at the steps of the actions.
-        history_frequency: "fixed", "random" for history frames at random times up to now, or "scattered" for different
-            random times, of which none need be now.
-        down_sample: recorded rows that make a control step; each of them may be `now`.
-        latency: name of a recorded state, or "action" -> recorded rows by which it is newer than the frame beside it
-            when a robot reads it. Between rows positions are mixed and rotations turned.
-        transforms: changes of states and actions, see `transforms`.
+        Others as in `WindowOptions`.
         hand: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
 

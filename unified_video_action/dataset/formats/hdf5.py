@@ -173,7 +173,7 @@ class Hdf5Store(EpisodeStore):
 
     def fingerprint(self, small: int = SMALL) -> str:
         """sha256 over episode ends and all frames; more than `small` bytes are read once, as `hash_files` does."""
-        place = hashlib.sha256(self.episode_ends.tobytes())
+        place = hashlib.sha256(self.episode_ends.tobytes() + b"\0")
         for name in self.images:
             place.update(f"{name} {self.frame_shape(name)}".encode())
         total = sum(len(self) * 3 * height * width for height, width in self._sizes.values())

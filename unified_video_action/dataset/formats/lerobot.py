@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from unified_video_action.dataset.fingerprints import sample_files
 from unified_video_action.dataset.formats.lerobot_folder import NUMBERS, Episodes, LeRobotFolder
+from unified_video_action.dataset.formats.parquet import read_group, row_groups
 from unified_video_action.dataset.formats.pictures import decode_image
 from unified_video_action.dataset.formats.video_frames import VideoFiles
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, view_of
 from unified_video_action.dataset.tables import Table
-from unified_video_action.files import unreadable
 
 TIME_TOLERANCE = 0.2  # of the time between two frames: how far a frame may lie from where the index says
 PICTURES_IN_MEMORY = 2**25  # bytes of encoded pictures that a process keeps
@@ -130,9 +128,9 @@ class LeRobotStore(EpisodeStore):
 
     def _picture(self, path: Path, name: str, row: int, where: str) -> bytes:
         """An encoded picture in a parquet file, of which the row groups read last are kept."""
-        starts = self._groups.get(path, lambda: _row_groups(path))
+        starts = self._groups.get(path, lambda: row_groups(path))
         group = int(np.searchsorted(starts, row, side="right")) - 1
-        pictures = self._pictures.get((path, name, group), lambda: _read_group(path, name, group))
+        pictures = self._pictures.get((path, name, group), lambda: read_group(path, name, group))
         encoded = pictures[row - int(starts[group])].as_py()
         if not isinstance(encoded, dict) or not encoded.get("bytes"):
             raise StoreError(
@@ -140,20 +138,6 @@ class LeRobotStore(EpisodeStore):
                 "pictures with `episodes`, or another camera"
             )
         return encoded["bytes"]
-
-
-def _row_groups(path: Path) -> np.ndarray:
-    """First row of each row group of a parquet file, and the number of rows."""
-    with pq.ParquetFile(path) as file:
-        return np.cumsum([0, *(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups))])
-
-
-def _read_group(path: Path, name: str, group: int) -> pa.Array:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.read_row_group(group, columns=[name])[name].combine_chunks()
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(unreadable(path, "parquet file", error)) from error
 
 
 def _listed(keys: str | Sequence[str] | None) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -224,13 +224,10 @@ def hash_chunks(array: zarr.Array, small: int = SMALL) -> str:
         return hash_files({name: array.store.root / path for name, path in names.items()}, small)
     if isinstance(array.store, ZipStore):
         with zipfile.ZipFile(array.store.path) as archive:
-            members = archive.NameToInfo  # of two members of one name, the newer
-    else:
-        archive = getattr(getattr(array.store.fs, "sync_fs", None), "zip", None)  # of a zip at a URL
-        members = archive and archive.NameToInfo
-    if members is not None:
-        facts = {name: path in members and (members[path].file_size, members[path].CRC) for name, path in names.items()}
-        return hashlib.sha256(repr(facts).encode()).hexdigest()
+            return _hash_members(archive, names)
+    archive = getattr(getattr(array.store.fs, "sync_fs", None), "zip", None)  # of a zip at a URL
+    if archive is not None:
+        return _hash_members(archive, names)
     paths = list(names.values())
     found = _remote_files(array, paths)
     facts = {name: info and info.get("size") for name, info in zip(names, found, strict=True)}
@@ -244,6 +241,14 @@ def hash_chunks(array: zarr.Array, small: int = SMALL) -> str:
     digest = hashlib.sha256(repr(facts).encode())
     for part in _asked(lambda path: array.store.get(path, prototype=default_buffer_prototype()), paths):
         digest.update(b"absent" if part is None else part.to_bytes())
+    return digest.hexdigest()
+
+
+def _hash_members(archive: zipfile.ZipFile, names: Mapping[str, str]) -> str:
+    """Of members of an archive: name for the fingerprint -> name in the archive."""
+    digest, members = hashlib.sha256(), archive.NameToInfo  # of two members of one name, the newer
+    for name, path in names.items():
+        digest.update(f"{name} {path in members and (members[path].file_size, members[path].CRC)}\n".encode())
     return digest.hexdigest()
 
 
