@@ -56,7 +56,7 @@ def test_rows_are_read_in_any_order_by_any_copy(tmp_path, capsys):
     for opened in (store, copy.copy(store), CachedRows(store.path), pickle.loads(pickle.dumps(store))):  # noqa: S301
         assert np.array_equal(opened.read(rows), VALUES[rows])
     for wrong in (21, -1):
-        with pytest.raises(ValueError, match="rows .* of 21 cannot be read"):
+        with pytest.raises(ValueError, match="row .* of 21 cannot be read"):
             store.read(np.array([wrong]))
     with pytest.raises(ValueError, match=r"block 2 takes float16 \(5, 4\)"):
         store.write(2, VALUES[:8])

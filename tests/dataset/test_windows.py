@@ -326,7 +326,7 @@ def test_bad_options_are_named(option) -> None:
         WindowOptions(**option)
 
 
-# -- rows, as the paper's code reads them -------------------------------------------------------------------------------
+# -- rows, as the paper's code reads them ------------------------------------------------------------------------------
 
 
 def rows_of(horizon, length, history_actions=False):

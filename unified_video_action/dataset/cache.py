@@ -96,19 +96,16 @@ class CachedRows:
         Raises:
             ValueError: a row that is not there. StoreError: a damaged block; names it.
         """
-        if rows.size and not 0 <= rows.min() <= rows.max() < self.rows:
-            raise ValueError(f"{self.path}: rows {rows.min()} to {rows.max()} of {self.rows} cannot be read")
-        blocks = rows // self.block
-        if not self._checked[blocks].all():
-            for block in np.unique(blocks).tolist():
-                self._check(block)
+        for row in rows.ravel().tolist():  # faster than NumPy for the few rows of a window
+            if not 0 <= row < self.rows:
+                raise ValueError(f"{self.path}: row {row} of {self.rows} cannot be read")
+            if not self._checked[row // self.block]:
+                self._check(row // self.block)
         out = np.empty((*rows.shape, *self.row_shape), self.dtype) if out is None else out
         return self._values.take(rows, axis=0, out=out, mode="clip")  # the default mode would copy twice
 
     def _check(self, block: int) -> None:
-        """Compare a block with its checksum, unless that was done."""
-        if self._checked[block]:
-            return
+        """Compare a block with its checksum."""
         start, stop = block * self.block, min((block + 1) * self.block, self.rows)
         if zlib.crc32(self._values[start:stop]) != self._crc[block]:
             raise StoreError(

@@ -12,7 +12,15 @@ import numpy as np
 from imagecodecs import numcodecs as pictures
 
 
-class JpegCodec(pictures.Jpeg):
+class _OfAnyWriter(numcodecs.abc.Codec):
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> _OfAnyWriter:
+        """From an array's metadata; keys that this version does not know concern writing alone."""
+        known = signature(cls.__mro__[2].__init__).parameters  # imagecodecs' own
+        return super().from_config({key: value for key, value in config.items() if key in known})
+
+
+class JpegCodec(_OfAnyWriter, pictures.Jpeg):
     """Compressor of zarr v2 whose chunks are one RGB frame each, uint8 (1, H, W, 3).
 
     Args:
@@ -23,13 +31,8 @@ class JpegCodec(pictures.Jpeg):
     def __init__(self, level: int | None = 95, **facts: Any) -> None:
         super().__init__(level=level, **facts)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> JpegCodec:
-        """From an array's metadata, of any writer."""
-        return pictures.Jpeg.from_config.__func__(cls, _known(pictures.Jpeg, config))
 
-
-class JpegXlCodec(pictures.Jpegxl):
+class JpegXlCodec(_OfAnyWriter, pictures.Jpegxl):
     """The same for JPEG XL, which UMI's archives hold.
 
     Args:
@@ -41,28 +44,16 @@ class JpegXlCodec(pictures.Jpegxl):
     def __init__(self, level: int | None = 99, lossless: bool = False, effort: int | None = 3, **facts: Any) -> None:
         super().__init__(level=None if lossless else level, lossless=lossless, effort=effort, **facts)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> JpegXlCodec:
-        return cls(**_known(pictures.Jpegxl, config))
 
-
-class Jpeg2kCodec(pictures.Jpeg2k):
-    """The same for JPEG 2000, which the caches of Diffusion Policy's robomimic and real-robot data hold.
-
-    Args:
-        level: quality of what is written, in dB; 0: without loss.
-    """
+class Jpeg2kCodec(_OfAnyWriter, pictures.Jpeg2k):
+    """The same for JPEG 2000, which Diffusion Policy's caches hold; `level` in dB, 0 without loss."""
 
     def __init__(self, level: int | None = 50, **facts: Any) -> None:
         super().__init__(level=level, **facts)
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Jpeg2kCodec:
-        return cls(**_known(pictures.Jpeg2k, config))
 
-
-CODECS = {
-    **dict.fromkeys(("imagecodecs_jpeg", "jpeg"), JpegCodec),  # names by which zarr v2 stores call them
+NAMES = {  # by which zarr v2 stores call them
+    **dict.fromkeys(("imagecodecs_jpeg", "jpeg"), JpegCodec),
     "imagecodecs_jpegxl": JpegXlCodec,
     "imagecodecs_jpeg2k": Jpeg2kCodec,
 }
@@ -70,24 +61,15 @@ CODECS = {
 
 def register_pictures() -> None:
     """Let zarr read (and write) such chunks; codecs that are registered already stay."""
-    for name, codec in CODECS.items():
+    for name, codec in NAMES.items():
         if name not in numcodecs.registry.codec_registry:
             numcodecs.register_codec(codec, name)
 
 
 def decode_image(encoded: bytes, where: str) -> np.ndarray:
-    """A JPEG or PNG -> RGB uint8 (H, W, 3).
-
-    Raises:
-        ValueError: not a picture, or a damaged one; names `where`.
-    """
+    """A JPEG or PNG -> RGB uint8 (H, W, 3). Raises ValueError, which names `where`, for what is none."""
     buffer = np.frombuffer(encoded, np.uint8)
     image = None if not len(buffer) else cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise ValueError(f"{where}: {len(buffer)} bytes that are no readable JPEG or PNG")
     return image
-
-
-def _known(codec: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What this version of a codec knows of a configuration; further keys concern writing alone."""
-    return {key: value for key, value in config.items() if key in signature(codec.__init__).parameters}

@@ -14,7 +14,7 @@ from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.formats.zarr import FRAMES_IN_MEMORY, ReplayBuffer
 from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, StoreError, expand, is_url, require_width, view_of
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, is_url, require_width, view_of
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.transforms import GRIPPER, HAND_STATES, POSE, START_POSE
 from unified_video_action.files import find_files
@@ -90,20 +90,18 @@ class UmiStore(EpisodeStore):
     ) -> None:
         self.fit, self.mask = fit or Fit(), mask
         paths = archives(expand(location))
-        self._archives, self._sizes, parts = [], {}, []
+        self._archives, self._open, self._sizes, parts = [], Kept(MOST_OPEN), {}, []
         for number, path in enumerate(paths):
             archive = ReplayBuffer(path, cameras, [], FRAMES_IN_MEMORY // len(paths))
             self._archives.append(archive)
+            self._archive(number)
             parts.append(_vectors(archive))
             self._check_sizes(cameras, archive)
-            if number >= MOST_OPEN:
-                archive.release()
         self.vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._first = np.cumsum([0, *(archive.n_episodes for archive in self._archives)])  # episode of each archive
         starts = np.cumsum([0, *map(len, self._archives)])
         ends = [start + archive.episode_ends for start, archive in zip(starts, self._archives)]
         self.episode_ends = np.concatenate(ends).astype(np.int64)
-        self._open = list(range(min(len(paths), MOST_OPEN)))  # archives, the one used last at the end
         self.location = view_of(expand(location), sorted(cameras), self.fit, self.mask)
 
     def frame_shape(self, name: str) -> tuple[int, int]:
@@ -124,12 +122,7 @@ class UmiStore(EpisodeStore):
 
     def _archive(self, number: int) -> ReplayBuffer:
         """One of them; the one that was not used for the longest time is closed for it."""
-        if number in self._open:
-            self._open.remove(number)
-        self._open.append(number)
-        while len(self._open) > MOST_OPEN:
-            self._archives[self._open.pop(0)].release()
-        return self._archives[number]
+        return self._open.get(number, lambda: self._archives[number])
 
     def _check_sizes(self, cameras: Sequence[str], archive: ReplayBuffer) -> None:
         for camera in cameras:

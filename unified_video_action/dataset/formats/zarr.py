@@ -129,7 +129,9 @@ class ReplayBuffer(EpisodeStore):
             mine = rows // size == block
             values = self._decoded.get((name, block), lambda: self._decode(name, block * size, size))  # noqa: B023
             values = values[rows[mine] - block * size]
-            out[mine] = values if name not in self._sizes else self._pictures(name, rows[mine], values)
+            if name in self._sizes:
+                values = [self._picture(name, row, picture) for row, picture in zip(rows[mine].tolist(), values)]
+            out[mine] = values
 
     def fingerprint(self, small: int = SMALL) -> str:
         """sha256 over episode ends, image arrays' layout and all their stored chunks, as `hash_chunks` reads them."""
@@ -160,7 +162,7 @@ class ReplayBuffer(EpisodeStore):
 
         return self._arrays.get("", opened)
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give back open files and decoded frames; the next read opens the store again."""
         self._arrays.clear()
         self._decoded.clear()
@@ -244,7 +246,7 @@ class ReplayBuffer(EpisodeStore):
     def _check_images(self, name: str) -> None:
         array = self._check_rows(name)
         if array.ndim == 1 and array.dtype.kind == "O":  # bytes of any length
-            self._sizes[name] = self._picture(name, 0, self._read_rows(f"data/{name}", 0, 1)[0]).shape[:2]
+            self._picture(name, 0, self._read_rows(f"data/{name}", 0, 1)[0])
         elif array.ndim != 4 or array.shape[-1] != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
             raise StoreError(
                 f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected uint8 or float (N, H, W, 3), "
@@ -259,24 +261,18 @@ class ReplayBuffer(EpisodeStore):
         if not is_url(self.location):
             self._check_chunks(f"data/{name}", chunk_grid(array))
 
-    def _pictures(self, name: str, rows: np.ndarray, encoded: np.ndarray) -> np.ndarray:
-        """Decode (n,) pictures of an array of bytes: uint8 (n, H, W, 3)."""
-        pictures = [self._picture(name, int(row), picture) for row, picture in zip(rows, encoded, strict=True)]
-        for row, picture in zip(rows, pictures, strict=True):
-            if picture.shape[:2] != self._sizes[name]:
-                raise StoreError(
-                    f"{self.location}: data/{name}[{row}] is a picture of {picture.shape[:2]}, the first one of "
-                    f"{self._sizes[name]}"
-                )
-        return np.stack(pictures)
-
     def _picture(self, name: str, row: int, encoded: object) -> np.ndarray:
+        """Decode a picture of an array of bytes: uint8 (H, W, 3), of the same size as the first one."""
+        where = f"{self.location}: data/{name}[{row}]"
         if not isinstance(encoded, bytes):
-            raise StoreError(f"{self.location}: data/{name}[{row}] is {type(encoded).__name__}, expected bytes")
+            raise StoreError(f"{where} is {type(encoded).__name__}, expected bytes")
         try:
-            return decode_image(encoded, f"data/{name}[{row}]")
+            picture = decode_image(encoded, where)
         except ValueError as error:
-            raise StoreError(f"{self.location}: {error}") from error
+            raise StoreError(str(error)) from error
+        if picture.shape[:2] != self._sizes.setdefault(name, picture.shape[:2]):
+            raise StoreError(f"{where} is a picture of {picture.shape[:2]}, the first one of {self._sizes[name]}")
+        return picture
 
     def _decode(self, name: str, start: int, count: int) -> np.ndarray:
         """A chunk's worth of frames as uint8, or of encoded pictures."""
