@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_found_by_the_first_read_of_its_block(tmp_path):
             opened.read(np.array([15, 16]))
 
 
-@pytest.mark.parametrize("half", ["cut short", "zeros", "noise"])
+@pytest.mark.parametrize("half", ["cut short", "zeros", "noise", "brackets"])
 @pytest.mark.parametrize("second", [False, True])
 @pytest.mark.parametrize("name", ["plain.mean.npy", "plain.mean.crc.npy", "key.json"])
 def test_files_of_which_half_is_lost_are_refused_or_built_again(tmp_path, toy_codec, half, second, name):
@@ -79,7 +79,8 @@ def test_files_of_which_half_is_lost_are_refused_or_built_again(tmp_path, toy_co
     expected = build(path, toy_codec()).read(ROWS, ["plain"], [0]).values
     content = (path / name).read_bytes()
     parts = [content[: len(content) // 2], content[len(content) // 2 :]]
-    lost = {"cut short": b"", "zeros": bytes(len(parts[second]))}.get(half, os.urandom(len(parts[second])))
+    size, rng = len(parts[second]), np.random.default_rng(0)
+    lost = {"cut short": b"", "zeros": bytes(size), "noise": rng.bytes(size), "brackets": b"(" * size}[half]
     parts[second] = lost
     (path / name).write_bytes(b"".join(parts))
     with pytest.raises(StoreError, match=r"cache.* (is damaged|damaged \(|another).*Delete this folder"):

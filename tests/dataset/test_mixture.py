@@ -98,9 +98,8 @@ def test_has_action_tells_videos_apart_and_actions_are_the_sources_own(places, t
     np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["video", "joint"])
-def test_both_stages_train_through_the_latent_caches(places, tmp_path, stage):
-    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path, f"training={stage}"))
+def test_training_reads_all_of_them_through_latent_caches(places, tmp_path):
+    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path))
     workspace.run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]

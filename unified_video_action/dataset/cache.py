@@ -82,12 +82,12 @@ class CachedRows:
                 f"{self.path}: block {block} takes {self.dtype} {(stop - start, *self.row_shape)}, got {values.dtype} "
                 f"{values.shape}"
             )
-        for path, place, given in (
+        for path, part, given in (
             (self.path, slice(start, stop), values),
             (self._checksums, block, zlib.crc32(np.ascontiguousarray(values))),
         ):
             mapped = self._map("r+", path)
-            mapped[place] = given
+            mapped[part] = given
             mapped.flush()  # the rows must reach the disk before the checksum that vouches for them
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -119,7 +119,7 @@ class CachedRows:
             mapped = open_memmap(path, mode)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path}: no cached array here") from error
-        except (ValueError, OSError, SyntaxError, EOFError) as error:
+        except Exception as error:  # whatever a broken header raises
             raise StoreError(f"{path}: cut short or damaged ({error}). {REMEDY}") from error
         return mapped if mode == "r+" else np.asarray(mapped)  # whose items are plain arrays, faster to take
 
@@ -147,8 +147,8 @@ def cache_path(location: str, suffix: str, folder: str | Path | None = None) -> 
     if folder is None:
         folder = user_cache()
         log.info("nothing can be written beside %s; its cache lies in %s", location, folder)
-    place = location if is_url(location) else str(Path(location).resolve())
-    return Path(folder) / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}.{suffix}"
+    whole = location if is_url(location) else str(Path(location).resolve())
+    return Path(folder) / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}.{suffix}"
 
 
 def fill_cache(
@@ -221,9 +221,9 @@ def _fill(path: Path, key: Mapping[str, str], groups: Mapping[str, Layout], prod
     stores: Stores = {group: {} for group in groups}
     for group, layout in groups.items():
         for name, (shape, dtype) in layout.items():
-            place = array_path(path, group, name)
-            there = place.with_suffix(".crc.npy").exists()
-            stores[group][name] = CachedRows(place) if there else CachedRows.create(place, rows, shape, dtype, block)
+            file = array_path(path, group, name)
+            there = file.with_suffix(".crc.npy").exists()
+            stores[group][name] = CachedRows(file) if there else CachedRows.create(file, rows, shape, dtype, block)
     done = {group: np.all([store.written() for store in arrays.values()], axis=0) for group, arrays in stores.items()}
     with tqdm(total=rows * len(groups), desc=f"building {path.name}", unit="frame", disable=not progress) as bar:
         for number, start in enumerate(range(0, rows, block)):

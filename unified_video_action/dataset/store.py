@@ -76,13 +76,13 @@ class EpisodeStore(ABC):
 
     def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Frames of a camera at `rows` (any shape, in any order): uint8 (*rows.shape, H, W, 3)."""
-        wanted, places = np.unique(np.asarray(rows, np.int64), return_inverse=True)  # windows repeat frames
+        wanted, inverse = np.unique(np.asarray(rows, np.int64), return_inverse=True)  # windows repeat frames
         frames = np.empty((len(wanted), *self.frame_shape(name), 3), np.uint8)
         episodes = np.searchsorted(self.episode_ends, wanted, side="right")
         for episode in np.unique(episodes).tolist():
             mine = slice(*np.searchsorted(episodes, [episode, episode + 1]))
             self._read(name, episode, wanted[mine] - self.episode_starts[episode], frames[mine])
-        return frames[places.reshape(np.shape(rows))]
+        return frames[inverse.reshape(np.shape(rows))]
 
     @abstractmethod
     def frame_shape(self, name: str) -> tuple[int, int]:
@@ -148,7 +148,7 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         where: store and array, for messages.
 
     Raises:
-        StoreError: a value that is not finite or larger than any honest one; names row and column.
+        StoreError: a value that is not finite or larger than LARGEST; names row and column.
     """
     bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)
     if bad.any():

@@ -173,15 +173,15 @@ class Hdf5Store(EpisodeStore):
 
     def fingerprint(self, small: int = SMALL) -> str:
         """sha256 over episode ends and all frames; more than `small` bytes are read once, as `hash_files` does."""
-        place = hashlib.sha256(self.episode_ends.tobytes() + b"\0")
+        layout = hashlib.sha256(self.episode_ends.tobytes() + b"\0")
         for name in self.images:
-            place.update(f"{name} {self.frame_shape(name)}".encode())
+            layout.update(f"{name} {self.frame_shape(name)}".encode())
         total = sum(len(self) * 3 * height * width for height, width in self._sizes.values())
         if total <= small:
-            return self._contents(place.copy())
+            return self._contents(layout.copy())
         stat = Path(self.location).stat()
-        signature = hashlib.sha256(f"{place.hexdigest()} {stat.st_size} {stat.st_mtime_ns}".encode())
-        return remembered(signature.hexdigest(), lambda: self._contents(place.copy()), total)
+        signature = hashlib.sha256(f"{layout.hexdigest()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return remembered(signature.hexdigest(), lambda: self._contents(layout.copy()), total)
 
     def _contents(self, digest: hashlib._Hash) -> str:
         for name in self.images:

@@ -119,12 +119,12 @@ class LeRobotStore(EpisodeStore):
                 raise StoreError(f"{error} (episode {number}, {name})") from error
             return
         path = self.index.files[episode]
-        for place, row in enumerate((self.first_rows[episode] + steps).tolist()):
+        for index, row in enumerate((self.first_rows[episode] + steps).tolist()):
             where = f"{path}: {name} in row {row} (episode {number})"
             image = decode_image(self._picture(path, name, row, where), where)
             if image.shape[:2] != self.sizes[name]:
                 raise StoreError(f"{where} is {image.shape[:2]}, but meta/info.json says {self.sizes[name]}")
-            out[place] = self.fit(image)
+            out[index] = self.fit(image)
 
     def _picture(self, path: Path, name: str, row: int, where: str) -> bytes:
         """An encoded picture in a parquet file, of which the row groups read last are kept."""

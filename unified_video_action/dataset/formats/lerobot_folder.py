@@ -99,21 +99,21 @@ class LeRobotFolder:
 
     def episodes(self, cameras: Sequence[str], chosen: Sequence[int] | str | None) -> Episodes:
         """The index of all episodes, or of those `chosen`: numbers, or "start:stop"."""
-        filmed = [key for key in cameras if self.features[key]["dtype"] == "video"]
+        in_videos = [key for key in cameras if self.features[key]["dtype"] == "video"]
         stamps = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-        index = self._index([*columns, *(f"videos/{key}/{name}" for key in filmed for name in stamps)])
+        index = self._index([*columns, *(f"videos/{key}/{name}" for key in in_videos for name in stamps)])
         keep = self._choose(index["episode_index"], chosen)
         index = {name: values[keep] for name, values in index.items()}
         numbers, lengths = (index[name].astype(np.int64) for name in ("episode_index", "length"))
         videos = {}
-        for key in filmed:
+        for key in in_videos:
             chunk, file, begin, end = (index[f"videos/{key}/{name}"] for name in stamps)
             files = self._paths(numbers, key, "video_path", chunk, file, begin, video_key=key)
             self._check_segments(key, numbers, lengths, files, begin, end)
             videos[key] = Segments(files, begin)
-        places = index["data/chunk_index"], index["data/file_index"]
-        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *places), videos)
+        positions = index["data/chunk_index"], index["data/file_index"]
+        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *positions), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d).
@@ -121,17 +121,17 @@ class LeRobotFolder:
         One file is read at a time.
         """
         first, parts = np.empty(len(episodes.numbers), np.int64), [{}] * len(episodes.numbers)
-        places: dict[Path, list[int]] = {}
-        for place, path in enumerate(episodes.files):
-            places.setdefault(path, []).append(place)
-        for path, own in places.items():
+        positions: dict[Path, list[int]] = {}
+        for position, path in enumerate(episodes.files):
+            positions.setdefault(path, []).append(position)
+        for path, own in positions.items():
             table = read_columns(path, ["episode_index", "frame_index", *columns])
             values = {name: numbers_of(table[name], path, name) for name in table.column_names}
             owner, frame = values["episode_index"][:, 0], values["frame_index"][:, 0]
             order = np.argsort(owner, kind="stable")
             owner = owner[order]
-            for place in own:
-                number, length = int(episodes.numbers[place]), int(episodes.lengths[place])
+            for position in own:
+                number, length = int(episodes.numbers[position]), int(episodes.lengths[position])
                 rows = order[slice(*np.searchsorted(owner, [number, number + 1]))]
                 whole = len(rows) == length and rows[-1] - rows[0] == length - 1
                 if not whole or not np.array_equal(frame[rows], np.arange(length)):
@@ -139,8 +139,8 @@ class LeRobotFolder:
                         f"{path}: episode {number} has {len(rows)} rows; meta/episodes says {length}, one after the "
                         "other with frame_index from 0"
                     )
-                first[place] = rows[0]
-                parts[place] = {name: values[name][rows] for name in columns}
+                first[position] = rows[0]
+                parts[position] = {name: values[name][rows] for name in columns}
         return first, {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def instructions(self, episodes: Episodes, tasks: np.ndarray) -> tuple[str, ...]:
@@ -210,7 +210,7 @@ class LeRobotFolder:
         return index
 
     def _choose(self, numbers: np.ndarray, chosen: Sequence[int] | str | None) -> np.ndarray:
-        """Places in `numbers` of the episodes that are chosen."""
+        """Positions in `numbers` of the episodes that are chosen."""
         if chosen is None:
             return np.arange(len(numbers))
         if isinstance(chosen, str):
@@ -239,13 +239,14 @@ class LeRobotFolder:
         frames = (end - begin) * self.fps
         wrong = np.abs(frames - lengths) > 1.5  # give or take a frame: some writers give the last frame's time
         if wrong.any():
-            place = int(np.argmax(wrong))
+            first = int(np.argmax(wrong))
             raise StoreError(
-                f"{self.root}: episode {numbers[place]} has {lengths[place]} rows, but {frames[place]:.1f} frames of "
-                f"{key} at {self.fps:g} fps (from_timestamp {begin[place]:.3f} to {end[place]:.3f} s)"
+                f"{self.root}: episode {numbers[first]} has {lengths[first]} rows, but {frames[first]:.1f} frames of "
+                f"{key} at {self.fps:g} fps (from_timestamp {begin[first]:.3f} to {end[first]:.3f} s)"
             )
         end = begin + lengths / self.fps
-        for one, other in itertools.pairwise(sorted(range(len(files)), key=lambda place: (files[place], begin[place]))):
+        in_order = sorted(range(len(files)), key=lambda episode: (files[episode], begin[episode]))
+        for one, other in itertools.pairwise(in_order):
             if files[one] == files[other] and begin[other] < end[one] - 0.5 / self.fps:
                 raise StoreError(
                     f"{files[one]}: episode {numbers[one]} ({begin[one]:.3f} to {end[one]:.3f} s) and episode "

@@ -111,8 +111,8 @@ class UmiStore(EpisodeStore):
         owner = int(np.searchsorted(self._first, episode, side="right")) - 1
         archive = self._archive(owner)
         stored = archive.frames(name, archive.episode_starts[episode - self._first[owner]] + steps)
-        for place, frame in enumerate(stored):
-            out[place] = self.fit(frame if self.mask is None else self.mask(frame))
+        for index, frame in enumerate(stored):
+            out[index] = self.fit(frame if self.mask is None else self.mask(frame))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.location.rpartition("@")[2].encode())

@@ -57,13 +57,13 @@ class VideoFiles:
             FileNotFoundError: no such file. StoreError: no frame at that time, or a damaged file.
         """
         decoder = self._decoders.get(path, lambda: _Decoder(path))
-        for place in np.argsort(times, kind="stable").tolist():
-            image = self.fit(decoder.image(float(times[place]), tolerance))
+        for index in np.argsort(times, kind="stable").tolist():
+            image = self.fit(decoder.image(float(times[index]), tolerance))
             if image.shape != out.shape[1:]:
                 raise StoreError(
                     f"{path}: frames of {image.shape[0]} x {image.shape[1]}, expected {out.shape[1]} x {out.shape[2]}"
                 )
-            out[place] = image
+            out[index] = image
 
     def times(self, path: Path) -> np.ndarray:
         """(n,) seconds at which the frames of a file are shown, read from its packets; nothing is decoded."""

@@ -215,7 +215,7 @@ class ReplayBuffer(EpisodeStore):
                     f"that hold only the fill value may be left out, but {why}: it is taken for lost. Fetch the store "
                     f"again{run.remedy(array)}"
                 )
-            self._empty |= {(path, (number, *run.place)) for number in range(run.first, run.stop)}
+            self._empty |= {(path, (number, *run.column)) for number in range(run.first, run.stop)}
             empty.append(f"{start} to {stop - 1}")
         if empty:
             log.warning(
@@ -282,9 +282,9 @@ class ReplayBuffer(EpisodeStore):
         with np.errstate(invalid="ignore"):
             whole = frames.astype(np.uint8)
         if not np.array_equal(whole, frames):
-            place = np.argwhere(whole != frames)[0]
+            index = np.argwhere(whole != frames)[0]
             raise StoreError(
-                f"{self.location}: data/{name}[{start + place[0]}] holds {frames[tuple(place)]}; pixels must be whole "
+                f"{self.location}: data/{name}[{start + index[0]}] holds {frames[tuple(index)]}; pixels must be whole "
                 "numbers from 0 to 255"
             )
         return whole

@@ -125,23 +125,23 @@ def missing_chunks(array: zarr.Array, chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 class EmptyRun(NamedTuple):
-    """Chunks [first, stop) along the rows, at one place of the other dimensions, of which none is stored."""
+    """Chunks [first, stop) along the rows, at one index of the other dimensions, of which none is stored."""
 
     first: int
     stop: int
-    place: Chunk  # in the other dimensions
+    column: Chunk  # index in the other dimensions
 
     @classmethod
     def around(cls, array: zarr.Array, chunk: Chunk) -> EmptyRun:
         """The longest one that holds a chunk which is not stored."""
-        number, *place = chunk
+        number, *column = chunk
         count = -(-array.shape[0] // (array.shards or array.chunks)[0])
 
         def stored(row: int) -> bool:
-            return not missing_chunks(array, [(row, *place)])
+            return not missing_chunks(array, [(row, *column)])
 
         first = next((n + 1 for n in range(number - 1, -1, -1) if stored(n)), 0)
-        return cls(first, next((n for n in range(number + 1, count) if stored(n)), count), tuple(place))
+        return cls(first, next((n for n in range(number + 1, count) if stored(n)), count), tuple(column))
 
     def rows(self, array: zarr.Array) -> tuple[int, int]:
         """[start, stop)"""
@@ -151,7 +151,7 @@ class EmptyRun(NamedTuple):
     def why_lost(self, array: zarr.Array, episode_ends: np.ndarray) -> str | None:
         """Why these chunks must be taken for lost; None where they may be read as the array's fill value.
 
-        A writer may leave out chunks that hold only the fill value, as zarr 3 does unless told otherwise, and nothing
+        A writer may leave out chunks that hold only the fill value, as zarr 3 does by default, and nothing
         in a store says whether it did. A recording does not jump where a chunk happens to end, so the rows beside the
         run decide: each that belongs to the same episode as the run's end must hold the fill value alone, in a stored
         chunk that holds something else too. In two cases other evidence stands for them:
@@ -160,7 +160,7 @@ class EmptyRun(NamedTuple):
         * It is the whole length, several chunks, of some columns, and other columns are stored: a value that never
           changes.
 
-        A run that reaches the end is lost otherwise: so look stores whose writing or copying was interrupted.
+        A run that reaches the end is lost otherwise: so are stores whose writing or copying was interrupted.
         """
         if array.metadata.fill_value is None:
             return "its metadata has no fill value"
@@ -168,7 +168,7 @@ class EmptyRun(NamedTuple):
             return "its rows are pictures, of which none is empty"
         start, stop = self.rows(array)
         if stop == array.shape[0]:
-            columns = [chunk for chunk in chunk_grid(array) if chunk[0] == 0 and chunk[1:] != self.place]
+            columns = [chunk for chunk in chunk_grid(array) if chunk[0] == 0 and chunk[1:] != self.column]
             if start == 0 and self.stop > 1 and len(missing_chunks(array, columns)) < len(columns):
                 return None
             return "they reach the array's end, as in a store that was not written or copied to its end"
@@ -189,9 +189,9 @@ class EmptyRun(NamedTuple):
         return bool(empty[row - number * size].all() and not empty.all())
 
     def _slices(self, array: zarr.Array) -> tuple[slice, ...]:
-        """Its place in the dimensions after the first."""
+        """Its extent in the dimensions after the first."""
         sizes = (array.shards or array.chunks)[1:]
-        return tuple(slice(n * s, min((n + 1) * s, full)) for n, s, full in zip(self.place, sizes, array.shape[1:]))
+        return tuple(slice(n * s, min((n + 1) * s, full)) for n, s, full in zip(self.column, sizes, array.shape[1:]))
 
     def remedy(self, array: zarr.Array) -> str:
         """The end of a message: how to store these chunks, where they do hold the fill value."""
@@ -200,10 +200,10 @@ class EmptyRun(NamedTuple):
             return ""
         if not isinstance(array.store, LocalStore):
             return f"; if these rows do hold {fill}, write the store with write_empty_chunks=True"
-        place = ", ".join(f"{part.start}:{part.stop}" for part in (slice(*self.rows(array)), *self._slices(array)))
+        index = ", ".join(f"{part.start}:{part.stop}" for part in (slice(*self.rows(array)), *self._slices(array)))
         code = (
             "import zarr; zarr.config.set({'array.write_empty_chunks': True}); "
-            f"zarr.open_array('{array.store.root / array.path}', mode='r+')[{place}] = {fill}"
+            f"zarr.open_array('{array.store.root / array.path}', mode='r+')[{index}] = {fill}"
         )
         return f'; if these rows do hold {fill}, store them: python -c "{code}"'
 
