@@ -13,9 +13,9 @@ import logging
 from pathlib import Path
 
 from unified_video_action.dataset.demonstrations import require_new_store
-from unified_video_action.dataset.jpeg import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.store import expand
 from unified_video_action.dataset.umi_synthetic import CAMERAS, Scene, write_archive
-from unified_video_action.dataset.zarr_store import expand
 
 log = logging.getLogger("make_umi_archive")
 CODECS = {"jpegxl": JpegXlCodec, "jpeg": JpegCodec}

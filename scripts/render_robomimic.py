@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 from tqdm import tqdm
 
-from unified_video_action.dataset.hdf5_store import Hdf5Store
+from unified_video_action.dataset.formats.hdf5 import Hdf5Store
 from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.rendering import RenderJob, read_arguments
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from unified_video_action.dataset.libero import CONTROL, INSTRUCTION, files
+from unified_video_action.dataset.formats.hdf5 import CONTROL, INSTRUCTION, libero_files
 from unified_video_action.env.libero.assets import cache_folder, find_assets
 from unified_video_action.env.libero.replay import (
     absolute_actions,
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         if options.image_size < 8:
             raise ValueError(f"--image-size must be at least 8, got {options.image_size}")
-        sources = files(options.input)
+        sources = libero_files(options.input)
         if options.output.resolve() == sources[0].parent.resolve():
             raise ValueError(f"--output {options.output} is the folder of the published files; choose another")
         settings = Settings(options.image_size, options.keep_failures, options.demonstrations)

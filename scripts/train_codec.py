@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import unfold
 from tqdm import tqdm
 
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.vae.base import FrameCodec
 from unified_video_action.vae.patch_mlp import PatchMLP
 from unified_video_action.vae.pusht_tiny import CHANNELS, PATCH, PushTTiny

@@ -22,7 +22,6 @@ from tqdm import tqdm
 
 from unified_video_action.dataset.demonstrations import new_store, require_new_store
 from unified_video_action.dataset.pusht import PUBLISHED, PushTSource, open_store
-from unified_video_action.dataset.zarr_store import open_root
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.pusht.env import DEFAULT_GOAL
 from unified_video_action.env.pusht_m.motion import Mover, Recording
@@ -34,7 +33,7 @@ def recordings(source: str, most: int | None = None) -> list[Recording]:
     """The first episodes of a PushT store (None: all of them), with goals of their own where it has them."""
     store = open_store(PushTSource(source))
     states, actions = store.vectors["state"].astype(np.float64), store.vectors["action"]
-    root = open_root(store.location)
+    root = store.root()
     goals = root["meta/goal"][:] if "meta/goal" in root else [DEFAULT_GOAL] * store.n_episodes
     spans = zip(store.episode_starts, store.episode_ends, goals, strict=True)
     given = (Recording(i, states[a:b], actions[a:b], tuple(goal)) for i, (a, b, goal) in enumerate(spans))

@@ -13,8 +13,8 @@ from tests.loading import load_script
 from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset import umi_synthetic
 from unified_video_action.dataset.build import build_dataset
-from unified_video_action.dataset.jpeg import JpegXlCodec
-from unified_video_action.dataset.umi import UmiStore
+from unified_video_action.dataset.formats.pictures import JpegXlCodec
+from unified_video_action.dataset.formats.umi import UmiStore
 from unified_video_action.dataset.umi_synthetic import (
     CAMERA_IN_HAND,
     TABLE,

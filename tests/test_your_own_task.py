@@ -75,7 +75,7 @@ def test_the_commands_train_and_evaluate(folder):
     (results,) = run.glob("evaluation/*/results.json")
     episodes = json.loads(results.read_text())["episodes"]
     assert len(episodes) == 2
-    assert list(folder.glob("demos@*.image.*.latents.zarr"))
+    assert list(folder.glob("demos@*.image.*.latents"))
 
 
 def test_the_mixture_of_the_page(folder, monkeypatch):

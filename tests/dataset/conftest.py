@@ -77,6 +77,7 @@ class FileServer(http.server.SimpleHTTPRequestHandler):
             return self.send_error(404)
         self.send_response(200)
         self.send_header("Content-Length", str(path.stat().st_size))
+        self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.end_headers()

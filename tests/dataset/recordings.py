@@ -198,7 +198,7 @@ def write_umi(
 ) -> Path:
     """Write an archive in UMI's layout, a zip if the name ends so: frames (N, H, W, 3), poses (N, 6), `more` arrays."""
     from unified_video_action.dataset.demonstrations import new_store
-    from unified_video_action.dataset.jpeg import JpegXlCodec
+    from unified_video_action.dataset.formats.pictures import JpegXlCodec
 
     count = len(poses)
     arrays = {

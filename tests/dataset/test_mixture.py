@@ -63,11 +63,11 @@ def read(places: dict[str, Path], folder: Path, *overrides: str):
     options = {
         "pusht": {"_target_": "unified_video_action.dataset.pusht.PushTSource"},
         "lerobot": {
-            "_target_": "unified_video_action.dataset.lerobot.LeRobotSource",
+            "_target_": "unified_video_action.dataset.formats.lerobot.LeRobotSource",
             "cameras": {"image": CAMERA},
             "image_size": 96,
         },
-        "videos": {"_target_": "unified_video_action.dataset.video_folder.VideoFolderSource", "image_size": 96},
+        "videos": {"_target_": "unified_video_action.dataset.formats.video_folder.VideoFolderSource", "image_size": 96},
     }
     for name in options:
         options[name] |= {"path": str(places[name]), "weight": WEIGHTS[name]}
@@ -98,14 +98,13 @@ def test_has_action_tells_videos_apart_and_actions_are_the_sources_own(places, t
     np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", ["video", "joint"])
-def test_both_stages_train_through_the_latent_caches(places, tmp_path, stage):
-    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path, f"training={stage}"))
+def test_training_reads_all_of_them_through_latent_caches(places, tmp_path):
+    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path))
     workspace.run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
     assert len(losses) == 3 and np.isfinite(losses).all()
-    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.zarr"))
+    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.latents"))
     assert caches == ["lerobot", "pusht", "videos"]
 
 

@@ -1,14 +1,15 @@
-"""What all stores share: checks of numbers, lists in messages, fingerprints of files."""
+"""What all stores share: checks of numbers, what a process keeps, fingerprints of files."""
 
 import hashlib
+import multiprocessing
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unified_video_action.dataset import store
-from unified_video_action.dataset.store import as_float32, sample_files
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset import fingerprints
+from unified_video_action.dataset.store import Kept, StoreError, as_float32
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
@@ -36,6 +37,21 @@ def test_values_that_cannot_be_true_are_named(value, dtype, message):
         as_float32(values, "demos: data/action")
 
 
+def test_what_a_process_keeps_is_bounded_and_its_own():
+    kept, made = Kept(250), []
+
+    def get(key: int, source: Kept = kept) -> int:
+        return len(source.get(key, lambda: made.append(key) or np.zeros(100, np.uint8)))
+
+    for key in (1, 2, 1, 3, 1, 2):  # two have room; 2 makes way for 3, which makes way for 2
+        assert get(key) == 100
+    assert made == [1, 2, 3, 2] and len(kept) == 2
+    assert kept.get("large", lambda: np.zeros(1000)).nbytes == 8000 and len(kept) == 1
+    assert len(pickle.loads(pickle.dumps(kept))) == 0  # noqa: S301
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(kept.get, ("large", bytes)) == b""  # a forked process opens for itself
+
+
 def test_a_change_of_any_file_changes_a_fingerprint(tmp_path: Path, monkeypatch):
     paths = [tmp_path / f"{number:03d}" for number in range(300)]
     for path in paths:
@@ -43,13 +59,13 @@ def test_a_change_of_any_file_changes_a_fingerprint(tmp_path: Path, monkeypatch)
 
     def fingerprint() -> str:
         digest = hashlib.sha256()
-        sample_files(digest, paths, tmp_path)
+        fingerprints.sample_files(digest, paths, tmp_path)
         return digest.hexdigest()
 
-    for small in (store.SMALL, 0):  # read whole, or in pieces
-        monkeypatch.setattr(store, "SMALL", small)
+    for small in (fingerprints.SMALL, 0):  # read whole, or in pieces
+        monkeypatch.setattr(fingerprints, "SMALL", small)
         before = fingerprint()
-        for path in (paths[0], paths[1], paths[150], paths[298]):
+        for path in (paths[0], paths[150], paths[298]):
             path.write_bytes(bytes(99) + b"x")
             assert fingerprint() != before
             path.write_bytes(bytes(100))

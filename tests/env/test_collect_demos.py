@@ -7,7 +7,7 @@ import pytest
 import zarr
 
 from tests.loading import load_script
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.renderer import render_states
 

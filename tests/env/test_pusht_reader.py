@@ -46,7 +46,7 @@ def test_rendered_states_are_read(size: int, median: float, most: float, random_
 
 
 def test_frames_of_people_are_read(pusht_zip) -> None:
-    from unified_video_action.dataset.replay_buffer import ReplayBuffer
+    from unified_video_action.dataset.formats.zarr import ReplayBuffer
 
     store = ReplayBuffer(str(pusht_zip), images=["img"], vectors=["state"])
     rows = np.arange(0, len(store), len(store) // 300)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.inference.session import IMAGINATION, PolicySession
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.uva import UVA

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("unified_video_action.real.sim.engine", reason="needs `make sims`", exc_type=ImportError)
 
 from tests.loading import load_script
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.episode_plot import Recording
 from unified_video_action.real.sim import collect

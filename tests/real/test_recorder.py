@@ -17,8 +17,8 @@ import zarr
 from scipy.spatial.transform import Rotation
 from zarr.storage import ZipStore
 
-from unified_video_action.dataset import replay_buffer
-from unified_video_action.dataset.jpeg import JpegCodec, register_jpeg
+from unified_video_action.dataset.formats.pictures import JpegCodec, register_pictures
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.poses import distance, from_vector, pose_matrix
 from unified_video_action.real import recorder as module
 from unified_video_action.real.recorder import EpisodeRecorder
@@ -56,7 +56,7 @@ def record(recorder: EpisodeRecorder, seconds: float, skip: tuple[float, float] 
 
 
 def opened(path: Path) -> zarr.Group:
-    register_jpeg()
+    register_pictures()
     return zarr.open_group(ZipStore(path, mode="r"), mode="r")
 
 
@@ -116,7 +116,7 @@ def test_the_projects_reader_opens_it(tmp_path: Path) -> None:
     path = tmp_path / "one.zarr.zip"
     with EpisodeRecorder(path, rate=20) as recorder:
         record(recorder, 1.0)
-    buffer = replay_buffer.ReplayBuffer(path, ["camera0_rgb"], ["robot0_eef_pos"])
+    buffer = ReplayBuffer(path, ["camera0_rgb"], ["robot0_eef_pos"])
     assert buffer.episode_ends.tolist() == [20]
     assert np.abs(buffer.frames("camera0_rgb", np.array([3]))[0].astype(int) - 17).max() <= 1
 

@@ -21,9 +21,9 @@ pytest.importorskip("libero", reason=LIBERO)
 import h5py
 
 from scripts import replay_libero as script
-from unified_video_action.dataset.libero import LiberoSource
+from unified_video_action.dataset.formats.hdf5 import LiberoSource
 from unified_video_action.dataset.mixture import Wanted
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.env.libero.env import LiberoEnv
 from unified_video_action.env.libero.replay import absolute_actions, play, read_recording
 from unified_video_action.rotations import axis_angle_to_6d

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from unified_video_action.compat.checkpoint_files import listed
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace import run

@@ -31,19 +31,20 @@ class VideoAugmentation:
     grayscale_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"augmentation.crop={self.crop}: expected 0 < crop <= 1")
-        for name in (field.name for field in fields(self) if field.name.endswith("_probability")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augmentation.{name}={getattr(self, name)}: expected 0 to 1")
-        if self.blur_kernel < 1 or self.blur_kernel % 2 == 0:
-            raise ValueError(f"augmentation.blur_kernel={self.blur_kernel}: expected a positive odd number")
-        if len(self.blur_sigma) != 2 or not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
-            raise ValueError(f"augmentation.blur_sigma={self.blur_sigma}: expected 0 < lowest <= highest")
-        if len(self.sharpness) != 2 or not 0 <= self.sharpness[0] <= self.sharpness[1]:
-            raise ValueError(f"augmentation.sharpness={self.sharpness}: expected 0 <= lowest <= highest")
-        if len(self.jitter) != 4 or not all(0 <= part <= 1 for part in self.jitter) or self.jitter[3] > 0.5:
-            raise ValueError(f"augmentation.jitter={self.jitter}: expected four numbers 0 to 1, the last at most 0.5")
+        jitter = len(self.jitter) == 4 and all(0 <= part <= 1 for part in self.jitter) and self.jitter[3] <= 0.5
+        sharpness = len(self.sharpness) == 2 and 0 <= self.sharpness[0] <= self.sharpness[1]
+        sigma = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1]
+        chances = [field.name for field in fields(self) if field.name.endswith("_probability")]
+        for name, right, expected in (
+            ("crop", 0 < self.crop <= 1, "0 < crop <= 1"),
+            ("blur_kernel", self.blur_kernel >= 1 and self.blur_kernel % 2, "a positive odd number"),
+            ("blur_sigma", sigma, "0 < lowest <= highest"),
+            ("sharpness", sharpness, "0 <= lowest <= highest"),
+            ("jitter", jitter, "four numbers 0 to 1, the last at most 0.5"),
+            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in chances),
+        ):
+            if not right:
+                raise ValueError(f"augmentation.{name}={getattr(self, name)}: expected {expected}")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 (T, 3, H, W) -> the same shape; every random choice comes from `rng`."""

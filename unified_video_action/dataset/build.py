@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.mixture import Wanted
-from unified_video_action.dataset.pose_windows import HAND_STATES
+from unified_video_action.dataset.transforms import HAND_STATES
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.poses import KINDS, HandSpec

@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numcodecs.abc import Codec
 
-from unified_video_action.dataset.jpeg import register_jpeg
+from unified_video_action.dataset.formats.pictures import register_pictures
 
 ROWS_PER_CHUNK = 2000
 FRAMES_PER_CHUNK = 32  # frames are read a few at a time
@@ -80,7 +80,7 @@ def new_store(output: Path, pictures: Codec | None = None) -> Iterator[Demonstra
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
-        register_jpeg()
+        register_pictures()
         yield DemonstrationStore(partial, pictures)
         _publish(partial, output)
     finally:
@@ -92,13 +92,10 @@ def _publish(folder: Path, output: Path) -> None:
     if output.suffix == ".zarr":
         folder.rename(output)
         return
-    packed = folder.with_name(folder.name + ".zip")
-    try:
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
-                    archive.writestr(undated, path.read_bytes())
-        packed.rename(output)
-    finally:
-        packed.unlink(missing_ok=True)
+    packed = folder / "packed"
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for path in files:
+            undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
+            archive.writestr(undated, path.read_bytes())
+    packed.rename(output)

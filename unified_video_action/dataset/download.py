@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
+import shutil
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -58,12 +58,9 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
     part = path.with_name(path.name + ".part")
     try:
         _fetch(url, part, progress)
-    except HTTPError as error:
-        raise DownloadError(f"{url}: the server answers {error.code} {error.reason}") from error
     except (URLError, HTTPException, OSError) as error:
-        reason = getattr(error, "reason", error)
         raise DownloadError(
-            f"{url} could not be fetched ({reason}); run this again to go on, or copy it to {path}"
+            f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}"
         ) from error
     found = file_sha256(part)
     if found != sha256:
@@ -89,16 +86,12 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
             return
         raise
     with answer:
-        if answer.status != 206 or not re.match(rf"bytes {have}-", answer.headers.get("Content-Range", "")):
+        if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0  # the server sends the whole file
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with (
-            open(part, "ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar,
-        ):
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                bar.update(len(piece))
+        shown = {"total": total, "initial": have, "unit": "B", "unit_scale": True, "disable": not progress}
+        with open(part, "ab" if have else "wb") as file, tqdm.wrapattr(file, "write", desc=part.stem, **shown) as out:
+            shutil.copyfileobj(answer, out, PIECE)
     if total is not None and part.stat().st_size < total:
         raise DownloadError(f"the connection ended after {part.stat().st_size} of {total} bytes")

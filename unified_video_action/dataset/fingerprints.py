@@ -6,13 +6,14 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 SMALL = 256 * 2**20  # bytes that are read whenever a fingerprint is asked for; it is remembered for more
 AT_ONCE = 2**22  # bytes in memory
+PIECE = 2**16  # bytes at a file's beginning, middle and end that enter a fingerprint of much compressed data
 
 
 def user_cache() -> Path:
@@ -48,11 +49,7 @@ def hash_files(files: Mapping[str, Path], small: int = SMALL) -> str:
 
 
 def remembered(signature: str, contents: Callable[[], str], total: int) -> str:
-    """What `contents` gives, which takes long, or gave at an earlier time for the same signature.
-
-    Args:
-        total: bytes that `contents` reads.
-    """
+    """What `contents` gives, which reads `total` bytes, or gave at an earlier time for the same signature."""
     path = user_cache() / "fingerprints" / signature
     if path.is_file() and re.fullmatch("[0-9a-f]{64}", text := path.read_text()):
         return text
@@ -66,3 +63,18 @@ def remembered(signature: str, contents: Callable[[], str], total: int) -> str:
     except OSError as error:
         log.warning("%s cannot be written (%s): the data will be read again at the next start", path, error)
     return text
+
+
+def sample_files(digest: hashlib._Hash, paths: Sequence[Path], root: Path) -> None:
+    """Add every file's name below `root`, size and contents to a fingerprint; of large data, three pieces of each.
+
+    Meant for compressed files, such as videos, of which an edit leaves hardly a byte alone.
+    """
+    sizes = [path.stat().st_size for path in paths]
+    whole = sum(sizes) <= SMALL
+    for path, size in zip(paths, sizes, strict=True):
+        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
+        with open(path, "rb") as file:
+            for start in range(0, size, PIECE) if whole else sorted({0, size // 2, max(size - PIECE, 0)}):
+                file.seek(start)
+                digest.update(file.read(PIECE))

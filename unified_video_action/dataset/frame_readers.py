@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,11 +14,9 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.cache_folder import cache_path
-from unified_video_action.dataset.frame_cache import FrameCache
-from unified_video_action.dataset.latent_cache import LatentCache
+from unified_video_action.dataset.cache import CachedRows, cache_path, fill_cache
+from unified_video_action.dataset.latents import LatentCache, StoredLatents
 from unified_video_action.dataset.sampling import sample_seed, uniform
-from unified_video_action.dataset.stored_latents import StoredLatents
 from unified_video_action.dataset.tables import Table
 from unified_video_action.vae.base import FrameCodec
 
@@ -40,14 +37,14 @@ class PixelReader:
     """uint8 frames (B, T, 3, H, W), decoded from the stores or read from caches, and augmented.
 
     Args:
-        caches: store's location -> camera -> cache; None: decode.
+        caches: store's location -> camera -> frames (3, H, W); None: decode.
     """
 
     def __init__(
         self,
         tables: Sequence[Table],
         augmentation: VideoAugmentation | None = None,
-        caches: Mapping[str, Mapping[str, FrameCache]] | None = None,
+        caches: Mapping[str, Mapping[str, CachedRows]] | None = None,
     ) -> None:
         self.tables, self.augmentation, self.caches = tables, augmentation, caches
 
@@ -149,21 +146,17 @@ def build_latents(
     views = view_names(n_views, augmentation)
     caches: dict[str, dict[str, LatentCache]] = {}
     for location, own in _by_store(tables).items():
-        store = own[0].store
+        store, caches[location] = own[0].store, {}
         variants = {variant_name(table, view): (table, number) for table in own for number, view in enumerate(views)}
-        caches[location] = {
-            camera: LatentCache.build(
-                cache_path(location, f"{camera}.{codec.name}_{codec.image_size}.latents", folder),
-                codec,
-                len(store),
-                partial(_variant_frames, variants, camera, augmentation),
-                store.fingerprint(),
-                list(variants),
-                rebuild,
-                progress,
+        for camera in own[0].cameras:
+
+            def frames(variant: str, start: int, stop: int) -> np.ndarray:
+                return _variant(*variants[variant], camera, augmentation, np.arange(start, stop))  # noqa: B023
+
+            path = cache_path(location, f"{camera}.{codec.name}_{codec.image_size}.latents", folder)
+            caches[location][camera] = LatentCache.build(
+                path, codec, len(store), frames, store.fingerprint(), list(variants), rebuild, progress
             )
-            for camera in own[0].cameras
-        }
     return LatentReader(tables, caches, views)
 
 
@@ -175,20 +168,18 @@ def build_frames(
     progress: bool = True,
 ) -> PixelReader:
     """Open the caches of decoded frames of all stores, first decoding what they lack; arguments as above."""
-    caches = {
-        location: {
-            camera: FrameCache.build(
-                cache_path(location, f"{camera}.frames", folder),
-                len(table),
-                partial(_stored_frames, table, camera),
-                table.store.fingerprint(),
-                rebuild,
-                progress,
-            )
-            for camera in table.cameras
-        }
-        for location, (table, *_) in _by_store(tables).items()
-    }
+    caches: dict[str, dict[str, CachedRows]] = {}
+    for location, (table, *_) in _by_store(tables).items():
+        caches[location] = {}
+        for camera in table.cameras:
+
+            def frames(_: str, start: int, stop: int) -> dict[str, np.ndarray]:
+                return {"frames": table.stored_frames(camera, np.arange(start, stop))}  # noqa: B023
+
+            layout = {"plain": {"frames": ((3, *table.store.frame_shape(table.cameras[camera])), "uint8")}}
+            path, key = cache_path(location, f"{camera}.frames", folder), {"source": table.store.fingerprint()}
+            stores = fill_cache(path, key, len(table), layout, frames, rebuild, progress)
+            caches[location][camera] = stores["plain"]["frames"]
     return PixelReader(tables, augmentation, caches)
 
 
@@ -199,25 +190,14 @@ def _by_store(tables: Sequence[Table]) -> dict[str, list[Table]]:
     return groups
 
 
-def _stored_frames(table: Table, camera: str, start: int, stop: int) -> np.ndarray:
-    """Rows [start, stop): uint8 (n, 3, H, W)."""
-    return table.stored_frames(camera, np.arange(start, stop))
-
-
-def _variant_frames(
-    variants: Mapping[str, tuple[Table, int]],
-    camera: str,
-    augmentation: VideoAugmentation | None,
-    variant: str,
-    start: int,
-    stop: int,
+def _variant(
+    table: Table, view: int, camera: str, augmentation: VideoAugmentation | None, rows: np.ndarray
 ) -> np.ndarray:
-    """Rows [start, stop) of one variant: uint8 (n, 3, H, W); all frames of an episode are augmented alike."""
-    table, view = variants[variant]
-    frames = table.mirrored(_stored_frames(table, camera, start, stop))
+    """Frames uint8 (n, 3, H, W) of one view; all frames of an episode are augmented alike."""
+    frames = table.mirrored(table.stored_frames(camera, rows))
     if view == 0:
         return frames
-    episodes = np.searchsorted(table.store.episode_ends, np.arange(start, stop), side="right")
+    episodes = np.searchsorted(table.store.episode_ends, rows, side="right")
     parts = [
         augmentation(frames[episodes == episode], np.random.default_rng(sample_seed(view, int(episode))))
         for episode in np.unique(episodes)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.pose_windows import HandWindows
 from unified_video_action.dataset.sequence import WindowOptions, reach
 from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.transforms import HandWindows, WindowTransform
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.dataset.window_transforms import WindowTransform
 from unified_video_action.poses import HandSpec
 from unified_video_action.spec import Horizon
 
@@ -26,10 +25,18 @@ class Wanted:
     auxiliary: bool = False
 
 
+@dataclass(frozen=True)
 class Source(ABC):
     """One place with recordings, as a configuration names it."""
 
-    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by its size
+    path: str  # file, folder or fsspec URL; ~ and environment variables are expanded
+    weight: float | None = field(default=None, kw_only=True)  # share of the training samples; None: by its size
+
+    def __post_init__(self) -> None:
+        if not self.path or self.path == "???":
+            raise ValueError(f"{type(self).__name__} has no path: say where its recordings are")
+        if self.weight is not None and not self.weight > 0:
+            raise ValueError(f"source {self.path}: weight={self.weight} must be positive, or null")
 
     @abstractmethod
     def tables(self, wanted: Wanted) -> list[Table]:
@@ -38,6 +45,28 @@ class Source(ABC):
         Raises:
             FileNotFoundError: nothing is there. StoreError: it is damaged, or lacks what is wanted.
         """
+
+    def require(self, wanted: Wanted, hint: str = "", **offered: Collection[str]) -> None:
+        """Raise ValueError for what a task wants and this source has not.
+
+        Args:
+            hint: what to do, for the message.
+            offered: the names that it has of `cameras` and of `low_dim`.
+        """
+        for part, names in offered.items():
+            for name in getattr(wanted, part):
+                if name not in names:
+                    raise ValueError(
+                        f"source {self.path}: the task reads {name!r}, but its {part} are "
+                        f"{', '.join(names) or 'none'}{hint and '; ' + hint}"
+                    )
+
+
+@dataclass(frozen=True)
+class StoreSource(Source):
+    """A source whose format says what its actions are."""
+
+    has_action: bool = field(default=True, kw_only=True)  # False: a video to learn from; actions are not read
 
 
 class MixtureDataset(WindowDataset):
@@ -49,19 +78,10 @@ class MixtureDataset(WindowDataset):
         horizon: frames and actions of a sample.
         val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
         max_train_episodes: most episodes of each store to train on; None: all.
-        pad_before, pad_after: steps by which a window may reach over its episode's ends; 1 and 7 are the paper's.
-            None: so far that every row of an episode is `now` once.
+        pad_before, pad_after: as in `WindowOptions`; 1 and 7 are the paper's. None: every row of an episode is `now`.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
-        low_dim_steps: newest states given; None: one for each history frame.
-        history_actions: also give the chunk of actions before now.
-        future_low_dim: also give the states, or those named, at the steps of the actions.
-        history_frequency: "fixed", "random" for history frames at random times up to now, or "scattered" for different
-            random times, of which none need be now.
-        down_sample: recorded rows that make a control step; each of them may be `now`.
-        latency: name of a recorded state, or "action" -> recorded rows by which it is newer than the frame beside it
-            when a robot reads it. Between rows positions are mixed and rotations turned.
-        transforms: changes of states and actions, see `window_transforms`.
+        Others as in `WindowOptions`.
         hand: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
 

@@ -43,8 +43,7 @@ class Normalizer(nn.Module):
         """
         fields = {}
         for name, values in data.items():
-            stats = _statistics(name, values)
-            flat, extent = _extent(stats, range_eps)
+            stats, flat, extent = _statistics(name, values, range_eps)
             scale = torch.where(flat, torch.ones_like(extent), 2 / extent)
             offset = torch.where(flat, -stats["min"], -1 - scale * stats["min"])
             fields[name] = {"scale": scale, "offset": offset, **stats}
@@ -52,16 +51,10 @@ class Normalizer(nn.Module):
 
     @classmethod
     def deviations(cls, data: Mapping[str, np.ndarray | Tensor], range_eps: float = 1e-4) -> Normalizer:
-        """Fit each field to mean 0 and standard deviation 1: for values with long tails, which limits would squeeze.
-
-        Args:
-            data: name -> values (..., D).
-            range_eps: a dimension that varies by less is centred on 0 with scale 1.
-        """
+        """Fit each field to mean 0 and standard deviation 1: for values with long tails. Arguments as for `limits`."""
         fields = {}
         for name, values in data.items():
-            stats = _statistics(name, values)
-            flat, _ = _extent(stats, range_eps)
+            stats, flat, _ = _statistics(name, values, range_eps)
             scale = 1 / torch.where(flat, torch.ones_like(stats["std"]), stats["std"])
             fields[name] = {"scale": scale, "offset": -scale * stats["mean"], **stats}
         return cls(fields)
@@ -106,11 +99,11 @@ class Normalizer(nn.Module):
         """Inverse of `to_json`. Raises ValueError for text that is not a normaliser's JSON."""
         try:
             fields = {
-                name: {"scale": field["scale"], "offset": field["offset"]} | field
+                name: {key: torch.tensor(value) for key, value in field.items()}
                 for name, field in json.loads(text).items()
             }
-            fields = {name: {k: torch.tensor(v) for k, v in field.items()} for name, field in fields.items()}
-        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            assert all({"scale", "offset"} <= set(field) for field in fields.values())
+        except (ValueError, AssertionError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
                 'a normaliser\'s JSON must map each field name to {"scale": [...], "offset": [...]} '
                 f"({repr(error)[:200]})"
@@ -130,14 +123,8 @@ def _vector(name: str, part: str, values: Tensor) -> Tensor:
     return vector
 
 
-def _extent(stats: Mapping[str, Tensor], range_eps: float) -> tuple[Tensor, Tensor]:
-    """Which dimensions hardly vary (D,), and the range of each (D,), 1 where it hardly varies."""
-    extent = stats["max"] - stats["min"]
-    flat = extent < range_eps
-    return flat, torch.where(flat, torch.ones_like(extent), extent)
-
-
-def _statistics(name: str, values: np.ndarray | Tensor) -> dict[str, Tensor]:
+def _statistics(name: str, values: np.ndarray | Tensor, range_eps: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Statistics (D,) each, which dimensions hardly vary (D,), and their range (D,), 1 where they hardly vary."""
     rows = torch.as_tensor(values).to(torch.float32)
     rows = rows.reshape(-1, rows.shape[-1])  # (N, D)
     if not len(rows):
@@ -145,9 +132,8 @@ def _statistics(name: str, values: np.ndarray | Tensor) -> dict[str, Tensor]:
     if not torch.isfinite(rows).all():
         raise ValueError(f"normaliser field {name!r}: row {(~torch.isfinite(rows)).nonzero()[0, 0]} is not finite")
     exact = rows.to(torch.float64)
-    return {
-        "min": rows.amin(0),
-        "max": rows.amax(0),
-        "mean": exact.mean(0).float(),
-        "std": exact.std(0, unbiased=False).float(),
-    }
+    mean, std = exact.mean(0).float(), exact.std(0, unbiased=False).float()
+    stats = {"min": rows.amin(0), "max": rows.amax(0), "mean": mean, "std": std}
+    extent = stats["max"] - stats["min"]
+    flat = extent < range_eps
+    return stats, flat, torch.where(flat, torch.ones_like(extent), extent)

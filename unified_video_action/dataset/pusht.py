@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.mixture import MixtureDataset, Source, Wanted
-from unified_video_action.dataset.replay_buffer import ReplayBuffer
-from unified_video_action.dataset.tables import StoreSource, Table
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
+from unified_video_action.dataset.mixture import MixtureDataset, StoreSource, Wanted
+from unified_video_action.dataset.store import StoreError, require_width
+from unified_video_action.dataset.tables import Table
 from unified_video_action.env.pusht.geometry import state_targets
 from unified_video_action.spec import Horizon
 
@@ -23,7 +23,7 @@ STATE = ("agent x", "agent y", "block x", "block y", "block angle")
 
 
 @dataclass(frozen=True)
-class PushTSource(StoreSource, Source):
+class PushTSource(StoreSource):
     """A PushT store: camera "image", low-dim "agent_pos" (2), actions (2) in table pixels.
 
     Auxiliary targets (N, 6) are agent and block position in [-1, 1], cosine and sine of the block's angle.
@@ -31,9 +31,17 @@ class PushTSource(StoreSource, Source):
 
     mirror: bool = False  # also every episode's mirror image in the diagonal, which keeps the goal and the T
 
+    @classmethod
+    def parse(cls, source: str | Path | Mapping, mirror: bool) -> PushTSource:
+        """From a path, or a mapping of fields. Raises ValueError for other keys."""
+        given = source if isinstance(source, Mapping) else {"path": str(source)}
+        known = sorted(field.name for field in fields(cls))
+        if "path" not in given or not set(given) <= set(known):
+            raise ValueError(f"source {dict(given)}: expected a path, or a mapping with path and {', '.join(known)}")
+        return cls(**{"mirror": mirror, **given})
+
     def tables(self, wanted: Wanted) -> list[Table]:
-        if wanted.cameras != ("image",) or not set(wanted.low_dim) <= {"agent_pos"} or wanted.action_dim != 2:
-            raise ValueError(f"{wanted}: a PushT store has the camera image, agent_pos, and actions of 2 dimensions")
+        self.require(wanted, cameras=("image",), low_dim=("agent_pos",))
         store = open_store(self, needs_state=bool(wanted.low_dim) or wanted.auxiliary)
         return [_table(store, self, mirror, wanted) for mirror in ((False, True) if self.mirror else (False,))]
 
@@ -43,7 +51,7 @@ class PushTDataset(MixtureDataset):
 
     Args:
         paths: a store or several (human and scripted demonstrations, say): zip, folder or fsspec URL, or mappings with
-            the fields of `StoreSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
+            the fields of `PushTSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
         mirror: see `PushTSource`.
         Others as in `MixtureDataset`.
 
@@ -70,7 +78,7 @@ class PushTDataset(MixtureDataset):
     ) -> None:
         paths = PUBLISHED if paths is None else paths
         given = [paths] if isinstance(paths, str | Path | Mapping) else list(paths)
-        sources = [PushTSource(**vars(StoreSource.parse(source)), mirror=mirror) for source in given]
+        sources = [PushTSource.parse(source, mirror) for source in given]
         super().__init__(
             sources,
             wanted,
@@ -88,16 +96,13 @@ class PushTDataset(MixtureDataset):
         )
 
 
-def open_store(source: StoreSource, needs_state: bool = True) -> ReplayBuffer:
+def open_store(source: PushTSource, needs_state: bool = True) -> ReplayBuffer:
     """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed."""
     wanted = {"action": 2} if source.has_action else {}
     wanted |= {"state": len(STATE)} if needs_state else {}
     store = ReplayBuffer(source.path, images=["img"], vectors=list(wanted))
     for name, width in wanted.items():
-        if store.vectors[name].shape[1] != width:
-            raise StoreError(
-                f"{store.location}: data/{name} has shape {store.vectors[name].shape}, expected ({len(store)}, {width})"
-            )
+        require_width(store.vectors[name], width, f"{store.location}: data/{name}")
     height, width = store.frame_shape("img")
     if height != width:
         raise StoreError(f"{store.location}: data/img has frames of {height} x {width}, expected square ones")

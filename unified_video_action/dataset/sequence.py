@@ -13,7 +13,7 @@ import numpy as np
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.sampling import sample_seed, uniform
-from unified_video_action.dataset.window_transforms import WindowTransform
+from unified_video_action.dataset.transforms import WindowTransform
 from unified_video_action.spec import Horizon
 
 HISTORY = 100  # stream of random numbers drawn from a sample's seed; the frame readers have others
@@ -33,7 +33,9 @@ class WindowOptions:
     history_frequency: str = "fixed"  # "random": frames at random times up to now; "scattered": now need not be one
     augmentation: VideoAugmentation | None = None
     down_sample: int = 1  # recorded rows in a step of the horizon; each of them may be `now`
-    latency: Mapping[str, float] = field(default_factory=dict)  # state or "action": rows it is newer than the frame
+    # Recorded state, or "action": rows by which it is newer than the frame beside it when a robot reads it. Between
+    # rows, numbers are mixed and rotations turned.
+    latency: Mapping[str, float] = field(default_factory=dict)
     transforms: tuple[WindowTransform, ...] = ()  # of states and actions, one after the other
 
     def __post_init__(self) -> None:

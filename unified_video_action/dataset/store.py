@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from unified_video_action.dataset.fingerprints import SMALL
-from unified_video_action.dataset.zarr_store import StoreError
-
-PIECE = 2**16  # bytes at a file's beginning, middle and end that enter a fingerprint of large data
 LARGEST = 1e6  # absolute value; no action or state is larger, in whatever unit
+
+
+class StoreError(ValueError):
+    """A store that is damaged or inconsistent; the message names file, array and index."""
+
+
+def expand(location: str | Path) -> str:
+    """Replace `~` and environment variables such as ${UVA_DATA_DIR}.
+
+    Raises:
+        FileNotFoundError: a variable that is not set.
+    """
+    text = os.path.expandvars(os.path.expanduser(str(location)))
+    unset = re.search(r"\$\{?(\w+)", text)
+    if unset:
+        raise FileNotFoundError(f"{location}: the environment variable {unset[1]} is not set; set it, or give a path")
+    return text
+
+
+def is_url(location: str) -> bool:
+    return "://" in location or "::" in location
+
+
+def view_of(location: str | Path, *view: object) -> str:
+    """Location of one view (cameras, sizes, episodes) of a recording: each view has caches of its own."""
+    return f"{location}@{hashlib.sha256(repr(view).encode()).hexdigest()[:8]}"
 
 
 class EpisodeStore(ABC):
     """Recorded episodes, N rows in all, whose frames stay where they are until they are asked for.
 
     Opening one reads an index and the low-dimensional values only. It can be pickled or forked into worker processes,
-    each of which opens its files for itself.
+    each of which opens its files for itself (see `Kept`).
 
     Attributes:
         location: file, folder or URL; caches are named after it, and messages name it.
@@ -48,32 +74,71 @@ class EpisodeStore(ABC):
         episode = int(np.searchsorted(self.episode_ends, row, side="right"))
         return episode, int(row - self.episode_starts[episode])
 
+    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Frames of a camera at `rows` (any shape, in any order): uint8 (*rows.shape, H, W, 3)."""
+        wanted, inverse = np.unique(np.asarray(rows, np.int64), return_inverse=True)  # windows repeat frames
+        frames = np.empty((len(wanted), *self.frame_shape(name), 3), np.uint8)
+        episodes = np.searchsorted(self.episode_ends, wanted, side="right")
+        for episode in np.unique(episodes).tolist():
+            mine = slice(*np.searchsorted(episodes, [episode, episode + 1]))
+            self._read(name, episode, wanted[mine] - self.episode_starts[episode], frames[mine])
+        return frames[inverse.reshape(np.shape(rows))]
+
     @abstractmethod
     def frame_shape(self, name: str) -> tuple[int, int]:
         """(H, W) of a camera's frames."""
 
     @abstractmethod
-    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Frames of a camera at `rows` (any shape, in any order): uint8 (*rows.shape, H, W, 3)."""
+    def _read(self, name: str, episode: int, steps: np.ndarray, out: np.ndarray) -> None:
+        """Copy a camera's frames at `steps` (n,) of an episode, which increase, into `out` uint8 (n, H, W, 3)."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """Changes when the frames do: caches made from them are valid for this value only."""
 
 
-def sample_files(digest: hashlib._Hash, paths: Sequence[Path], root: Path) -> None:
-    """Feed a fingerprint with every file's name below `root`, size and contents; of large data, three pieces of each.
+class Kept:
+    """What a process has opened or decoded, the parts that were not used for the longest time left out.
 
-    Meant for compressed files, such as videos, of which an edit leaves hardly a byte alone.
+    A forked process and a pickle begin with nothing: open files must not be shared between processes.
+
+    Args:
+        most: bytes of arrays, or number of other things, that are kept; one is kept in any case.
     """
-    sizes = [path.stat().st_size for path in paths]
-    whole = sum(sizes) <= SMALL
-    for path, size in zip(paths, sizes, strict=True):
-        digest.update(f"{path.relative_to(root).as_posix()} {size}\n".encode())
-        with open(path, "rb") as file:
-            for start in range(0, size, PIECE) if whole else sorted({0, size // 2, max(size - PIECE, 0)}):
-                file.seek(start)
-                digest.update(file.read(PIECE))
+
+    def __init__(self, most: float = float("inf")) -> None:
+        self.most, self._owner = most, 0
+        self._parts: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is kept under `key`, which `make` makes where there is nothing."""
+        if self._owner != os.getpid():
+            self._owner, self._parts = os.getpid(), OrderedDict()
+        if key not in self._parts:
+            self._parts[key] = make()
+            while len(self._parts) > 1 and sum(map(_size, self._parts.values())) > self.most:
+                _, part = self._parts.popitem(last=False)
+                getattr(part, "close", int)()
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def clear(self) -> None:
+        if self._owner == os.getpid():
+            for part in self._parts.values():
+                getattr(part, "close", int)()
+        self._parts = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"most": self.most, "_owner": 0, "_parts": OrderedDict()}
+
+
+def _size(part: Any) -> int:
+    if isinstance(part, np.ndarray) and part.dtype == object:
+        return sum(map(len, part))
+    return getattr(part, "nbytes", 1)
 
 
 def as_float32(values: np.ndarray, where: str) -> np.ndarray:
@@ -83,7 +148,7 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         where: store and array, for messages.
 
     Raises:
-        StoreError: a value that is not finite or larger than any honest one; names row and column.
+        StoreError: a value that is not finite or larger than LARGEST; names row and column.
     """
     bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)
     if bad.any():
@@ -92,3 +157,10 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         fault = f"is larger than any action or state ({LARGEST:.0e})" if np.isfinite(value) else "is not a number"
         raise StoreError(f"{where}[{row}, {column}] = {value!s} {fault}; correct it, or leave out its episode")
     return values.astype(np.float32)
+
+
+def require_width(values: np.ndarray, width: int, where: str) -> np.ndarray:
+    """The same values (N, `width`). Raises StoreError for another width; `where` names store and array."""
+    if values.shape[1] != width:
+        raise StoreError(f"{where} has shape {values.shape}, expected ({len(values)}, {width})")
+    return values

@@ -8,42 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.dataset.pose_windows import poses_between
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows
-from unified_video_action.dataset.store import EpisodeStore
-from unified_video_action.dataset.window_transforms import WindowStates, rows_between
-
-
-def check_weight(path: str, weight: float | None) -> None:
-    """Raise ValueError for a source's weight that is no share."""
-    if weight is not None and not weight > 0:
-        raise ValueError(f"source {path}: weight={weight} must be positive, or null")
-
-
-@dataclass(frozen=True)
-class StoreSource:
-    """A store named in a configuration."""
-
-    path: str  # folder, zip or fsspec URL; ~ and environment variables are expanded
-    weight: float | None = None  # share of the training samples, relative to the other sources'; None: by its size
-    has_action: bool = True  # False: a video to learn from, whose actions (if any) are not read
-
-    def __post_init__(self) -> None:
-        check_weight(self.path, self.weight)
-
-    @classmethod
-    def parse(cls, source: str | Mapping | StoreSource) -> StoreSource:
-        """From a path, or a mapping of this class's fields. Raises ValueError for other keys."""
-        if isinstance(source, StoreSource):
-            return source
-        if not isinstance(source, Mapping):
-            return cls(str(source))
-        known = set(cls.__dataclass_fields__)
-        if not set(source) <= known or "path" not in source:
-            raise ValueError(
-                f"source {dict(source)}: expected a path, or a mapping with path and {sorted(known - {'path'})}"
-            )
-        return cls(**source)
+from unified_video_action.dataset.store import EpisodeStore, StoreError
+from unified_video_action.dataset.transforms import WindowStates, poses_between, rows_between
 
 
 @dataclass(frozen=True)
@@ -99,18 +66,25 @@ class Recordings:
         low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32.
 
     Raises:
-        ValueError: a latency of what is not recorded.
+        StoreError: actions of another width. ValueError: a latency of what is not recorded.
     """
 
     def __init__(self, tables: Sequence[Table], action_dim: int, options: WindowOptions) -> None:
         self.options, self._tables = options, tuple(tables)
+        for table in tables:
+            if table.action is not None and table.action.shape[1] != action_dim:
+                raise StoreError(
+                    f"{table.store.location}: actions of {table.action.shape[1]} numbers, but "
+                    f"task.shape_meta.action has {action_dim}"
+                )
+            if (table.auxiliary is None) != (tables[0].auxiliary is None):
+                raise ValueError(f"{table.store.location}: all sources have auxiliary targets, or none")
         self.first = np.cumsum([0, *map(len, tables[:-1])])
         self.has_action = np.array([table.action is not None for table in tables])
         none = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
         self.low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
         self.auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
-        self._action = _stack(none)
-        self._poses = tables[0].poses
+        self._action, self._poses = _stack(none), tables[0].poses
         for name in options.latency:
             if name not in {*self.low_dim, "action"}:
                 raise ValueError(f"latency.{name}: there is no such state; there are {', '.join(self.low_dim)}, action")
@@ -143,7 +117,7 @@ class Recordings:
         def observed(steps: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
             return {name: read(name, values, steps, name) for name, values in self.low_dim.items()}
 
-        def reached(steps: Sequence[int]) -> dict[str, np.ndarray]:
+        def targets(steps: Sequence[int]) -> dict[str, np.ndarray]:
             return {name: read(name, values, steps, "action") for name, values in self.low_dim.items()}
 
         past = horizon.history_action_offsets if options.history_actions else None
@@ -152,8 +126,8 @@ class Recordings:
             history=observed(history_offsets[..., -(options.low_dim_steps or horizon.history) :]),
             now=observed([0]) if whole else {},
             future=observed(horizon.action_offsets) if whole or options.future_low_dim else {},
-            targets=reached(horizon.action_offsets) if whole else {},
-            past_targets=reached(past) if whole and past else {},
+            targets=targets(horizon.action_offsets) if whole else {},
+            past_targets=targets(past) if whole and past else {},
             action=read("action", self._action, horizon.action_offsets, "action"),
             history_action=read("action", self._action, past, "action") if past else None,
             action_is_pad=clamp_rows(now, start, end, self._offsets(horizon.action_offsets, "action"))[1],

@@ -21,9 +21,9 @@ from unified_video_action.dataset.frame_readers import (
     build_frames,
     build_latents,
 )
+from unified_video_action.dataset.latents import LatentStatistics, StoredLatents
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows, split_episodes, window_rows
-from unified_video_action.dataset.stored_latents import LatentStatistics, StoredLatents
 from unified_video_action.dataset.tables import Recordings, Table, repeats
 from unified_video_action.vae.base import FrameCodec
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial.transform import Rotation
 from zarr.storage import ZipStore
 
-from unified_video_action.dataset.jpeg import register_jpeg
+from unified_video_action.dataset.formats.pictures import register_pictures
 from unified_video_action.env_runner.charts import number, ticks
 
 PAPER, INK, FAINT, GRID = "#ffffff", "#1d2433", "#6b7585", "#e4e7ec"
@@ -43,7 +43,7 @@ class Recording:
     @classmethod
     def open(cls, path: Path) -> Recording:
         """Raises FileNotFoundError, and ValueError for what is no recorded episode."""
-        register_jpeg()
+        register_pictures()
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give an episode's NAME.zarr.zip")
         try:

@@ -17,7 +17,7 @@ from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 from zarr.storage import ZipStore
 
-from unified_video_action.dataset.jpeg import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from unified_video_action.dataset.frame_fit import Fit
-from unified_video_action.dataset.umi_frames import FrameMask
+from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.real.robot import Camera, Frame, RobotError
 
 log = logging.getLogger(__name__)

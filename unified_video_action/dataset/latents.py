@@ -1,18 +1,18 @@
-"""Latents of every frame of a store, computed once by the frozen codec."""
+"""Latents of every frame of a store: computed once by the frozen codec, and scaled on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unified_video_action.dataset.cache_folder import Layout, fill_cache
-from unified_video_action.dataset.row_store import RowStore
-from unified_video_action.dataset.stored_latents import StoredLatents
+from unified_video_action.dataset.cache import Layout, Stores, array_path, fill_cache
 from unified_video_action.vae.base import FrameCodec, Moments, gaussian
 
 LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterior to store
@@ -21,17 +21,51 @@ LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterio
 Frames = Callable[[str, int, int], np.ndarray]
 
 
+@dataclass(frozen=True)
+class StoredLatents:
+    """Latents as a cache holds them. Reading and sending them costs a third of what float32 would."""
+
+    values: Tensor  # (B, T, C, h, w), float16 as stored, or float32 where the posterior's noise has been added
+    shift: Tensor  # (C, 1, 1) float32
+    scale: Tensor  # (C, 1, 1) float32
+
+    def __getitem__(self, key: Any) -> StoredLatents:
+        """A part of them; `key` concerns samples and time."""
+        return replace(self, values=self.values[key])
+
+    def scaled(self) -> Tensor:
+        """`(values - shift) * scale`, float32 in memory of its own, on the device where the values are."""
+        cell = self.values.shape[-3:]  # written out, a channel's value is not looked up for every few numbers
+        shift, scale = (part.expand(cell).contiguous() for part in (self.shift, self.scale))
+        return self.values.to(torch.float32, copy=True).sub_(shift).mul_(scale)
+
+
+class LatentStatistics(NamedTuple):
+    """Mean squares of one camera's latents."""
+
+    level: float  # of all values; a codec that fits its pictures has about 1
+    change: float  # from the newest frame to a later one, in the cells that change
+
+    @classmethod
+    def of(cls, history: Tensor, future: Tensor) -> LatentStatistics:
+        """Of scaled latents (B, H, C, h, w) and (B, F, C, h, w)."""
+        changes = (future - history[:, -1:]).square().mean(2)  # (B, F, h, w)
+        change = changes.square().sum() / changes.sum().clamp(min=1e-12)  # of a cell, weighted by itself
+        return cls(history.square().mean().item(), change.item())
+
+
 class LatentCache:
     """Moments of all frames of one camera, in one or more variants (views) of the images, as float16 on disk.
 
     `LatentCache.build` makes or completes it and opens it. The object can be pickled into worker processes.
     """
 
-    def __init__(self, stores: dict[str, dict[str, RowStore]], codec: FrameCodec) -> None:
-        self.variants = tuple(stores)
+    def __init__(self, stores: Stores, codec: FrameCodec) -> None:
         self._stores = stores
         self._scale, self._shift = codec.scale.cpu().clone(), codec.shift.cpu().clone()
-        self._samples = codec.posterior == "sample" and "logvar" in next(iter(stores.values()))
+        first = next(iter(stores.values()))
+        self.rows, self.shape = first["mean"].rows, first["mean"].row_shape  # N, (C, h, w)
+        self._samples = codec.posterior == "sample" and "logvar" in first
 
     @classmethod
     def build(
@@ -66,13 +100,12 @@ class LatentCache:
             return codec.moments(batch)  # (1, n, C, h, w)
 
         def produce(variant: str, start: int, stop: int) -> dict[str, np.ndarray]:
-            moments = encode(variant, start, stop)
-            arrays = {"mean": moments.mean, "logvar": moments.logvar}
-            return {name: _to_half(arrays[name], f"{path}, rows {start} to {stop}") for name in layout}
+            moments = vars(encode(variant, start, stop))
+            return {name: _to_half(moments[name], f"{path}, rows {start} to {stop}") for name in layout}
 
         path = Path(path)
-        if (path / variants[0] / "mean").exists() and not rebuild:
-            has_posterior = (path / variants[0] / "logvar").exists()
+        if array_path(path, variants[0], "mean").exists() and not rebuild:
+            has_posterior = array_path(path, variants[0], "logvar").exists()
         else:
             has_posterior = bool(encode(variants[0], 0, min(block, rows)).logvar.max() > LOGVAR_FLOOR)
         cell = tuple(vars(codec.latent_shape).values()), "float16"
@@ -80,15 +113,6 @@ class LatentCache:
         key = {"codec": codec.key(), "image size": str(codec.image_size), "source": source}
         groups = {variant: layout for variant in variants}
         return cls(fill_cache(path, key, rows, groups, produce, rebuild, progress, block), codec)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of a latent."""
-        return self._stores[self.variants[0]]["mean"].row_shape
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return self._stores[self.variants[0]]["mean"].rows
 
     def read(self, rows: np.ndarray, variants: Iterable[str], seeds: Sequence[int]) -> StoredLatents:
         """Latents (B, T, C, h, w), to be scaled.
@@ -103,20 +127,12 @@ class LatentCache:
         for own, store, out in zip(rows, stores, latents, strict=True):
             store["mean"].read(own, out)
         if self._samples:
-            latents = self._noisy(latents, rows, stores, seeds)
+            latents = latents.astype(np.float32)
+            for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
+                deviation = torch.exp(0.5 * torch.from_numpy(store["logvar"].read(own)).float())
+                sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
+                sample += deviation * gaussian(sample[None], [generator])[0]
         return StoredLatents(torch.from_numpy(latents), self._shift, self._scale)
-
-    def _noisy(
-        self, means: np.ndarray, rows: np.ndarray, stores: Sequence[dict[str, RowStore]], seeds: Sequence[int]
-    ) -> np.ndarray:
-        """float16 means -> float32 samples of the posterior, of the same shape."""
-        latents = means.astype(np.float32)
-        logvar = np.empty((rows.shape[1], *self.shape), np.float16)  # of one sample
-        for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
-            store["logvar"].read(own, logvar)
-            sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
-            sample += torch.exp(0.5 * torch.from_numpy(logvar).float()) * gaussian(sample[None], [generator])[0]
-        return latents
 
 
 def _to_half(values: Tensor, where: str) -> np.ndarray:

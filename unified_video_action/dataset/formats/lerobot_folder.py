@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.formats.parquet import numbers_of, read_columns
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.files import unreadable
 from unified_video_action.messages import few
 
@@ -99,54 +99,48 @@ class LeRobotFolder:
 
     def episodes(self, cameras: Sequence[str], chosen: Sequence[int] | str | None) -> Episodes:
         """The index of all episodes, or of those `chosen`: numbers, or "start:stop"."""
-        filmed = [key for key in cameras if self.features[key]["dtype"] == "video"]
-        columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+        in_videos = [key for key in cameras if self.features[key]["dtype"] == "video"]
         stamps = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
-        columns += [f"videos/{key}/{name}" for key in filmed for name in stamps]
-        index = self._index(columns)
+        columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
+        index = self._index([*columns, *(f"videos/{key}/{name}" for key in in_videos for name in stamps)])
         keep = self._choose(index["episode_index"], chosen)
         index = {name: values[keep] for name, values in index.items()}
         numbers, lengths = (index[name].astype(np.int64) for name in ("episode_index", "length"))
         videos = {}
-        for key in filmed:
+        for key in in_videos:
             chunk, file, begin, end = (index[f"videos/{key}/{name}"] for name in stamps)
-            self._check_present(key, numbers, chunk, file, begin)
-            self._check_segments(key, numbers, lengths, begin, end)
-            files = self._paths("video_path", chunk, file, video_key=key)
-            self._check_apart(key, numbers, lengths, files, begin)
+            files = self._paths(numbers, key, "video_path", chunk, file, begin, video_key=key)
+            self._check_segments(key, numbers, lengths, files, begin, end)
             videos[key] = Segments(files, begin)
-        places = index["data/chunk_index"], index["data/file_index"]
-        self._check_present("data", numbers, *places)
-        return Episodes(numbers, lengths, self._paths("data_path", *places), videos)
+        positions = index["data/chunk_index"], index["data/file_index"]
+        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *positions), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d).
 
         One file is read at a time.
         """
-        first = np.empty(len(episodes.numbers), np.int64)
-        parts: list[dict[str, np.ndarray]] = [{}] * len(first)
-        places: dict[Path, list[int]] = {}
-        for place, path in enumerate(episodes.files):
-            places.setdefault(path, []).append(place)
-        for path, own in places.items():
+        first, parts = np.empty(len(episodes.numbers), np.int64), [{}] * len(episodes.numbers)
+        positions: dict[Path, list[int]] = {}
+        for position, path in enumerate(episodes.files):
+            positions.setdefault(path, []).append(position)
+        for path, own in positions.items():
             table = read_columns(path, ["episode_index", "frame_index", *columns])
-            owner, frame = (_numbers(table[name], path, name)[:, 0] for name in ("episode_index", "frame_index"))
-            values = {name: _numbers(table[name], path, name) for name in columns}
-            present = np.unique(owner, return_index=True, return_counts=True)
-            where = {number: place for number, *place in zip(*map(np.ndarray.tolist, present), strict=True)}
-            for place in own:
-                number, length = int(episodes.numbers[place]), int(episodes.lengths[place])
-                begin, rows = where.get(number, (0, 0))
-                first[place] = begin
-                mine = slice(begin, begin + length)
-                in_order = np.array_equal(frame[mine], np.arange(length)) and (owner[mine] == number).all()
-                if rows != length or not in_order:
+            values = {name: numbers_of(table[name], path, name) for name in table.column_names}
+            owner, frame = values["episode_index"][:, 0], values["frame_index"][:, 0]
+            order = np.argsort(owner, kind="stable")
+            owner = owner[order]
+            for position in own:
+                number, length = int(episodes.numbers[position]), int(episodes.lengths[position])
+                rows = order[slice(*np.searchsorted(owner, [number, number + 1]))]
+                whole = len(rows) == length and rows[-1] - rows[0] == length - 1
+                if not whole or not np.array_equal(frame[rows], np.arange(length)):
                     raise StoreError(
-                        f"{path}: episode {number} has {rows} rows; meta/episodes says {length}, one after the other "
-                        "with frame_index from 0"
+                        f"{path}: episode {number} has {len(rows)} rows; meta/episodes says {length}, one after the "
+                        "other with frame_index from 0"
                     )
-                parts[place] = {name: column[mine] for name, column in values.items()}
+                first[position] = rows[0]
+                parts[position] = {name: values[name][rows] for name in columns}
         return first, {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def instructions(self, episodes: Episodes, tasks: np.ndarray) -> tuple[str, ...]:
@@ -198,11 +192,12 @@ class LeRobotFolder:
         paths = sorted((self.root / "meta" / "episodes").glob("chunk-*/file-*.parquet"))
         if not paths:
             raise FileNotFoundError(f"{self.root}: meta/episodes/chunk-*/file-*.parquet is missing")
-        tables = {path: read_columns(path, columns) for path in paths}
-        index = {
-            name: np.concatenate([_with_gaps(table[name], path, name) for path, table in tables.items()])
-            for name in columns
-        }
+        schema = pa.schema([(name, pa.float64()) for name in columns])
+        try:
+            table = pa.concat_tables([read_columns(path, columns).select(columns).cast(schema) for path in paths])
+        except pa.ArrowException as error:
+            raise StoreError(f"{paths[0].parent}: one of {few(columns)} is not of numbers ({error})") from error
+        index = {name: table[name].to_numpy() for name in columns}
         order = np.argsort(index["episode_index"], kind="stable")
         index = {name: values[order] for name, values in index.items()}
         total = self.info.get("total_episodes", len(order))
@@ -215,7 +210,7 @@ class LeRobotFolder:
         return index
 
     def _choose(self, numbers: np.ndarray, chosen: Sequence[int] | str | None) -> np.ndarray:
-        """Places in `numbers` of the episodes that are chosen."""
+        """Positions in `numbers` of the episodes that are chosen."""
         if chosen is None:
             return np.arange(len(numbers))
         if isinstance(chosen, str):
@@ -237,29 +232,21 @@ class LeRobotFolder:
             raise ValueError(f"{self.root}: episodes={chosen!r} leaves none of {len(numbers)}")
         return keep
 
-    def _check_present(self, what: str, numbers: np.ndarray, *entries: np.ndarray) -> None:
-        absent = np.isnan(entries).any(axis=0)
-        if absent.any():
-            raise StoreError(
-                f"{self.root}: meta/episodes has no entry of {what} for episode {few(numbers[absent])}; choose the "
-                "other episodes with `episodes`"
-            )
-
-    def _check_segments(self, key: str, numbers: Any, lengths: Any, begin: Any, end: Any) -> None:
-        """Videos last as long as their episodes, give or take a frame: some writers give the last frame's time."""
+    def _check_segments(
+        self, key: str, numbers: Any, lengths: Any, files: Sequence[Path], begin: np.ndarray, end: np.ndarray
+    ) -> None:
+        """Videos last as long as their episodes, and no two episodes show one stretch of a video."""
         frames = (end - begin) * self.fps
-        wrong = np.abs(frames - lengths) > 1.5
+        wrong = np.abs(frames - lengths) > 1.5  # give or take a frame: some writers give the last frame's time
         if wrong.any():
-            place = int(np.argmax(wrong))
+            first = int(np.argmax(wrong))
             raise StoreError(
-                f"{self.root}: episode {numbers[place]} has {lengths[place]} rows, but {frames[place]:.1f} frames of "
-                f"{key} at {self.fps:g} fps (from_timestamp {begin[place]:.3f} to {end[place]:.3f} s)"
+                f"{self.root}: episode {numbers[first]} has {lengths[first]} rows, but {frames[first]:.1f} frames of "
+                f"{key} at {self.fps:g} fps (from_timestamp {begin[first]:.3f} to {end[first]:.3f} s)"
             )
-
-    def _check_apart(self, key: str, numbers: Any, lengths: Any, files: Sequence[Path], begin: np.ndarray) -> None:
-        """No two episodes show one stretch of a video."""
         end = begin + lengths / self.fps
-        for one, other in itertools.pairwise(sorted(range(len(files)), key=lambda place: (files[place], begin[place]))):
+        in_order = sorted(range(len(files)), key=lambda episode: (files[episode], begin[episode]))
+        for one, other in itertools.pairwise(in_order):
             if files[one] == files[other] and begin[other] < end[one] - 0.5 / self.fps:
                 raise StoreError(
                     f"{files[one]}: episode {numbers[one]} ({begin[one]:.3f} to {end[one]:.3f} s) and episode "
@@ -268,12 +255,18 @@ class LeRobotFolder:
                     "current lerobot, or choose the right episodes with `episodes`"
                 )
 
-    def _paths(self, template: str, chunks: np.ndarray, files: np.ndarray, **more: str) -> tuple[Path, ...]:
-        """A path for each episode. All must exist."""
+    def _paths(self, numbers: Any, what: str, template: str, chunks: Any, files: Any, *more: Any, **key: str) -> Any:
+        """A path for each episode. All must exist, and no entry of the index may be absent."""
+        absent = np.isnan([chunks, files, *more]).any(axis=0)
+        if absent.any():
+            raise StoreError(
+                f"{self.root}: meta/episodes has no entry of {what} for episode {few(numbers[absent])}; choose the "
+                "other episodes with `episodes`"
+            )
         try:
             pattern = self.info[template]
             paths = tuple(
-                self.root / pattern.format(chunk_index=int(chunk), file_index=int(file), **more)
+                self.root / pattern.format(chunk_index=int(chunk), file_index=int(file), **key)
                 for chunk, file in zip(chunks, files, strict=True)
             )
         except (KeyError, IndexError, AttributeError, ValueError) as error:
@@ -287,51 +280,6 @@ class LeRobotFolder:
         return paths
 
 
-def read_columns(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    """Columns of a parquet file (None: all). Raises FileNotFoundError, or StoreError naming file and column."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with pq.ParquetFile(path) as file:
-            missing = [name for name in columns or () if name not in file.schema_arrow.names]
-            if missing:
-                raise StoreError(f"{path}: has no column {few(missing)}; it has {few(file.schema_arrow.names)}")
-            return file.read(columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise StoreError(unreadable(path, "parquet file", error)) from error
-
-
 def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def _with_gaps(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
-    """A column of numbers as float64 (rows,), NaN where there is none."""
-    try:
-        return column.cast(pa.float64()).to_numpy()
-    except pa.ArrowException as error:
-        raise StoreError(f"{path}: the column {name} is {column.type}, expected numbers") from error
-
-
-def _numbers(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
-    """A column of numbers or of equally long lists of numbers: (rows, d)."""
-    array = column.combine_chunks()
-    rows, flat = len(array), array
-    if isinstance(array.type, pa.BaseExtensionType):
-        array = flat = array.storage
-    if pa.types.is_list(array.type) or pa.types.is_fixed_size_list(array.type) or pa.types.is_large_list(array.type):
-        flat = array.flatten()
-    try:
-        values = flat.to_numpy(zero_copy_only=False)
-    except pa.ArrowException as error:
-        raise StoreError(f"{path}: the column {name} is {array.type}, expected numbers or lists of numbers") from error
-    if array.null_count or flat.null_count or values.dtype.kind not in "fiub" or len(values) % max(rows, 1):
-        raise StoreError(
-            f"{path}: the column {name} is {array.type} with {array.null_count + flat.null_count} missing values; "
-            "expected numbers, equally many in every row"
-        )
-    if not np.isfinite(values).all():
-        row = int(np.argmin(np.isfinite(values.reshape(rows, -1)).all(axis=1)))
-        raise StoreError(f"{path}: the column {name} holds something that is not a number in row {row}")
-    return values.reshape(rows, -1)

@@ -1,6 +1,5 @@
-"""States and actions of windows: hand-computed poses, latencies, noise, times, normalisation, what is predicted."""
+"""Windows: rows, states and actions worked out by hand; latencies, noise, times, normalisation, what is predicted."""
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,29 @@ from tests.reseed import tensor_list
 from tests.shrunk import read
 from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.dataset.build import build_dataset, predicted_states
+from unified_video_action.dataset.formats.umi import UmiSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
-from unified_video_action.dataset.pose_windows import (
+from unified_video_action.dataset.sequence import (
+    WindowOptions,
+    clamp_rows,
+    random_history,
+    reach,
+    scattered_history,
+    split_episodes,
+    window_rows,
+)
+from unified_video_action.dataset.transforms import (
     GRIPPER,
     HAND_STATES,
     POSE,
     START_POSE,
     HandWindows,
     StartNoise,
+    WindowStates,
+    normal,
     poses_between,
+    rows_between,
 )
-from unified_video_action.dataset.sequence import WindowOptions, scattered_history, window_rows
-from unified_video_action.dataset.umi import UmiSource
-from unified_video_action.dataset.window_transforms import WindowStates, normal, rows_between
 from unified_video_action.policy.build import model_spec, observation_spec
 from unified_video_action.poses import HandSpec, distance, from_vector
 from unified_video_action.spec import Horizon, LatentShape
@@ -86,14 +95,7 @@ def test_states_and_actions_of_quarter_turns() -> None:
     assert np.allclose(made.action[0, 0], [1, 5, 3.5, -1, 0, 0, 0, -1, 0, 0], atol=1e-6)
 
 
-def test_a_turn_about_another_axis() -> None:
-    """Now turned a quarter about x: the hand's y axis is the world's z, its z the world's -y."""
-    now, later = [0, 0, 0, RIGHT, 0, 0], [0, -1, 0, RIGHT, 0, 0]
-    made = HandWindows(HAND)(windows([now], [later], now, now))
-    assert np.allclose(made.action[0, 0], [0, 0, 1, 1, 0, 0, 0, 1, 0, 0], atol=1e-6)
-
-
-def test_poses_between_rows_turn_along_the_shortest_way() -> None:
+def test_between_rows_numbers_are_mixed_and_poses_turn_along_the_shortest_way() -> None:
     poses = np.array([[0, 0, 0, 0, 0, 0], [3, 0, 6, 0, 0, RIGHT], [3, 4, 6, 0, 0, 0]])
     third, late, whole = poses_between(poses, np.array([1 / 3, 1.75, 2.0]))
     assert np.allclose(third, [1, 0, 2, 0, 0, RIGHT / 3])  # 30 degrees
@@ -107,12 +109,8 @@ def test_poses_between_rows_turn_along_the_shortest_way() -> None:
     to_start, to_end = (distance(half, from_vector(end))[1] for end in corner)
     assert np.allclose([to_start, to_end], np.radians(60))
     assert poses_between(poses, np.array([1, 0])).tolist() == poses[[1, 0]].tolist()
-
-
-def test_numbers_between_rows_are_mixed() -> None:
     values = np.array([[0.0], [1.0], [4.0]], np.float32)
     assert rows_between(values, np.array([[0.5, 1.25], [2.0, 0.0]])).tolist() == [[[0.5], [1.75]], [[4.0], [0.0]]]
-    assert rows_between(values, np.array([2])).dtype == np.float32
 
 
 # -- whole windows -----------------------------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ def test_states_are_given_at_the_times_of_scattered_frames(recording) -> None:
     assert np.diff(shown(held[(30, 0)]["history"][CAMERA])).tolist() == [4, 4, 4]
 
 
-def test_noise_on_the_start_is_normal_and_a_function_of_the_seed() -> None:
+def test_noise_on_the_start_is_normal_a_function_of_the_seed_and_absent_in_validation(recording) -> None:
     numbers = normal(np.arange(4000), 7, 6)
     assert numbers.shape == (4000, 6) and abs(numbers.mean()) < 0.02 and numbers.std() == pytest.approx(1, abs=0.01)
     assert np.abs(np.corrcoef(numbers.T) - np.eye(6)).max() < 0.06
@@ -231,9 +229,6 @@ def test_noise_on_the_start_is_normal_and_a_function_of_the_seed() -> None:
     assert StartNoise(0.05)(calm) is calm
     with pytest.raises(ValueError, match="StartNoise.deviation=-1"):
         StartNoise(-1)
-
-
-def test_a_held_out_sample_has_no_noise(recording) -> None:
     data = dataset(recording, transforms=[StartNoise()], val_ratio=0.5)
     first, second = (data[(30, seed)]["low_dim"]["from_start"] for seed in (0, 1))
     assert not torch.allclose(first, second) and torch.equal(first, data[(30, 0)]["low_dim"]["from_start"])
@@ -295,7 +290,7 @@ def test_a_task_predicts_the_states_that_say_so(recording) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hand": None}, "has no state 'robot0_eef_pos'"),
+        ({"hand": None}, "the task reads 'robot0_eef_pos'"),
         ({"hand": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones, in the same order"),
         ({"hand": {"states": {"robot0_eef_pos": "place"}}}, "hand.states.robot0_eef_pos='place': expected one of"),
         ({"hand": {"position": 3}}, "task.hand.position: HandSpec has no such field"),
@@ -331,7 +326,94 @@ def test_bad_options_are_named(option) -> None:
         WindowOptions(**option)
 
 
-def test_padding_counts_in_steps() -> None:
-    for before, after in itertools.product((0, 2), (0, 3)):
-        _, now = window_rows(Horizon(2, 2, 2, 3, 1), np.array([0]), np.array([40]), before, after, down_sample=3)
-        assert (now[0], now[-1]) == (3 * (3 - before), 39 - 3 * (4 - after))
+# -- rows, as the paper's code reads them ------------------------------------------------------------------------------
+
+
+def rows_of(horizon, length, history_actions=False):
+    """Frames, actions and history actions of the single unpadded window over an episode of `length` steps."""
+    start, end = np.array([0]), np.array([length])
+    _, now = window_rows(horizon, start, end, 0, 0, history_actions)
+    assert len(now) == 1
+    return [
+        clamp_rows(now, start, end, offsets)[0][0].tolist()
+        for offsets in (
+            horizon.history_offsets,
+            horizon.future_offsets,
+            horizon.action_offsets,
+            horizon.history_action_offsets,
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("offset", "history_actions", "length", "frames", "first_action", "first_past"),
+    [
+        (0, False, 32, [3, 7, 11, 15, 19, 23, 27, 31], 15, None),  # actions[15:31]
+        (1, False, 32, [3, 7, 11, 15, 19, 23, 27, 31], 16, None),  # actions[16:32]
+        (0, True, 33, [4, 8, 12, 16, 20, 24, 28, 32], 16, 0),  # actions[16:32] after [0:16]; frame streams drop step 0
+        (1, True, 33, [4, 8, 12, 16, 20, 24, 28, 32], 17, 1),  # actions[17:33] after [1:17]
+    ],
+)
+def test_a_window_reads_the_rows_of_the_papers_code(offset, history_actions, length, frames, first_action, first_past):
+    history, future, actions, past = rows_of(Horizon(action_offset=offset), length, history_actions)
+    assert history + future == frames
+    assert actions == list(range(first_action, first_action + 16))
+    if history_actions:
+        assert past == list(range(first_past, first_past + 16))
+
+
+def test_padding_of_one_before_and_seven_after_gives_the_papers_windows():
+    starts, ends = np.array([0, 100]), np.array([100, 140])
+    episode, now = window_rows(Horizon(), starts, ends, 1, 7)
+    assert np.bincount(episode).tolist() == [100 - 23, 40 - 23]  # length - 32 + 1 + 7 + 1 windows
+    assert (now[0], now[76]) == (14, 90)
+    assert (now[77], now[-1]) == (114, 130)
+
+
+def test_full_padding_makes_every_step_the_present_once():
+    before, after = reach(Horizon())
+    assert (before, after) == (15, 16)
+    episode, now = window_rows(Horizon(), np.array([0, 5]), np.array([5, 50]), before, after)
+    assert now.tolist() == list(range(50))
+    assert episode.tolist() == [0] * 5 + [1] * 45
+
+
+@pytest.mark.parametrize("pads", [(-1, 0), (16, 0), (0, 17)])
+def test_padding_that_would_put_now_outside_the_episode_is_refused(pads):
+    with pytest.raises(ValueError, match="pad_"):
+        window_rows(Horizon(), np.array([0]), np.array([50]), *pads)
+
+
+def test_rows_beyond_the_episode_repeat_its_edge_and_are_marked():
+    now, start, end = np.array([12, 27]), np.array([10, 10]), np.array([30, 30])
+    rows, is_pad = clamp_rows(now, start, end, (-8, -4, 0, 4))
+    assert rows.tolist() == [[10, 10, 12, 16], [19, 23, 27, 29]]
+    assert is_pad.tolist() == [[True, True, False, False], [False, False, False, True]]
+
+
+def test_random_history_draws_every_multiset_that_ends_now():
+    drawn = [tuple(offsets) for offsets in random_history(Horizon(), np.arange(12_000)).tolist()]
+    assert all(list(offsets) == sorted(offsets) and offsets[-1] == 0 and offsets[0] >= -15 for offsets in drawn)
+    assert len(set(drawn)) == 816
+    counts = np.unique(drawn, axis=0, return_counts=True)[1]
+    assert counts.max() < 4 * counts.mean()  # all alike
+
+
+def test_the_split_holds_out_the_papers_episodes():
+    train, held = split_episodes(206, 0.02, 42)
+    assert held.tolist() == sorted(np.random.default_rng(42).choice(206, size=4, replace=False).tolist())
+    assert sorted([*train, *held]) == list(range(206))
+    fewer, same = split_episodes(206, 0.02, 42, max_train_episodes=90)
+    assert len(fewer) == 90 and set(fewer) <= set(train) and same.tolist() == held.tolist()
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.0, 0), (0.001, 1), (0.5, 2), (0.99, 3)])
+def test_at_least_one_episode_is_held_out_and_one_left(ratio, count):
+    train, held = split_episodes(4, ratio, 42)
+    assert (len(held), len(train)) == (count, 4 - count)
+
+
+@pytest.mark.parametrize(("ratio", "most"), [(1.0, None), (-0.1, None), (0.1, 0)])
+def test_bad_splits_are_refused(ratio, most):
+    with pytest.raises(ValueError, match="val_ratio|max_train_episodes"):
+        split_episodes(10, ratio, 42, most)

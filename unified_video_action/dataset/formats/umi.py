@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.dataset.cache_folder import CACHES
+from unified_video_action.dataset.cache import CACHES
 from unified_video_action.dataset.fingerprints import SMALL
-from unified_video_action.dataset.frame_fit import Fit
-from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.pose_windows import GRIPPER, HAND_STATES, POSE, START_POSE
-from unified_video_action.dataset.replay_buffer import FRAMES_IN_MEMORY, ReplayBuffer
-from unified_video_action.dataset.store import EpisodeStore
-from unified_video_action.dataset.tables import StoreSource, Table
-from unified_video_action.dataset.umi_frames import FrameMask
-from unified_video_action.dataset.zarr_store import StoreError, expand, is_url
+from unified_video_action.dataset.formats.zarr import FRAMES_IN_MEMORY, ReplayBuffer
+from unified_video_action.dataset.frame_fit import Fit, FrameMask
+from unified_video_action.dataset.mixture import StoreSource, Wanted
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, is_url, require_width, view_of
+from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.transforms import GRIPPER, HAND_STATES, POSE, START_POSE
 from unified_video_action.files import find_files
 from unified_video_action.poses import from_vector
-from unified_video_action.rotations import POSE_ACTION, matrix_to_6d
+from unified_video_action.rotations import matrix_to_6d
 
 POSITION, ROTATION, WIDTH, START = (
     f"robot0_{name}" for name in ("eef_pos", "eef_rot_axis_angle", "gripper_width", "demo_start_pose")
@@ -33,7 +31,7 @@ MOST_OPEN = 32  # archives of a folder
 
 
 @dataclass(frozen=True)
-class UmiSource(StoreSource, Source):
+class UmiSource(StoreSource):
     """An archive (zip, folder or URL), or a folder of archives such as a robot's recorder leaves, one for each episode.
 
     Arrays: data/<camera> uint8 (N, H, W, 3), data/robot0_eef_pos (N, 3) metres, data/robot0_eef_rot_axis_angle (N, 3)
@@ -54,17 +52,8 @@ class UmiSource(StoreSource, Source):
         self._view()
 
     def tables(self, wanted: Wanted) -> list[Table]:
-        if wanted.action_dim != POSE_ACTION or wanted.auxiliary:
-            raise ValueError(
-                f"source {self.path}: a hand's actions are {POSE_ACTION} numbers (position, 6-D rotation, opening) and "
-                f"there are no auxiliary targets, but task.shape_meta wants {wanted}"
-            )
-        for name in wanted.low_dim:
-            if name not in HAND_STATES:
-                raise ValueError(
-                    f"source {self.path}: has no state {name!r} but {', '.join(HAND_STATES)}; say in task.hand.states "
-                    "which states of the task are made of them, and how"
-                )
+        hint = "say in task.hand.states which states of the task are made of them, and how"
+        self.require(wanted, hint, low_dim=HAND_STATES)
         store = UmiStore(self.path, wanted.cameras, *self._view())
         pose = np.concatenate([store.vectors[POSITION], store.vectors[ROTATION]], axis=1)  # (N, 6)
         states = {POSE: pose, GRIPPER: store.vectors[WIDTH], START_POSE: store.vectors[START]}
@@ -101,38 +90,29 @@ class UmiStore(EpisodeStore):
     ) -> None:
         self.fit, self.mask = fit or Fit(), mask
         paths = archives(expand(location))
-        share = FRAMES_IN_MEMORY // len(paths)
-        self._archives, parts = [], []
+        self._archives, self._open, self._sizes, parts = [], Kept(MOST_OPEN), {}, []
         for number, path in enumerate(paths):
-            archive = ReplayBuffer(path, cameras, [], share)
-            parts.append(_vectors(archive))
-            if number >= MOST_OPEN:
-                archive.release()
+            archive = ReplayBuffer(path, cameras, [], FRAMES_IN_MEMORY // len(paths))
             self._archives.append(archive)
-        self._check_sizes(cameras)
+            self._archive(number)
+            parts.append(_vectors(archive))
+            self._check_sizes(cameras, archive)
         self.vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._first = np.cumsum([0, *map(len, self._archives)])  # where each archive begins
-        ends = [first + archive.episode_ends for first, archive in zip(self._first, self._archives)]
+        self._first = np.cumsum([0, *(archive.n_episodes for archive in self._archives)])  # episode of each archive
+        starts = np.cumsum([0, *map(len, self._archives)])
+        ends = [start + archive.episode_ends for start, archive in zip(starts, self._archives)]
         self.episode_ends = np.concatenate(ends).astype(np.int64)
-        self._open = list(range(min(len(paths), MOST_OPEN)))  # archives, the one used last at the end
-        # Two sources may show one archive differently: each has caches of its own.
-        view = repr((sorted(cameras), self.fit, self.mask))
-        self.location = f"{expand(location)}@{hashlib.sha256(view.encode()).hexdigest()[:8]}"
+        self.location = view_of(expand(location), sorted(cameras), self.fit, self.mask)
 
     def frame_shape(self, name: str) -> tuple[int, int]:
-        return self.fit.shape(self._archives[0].frame_shape(name))
+        return self.fit.shape(self._sizes[name])
 
-    def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
-        flat = np.asarray(rows, np.int64).ravel()
-        frames = np.empty((len(flat), *self.frame_shape(name), 3), np.uint8)
-        wanted, places = np.unique(flat, return_inverse=True)  # windows repeat the frames at an episode's ends
-        owners = np.searchsorted(self._first, wanted, side="right") - 1
-        for owner in np.unique(owners).tolist():
-            mine = np.flatnonzero(owners == owner)
-            stored = self._archive(owner).frames(name, wanted[mine] - self._first[owner])
-            for place, frame in zip(mine, stored, strict=True):
-                frames[places == place] = self.fit(frame if self.mask is None else self.mask(frame))
-        return frames.reshape(*np.shape(rows), *frames.shape[1:])
+    def _read(self, name: str, episode: int, steps: np.ndarray, out: np.ndarray) -> None:
+        owner = int(np.searchsorted(self._first, episode, side="right")) - 1
+        archive = self._archive(owner)
+        stored = archive.frames(name, archive.episode_starts[episode - self._first[owner]] + steps)
+        for index, frame in enumerate(stored):
+            out[index] = self.fit(frame if self.mask is None else self.mask(frame))
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.location.rpartition("@")[2].encode())
@@ -142,22 +122,17 @@ class UmiStore(EpisodeStore):
 
     def _archive(self, number: int) -> ReplayBuffer:
         """One of them; the one that was not used for the longest time is closed for it."""
-        if number in self._open:
-            self._open.remove(number)
-        self._open.append(number)
-        while len(self._open) > MOST_OPEN:
-            self._archives[self._open.pop(0)].release()
-        return self._archives[number]
+        return self._open.get(number, lambda: self._archives[number])
 
-    def _check_sizes(self, cameras: Sequence[str]) -> None:
+    def _check_sizes(self, cameras: Sequence[str], archive: ReplayBuffer) -> None:
         for camera in cameras:
-            first = self._archives[0].frame_shape(camera)
-            for archive in self._archives:
-                if self.fit.size is None and archive.frame_shape(camera) != first:
-                    raise StoreError(
-                        f"{archive.location}: {camera} has frames of {archive.frame_shape(camera)}, "
-                        f"{self._archives[0].location} of {first}; set image_size"
-                    )
+            size = archive.frame_shape(camera)
+            first = self._sizes.setdefault(camera, size)
+            if self.fit.size is None and size != first:
+                raise StoreError(
+                    f"{archive.location}: {camera} has frames of {size}, {self._archives[0].location} of {first}; set "
+                    "image_size"
+                )
 
 
 def archives(location: str) -> list[str]:
@@ -188,10 +163,7 @@ def _vectors(archive: ReplayBuffer) -> dict[str, np.ndarray]:
         first = np.repeat(archive.episode_starts, np.diff(archive.episode_ends, prepend=0))  # (n,)
         found[START] = np.concatenate([found[POSITION], found[ROTATION]], axis=1)[first]
     for name, width in {**NEEDED, START: 6}.items():
-        if found[name].shape[1] != width:
-            raise StoreError(
-                f"{archive.location}: data/{name} has shape {found[name].shape}, expected ({len(archive)}, {width})"
-            )
+        require_width(found[name], width, f"{archive.location}: data/{name}")
     return found
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +10,11 @@ import av
 import numpy as np
 
 from unified_video_action.dataset.frame_fit import Fit
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import Kept, StoreError
 from unified_video_action.files import unreadable
 
 SEEK_COST = 8  # frames whose decoding takes about as long as a seek
-TIMES_IN_MEMORY = 2**22  # frame times that a process keeps
+TIMES_IN_MEMORY = 2**25  # bytes of frame times that a process keeps
 
 
 @dataclass(frozen=True)
@@ -39,17 +37,14 @@ def read_header(path: Path) -> VideoHeader:
 
 
 class VideoFiles:
-    """Frames of any number of files, of which a process keeps a few open. Can be pickled or forked.
+    """Frames of any number of files, of which a process keeps a few open.
 
     Frames that are asked for in order are decoded in one pass; otherwise decoding begins at the key frame before the
     one wanted. A decoder has one thread: several processes read at once.
     """
 
     def __init__(self, fit: Fit | None = None, most_open: int = 4) -> None:
-        self.fit, self.most_open = fit or Fit(), most_open
-        self._owner = 0  # process that opened them
-        self._decoders: OrderedDict[Path, _Decoder] = OrderedDict()
-        self._times: OrderedDict[Path, np.ndarray] = OrderedDict()
+        self.fit, self._decoders, self._times = fit or Fit(), Kept(most_open), Kept(TIMES_IN_MEMORY)
 
     def read(self, path: Path, times: np.ndarray, tolerance: float, out: np.ndarray) -> None:
         """Copy the frames shown at `times` (n,), in any order, into `out` uint8 (n, H, W, 3).
@@ -61,46 +56,18 @@ class VideoFiles:
         Raises:
             FileNotFoundError: no such file. StoreError: no frame at that time, or a damaged file.
         """
-        decoder = self._decoder(path)
-        order = np.argsort(times, kind="stable")
-        last: tuple[float, int] | None = None
-        for place in order.tolist():
-            time = float(times[place])
-            if last is not None and last[0] == time:  # windows repeat the frames at an episode's ends
-                out[place] = out[last[1]]
-                continue
-            image = self.fit(decoder.image(time, tolerance))
+        decoder = self._decoders.get(path, lambda: _Decoder(path))
+        for index in np.argsort(times, kind="stable").tolist():
+            image = self.fit(decoder.image(float(times[index]), tolerance))
             if image.shape != out.shape[1:]:
                 raise StoreError(
                     f"{path}: frames of {image.shape[0]} x {image.shape[1]}, expected {out.shape[1]} x {out.shape[2]}"
                 )
-            out[place], last = image, (time, place)
+            out[index] = image
 
     def times(self, path: Path) -> np.ndarray:
         """(n,) seconds at which the frames of a file are shown, read from its packets; nothing is decoded."""
-        self._own()
-        if path not in self._times:
-            self._times[path] = _frame_times(path)
-            while len(self._times) > 1 and sum(map(len, self._times.values())) > TIMES_IN_MEMORY:
-                self._times.popitem(last=False)
-        self._times.move_to_end(path)
-        return self._times[path]
-
-    def _own(self) -> None:
-        if self._owner != os.getpid():  # open files must not be shared between processes
-            self._owner, self._decoders, self._times = os.getpid(), OrderedDict(), OrderedDict()
-
-    def _decoder(self, path: Path) -> _Decoder:
-        self._own()
-        if path not in self._decoders:
-            while len(self._decoders) >= self.most_open:
-                self._decoders.popitem(last=False)[1].close()
-            self._decoders[path] = _Decoder(path)
-        self._decoders.move_to_end(path)
-        return self._decoders[path]
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_owner": 0, "_decoders": OrderedDict(), "_times": OrderedDict()}
+        return self._times.get(path, lambda: _frame_times(path))
 
 
 class _Decoder:

@@ -1,7 +1,6 @@
 """Archives of hand-held grippers: layout, lazy reading of JPEG XL and JPEG, folders of archives, masks, errors."""
 
 import json
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import torch
 import zarr
 
 from tests.dataset.recordings import numbered_frames, psnr, read_numbers, write_umi
-from unified_video_action.dataset import jpeg, umi
-from unified_video_action.dataset.jpeg import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.formats import umi
+from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.formats.umi import UmiSource, UmiStore
+from unified_video_action.dataset.frame_fit import LEFT_MIRROR, FrameMask
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
-from unified_video_action.dataset.pose_windows import HAND_STATES, START_POSE
-from unified_video_action.dataset.umi import UmiSource, UmiStore
-from unified_video_action.dataset.umi_frames import LEFT_MIRROR, FrameMask
-from unified_video_action.dataset.zarr_store import StoreError
+from unified_video_action.dataset.store import StoreError
+from unified_video_action.dataset.transforms import HAND_STATES, START_POSE
 from unified_video_action.spec import Horizon
 
 CAMERA = "camera0_rgb"
@@ -65,9 +64,8 @@ def test_the_layout_is_the_published_one(archive) -> None:
 
 
 @pytest.mark.parametrize("codec", [JpegXlCodec(), JpegXlCodec(lossless=True), JpegXlCodec(80), JpegCodec(95), None])
-@pytest.mark.parametrize("name", ["a.zarr", "a.zarr.zip"])
-def test_frames_of_every_codec(tmp_path, codec, name) -> None:
-    store = UmiStore(write_umi(tmp_path / name, SHOWN, POSES, codec=codec), [CAMERA])
+def test_frames_of_every_codec(tmp_path, codec) -> None:
+    store = UmiStore(write_umi(tmp_path / "a.zarr", SHOWN, POSES, codec=codec), [CAMERA])
     rows = np.array([[59, 0, 7], [7, 7, 31]])
     frames = store.frames(CAMERA, rows)
     assert frames.shape == (2, 3, 48, 48, 3) and np.array_equal(read_numbers(frames[0]), rows[0])
@@ -85,10 +83,6 @@ def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
     (path / "data" / CAMERA / ".zarray").write_text(json.dumps(metadata))
     (path / "data" / CAMERA / "5.0.0.0").write_bytes(imagecodecs.jpegxl_encode(SHOWN[44:45], level=99))
     assert read_numbers(UmiStore(path, [CAMERA]).frames(CAMERA, np.array([4, 5, 6]))).tolist() == [4, 44, 6]
-    metadata["compressor"]["bitspersample"] = 16
-    (path / "data" / CAMERA / ".zarray").write_text(json.dumps(metadata))
-    with pytest.raises(StoreError, match="JPEG XL chunks of 16 bits cannot be read"):
-        UmiStore(path, [CAMERA])
 
 
 def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> None:
@@ -101,14 +95,6 @@ def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> No
     assert len(decoded) == 7, "one of the eight frames is shown twice"
 
 
-def test_a_worker_reads_for_itself(archive) -> None:
-    store = UmiStore(archive, [CAMERA])
-    first = store.frames(CAMERA, np.array([8]))
-    copy = pickle.loads(pickle.dumps(store))  # noqa: S301
-    assert np.array_equal(copy.frames(CAMERA, np.array([8])), first)
-    assert copy.fingerprint() == store.fingerprint()
-
-
 def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS], ENDS)):
         suffix = ".zarr" if number == 1 else ".zarr.zip"
@@ -116,13 +102,13 @@ def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
     (tmp_path / "run" / "episode_2.zarr.zip").rename(tmp_path / "run" / "episode_2.ZARR.ZIP")
     (tmp_path / "run" / "notes.txt").write_text("not an archive")
     (tmp_path / "run" / "._episode_0.zarr.zip").write_bytes(b"Mac OS X")
-    (tmp_path / "run" / "episode_0.zarr.zip.camera0_rgb.toy_48.latents.zarr").mkdir()
+    (tmp_path / "run" / "episode_0.zarr.zip.camera0_rgb.toy_48.latents").mkdir()
     monkeypatch.setattr(umi, "MOST_OPEN", 1)
     (table,) = UmiSource(str(tmp_path / "run")).tables(WANTED)
     assert table.store.episode_ends.tolist() == ENDS
     rows = np.array([59, 0, 20, 19, 33, 32])
     assert np.array_equal(read_numbers(table.store.frames(CAMERA, rows)), rows)
-    opened = [each._group is not None for each in table.store._archives]
+    opened = [len(each._arrays) > 0 for each in table.store._archives]
     assert sum(opened) == 1, "the others are closed"
     assert np.allclose(table.low_dim["pose"], POSES, atol=1e-6)
     # Without demo_start_pose, an episode began with its first pose.
@@ -146,15 +132,8 @@ def test_mirrors_are_blackened_where_they_are() -> None:
         assert (shown[round(y * 224), round(x * 224)] == 100).all(), (x, y)
     black = (shown == 0).all(axis=-1)
     assert np.mean(black != black[:, ::-1]) < 0.01 and 0.06 < black.mean() < 0.12
-
-
-def test_polygons_of_your_own() -> None:
-    right_half = FrameMask.parse([[[0.5, 0], [1, 0], [1, 1], [0.5, 1]]], "here")
-    shown = right_half(np.full((10, 20, 3), 200, np.uint8))
-    assert (shown[:, :9] == 200).all() and (shown[:, 11:] == 0).all()
-    for bad in ("mirror", [[0.1, 0.2]], [[[0, 0], [1, 1]]], 3, []):
-        with pytest.raises(ValueError, match="here: mask=|mask: .* is no polygon"):
-            FrameMask.parse(bad, "here")
+    right_half = FrameMask.parse([[[0.5, 0], [1, 0], [1, 1], [0.5, 1]]], "here")(np.full((10, 20, 3), 200, np.uint8))
+    assert (right_half[:, :9] == 200).all() and (right_half[:, 11:] == 0).all()
 
 
 def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_path, toy_codec) -> None:
@@ -177,7 +156,7 @@ def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_pat
     latents, expected = masked.__getitems__(item)["future"][CAMERA], codec.encode(decoded)
     assert torch.allclose(latents, expected, atol=2e-3)
     assert not torch.allclose(plain.__getitems__(item)["future"][CAMERA], expected, atol=2e-3)
-    assert len(list(tmp_path.glob("*.latents.zarr"))) == len(list(tmp_path.glob("*.frames.zarr"))) == 2
+    assert len(list(tmp_path.glob("*.latents"))) == len(list(tmp_path.glob("*.frames"))) == 2
 
 
 # -- several sources ---------------------------------------------------------------------------------------------------
@@ -195,12 +174,6 @@ def test_weights_share_the_samples(tmp_path) -> None:
     dataset.use_text(torch.tensor([[1.0], [2.0]]))
     texts = dataset.__getitems__([(0, 0), (len(dataset) - 1, 0)])["text"]
     assert texts.tolist() == [[1.0], [2.0]]
-
-
-def test_a_video_without_actions(archive) -> None:
-    dataset = MixtureDataset(UmiSource(str(archive), has_action=False), WANTED, Horizon(), 0)
-    sample = dataset[(0, 0)]
-    assert not sample["has_action"] and sample["action_is_pad"].all()
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------
@@ -236,7 +209,7 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
 def test_a_damaged_frame_is_named(tmp_path) -> None:
     path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
     (path / "data" / CAMERA / "9.0.0.0").write_bytes(b"no picture")
-    with pytest.raises(StoreError, match=rf"data/{CAMERA}\[9:10\] cannot be read .*no readable JPEG XL"):
+    with pytest.raises(StoreError, match=rf"data/{CAMERA}\[9:10\] cannot be read "):
         UmiStore(path, [CAMERA]).frames(CAMERA, np.array([9]))
 
 
@@ -252,22 +225,14 @@ def test_sizes_must_agree(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "options", "message"),
     [
-        (Wanted((CAMERA,), HAND_STATES, 7), {}, "a hand's actions are 10 numbers"),
-        (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, r"has no state 'robot0_eef_pos' .*task.hand.states"),
+        (Wanted((CAMERA,), HAND_STATES, 7), {}, "actions of 10 numbers, but task.shape_meta.action has 7"),
+        (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, r"the task reads 'robot0_eef_pos', .*task.hand.states"),
         (WANTED, {"weight": 0}, "weight=0 must be positive"),
         (WANTED, {"mask": "cups"}, "mask='cups'"),
+        (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "mask: .* is no polygon"),
         (WANTED, {"image_size": -1}, "image_size=-1"),
     ],
 )
 def test_what_cannot_be_given_is_refused(archive, wanted, options, message) -> None:
     with pytest.raises(ValueError, match=message):
-        UmiSource(str(archive), **options).tables(wanted)
-
-
-def test_codecs_of_others_stay(monkeypatch) -> None:
-    registry = {jpeg.XL_CODEC_ID: object}
-    monkeypatch.setattr(jpeg.numcodecs.registry, "codec_registry", registry)
-    jpeg.register_jpeg()
-    assert registry[jpeg.XL_CODEC_ID] is object
-    with pytest.raises(ValueError, match=r"JPEG XL needs chunks of one RGB frame"):
-        JpegXlCodec().encode(SHOWN[:2])
+        MixtureDataset(UmiSource(str(archive), **options), wanted, Horizon(), 0)

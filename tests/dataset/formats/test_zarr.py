@@ -1,0 +1,532 @@
+"""Zarr stores in every published form; damaged ones are refused with file, array and index."""
+
+import json
+import os
+import pickle
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import fsspec
+import imagecodecs
+import numpy as np
+import pytest
+import torch
+import zarr
+from zarr.core.dtype import VariableLengthBytes
+
+from tests.dataset.recordings import numbered_frames, psnr, read_numbers
+from unified_video_action.dataset.formats import zarr as module
+from unified_video_action.dataset.formats.pictures import Jpeg2kCodec, JpegCodec, register_pictures
+from unified_video_action.dataset.formats.zarr import ReplayBuffer, ZarrSource
+from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.store import StoreError
+from unified_video_action.spec import Horizon
+
+ROWS = np.array([[0, 17], [80, 149]])
+
+
+def open_buffer(path):
+    return ReplayBuffer(path, images=["img"], vectors=["action", "state"])
+
+
+def stored(path):
+    """What is in a store, read by zarr alone."""
+    root = zarr.open_group(path, mode="r")
+    return {name: root[f"data/{name}"][:] for name in ("img", "action", "state")}
+
+
+def zipped(folder, archive, prefix="", date=(2000, 1, 1, 0, 0, 0)):
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                file.writestr(zipfile.ZipInfo(f"{prefix}{path.relative_to(folder)}", date), path.read_bytes())
+    return archive
+
+
+def same_as(buffer, arrays):
+    return (
+        np.array_equal(buffer.frames("img", ROWS), arrays["img"][ROWS])
+        and np.array_equal(buffer.vectors["action"], arrays["action"])
+        and np.array_equal(buffer.vectors["state"], arrays["state"])
+    )
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("image_dtype", ["uint8", "float32"])
+def test_both_formats_and_image_types(make_store, zarr_format, image_dtype):
+    path = make_store(zarr_format=zarr_format, image_dtype=image_dtype)
+    buffer = open_buffer(path)
+    assert same_as(buffer, stored(path)) and buffer.frames("img", ROWS).dtype == np.uint8
+    assert buffer.episode_ends.tolist() == [40, 73, 125, 150] and len(buffer) == 150
+    assert [buffer.locate(row) for row in (0, 39, 40, 149)] == [(0, 0), (0, 39), (1, 0), (3, 24)]
+    copy = pickle.dumps(buffer)
+    assert len(copy) < 20_000 and same_as(pickle.loads(copy), stored(path))  # noqa: S301 - as a worker process does
+    if zarr_format == 3:
+        layout = {"chunks": (8, 96, 96, 3), "shards": (32, 96, 96, 3)}
+        zarr.open_group(path)["data"].create_array("img", data=stored(path)["img"], **layout, overwrite=True)
+        assert same_as(open_buffer(path), stored(path))
+
+
+def test_stores_nested_in_folders_and_zips(pusht_store, tmp_path):
+    for prefix in ("", "pusht/pusht_cchi_v7_replay.zarr/"):
+        assert same_as(open_buffer(zipped(pusht_store, tmp_path / "demos.zip", prefix)), stored(pusht_store))
+    for name in ("a.zarr", ".a.zarr.partial-7"):  # what a collector leaves that was killed
+        shutil.copytree(pusht_store, tmp_path / "outer" / "inner" / name)
+    assert same_as(open_buffer(tmp_path / "outer"), stored(pusht_store))
+    shutil.copytree(pusht_store, tmp_path / "outer" / "inner" / "b.zarr")
+    with pytest.raises(StoreError, match="several episode stores .inner/a.zarr, inner/b.zarr."):
+        open_buffer(tmp_path / "outer")
+
+
+@pytest.fixture
+def urls(pusht_store, tmp_path, file_server):
+    """A store by several protocols; the first two are folders."""
+    shutil.copytree(pusht_store, tmp_path / "store.zarr")
+    zipped(pusht_store, tmp_path / "demos.zip", "a/b.zarr/")
+    fsspec.filesystem("memory").put(str(pusht_store), "/uva_test_store.zarr", recursive=True)
+    folders = ["memory://uva_test_store.zarr", f"{file_server.url}/store.zarr", f"file://{tmp_path}/store.zarr"]
+    yield [*folders, f"{file_server.url}/demos.zip"]
+    fsspec.filesystem("memory").rm("/uva_test_store.zarr", recursive=True)
+
+
+def test_urls(urls, pusht_store):
+    for url in urls:
+        assert same_as(open_buffer(url), stored(pusht_store)), url
+    with pytest.raises(StoreError, match="data/top is missing; a store at a URL cannot list"):
+        ReplayBuffer(urls[0], ["top"], [])
+
+
+@pytest.mark.parametrize("small", [2**28, 0])
+def test_the_fingerprint_of_a_url_follows_every_chunk(urls, small, tmp_path):
+    """By their contents, or where they are large by size and time; with and without a listing."""
+    before = [open_buffer(url).fingerprint(small) for url in urls]
+    assert before == [open_buffer(url).fingerprint(small) for url in urls]
+    flip(tmp_path / "store.zarr/data/img/7.0.0.0", older=True)
+    memory = fsspec.filesystem("memory")
+    content = bytearray(memory.cat("/uva_test_store.zarr/data/img/7.0.0.0"))
+    content[100] ^= 1
+    memory.pipe("/uva_test_store.zarr/data/img/7.0.0.0", bytes(content))
+    after = [open_buffer(url).fingerprint(small) for url in urls]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, True, True, False]
+
+
+def test_missing_places_are_named(tmp_path, monkeypatch, pusht_store):
+    monkeypatch.delenv("UVA_NOWHERE", raising=False)
+    with pytest.raises(FileNotFoundError, match="the environment variable UVA_NOWHERE is not set"):
+        open_buffer("${UVA_NOWHERE}/pusht.zarr")
+    monkeypatch.setenv("UVA_NOWHERE", str(pusht_store.parent))
+    assert len(open_buffer(f"${{UVA_NOWHERE}}/{pusht_store.name}")) == 150
+    with pytest.raises(FileNotFoundError, match="nothing.zarr"):
+        open_buffer(tmp_path / "nothing.zarr")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(StoreError, match="no array meta/episode_ends.*it has nothing"):
+        open_buffer(tmp_path / "empty")
+    shutil.copytree(pusht_store / "data", tmp_path / "part.zarr" / "data")
+    for path in (tmp_path / "part.zarr", zipped(tmp_path / "part.zarr", tmp_path / "part.zip")):
+        with pytest.raises(StoreError, match="no array meta/episode_ends.*it has data$"):
+            open_buffer(path)
+    for text, message in (("hello", "not a readable zip"), ("<html>", "is a web page, not a zip")):
+        (tmp_path / "text.zip").write_text(text)
+        with pytest.raises(StoreError, match=f"text.zip: {message}"):
+            open_buffer(tmp_path / "text.zip")
+
+
+def test_decoded_frames_are_kept_within_bounds_and_decoded_once(make_store, monkeypatch):
+    monkeypatch.setattr(module, "FRAMES_IN_MEMORY", 3 * 10 * 96 * 96 * 3)
+    buffer, reads = open_buffer(make_store(chunk=10)), []
+    original = buffer._decode
+    monkeypatch.setattr(buffer, "_decode", lambda *key: reads.append(key) or original(*key))
+    for row in range(150):
+        buffer.frames("img", np.array([row]))
+    assert len(buffer._decoded) == 3 and reads == [("img", start, 10) for start in range(0, 150, 10)]
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def with_value(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+ENDS, IMG, ACTION, STATE = "meta/episode_ends", "data/img", "data/action", "data/state"
+FAULTS = [
+    (ENDS, lambda a: with_value(a, 3, 200), r"meta/episode_ends\[3\] = 200.*\(150, 96"),
+    (ENDS, lambda a: a[:3], r"meta/episode_ends\[2\] = 125.*\(150, 96"),
+    (ENDS, lambda a: with_value(a, 2, 73), r"meta/episode_ends\[2\] = 73"),
+    (ENDS, lambda a: with_value(a, 0, 0), r"meta/episode_ends\[0\] = 0"),
+    (ENDS, lambda a: a.astype(float), r"meta/episode_ends is float64"),
+    (ENDS, lambda a: np.zeros((0,), np.int64), r"meta/episode_ends is int64 \(0,\)"),
+    (ACTION, lambda a: with_value(a, (41, 1), np.nan), r"data/action\[41, 1\] = nan"),
+    (ACTION, lambda a: with_value(a, (41, 1), 1e30), r"data/action\[41, 1\] = 1.*e\+30 is larger"),
+    (STATE, lambda a: with_value(a, (149, 4), np.inf), r"data/state\[149, 4\] = inf"),
+    (ACTION, lambda a: a[:, 0], r"data/action is float32 \(150,\)"),
+    (ACTION, lambda a: a[:149], r"data/action has shape \(149, 2\)"),
+    (STATE, lambda a: a.astype(complex), r"data/state is complex128"),
+    (IMG, lambda a: a.astype(np.int32), r"data/img is int32"),
+    (IMG, lambda a: a[..., 0], r"data/img is uint8 \(150, 96, 96\)"),
+    (IMG, lambda a: a[:120], r"data/img has shape \(120,"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), FAULTS)
+def test_inconsistent_stores_are_refused_on_opening(make_store, name, change, message):
+    path = make_store(chunk=64)
+    value = change(zarr.open_group(path, mode="r")[name][:])
+    chunks = tuple(max(1, size) for size in value.shape)
+    zarr.open_group(path).create_array(name, data=value, chunks=chunks, overwrite=True)
+    with pytest.raises(StoreError, match=f"store.zarr.*{message}"):
+        open_buffer(path)
+
+
+@pytest.mark.parametrize("value", [0.5, 256.0, -1.0, np.nan])
+def test_pixels_that_are_no_whole_numbers_are_refused_on_reading(make_store, value):
+    path = make_store(image_dtype="float32")
+    zarr.open_group(path)["data/img"][33, 1, 2, 0] = value
+    buffer = open_buffer(path)
+    buffer.frames("img", np.array([0, 31]))
+    with pytest.raises(StoreError, match=rf"store.zarr.*data/img\[33\] holds {value}"):
+        buffer.frames("img", np.array([32]))
+
+
+def test_missing_arrays_and_damaged_chunks_are_named(make_store, monkeypatch):
+    path = make_store()
+    (path / "data/img/2.0.0.0").write_bytes(b"noise" * 50)
+    buffer = open_buffer(path)
+    assert buffer.frames("img", np.array([0])).shape == (1, 96, 96, 3)
+    with pytest.raises(StoreError, match=r"data/img\[32:48\] cannot be read"):
+        buffer.frames("img", np.array([40]))
+    (path / "data/state/5.0").write_bytes(b"noise" * 50)
+    with pytest.raises(StoreError, match=r"data/state\[80:96\] cannot be read"):
+        open_buffer(path)
+    shutil.rmtree(path / "data/state")
+    with pytest.raises(StoreError, match="data/state is missing; data has action, img"):
+        open_buffer(path)
+    monkeypatch.setattr(module, "LARGEST_CHUNK", 10 * 96 * 96 * 3)
+    with pytest.raises(StoreError, match="chunks of 16 frames .* too large"):
+        open_buffer(path)
+
+
+def test_damaged_zips_are_refused(pusht_store, tmp_path):
+    archive = zipped(pusht_store, tmp_path / "demos.zip")
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-5000])
+    with pytest.raises(StoreError, match="demos.zip: not a readable zip"):
+        open_buffer(archive)
+    archive.write_bytes(whole)
+    with zipfile.ZipFile(archive) as file:
+        place = file.getinfo("data/img/4.0.0.0").header_offset + 200
+    archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+    with pytest.raises(StoreError, match=r"demos.zip: data/img\[64:80\] cannot be read"):
+        open_buffer(archive).frames("img", np.array([70]))
+
+
+def test_the_published_archive_and_its_uint8_copy_agree(pusht_zip):
+    buffer = open_buffer(pusht_zip)
+    assert (len(buffer), buffer.n_episodes, buffer.frame_shape("img")) == (25_650, 206, (96, 96))
+    copy = pusht_zip.parent / "pusht_cchi_v7_replay_uint8.zarr.zip"
+    if not copy.is_file():
+        pytest.skip(f"{copy} is missing")
+    other, rows = open_buffer(copy), np.array([0, 1, 161, 12_345, 25_649])
+    assert np.array_equal(buffer.frames("img", rows), other.frames("img", rows))
+    assert all(np.array_equal(buffer.vectors[name], other.vectors[name]) for name in buffer.vectors)
+
+
+# -- chunks that a writer left out, or that are lost -------------------------------------------------------------------
+
+
+def numbers() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "img": rng.integers(1, 256, (150, 4, 6, 3), dtype=np.uint8),
+        "action": rng.uniform(1, 2, (150, 4)).astype(np.float32),
+    }
+
+
+def zeroed(name: str, start: int, stop: int) -> dict[str, np.ndarray]:
+    data = numbers()
+    data[name][start:stop] = 0
+    return data
+
+
+def write(path: Path, data: dict[str, np.ndarray], zarr_format: int = 2, empty: bool = False, **chunks):
+    """A store as zarr 3 writes it unless told otherwise: without chunks that hold zeros alone, but with `empty`."""
+    root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
+    for name, values in data.items():
+        size = chunks.get(name, (8, *values.shape[1:]))
+        config = {"write_empty_chunks": empty}
+        root.create_array(f"data/{name}", data=values, chunks=size, compressors=None, config=config)
+    root.create_array("meta/episode_ends", data=np.array([40, 73, 150]))  # only the first ends with a chunk
+    return path
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    buffer = ReplayBuffer(path, ["img"], ["action"])
+    return buffer.frames("img", np.arange(150)), buffer.vectors["action"]
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "start", "stop", "rows"),
+    [
+        ("img", 0, 16, "0 to 15"),  # dark before the light goes on, just where a chunk ends
+        ("action", 0, 40, "0 to 39"),  # a whole episode of zeros, the first
+        ("action", 0, 55, "0 to 47"),  # further, but it fades out within a chunk
+        ("action", 76, 131, "80 to 127"),  # in the middle of an episode: both rows beside it are zeros
+        ("action", 70, 90, "72 to 87"),  # over the end of an episode
+    ],
+)
+def test_chunks_left_out_are_read_as_zeros_with_a_warning(tmp_path, caplog, zarr_format, name, start, stop, rows):
+    data = zeroed(name, start, stop)
+    img, action = read(write(tmp_path / "store.zarr", data, zarr_format))
+    assert np.array_equal(img, data["img"]) and np.array_equal(action, data["action"])
+    assert f"data/{name} has no chunk for rows {rows}; they are read as 0" in caplog.text
+    assert len(caplog.records) == 1  # on opening, not at every read
+
+
+def test_a_column_that_never_changes_is_read(tmp_path):
+    data = numbers()
+    data["action"][:, 2:] = 0
+    path = write(tmp_path / "store.zarr", data, action=(50, 2))
+    assert not (path / "data/action/0.1").exists() and np.array_equal(read(path)[1], data["action"])
+
+
+def unlinked(path: Path, *names: str) -> Path:
+    for name in names:
+        (path / "data" / name).unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["img/5.0.0.0"], r"img lacks chunk \(5, 0, 0, 0\) \(rows from 40, 8 of"),
+        (["img/18.0.0.0"], r"\(rows from 144, 6 of them\).*reach the array's end"),
+        (["action/3.0"], r"action lacks chunk \(3, 0\) \(rows from 24, 8 of them\).*but row 23 beside them"),
+        ([f"action/{n}.0" for n in range(6)], "rows from 0, 48 .*but row 48"),  # more than an episode
+        ([f"action/{n}.0" for n in range(19)], "rows from 0, 150 of them"),  # everything
+    ],
+)
+def test_lost_chunks_are_named(tmp_path, names, message):
+    path = write(tmp_path / "store.zarr", numbers())
+    buffer = ReplayBuffer(path, ["img"], [])
+    unlinked(path, *names)
+    with pytest.raises(StoreError, match=rf"store\.zarr: data/.*{message}"):
+        read(path)
+    if names[0].startswith("img"):  # lost after opening, too
+        with pytest.raises(StoreError, match="img lacks chunk"):
+            buffer.frames("img", np.arange(150))
+
+
+def test_chunks_that_nothing_vouches_for_are_taken_for_lost(tmp_path):
+    path = write(tmp_path / "a.zarr", zeroed("action", 40, 73), action=(1, 4))  # a whole episode in the middle
+    with pytest.raises(StoreError, match="no row beside them is of the same episode"):
+        read(path)
+    path = write(tmp_path / "b.zarr", zeroed("action", 80, 112), empty=True)  # this writer leaves nothing out
+    with pytest.raises(StoreError, match="action lacks chunk"):
+        read(unlinked(path, "action/11.0"))
+    metadata = write(tmp_path / "c.zarr", zeroed("img", 0, 16)) / "data/img/.zarray"
+    metadata.write_text(json.dumps({**json.loads(metadata.read_text()), "fill_value": None}))
+    with pytest.raises(StoreError, match="its metadata has no fill value"):
+        read(tmp_path / "c.zarr")
+
+
+def test_the_message_says_how_to_store_zeros(tmp_path):
+    data = zeroed("action", 40, 73)
+    path = write(tmp_path / "store.zarr", data, action=(1, 2))
+    for _ in range(2):  # each column
+        with pytest.raises(StoreError, match="if these rows do hold 0.0, store them") as error:
+            read(path)
+        _, code = str(error.value).split("python -c ")
+        subprocess.run([sys.executable, "-c", *shlex.split(code)], check=True)
+    assert np.array_equal(read(path)[1], data["action"])
+
+
+# -- fingerprints ------------------------------------------------------------------------------------------------------
+
+
+def fingerprint(path: Path, small: int = 2**28) -> str:
+    return ReplayBuffer(path, ["img"], []).fingerprint(small)
+
+
+def flip(path: Path, older: bool = False) -> None:
+    """Change a byte of a file and not its size."""
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    if older:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**10))
+
+
+def test_it_follows_every_chunk_and_not_the_place(tmp_path):
+    path = write(tmp_path / "store.zarr", numbers(), img=(1, 4, 6, 3))
+    shutil.copytree(path, tmp_path / "moved.zarr")
+    before = fingerprint(path)
+    assert fingerprint(tmp_path / "moved.zarr") == before
+    for number in (3, 103):
+        flip(path / f"data/img/{number}.0.0.0")
+        assert fingerprint(path) != before
+        flip(path / f"data/img/{number}.0.0.0")
+    archives = [zipped(path, tmp_path / f"{year}.zip", date=(year, 1, 1, 0, 0, 0)) for year in (2000, 2001)]
+    flip(path / "data/img/103.0.0.0")
+    found = [fingerprint(archive, 0) for archive in (*archives, zipped(path, tmp_path / "c.zip"))]
+    assert found[0] == found[1] != found[2]
+
+
+def test_large_stores_are_read_when_names_sizes_or_times_change(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    cache = tmp_path / "home/unified_video_action/fingerprints"
+    path = write(tmp_path / "store.zarr", numbers())
+    before, copy = fingerprint(path, 1000), tmp_path / "elsewhere/store.zarr"
+    shutil.copytree(path, copy, copy_function=shutil.copyfile)  # new times
+    assert fingerprint(copy, 1000) == before
+    flip(path / "data/img/7.0.0.0")
+    assert fingerprint(path, 1000) != before and len(list(cache.iterdir())) == 3
+    for file in copy.glob("data/img/[0-9]*"):
+        times = file.stat()
+        file.write_bytes(b"x" * times.st_size)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(copy, 1000) == before  # remembered, not read
+    for file in cache.iterdir():
+        file.write_text("cut sho")
+    assert fingerprint(copy, 1000) != before  # what cannot be what was written is not believed
+    shutil.rmtree(cache)
+    cache.write_text("a file, where a folder should be")
+    assert fingerprint(copy, 1000) and "will be read again" in caplog.text
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+SHOWN = numbered_frames(range(40), (48, 64))
+UNSET = ("bitspersample", "codecformat", "colorspace", "numthreads", "resolutions", "reversible", "tile", "newer")
+
+
+@pytest.fixture
+def picture_store(make_store) -> Path:
+    """data/img: chunks of imagecodecs_jpeg; data/other: of jpeg; data/j2k, data/lossless: JPEG 2000; data/bytes."""
+    register_pictures()
+    path = make_store(lengths=(15, 25))
+    data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
+    codecs = {"img": JpegCodec(90), "other": JpegCodec(90), "j2k": Jpeg2kCodec(50), "lossless": Jpeg2kCodec(0)}
+    for name, codec in codecs.items():
+        data.create_array(name, data=SHOWN, chunks=(1, 48, 64, 3), compressors=codec, overwrite=True)
+        file = path / "data" / name / ".zarray"
+        metadata = json.loads(file.read_text())
+        metadata["compressor"] |= dict.fromkeys(UNSET)  # as writers note them, and one that is not known here
+        metadata["compressor"]["id"] = "jpeg" if name == "other" else metadata["compressor"]["id"]
+        file.write_text(json.dumps(metadata))
+    data.create_array("bytes", shape=(40,), chunks=(7,), dtype=VariableLengthBytes())
+    data["bytes"][:] = np.array([imagecodecs.jpeg8_encode(frame, 90) for frame in SHOWN], object)
+    return path
+
+
+@pytest.mark.parametrize("name", ["img", "other", "bytes", "j2k", "lossless"])
+def test_pictures_are_read_like_other_frames(picture_store, name, tmp_path):
+    buffer = ReplayBuffer(picture_store, [name], ["action"])
+    frames = buffer.frames(name, np.arange(40))
+    assert buffer.frame_shape(name) == (48, 64) and np.array_equal(read_numbers(frames), np.arange(40))
+    assert psnr(frames, SHOWN) > (28 if name in ("img", "other", "bytes") else 40)  # in this order of colours
+    rows = np.array([[39, 0], [7, 7]])
+    archive = ReplayBuffer(zipped(picture_store, tmp_path / "demos.zip"), [name], [])
+    for copy in (buffer, pickle.loads(pickle.dumps(buffer)), archive):  # noqa: S301
+        assert np.array_equal(copy.frames(name, rows), frames[rows])
+    assert buffer.fingerprint() == ReplayBuffer(picture_store, [name], []).fingerprint()
+
+
+def test_pictures_are_decoded_by_the_worker_that_reads_them(picture_store, monkeypatch):
+    buffer, here = ReplayBuffer(picture_store, ["bytes"], []), os.getpid()
+
+    def decode(encoded, where):
+        return np.full((48, 64, 3), os.getpid() != here, np.uint8)
+
+    monkeypatch.setattr(module, "decode_image", decode)  # which a forked worker inherits
+
+    class Rows(torch.utils.data.Dataset):
+        def __getitem__(self, index):
+            return buffer.frames("bytes", np.array([3 + index * 27]))
+
+        def __len__(self):
+            return 2
+
+    loader = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="fork")
+    assert [int(frames.min()) for frames in loader] == [1, 1]
+    assert buffer.frames("bytes", np.array([3])).max() == 0
+
+
+def test_damaged_pictures_are_named(picture_store):
+    for name in ("img", "j2k"):
+        (picture_store / f"data/{name}/9.0.0.0").write_bytes(b"no picture at all")
+        with pytest.raises(StoreError, match=rf"data/{name}\[9:10\] cannot be read"):
+            ReplayBuffer(picture_store, [name], []).frames(name, np.array([9]))
+    data = zarr.open_group(str(picture_store), mode="r+", zarr_format=2)["data"]
+    data["bytes"][20:22] = np.array([b"", imagecodecs.jpeg8_encode(SHOWN[0, :32])], object)
+    buffer = ReplayBuffer(picture_store, ["bytes"], [])
+    with pytest.raises(StoreError, match=r"data/bytes\[20\]: 0 bytes that are no readable JPEG"):
+        buffer.frames("bytes", np.array([20]))
+    with pytest.raises(StoreError, match=r"data/bytes\[21\] is a picture of \(32, 64\), the first one of \(48, 64\)"):
+        buffer.frames("bytes", np.array([21]))
+
+
+# -- any store as a source ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    """Two episodes with two cameras of 12 x 16, states and actions."""
+    path, rng = tmp_path_factory.mktemp("store") / "demos.zarr", np.random.default_rng(0)
+    root = zarr.open_group(path, mode="w", zarr_format=2)
+    for name in ("front", "hand"):
+        root.create_array(f"data/{name}", data=rng.integers(0, 256, (55, 12, 16, 3), np.uint8), chunks=(8, 12, 16, 3))
+    root.create_array("data/robot", data=rng.normal(size=(55, 5)))
+    root.create_array("data/command", data=rng.normal(size=(55, 3)).astype(np.float32))
+    root.create_array("meta/episode_ends", data=np.array([30, 55]))
+    return path
+
+
+def source(store: Path, **changes) -> ZarrSource:
+    low_dim = {"joints": "robot", "position": {"array": "robot", "columns": [3, 0]}}
+    given = {"cameras": {"image": "front", "wrist": "hand"}, "low_dim": low_dim, "action": "command"}
+    return ZarrSource(str(store), **given | changes)
+
+
+def test_arrays_play_their_parts_and_others_are_not_read(store):
+    root = zarr.open_group(store, mode="r")
+    (table,) = source(store, weight=2.0).tables(Wanted(("wrist", "image"), ("position", "joints"), 3))
+    rows = np.array([0, 31, 54])
+    for camera, array in {"image": "front", "wrist": "hand"}.items():
+        np.testing.assert_array_equal(table.store.frames(table.cameras[camera], rows), root[f"data/{array}"][:][rows])
+    np.testing.assert_allclose(table.low_dim["joints"], root["data/robot"][:], rtol=1e-6)
+    np.testing.assert_allclose(table.low_dim["position"], root["data/robot"][:][:, [3, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(table.action, root["data/command"][:])
+    assert table.weight == 2.0 and len(table) == 55 and table.auxiliary is None
+    asked = source(store, cameras={"image": "front", "wrist": "no"}, low_dim={"joints": "no"}, action=None)
+    (table,) = asked.tables(Wanted(("image",), (), 3))
+    assert table.cameras == {"image": "front"} and table.low_dim == {} and table.action is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted", "message"),
+    [
+        ({}, Wanted(("top",), (), 3), "the task reads 'top', but its cameras are image, wrist"),
+        ({}, Wanted(("image",), ("force",), 3), "the task reads 'force', but its low_dim are joints, position"),
+        ({}, Wanted(("image",), (), 2), "actions of 3 numbers, but task.shape_meta.action has 2"),
+        ({"cameras": {"image": "top"}}, Wanted(("image",), (), 3), "the array data/top is missing"),
+        ({"cameras": {"image": "robot"}}, Wanted(("image",), (), 3), "data/robot is float64"),
+        ({"action": "front"}, Wanted(("image",), (), 3), r"expected numbers \(N, D\)"),
+        ({"action": {"array": "command", "columns": [0, 3]}}, Wanted(("image",), (), 2), "has 3 columns, not number 3"),
+        ({"weight": 0}, Wanted(("image",), (), 3), "weight=0 must be positive"),
+        ({"cameras": "front"}, Wanted(("image",), (), 3), "cameras='front' must map names to arrays"),
+        ({"low_dim": {"joints": ["robot"]}}, Wanted(("image",), (), 3), "joints=.* must be an array's name or"),
+        ({"action": {"array": "command"}}, Wanted(("image",), (), 3), "action=.* must be an array's name or"),
+    ],
+)
+def test_what_does_not_fit_is_named(store, changes, wanted, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        MixtureDataset(source(store, **changes), wanted, Horizon(2, 2, 2, 4), 0.0)
+    assert str(store) in str(caught.value)

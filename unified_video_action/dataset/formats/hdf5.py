@@ -1,0 +1,267 @@
+"""Demonstrations in HDF5 files, data/<demo>/...: robomimic's and LIBERO's, both with absolute actions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unified_video_action.dataset.cache import CACHES
+from unified_video_action.dataset.fingerprints import SMALL, remembered
+from unified_video_action.dataset.mixture import StoreSource, Wanted
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, expand, is_url
+from unified_video_action.dataset.tables import Table
+from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
+from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.files import find_files, unreadable
+from unified_video_action.messages import few
+from unified_video_action.rotations import AXIS_ANGLE_ACTION, to_pose_actions
+
+with explain_missing_libraries():
+    import h5py
+
+HAND = "obs/robot0_eef_pos"
+CONTROL = "control_mode"  # attribute of LIBERO's group data; "absolute" in converted files, absent from published ones
+INSTRUCTION = "instruction"  # attribute of LIBERO's group data
+FRAMES_AT_ONCE = 64  # read for the fingerprint
+
+
+class MissingDataset(StoreError):
+    """A dataset that a demonstration lacks."""
+
+
+@dataclass(frozen=True)
+class RobomimicSource(StoreSource):
+    """A file of robomimic: cameras and states are called as in data/<demo>/obs (`sideview_image`, `robot0_eef_pos`).
+
+    Actions are stored as position, axis-angle, gripper (7) and given as position, 6-D rotation, gripper (10). They must
+    be poses in the frame of `robot0_eef_pos`, which is judged as `kind_of_actions` says.
+    """
+
+    poses: bool = False  # true: the actions are such poses, whatever they look like
+
+    def tables(self, wanted: Wanted) -> list[Table]:
+        try:
+            table = _table(self.path, wanted, self.has_action, more=(HAND,))
+        except MissingDataset as error:
+            raise StoreError(
+                f"{error}. Frames and states of a file that has the simulator's states alone are made by: "
+                f"python scripts/render_robomimic.py {self.path} --absolute --output NEW.hdf5"
+            ) from error
+        if self.has_action and not self.poses:
+            _require_poses(table.store)
+        return [replace(table, weight=self.weight)]
+
+
+@dataclass(frozen=True)
+class LiberoSource(StoreSource):
+    """A folder of files of `scripts/replay_libero.py`, one for each task, or one of them; the task is the instruction.
+
+    Cameras are `agentview_rgb` and `eye_in_hand_rgb`, states `ee_pos` (3), `ee_rotation` (6) and `gripper_qpos` (2).
+    Actions are stored as position, axis-angle, gripper (7) and given as position, 6-D rotation, gripper (10).
+    """
+
+    def tables(self, wanted: Wanted) -> list[Table]:
+        tables = []
+        for path in libero_files(self.path):
+            require_absolute(path)
+            table = _table(path, wanted, self.has_action)
+            text = str(table.store.attributes[INSTRUCTION])
+            tables.append(replace(table, instructions=(text,) * table.store.n_episodes))
+        rows = sum(len(table) for table in tables)
+        if self.weight is None:
+            return tables
+        return [replace(table, weight=self.weight * len(table) / rows) for table in tables]
+
+
+def libero_files(location: str) -> list[Path]:
+    """The file that `location` names, or those in the folder, by name. Raises FileNotFoundError when there are none."""
+    path = Path(expand(location))
+    return find_files(path, [".hdf5"], CACHES) if path.is_dir() else [path]
+
+
+def require_absolute(path: Path) -> None:
+    """Raise StoreError for a file of LIBERO that is not a converted one; says how to convert it."""
+    attributes = Hdf5Store(path, images=[], vectors=["actions"]).attributes
+    if attributes.get(CONTROL) != "absolute" or INSTRUCTION not in attributes:
+        raise StoreError(
+            f"{path}: as LIBERO publishes it, its actions are steps; convert it, or its folder, with: "
+            f"python scripts/replay_libero.py {path} --output NEW_FOLDER"
+        )
+
+
+def _table(path: str | Path, wanted: Wanted, has_action: bool, more: Sequence[str] = ()) -> Table:
+    """What is wanted of a file, by its names below `obs`; `more` is read where actions are."""
+    cameras, low_dim = ({name: f"obs/{name}" for name in names} for names in (wanted.cameras, wanted.low_dim))
+    vectors = dict.fromkeys([*low_dim.values(), *(["actions", *more] if has_action else [])])
+    store = Hdf5Store(path, images=list(cameras.values()), vectors=list(vectors))
+    if has_action and store.vectors["actions"].shape[1] != AXIS_ANGLE_ACTION:
+        width = store.vectors["actions"].shape[1]
+        raise StoreError(f"{store.location}: actions have {width} numbers, expected {AXIS_ANGLE_ACTION}")
+    return Table(
+        store=store,
+        cameras=cameras,
+        low_dim={name: store.vectors[stored] for name, stored in low_dim.items()},
+        action=to_pose_actions(store.vectors["actions"]) if has_action else None,
+    )
+
+
+def _require_poses(store: Hdf5Store) -> None:
+    """Raise StoreError for actions of robomimic that do not look like poses in the hand's frame."""
+    actions, hand = store.vectors["actions"], store.vectors[HAND]
+    kind = kind_of_actions(actions, hand, store.episode_ends, store.attributes.get("env_args"))
+    if kind is ActionKind.POSES:
+        return
+    convert = f"python scripts/render_robomimic.py {store.location} --absolute --output NEW.hdf5"
+    if kind is ActionKind.STEPS:
+        raise StoreError(
+            f"{store.location}: its actions are steps, not poses in the world's frame; convert them with: {convert}"
+        )
+    if kind is ActionKind.OTHER_FRAME:
+        away = np.median(actions[:, :3] - hand, axis=0).astype(float).round(3).tolist()
+        raise StoreError(
+            f"{store.location}: its actions are poses in another frame than {HAND}, {away} m from it at the median: "
+            "that of the arm's base, say. Write both in one frame, or set poses: true at this source to learn them so"
+        )
+    raise StoreError(
+        f"{store.location}: its actions follow neither {HAND} nor its motion. If they are poses all the same, set "
+        f"poses: true at this source; steps of the hand are converted with: {convert}"
+    )
+
+
+class Hdf5Store(EpisodeStore):
+    """Episodes of a file with one group for each demonstration below `data`, in the order of their numbers.
+
+    Names are paths within a demonstration, such as "obs/agentview_image" or "actions". Opening reads shapes and the
+    vectors (kept, float32); frames stay in the file.
+
+    Args:
+        location: a file; ~ and environment variables are expanded.
+        images: names of frames, uint8 (T, H, W, 3).
+        vectors: names of numbers (T, D) to keep in memory.
+
+    Attributes:
+        demos: names of the E demonstrations, "demo_0" and so on.
+        vectors: name -> (N, D) float32.
+        attributes: those of the group `data`.
+
+    Raises:
+        FileNotFoundError: nothing at `location`.
+        StoreError: no such layout, damaged or inconsistent; names file, demonstration and dataset.
+    """
+
+    def __init__(self, location: str | Path, images: Sequence[str], vectors: Sequence[str]) -> None:
+        self.location, self.images = expand(location), tuple(images)
+        self._files = Kept()
+        if is_url(self.location):
+            raise StoreError(f"{self.location}: HDF5 files are read from disk; download it, and give its path")
+        if not Path(self.location).is_file():
+            what = "is a folder, expected an HDF5 file" if Path(self.location).is_dir() else "no such file or folder"
+            raise FileNotFoundError(f"{self.location}: {what}")
+        try:
+            self._index(vectors)
+        finally:
+            self._files.clear()
+
+    def frame_shape(self, name: str) -> tuple[int, int]:
+        return self._sizes[name]
+
+    def fingerprint(self, small: int = SMALL) -> str:
+        """sha256 over episode ends and all frames; more than `small` bytes are read once, as `hash_files` does."""
+        layout = hashlib.sha256(self.episode_ends.tobytes() + b"\0")
+        for name in self.images:
+            layout.update(f"{name} {self.frame_shape(name)}".encode())
+        total = sum(len(self) * 3 * height * width for height, width in self._sizes.values())
+        if total <= small:
+            return self._contents(layout.copy())
+        stat = Path(self.location).stat()
+        signature = hashlib.sha256(f"{layout.hexdigest()} {stat.st_size} {stat.st_mtime_ns}".encode())
+        return remembered(signature.hexdigest(), lambda: self._contents(layout.copy()), total)
+
+    def _contents(self, digest: hashlib._Hash) -> str:
+        for name in self.images:
+            for episode in range(self.n_episodes):
+                dataset = self._dataset(episode, name)
+                for start in range(0, len(dataset), FRAMES_AT_ONCE):
+                    digest.update(self._slice(dataset, start, start + FRAMES_AT_ONCE).tobytes())
+        self._files.clear()
+        return digest.hexdigest()
+
+    def _read(self, name: str, episode: int, steps: np.ndarray, out: np.ndarray) -> None:
+        dataset = self._dataset(episode, name)
+        near = dataset.chunks[0] if dataset.chunks else 1
+        for run in np.split(np.arange(len(steps)), np.flatnonzero(np.diff(steps) > near) + 1):  # each is read at once
+            first, last = int(steps[run[0]]), int(steps[run[-1]])
+            out[run] = self._slice(dataset, first, last + 1)[steps[run] - first]
+
+    def _index(self, vectors: Sequence[str]) -> None:
+        """Set every attribute but the location."""
+        file = self._open()
+        group = file.get("data")
+        demos = list(group) if isinstance(group, h5py.Group) else []
+        if not demos:
+            raise StoreError(f"{self.location}: holds {few(file)}, expected data/<demonstration>/...")
+        self.demos = tuple(sorted(demos, key=_number))
+        self.attributes: dict[str, Any] = {name: group.attrs[name] for name in group.attrs}
+        lengths, sizes, values = [], {}, {name: [] for name in vectors}
+        for episode, demo in enumerate(self.demos):
+            found = {name: self._dataset(episode, name) for name in (*self.images, *vectors)}
+            counts = {name: dataset.shape[0] if dataset.ndim else 0 for name, dataset in found.items()}
+            if len(set(counts.values())) != 1 or 0 in counts.values():
+                raise StoreError(f"{self.location}: data/{demo} has datasets of {counts} steps, expected one length")
+            lengths.append(next(iter(counts.values())))
+            for name in self.images:
+                size = sizes.setdefault(name, found[name].shape[1:3])
+                if found[name].dtype != np.uint8 or found[name].shape[1:] != (*size, 3):
+                    raise StoreError(
+                        f"{self.location}: {found[name].name} is {found[name].dtype} {found[name].shape}, expected "
+                        f"uint8 {(lengths[-1], *size, 3)}, as every frame of a camera"
+                    )
+            for name in vectors:
+                values[name].append(self._numbers(found[name], values[name][0].shape[1] if episode else None))
+        self.episode_ends, self._sizes = np.cumsum(lengths), sizes
+        self.vectors = {name: np.concatenate(parts) for name, parts in values.items()}  # (N, D)
+
+    def _numbers(self, dataset: h5py.Dataset, width: int | None) -> np.ndarray:
+        """(T, D) float32; D must be `width`, where that is given."""
+        if dataset.ndim != 2 or dataset.dtype.kind not in "fiu" or width not in (None, dataset.shape[1]):
+            raise StoreError(
+                f"{self.location}: {dataset.name} is {dataset.dtype} {dataset.shape}, "
+                f"expected numbers (T, {width or 'D'})"
+            )
+        return as_float32(self._slice(dataset, 0, dataset.shape[0]), f"{self.location}: {dataset.name}")
+
+    def _open(self) -> h5py.File:
+        try:
+            return self._files.get("", lambda: h5py.File(self.location, "r"))
+        except OSError as error:
+            raise StoreError(unreadable(self.location, "HDF5 file", error)) from error
+
+    def _dataset(self, episode: int, name: str) -> h5py.Dataset:
+        path = f"data/{self.demos[episode]}/{name}"
+        try:
+            member = self._open().get(path)
+        except (OSError, RuntimeError, KeyError) as error:
+            raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
+        if not isinstance(member, h5py.Dataset):
+            beside = self._open().get(path.rpartition("/")[0])
+            names = few(beside if isinstance(beside, h5py.Group) else ())
+            raise MissingDataset(f"{self.location}: {path} is missing; beside it there is {names}")
+        return member
+
+    def _slice(self, dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+        try:
+            return dataset[start:stop]
+        except (OSError, RuntimeError) as error:
+            raise StoreError(f"{self.location}: {dataset.name}[{start}:{stop}] cannot be read ({error})") from error
+
+
+def _number(demo: str) -> tuple[int, str]:
+    """Sorts demo_2 before demo_10, and names without a number last."""
+    found = re.search(r"(\d+)$", demo)
+    return (int(found[1]) if found else 2**62, demo)
