@@ -20,6 +20,16 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 PACKAGE = "unified_video_action"
 T = TypeVar("T")
+MOVED = {  # classes that configurations and checkpoints of earlier versions name; below the package
+    "dataset.lerobot.LeRobotSource": "dataset.formats.lerobot.LeRobotSource",
+    "dataset.video_folder.VideoFolderSource": "dataset.formats.video_folder.VideoFolderSource",
+    "dataset.umi.UmiSource": "dataset.formats.umi.UmiSource",
+    "dataset.zarr_source.ZarrSource": "dataset.formats.zarr.ZarrSource",
+    "dataset.robomimic.RobomimicSource": "dataset.formats.hdf5.RobomimicSource",
+    "dataset.libero.LiberoSource": "dataset.formats.hdf5.LiberoSource",
+    "dataset.window_transforms.StartNoise": "dataset.transforms.StartNoise",
+    "dataset.window_transforms.HandWindows": "dataset.transforms.HandWindows",
+}
 PLUGINS = "UVA_PLUGINS"  # environment variable: further packages or modules, separated by commas
 
 
@@ -48,6 +58,8 @@ def resolve_class(target: Any, interface: type, where: str = "config") -> type:
             f"{where}._target_: {target!r} is refused; a configuration may build {'.*, '.join(trusted)}.* only. If "
             f"this is code of yours, name its package when you start the program: {PLUGINS}=my_package"
         )
+    below = target.removeprefix(f"{PACKAGE}.")
+    target = f"{PACKAGE}.{MOVED[below]}" if below in MOVED else target
     module_name, _, attribute = target.rpartition(".")
     try:
         module = importlib.import_module(module_name)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 UVA = "unified_video_action.policy.uva.UnifiedVideoActionPolicy"
-TARGETS: dict[str, str] = {}  # what has moved: old `_target_` -> new
 TENSORS = {  # beginning of an old tensor's name -> the new one; there were two cameras at most
     "mar.inputs.masked_frame": "mar.inputs.masked_frames.0",
     "mar.inputs.masked_wrist": "mar.inputs.masked_frames.1",
@@ -29,7 +28,6 @@ def upgrade_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's configuration with today's keys; a current one comes back as it is."""
-    config = _moved(config)
     policy, training = config.get("policy"), config.get("training")
     if isinstance(policy, dict):
         policy.setdefault("_target_", UVA)
@@ -38,11 +36,3 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(training, dict) and isinstance(config.get("model"), dict) and "mode_mix" in training:
         config["model"]["mode_mix"] = training.pop("mode_mix")
     return config
-
-
-def _moved(node: Any) -> Any:
-    if isinstance(node, dict):
-        made = {key: _moved(value) for key, value in node.items()}
-        target = made.get("_target_")
-        return made | {"_target_": TARGETS[target]} if isinstance(target, str) and target in TARGETS else made
-    return [_moved(item) for item in node] if isinstance(node, list) else node
