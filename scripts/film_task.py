@@ -42,7 +42,7 @@ def demonstrations(config: dict[str, Any], episodes: int, every: int) -> Iterato
 
 def starts(config: dict[str, Any], episodes: int) -> Iterator[np.ndarray]:
     """What the simulator shows first, for the first seeds of an evaluation."""
-    from unified_video_action.env_runner.worker import build_env
+    from unified_video_action.env_runner.simulators import build_env
 
     if not config["task"].get("env"):
         raise ValueError("the configuration has no simulator: task.env is not set")

@@ -13,8 +13,8 @@ import pytest
 
 import eval_sim
 from tests.small_run import write_run
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.journal import Journal
+from unified_video_action.env_runner.results import Journal
+from unified_video_action.env_runner.rollout import Episode
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG = {

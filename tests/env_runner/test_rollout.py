@@ -6,7 +6,7 @@ import pytest
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToySession
 from unified_video_action.env_runner.rollout import rollout
-from unified_video_action.env_runner.vector import EnvProcesses
+from unified_video_action.env_runner.simulators import EnvProcesses
 
 OPTIONS = {"max_steps": 30, "action_steps": 8, "metrics": ("coverage",)}
 

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToyPolicy, ToySession
 from unified_video_action.env_runner import runner as runner_module
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.journal import Journal
 from unified_video_action.env_runner.preparation import build_runner
+from unified_video_action.env_runner.results import Journal
+from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import instantiate
 

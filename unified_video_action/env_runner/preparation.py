@@ -12,16 +12,16 @@ from omegaconf import OmegaConf
 
 from unified_video_action.compat.tensors import digest
 from unified_video_action.env.state_reader import StateReader
-from unified_video_action.env_runner import processes
+from unified_video_action.env_runner.distributed import rank_and_size
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.env_runner.worker import build_env
+from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import PlannerConfig
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.untrusted import CONFIG, read_checkpoint_config
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
@@ -79,15 +79,25 @@ def build_reader(config: Mapping[str, Any]) -> StateReader | None:
 
 def require_new(output: Path) -> None:
     """Raise FileExistsError where `output`, which the first process writes, is anything but an empty or no folder."""
-    if processes.place()[0] > 0:
+    if rank_and_size()[0] > 0:
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
 
 
-def weights_digest(policy: UnifiedVideoActionPolicy) -> str:
+def weights_digest(policy: BasePolicy) -> str:
     """A short name of a policy's weights, by which its results can be told from those of others."""
     return digest(policy.model.state_dict())
+
+
+def sampler_of(policy: BasePolicy) -> str:
+    """The sampler that a policy acts with unless another is asked for."""
+    return policy.config.sampler
+
+
+def require_forward_dynamics(policy: BasePolicy) -> None:
+    """Raise ValueError where a planner cannot try its plans in the policy's own model."""
+    policy.require_trained("forward_dynamics")
 
 
 def learns_frames(config: Mapping[str, Any]) -> bool:
@@ -129,7 +139,7 @@ def choose_device(name: str | None) -> str:
         ValueError: there is no such device.
     """
     if name is None:
-        gpu = "cuda" if processes.place()[1] == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        gpu = "cuda" if rank_and_size()[1] == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return gpu if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
@@ -138,7 +148,7 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[str, Any]]:
+def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
 
     Raises:
@@ -162,9 +172,9 @@ def prepare(args: Namespace) -> tuple[UnifiedVideoActionPolicy, EnvRunner, dict[
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
     if planner is not None and not in_simulator:
-        policy.require_trained("forward_dynamics")
+        require_forward_dynamics(policy)
     facts = {"checkpoint": name, "weights": args.weights, "digest": weights_digest(policy)}
-    facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    facts |= {"sampler": args.sampler or sampler_of(policy), "device": device} | disturbance
     if planner is not None:
         facts |= {"planner": planner.description, "planner model": args.planner_model}
     if args.resume:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.env_runner import toy
-from unified_video_action.env_runner.vector import Crash, EnvProcesses
+from unified_video_action.env_runner.simulators import Crash, EnvProcesses
 
 CHUNK = np.full((8, 1), 0.01, np.float32)
 
@@ -112,7 +112,7 @@ PARENT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
 from tests.env_runner import toy
-from unified_video_action.env_runner.vector import EnvProcesses
+from unified_video_action.env_runner.simulators import EnvProcesses
 with EnvProcesses(toy.ToyEnv, 2) as envs:
     sys.stdout.write(" ".join(str(process.process.pid) for process in envs._processes) + chr(10))
     sys.stdout.flush()
