@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from unified_video_action.env.libero.assets import cache_folder, find_assets
-from unified_video_action.env.libero.scene import CAMERAS, CONTROL_FREQUENCY, STATES, Scene
-from unified_video_action.env.libero.suites import load_suite
+from unified_video_action.env.libero.installation import cache_folder, find_assets, load_suite
+from unified_video_action.env.libero.scene import CAMERAS, STATES, Scene
+from unified_video_action.env.robosuite_arm import CONTROL_FREQUENCY
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION, from_pose_actions
 
 CONTROLS = {"absolute": POSE_ACTION, "relative": AXIS_ANGLE_ACTION}
@@ -42,7 +42,7 @@ class LiberoEnv(gymnasium.Env):
     Args:
         suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
         tasks: numbers of the tasks in the suite to play; None: all.
-        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `assets.find_assets`.
+        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `installation.find_assets`.
         cache_dir: where an archive or download is kept; None: the user's cache.
         image_size: pixels.
         wrist: also observe the view from the wrist.

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from unified_video_action.env.libero.installation import Task, find_task
 from unified_video_action.env.libero.scene import CAMERAS, Scene
-from unified_video_action.env.libero.suites import Task, find_task
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.files import unreadable
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, from_pose_actions, to_pose_actions
