@@ -11,6 +11,7 @@ from html import escape
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -78,9 +79,9 @@ class Chart:
         y_label: str,
     ) -> None:
         width, height = size
-        self.figure = Figure((width / 100, height / 100), dpi=100)
+        self.figure = Figure((width / 100, height / 100), dpi=100, facecolor="none")
         plot = (LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
-        self.axes = self.figure.add_axes(plot, xlim=_spread(x_range), ylim=_spread(y_range))
+        self.axes = self.figure.add_axes(plot, xlim=_spread(x_range), ylim=_spread(y_range), facecolor="none")
         self.axes.set_xlabel(x_label, color=FAINT, size=11 * PIXEL, labelpad=3)
         self.axes.set_ylabel(y_label, color=FAINT, size=11 * PIXEL, labelpad=2)
         self.axes.tick_params(left=False, bottom=False, labelcolor=FAINT, labelsize=11 * PIXEL, pad=4)
@@ -94,32 +95,31 @@ class Chart:
         ):
             axis.set_ticks(ticks(*bounds, count))
             axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-        self._titles: list[str] = []
-
-    def name(self, artist: matplotlib.artist.Artist, title: str) -> None:
-        """Show `title` when hovered over."""
-        artist.set_gid(f"title{len(self._titles)}")
-        self._titles.append(title)
 
     def svg(self, description: str) -> str:
-        """The figure as an SVG element without references to anything outside of it."""
-        text = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}):
-            self.figure.savefig(text, format="svg", transparent=True, metadata=nothing)
-        body = text.getvalue()
-        box = re.search(r'viewBox="([^"]*)"', body).group(1)
+        """The figure as an SVG element that takes font and colours from the page."""
+        body = svg(self.figure)
+        box = re.search(r'viewBox="([^"]*)"', body)[1]
         body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body[body.index("<svg") :], flags=re.DOTALL)
         head = f'<svg viewBox="{box}" role="img" aria-label="{escape(description)}">'
         body = re.sub(r"<svg[^>]*>", lambda _: head, body, count=1)
-        body = re.sub(r'<g id="title(\d+)">', lambda at: f"<g><title>{escape(self._titles[int(at[1])])}</title>", body)
         body = re.sub(r'<g id="[^"]*">', "<g>", body)
-        body = re.sub(r"font-family: [^;\"]*; ?", "", body)  # the page's own
-        return re.sub(r"#[0-9a-f]{6}", lambda at: _variable(at[0]), body)
+        body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+        return re.sub(r"#[0-9a-f]{6}", lambda at: f"var(--{VARIABLES[at[0]]})" if at[0] in VARIABLES else at[0], body)
 
 
-def _variable(colour: str) -> str:
-    return f"var(--{VARIABLES[colour]})" if colour in VARIABLES else colour
+def name_on_hover(artist: Artist, title: str) -> None:
+    """Show `title` when a viewer of the SVG points at the artist."""
+    artist.set_gid(f"title:{title}")
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG file with words as text, the same bytes every time."""
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}):
+        figure.savefig(text, format="svg", metadata=nothing)
+    return re.sub(r'<g id="title:([^"]*)">', r"<g><title>\1</title>", text.getvalue())
 
 
 def line_chart(
@@ -137,7 +137,7 @@ def line_chart(
     for line in kept:
         drawn = chart.axes.plot(*zip(*line.points), clip_on=False, **STYLES[line.style]) if line.points else []
         for artist in drawn:
-            chart.name(artist, line.title)
+            name_on_hover(artist, line.title)
     return chart.svg(f"{y_label} against {x_label}, {len(lines)} curves")
 
 
@@ -157,7 +157,7 @@ def histogram(
     chart.axes.set_yticks(sorted({round(tick) for tick in ticks(0, top, 4)}))
     bars = chart.axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=ACCENT)
     for bar, count, low, high in zip(bars, counts, edges[:-1], edges[1:], strict=True):
-        chart.name(bar, f"{low:.2f} to {high:.2f}: {count}")
+        name_on_hover(bar, f"{low:.2f} to {high:.2f}: {count}")
     if marker:
         at, label = marker
         side = "right" if at > sum(value_range) / 2 else "left"
