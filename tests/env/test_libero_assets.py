@@ -142,8 +142,8 @@ def test_the_suites_tasks_and_their_start_states():
     tasks = load_suite("libero_10")
     assert tasks[2].instruction == "turn on the stove and put the moka pot on it"
     for task in tasks:
-        told = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
-        assert task.instruction == told and task.bddl.is_file()
+        words = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
+        assert task.instruction == words and task.bddl.is_file()
         states = task.start_states()
         assert states.dtype == np.float64 and states.shape[0] == 50 and len(np.unique(states, axis=0)) == 50
     assert find_task(tasks[3].name) == tasks[3]

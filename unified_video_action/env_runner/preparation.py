@@ -18,7 +18,6 @@ from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
-from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import PlannerConfig
@@ -85,32 +84,6 @@ def require_new(output: Path) -> None:
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
 
 
-def weights_digest(policy: BasePolicy) -> str:
-    """A short name of a policy's weights, by which its results can be told from those of others."""
-    return digest(policy.model.state_dict())
-
-
-def sampler_of(policy: BasePolicy) -> str:
-    """The sampler that a policy acts with unless another is asked for."""
-    return policy.config.sampler
-
-
-def require_forward_dynamics(policy: BasePolicy) -> None:
-    """Raise ValueError where a planner cannot try its plans in the policy's own model."""
-    policy.require_trained("forward_dynamics")
-
-
-def learns_frames(config: Mapping[str, Any]) -> bool:
-    """Whether the training recipe taught the policy to imagine frames; True where there is no recipe."""
-    return any(TASK_MODES[name].learns_frames for name in TASK_MODES if is_trained(config, name))
-
-
-def is_trained(config: Mapping[str, Any], mode: str) -> bool:
-    """Whether the training recipe has a task mode; True where there is no recipe."""
-    mix = (config.get("training") or {}).get("mode_mix") or {}
-    return (mix.get("quotas") or dict.fromkeys(TASK_MODES, 1.0)).get(mode, 0) > 0
-
-
 def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
     """The planner of a configuration, with another number of candidates if given; None: there is none.
 
@@ -148,6 +121,29 @@ def choose_device(name: str | None) -> str:
     return name
 
 
+# What of a policy an evaluation needs besides acting.
+
+
+def weights_digest(policy: BasePolicy) -> str:
+    """A short name of a policy's weights, which sets its results apart from those of others."""
+    return digest(policy.model.state_dict())
+
+
+def sampler_of(policy: BasePolicy) -> str:
+    """The sampler that a policy acts with unless another is asked for."""
+    return policy.config.sampler
+
+
+def imagines(policy: BasePolicy) -> bool:
+    """Whether training taught the policy to imagine frames."""
+    return any(mode.learns_frames for mode in getattr(policy, "trained", ()))
+
+
+def require_forward_dynamics(policy: BasePolicy) -> None:
+    """Raise ValueError where a planner cannot try its plans in the policy's own model."""
+    policy.require_trained("forward_dynamics")
+
+
 def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
 
@@ -157,7 +153,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.sampler is not None:
         Sampler.parse(args.sampler)
     disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
-    config = read_config(args.checkpoint, args.set + [f"task.env.{k}={v}" for k, v in disturbance.items()])
+    config = read_config(args.checkpoint, args.set + [f"task.env.{key}={kind}" for key, kind in disturbance.items()])
     planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
     if in_simulator and planner is None:
         raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
@@ -185,7 +181,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "planner": planner,
         "try_in_simulator": in_simulator,
         "films": args.films,
-        "imagine": learns_frames(config),
+        "imagine": imagines(policy),
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts,
         "config": config,

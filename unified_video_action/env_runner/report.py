@@ -20,7 +20,7 @@ import numpy as np
 from unified_video_action.env_runner.charts import Line, histogram, line_chart, thin
 from unified_video_action.env_runner.results import task_names
 
-NOT_CURVES = {"step", "time"}  # entries of metrics.jsonl that are no curves
+NOT_CURVES = {"step", "time"}  # entries of metrics.jsonl without a curve
 LEARNING = {  # what a training is judged by: chart -> entry of metrics.jsonl -> what it is; styles in STYLES' order
     "mean score in the simulator": {"evaluation/mean_score": "mean score of a few episodes"},
     "PSNR of imagined frames, dB": {

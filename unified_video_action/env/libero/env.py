@@ -21,7 +21,7 @@ INSTRUCTION = spaces.Text(400, charset=string.printable)
 
 
 class LiberoEnv(gymnasium.Env):
-    """A Panda arm that is told what to do.
+    """A Panda arm that follows instructions.
 
     Observations: `agentview_rgb` and, with `wrist`, `eye_in_hand_rgb` uint8 (image_size, image_size, 3), as a person
     sees them; `ee_pos` (3,) in metres, `ee_rotation` (6,), `gripper_qpos` (2,), the fingers in metres, float32; and
@@ -54,7 +54,7 @@ class LiberoEnv(gymnasium.Env):
         observe_images: False leaves the cameras out, for callers that need no frames.
 
     Raises:
-        ValueError: a value that is none of these. FileNotFoundError: no assets there, and none could be downloaded.
+        ValueError: a value outside of these. FileNotFoundError: no assets there, and none could be downloaded.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
@@ -133,7 +133,7 @@ class LiberoEnv(gymnasium.Env):
         """Act for a twentieth of a second.
 
         Raises:
-            ValueError: an action of another size, with a number that is not finite, or whose rotation is none.
+            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
         """
         width = CONTROLS[self.control]
         action = np.asarray(action, np.float64)

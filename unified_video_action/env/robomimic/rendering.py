@@ -135,9 +135,9 @@ class Renderer:
 
 
 def read_arguments(source: Path) -> dict[str, Any]:
-    """env_args of a file. Raises ValueError where there are none."""
+    """env_args of a file. Raises ValueError where they are missing."""
     with h5py.File(source) as file:
         text = file["data"].attrs.get("env_args")
     if text is None:
-        raise ValueError(f"{source}: data has no attribute env_args; it is no file of robomimic")
+        raise ValueError(f"{source}: data has no attribute env_args; it is not a robomimic file")
     return json.loads(text)

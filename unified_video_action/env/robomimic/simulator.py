@@ -1,7 +1,7 @@
 """One robosuite arm and its task: start an episode, restore a recorded one, step, look.
 
-robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is no longer made, and keeps in global
-tables what it gives out. What it adds, upright images and states that can be restored, is little: a test compares them.
+robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is abandoned, and keeps what it gives
+out in global tables. It adds little, upright images and states that can be restored: a test compares them.
 """
 
 from __future__ import annotations
