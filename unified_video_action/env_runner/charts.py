@@ -13,10 +13,11 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 PIXEL = 0.72  # points; figures have 100 pixels to the inch
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # room around the plot, pixels
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 INK, FAINT, EDGE = "#1b2130", "#667085", "#e3e6ec"
 ACCENT, GOOD, BAD, OTHER = "#2f6fed", "#12a065", "#c8372d", "#a3acbb"
 VARIABLES = {  # colour -> variable of the style sheet, which has another value in dark mode
@@ -46,13 +47,7 @@ class Line:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers within [low, high]."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda candidate: abs(candidate - rough))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [tick for tick in MaxNLocator(count, steps=STEPS).tick_values(low, high).tolist() if low <= tick <= high]
 
 
 def number(value: float) -> str:
@@ -89,11 +84,8 @@ class Chart:
         self.axes.set_axisbelow(True)
         self.axes.spines[["left", "top", "right"]].set_visible(False)
         self.axes.spines["bottom"].set(color=FAINT, linewidth=PIXEL)
-        for axis, bounds, count in (
-            (self.axes.xaxis, self.axes.get_xlim(), 5),
-            (self.axes.yaxis, self.axes.get_ylim(), 4),
-        ):
-            axis.set_ticks(ticks(*bounds, count))
+        for axis, count in ((self.axes.xaxis, 6), (self.axes.yaxis, 4)):
+            axis.set_major_locator(MaxNLocator(count, steps=STEPS))
             axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
     def svg(self, description: str) -> str:
@@ -154,7 +146,7 @@ def histogram(
     counts, edges = np.histogram(np.clip(values, *value_range), bins=bins, range=value_range)
     top = max(int(counts.max()), 1)
     chart = Chart(size, value_range, (0, top * 1.08), x_label, y_label)
-    chart.axes.set_yticks(sorted({round(tick) for tick in ticks(0, top, 4)}))
+    chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     bars = chart.axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=ACCENT)
     for bar, count, low, high in zip(bars, counts, edges[:-1], edges[1:], strict=True):
         name_on_hover(bar, f"{low:.2f} to {high:.2f}: {count}")

@@ -76,14 +76,6 @@ def build_reader(config: Mapping[str, Any]) -> StateReader | None:
     return None if reader is None else instantiate(reader, StateReader, "task.reader")
 
 
-def require_new(output: Path) -> None:
-    """Raise FileExistsError where `output`, which the first process writes, is anything but an empty or no folder."""
-    if rank_and_size()[0] > 0:
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
-
-
 def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
     """The planner of a configuration, with another number of candidates if given; None: there is none.
 
@@ -163,8 +155,9 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
     output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
-    if not args.resume:
-        require_new(output)
+    used = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if used and not args.resume and rank_and_size()[0] == 0:  # the first process writes, perhaps before others ask
+        raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
     if planner is not None and not in_simulator:
