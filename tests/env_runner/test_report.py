@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unified_video_action.env_runner.charts import Line, histogram, line_chart, number, thin
-from unified_video_action.env_runner.report import RolloutVideo, write_report
+from unified_video_action.env_runner.report import write_report
 from unified_video_action.env_runner.results import (
     bootstrap_interval,
     describe_results,
@@ -21,7 +21,7 @@ from unified_video_action.env_runner.results import (
     write_json,
 )
 from unified_video_action.env_runner.rollout import Episode
-from unified_video_action.env_runner.videos import write_mp4
+from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
 
 
 class Checker(HTMLParser):

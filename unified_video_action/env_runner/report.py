@@ -5,11 +5,9 @@ Videos and pictures are inside the page; it uses no script and no network.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import numpy as np
 
 from unified_video_action.env_runner.charts import Line, histogram, line_chart, thin
 from unified_video_action.env_runner.results import task_names
+from unified_video_action.env_runner.videos import RolloutVideo
 
 NOT_CURVES = {"step", "time"}  # entries of metrics.jsonl without a curve
 LEARNING = {  # what a training is judged by: chart -> entry of metrics.jsonl -> what it is; styles in STYLES' order
@@ -35,20 +34,6 @@ LEARNING = {  # what a training is judged by: chart -> entry of metrics.jsonl ->
 }
 STYLES = ("mean", "second", "floor")
 Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
-
-
-@dataclass(frozen=True)
-class RolloutVideo:
-    """One video of the page."""
-
-    label: str  # best, median, worst, ...
-    seed: int
-    score: float
-    path: Path  # mp4
-
-    @property
-    def base64(self) -> str:
-        return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 @cache

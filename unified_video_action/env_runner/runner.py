@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import distributed
-from unified_video_action.env_runner.report import RolloutVideo, write_report
 from unified_video_action.env_runner.results import Journal, describe_results, summarise, write_json
 from unified_video_action.env_runner.rollout import Episode, Recordings, rollout
 from unified_video_action.env_runner.simulators import EnvProcesses, EnvSource, Observation
 from unified_video_action.env_runner.videos import (
+    RolloutVideo,
     imagine_episode,
     pick_for_videos,
     video_frames,
@@ -172,6 +172,8 @@ class EnvRunner:
             made = self._videos(acting, imagine, chosen, seen, output / "films", progress)
         finally:
             policy.train(was_training)
+        from unified_video_action.env_runner.report import write_report  # matplotlib takes a while to import
+
         note = video_note(imagine, acting.plans_first, self.action_steps, self.reader)
         write_report(output / "report.html", results, title, made, training_log, facts, note)
         if kept is not None:

@@ -5,6 +5,7 @@ changes nothing in the rollout. Between an imagined frame and the real one stand
 its configuration names a reader of positions, otherwise in dB.
 """
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,20 @@ MARGIN, GAP = 16, 6  # px
 SMALL = 136  # height of an imagined frame, px
 LINE, ERROR_LINE = 20, 16  # heights of lines of text, px
 PAPER, INK, FAINT, ACCENT, TRACK = "#15181e", "#f2f4f8", "#98a1b2", "#5b9dff", "#2b313c"
+
+
+@dataclass(frozen=True)
+class RolloutVideo:
+    """A finished video."""
+
+    label: str  # best, median, worst, ...
+    seed: int
+    score: float
+    path: Path  # mp4
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
