@@ -40,7 +40,6 @@ class Step:
     """What one control step of a gymnasium environment returned."""
 
     observation: Observation
-    reward: float
     terminated: bool
     truncated: bool
     info: dict[str, float]  # the scalar entries of `info`; booleans as 0 or 1
@@ -252,9 +251,8 @@ def _steps(env: Any, actions: np.ndarray) -> list[Step]:
     """Execute `actions` (n, D); stop early where the episode ends."""
     steps: list[Step] = []
     for action in actions:
-        observation, reward, terminated, truncated, info = env.step(action)
-        ends = bool(terminated), bool(truncated)
-        steps.append(Step(_copy(observation), float(reward), *ends, _scalars(info), info.get("task", "")))
+        observation, _, terminated, truncated, info = env.step(action)
+        steps.append(Step(_copy(observation), bool(terminated), bool(truncated), _scalars(info), info.get("task", "")))
         if terminated or truncated:
             break
     return steps
