@@ -47,6 +47,16 @@ class Acting:
         """Whether the policy imagines the very plan that it executes."""
         return getattr(getattr(self.policy, "config", None), "plan_first", False)
 
+    @property
+    def future_offsets(self) -> tuple[int, ...]:
+        """Control steps from now to each future frame."""
+        return self.policy.horizon.future_offsets
+
+    @property
+    def camera(self) -> str:
+        """The camera that rollout videos show."""
+        return self.policy.observations.cameras[0]
+
 
 class EnvRunner:
     """Rolls a policy out over fixed start seeds; the result of a seed does not depend on `n_envs`.
@@ -218,8 +228,7 @@ class EnvRunner:
         ):
             planner = acting.planner
             if planner is not None and acting.in_simulator:
-                offsets = acting.policy.horizon.future_offsets
-                planner = replace(planner, simulate=partial(envs.try_actions, steps=offsets))
+                planner = replace(planner, simulate=partial(envs.try_actions, steps=acting.future_offsets))
             session = PolicySession(acting.policy, n_envs, self.action_steps, acting.sampler, planner=planner)
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
@@ -259,17 +268,19 @@ class EnvRunner:
         folder: Path,
         progress: bool,
     ) -> list[RolloutVideo]:
-        session, policy = None, acting.policy
-        if chosen:
-            folder.mkdir(exist_ok=True)
+        if not chosen:
+            return []
+        folder.mkdir(exist_ok=True)
+        session, videos = None, []
+        if imagine:
             planner = None if acting.in_simulator else acting.planner  # there is no simulator to try plans in
-            session = PolicySession(policy, 1, self.action_steps, acting.sampler, planner=planner) if imagine else None
-        offsets, camera = policy.horizon.future_offsets, policy.observations.cameras[0]
-        videos = []
+            session = PolicySession(acting.policy, 1, self.action_steps, acting.sampler, planner=planner)
         for label, episode in tqdm(chosen, desc="rollout videos", unit="video", disable=not progress):
             seen = recorded[episode.seed]
-            imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets) if session else []
+            imagined = []
+            if session is not None:
+                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, acting.future_offsets)
             path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
-            write_mp4(path, video_frames(episode, seen, camera, imagined, label, self.reader), self.fps)
+            write_mp4(path, video_frames(episode, seen, acting.camera, imagined, label, self.reader), self.fps)
             videos.append(RolloutVideo(label, episode.seed, episode.score, path))
         return videos
