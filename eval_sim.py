@@ -5,7 +5,7 @@
     python eval_sim.py --checkpoint ... --disturbance background   pictures it was not trained on (paper's Table III)
     python eval_sim.py --checkpoint ... --planner 16               the best of 16 plans, as the model imagines them
 
-Writes results.json (every episode, and what made it), films/*.mp4 and report.html into the output folder.
+Writes results.json (every episode, and what made it), rollout videos in films/ and report.html into the output folder.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with the evaluation in --output, which was interrupted")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
-    add("--films", type=int, default=3, help="episodes to film, from the best to the worst (default: 3)")
+    add("--films", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
     add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
     add("--planner", type=int, metavar="K", help="execute the best of K plans (default: the configuration's, or none)")
@@ -36,13 +36,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    from unified_video_action.env_runner import preparation, processes
+    from unified_video_action.env_runner.distributed import process_group
+    from unified_video_action.env_runner.preparation import prepare
     from unified_video_action.messages import one_line
 
-    with processes.joined() as first:
+    with process_group() as first:
         logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
         with one_line("eval_sim.py", "finished episodes are kept: go on with --output FOLDER --resume"):
-            policy, runner, options = preparation.prepare(args)
+            policy, runner, options = prepare(args)
             metrics = runner.run(policy, **options)
     for name, value in metrics.items():
         logging.info("%-24s %s", name, f"{value:.4f}" if isinstance(value, float) else value)

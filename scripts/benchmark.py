@@ -173,7 +173,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
 def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, Any]) -> dict[str, Any]:
     """The task's simulator alone; no policy is built."""
-    from unified_video_action.env_runner.simulator_timing import time_simulator
+    from unified_video_action.env_runner.rollout import time_simulator
 
     if not config["task"].get("env"):
         raise ValueError("the configuration has no simulator: task.env is not set")

@@ -44,7 +44,7 @@ def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int
     import torch
 
     from unified_video_action.env_runner.rollout import rollout
-    from unified_video_action.env_runner.vector import EnvProcesses
+    from unified_video_action.env_runner.simulators import EnvProcesses
     from unified_video_action.inference.session import PolicySession
 
     runner, horizon, names = config["task"]["env_runner"], policy.horizon, policy.observations

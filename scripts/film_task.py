@@ -1,4 +1,4 @@
-"""A short film of a task: some of its demonstrations, or the starts of its simulator's episodes.
+"""A short video of a task: some of its demonstrations, or the starts of its simulator's episodes.
 
     python scripts/film_task.py --config-name uva_pusht_m --episodes 3 --output pusht_m.webp
     python scripts/film_task.py --config-name uva_libero10 --starts --episodes 10 --output libero10.webp
@@ -42,7 +42,7 @@ def demonstrations(config: dict[str, Any], episodes: int, every: int) -> Iterato
 
 def starts(config: dict[str, Any], episodes: int) -> Iterator[np.ndarray]:
     """What the simulator shows first, for the first seeds of an evaluation."""
-    from unified_video_action.env_runner.worker import build_env
+    from unified_video_action.env_runner.simulators import build_env
 
     if not config["task"].get("env"):
         raise ValueError("the configuration has no simulator: task.env is not set")
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--starts", action="store_true", help="starts of the simulator instead of demonstrations")
     parser.add_argument("--episodes", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--every", type=int, default=2, help="of the demonstrations' frames one in so many (default 2)")
-    parser.add_argument("--fps", type=float, default=10.0, help="of the film (default 10)")
+    parser.add_argument("--fps", type=float, default=10.0, help="of the video (default 10)")
     parser.add_argument("--height", type=int, default=160, help="pixels (default 160)")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides")
     options = parser.parse_intermixed_args(arguments)

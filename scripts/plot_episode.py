@@ -10,7 +10,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from unified_video_action.env_runner.film import write_mp4
+from unified_video_action.env_runner.videos import write_mp4
 from unified_video_action.real.episode_plot import Recording, draw_plot, draw_sheet, film_frames
 from unified_video_action.real.recording_archive import ENDING, UNFINISHED, UNFIT, finish_recording
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.env_runner.charts import number, ticks
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from unified_video_action.env_runner.charts import EDGE, FAINT, name_on_hover, svg
 
 log = logging.getLogger("plot_performance")
 COLOURS = {
@@ -27,9 +29,7 @@ COLOURS = {
     "VAE decode": "#db2777",
     "between": "#94a3b8",
 }
-WIDTH, LEFT, RIGHT, TOP = 900, 190, 80, 76
-BAR, GAP, GROUP = 22, 4, 24  # heights: of a bar, between the two of a plan, between plans
-INK, GRID, OTHER = "#0f172a", "#e2e8f0", "#64748b"
+OTHER = "#64748b"  # of a part without a colour
 PRECISIONS = {"no": "float32"}  # names that say more than the option does
 
 
@@ -51,59 +51,38 @@ def bars(results: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str,
     return made
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", size: int = 13, colour: str = INK) -> str:
-    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
-    return f"<text {place}>{escape(words)}</text>"
-
-
-def stack(y: float, parts: dict[str, float], scale: float, faint: bool) -> list[str]:
-    """One bar, and its sum behind it."""
-    drawn, x, opacity = [], float(LEFT), 0.45 if faint else 1
-    for part, milliseconds in parts.items():
-        width = scale * milliseconds
-        drawn.append(
-            f'<rect x="{x:.1f}" y="{y}" width="{max(width, 0.5):.1f}" height="{BAR}" fill="{COLOURS.get(part, OTHER)}" '
-            f'fill-opacity="{opacity}"><title>{escape(part)}: {milliseconds:.2f} ms</title></rect>'
-        )
-        x += width
-    return [*drawn, text(x + 6, y + BAR - 6, f"{sum(parts.values()):.3g} ms")]
-
-
 def draw(results: dict[str, Any]) -> str:
-    """The picture."""
+    """The picture, as SVG."""
     plans = bars(results)
-    longest = max(sum(parts.values()) for _, *both in plans for parts in both)
-    scale = (WIDTH - LEFT - RIGHT) / longest
-    bottom = TOP + len(plans) * (2 * BAR + GAP + GROUP)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 34}" '
-        'font-family="Helvetica, Arial, sans-serif">',
-        "<title>Milliseconds of a plan by part: measured, and the least possible on that machine</title>",
-        f'<rect width="{WIDTH}" height="{bottom + 34}" fill="#ffffff"/>',
-    ]
     machine, samplers = results["machine"], results["samplers"]
     cpu = f"{machine['processor']}, threads: {machine['threads']}"
     where = machine["gpu"] if machine["device"].startswith("cuda") else cpu
     precision = PRECISIONS.get(machine["precision"], machine["precision"])
     about = f"{results['parameters'] / 1e6:.1f} M parameters on {where}, {precision}"
-    parts.append(text(20, 24, f"{about}; {samplers['actions']} for actions, {samplers['frames']} for frames", size=14))
-    x = 20.0
-    used = [part for _, *both in plans for each in both for part in each]
-    for part in sorted(dict.fromkeys(used), key=[*COLOURS, *used].index):
-        parts.append(f'<rect x="{x}" y="40" width="12" height="12" rx="2" fill="{COLOURS.get(part, OTHER)}"/>')
-        parts.append(text(x + 17, 51, part))
-        x += 35 + 7 * len(part)
-    parts.append(text(WIDTH - 20, 51, "pale: the floor", "end", colour=OTHER))
-    for value in ticks(0.0, longest):
-        at = LEFT + scale * value
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP - 8}" y2="{bottom}" stroke="{GRID}"/>')
-        parts.append(text(at, bottom + 18, f"{number(value)} ms", "middle", size=12, colour=OTHER))
-    y = TOP
-    for plan, measured, least in plans:
-        parts.append(text(LEFT - 12, y + BAR + 6, plan, "end"))
-        parts += stack(y, measured, scale, faint=False) + stack(y + BAR + GAP, least, scale, faint=True)
-        y += 2 * BAR + GAP + GROUP
-    return "\n".join([*parts, "</svg>"]) + "\n"
+    figure = Figure((10, 1.5 + 0.7 * len(plans)), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    axes.set_title(f"{about}; {samplers['actions']} for actions, {samplers['frames']} for frames", size=10, loc="left")
+    for row, (_, *both) in enumerate(plans):
+        for parts, y, alpha in zip(both, (row, row + 0.4), (1.0, 0.45), strict=True):
+            end = 0.0
+            for part, milliseconds in parts.items():
+                (bar,) = axes.barh(y, milliseconds, 0.36, end, color=COLOURS.get(part, OTHER), alpha=alpha)
+                name_on_hover(bar, f"{part}: {milliseconds:.2f} ms")
+                end += milliseconds
+            axes.annotate(f"{end:.3g} ms", (end, y), (5, 0), textcoords="offset points", va="center")
+    axes.set_yticks([row + 0.2 for row in range(len(plans))], [plan for plan, *_ in plans])
+    axes.invert_yaxis()
+    axes.margins(x=0.08)
+    axes.set_xlabel("ms; pale: the floor", color=FAINT)
+    axes.grid(axis="x", color=EDGE)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    used = {part for _, *both in plans for parts in both for part in parts}
+    shown = [Patch(color=COLOURS.get(part, OTHER), label=part) for part in dict.fromkeys([*COLOURS, *used])]
+    shown = [patch for patch in shown if patch.get_label() in used]
+    figure.legend(handles=shown, loc="outside upper left", ncols=len(shown), frameon=False)
+    return svg(figure)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,36 +5,35 @@ python scripts/render_robomimic.py data/low_dim.hdf5 --output data/image_abs.hdf
 
 import argparse
 import logging
+from contextlib import closing
 from pathlib import Path
 
-import h5py
 from tqdm import tqdm
 
 from unified_video_action.dataset.formats.hdf5 import Hdf5Store
+from unified_video_action.env.collecting import in_order
 from unified_video_action.env.robomimic.demonstrations import new_file
-from unified_video_action.env.robomimic.rendering import RenderJob, read_arguments
+from unified_video_action.env.robomimic.rendering import Renderer, read_arguments
 
 log = logging.getLogger("render_robomimic")
 CAMERAS = {"ToolHang": ("sideview", "robot0_eye_in_hand")}  # of the published image files
 OTHER_CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 
-def render(job: RenderJob, output: Path, workers: int, count: int | None, require_success: bool) -> None:
+def render(renderer: Renderer, output: Path, workers: int, count: int | None, require_success: bool) -> None:
     """Write `output`, which appears when all of it is there, and say which replays failed."""
-    names = list(Hdf5Store(job.source, images=(), vectors=("actions",)).demos)[:count]
+    names = list(Hdf5Store(renderer.source, images=(), vectors=("actions",)).demos)[:count]
     failed = []
-    with new_file(output, job.written_arguments()) as (writer, folder):
-        done = job.results(names, folder, workers)
-        for name, part, replayed in tqdm(done, total=len(names), unit="demo", desc="rendering"):
+    with new_file(output, renderer.written_arguments) as (writer, _):
+        rendered = in_order(renderer, names, workers)
+        for name, (demonstration, replayed) in tqdm(zip(names, rendered), total=len(names), unit="demo"):
             if replayed is False:
                 failed.append(name)
             if replayed is not False or not require_success:
-                with h5py.File(part) as file:
-                    writer.copy(file["demo"])
-            part.unlink()
+                writer.append(demonstration)
         kept = len(writer)
     log.info("%d demonstrations in %s", kept, output)
-    if job.absolute:
+    if renderer.absolute:
         succeeded = len(names) - len(failed)
         log.info("replay of the absolute actions succeeded in %d of %d demonstrations", succeeded, len(names))
         if failed:
@@ -62,10 +61,10 @@ def main(arguments: list[str] | None = None) -> None:
             raise ValueError("--require-success needs --absolute: only absolute actions are replayed")
         Hdf5Store(options.source, images=(), vectors=("actions", "obs/robot0_eef_pos", "states"))  # as it should be
         cameras = options.cameras or CAMERAS.get(read_arguments(options.source)["env_name"], OTHER_CAMERAS)
-        job = RenderJob(
-            options.source, tuple(cameras), options.image_size, options.samples, options.absolute, options.own_model
-        )
-        render(job, options.output, options.workers, options.count, options.require_success)
+        drawing = tuple(cameras), options.image_size, options.samples
+        renderer = Renderer(options.source, *drawing, options.absolute, options.own_model)
+        with closing(renderer):
+            render(renderer, options.output, options.workers, options.count, options.require_success)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from unified_video_action.dataset.formats.hdf5 import CONTROL, INSTRUCTION, libero_files
-from unified_video_action.env.libero.assets import cache_folder, find_assets
+from unified_video_action.env.libero.installation import cache_folder, find_assets
 from unified_video_action.env.libero.replay import (
     absolute_actions,
     play,

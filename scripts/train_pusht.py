@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.env_runner.journal import SETTINGS
+from unified_video_action.env_runner.results import SETTINGS
 from unified_video_action.workspace.commands import ROOT, hydra_value, inside, run, try_run
 
 log = logging.getLogger("train_pusht")

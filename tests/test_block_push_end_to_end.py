@@ -15,7 +15,7 @@ pytest.importorskip("pybullet", reason="pybullet is not installed; add the simul
 
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.env_runner.preparation import build_runner
-from unified_video_action.env_runner.worker import build_env
+from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 

@@ -13,8 +13,8 @@ import pytest
 
 import eval_sim
 from tests.small_run import write_run
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.journal import Journal
+from unified_video_action.env_runner.results import Journal
+from unified_video_action.env_runner.rollout import Episode
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG = {
@@ -84,33 +84,19 @@ def test_a_checkpoint_is_evaluated(
     assert "train/loss" in page and "ddim3" in page and page.count("<video") == 1
 
 
-def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
+    checkpoint: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    curves = []
-    for n_envs in (1, 3):
-        output = tmp_path / str(n_envs)
-        call(monkeypatch, "--checkpoint", checkpoint, "--n-episodes", 3, "--n-envs", n_envs, "--films", 0,
-             "--seed", 100006, "--output", output, "--set", "task.env_runner.max_steps=24")  # fmt: skip
-        curves.append([episode["curve"] for episode in json.loads((output / "results.json").read_text())["episodes"]])
-    assert np.max(curves) > 0.3
-    np.testing.assert_allclose(curves[0], curves[1], atol=1e-3)
-
-
-def test_the_default_output_lies_in_the_run(checkpoint: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch):
     options = ("--n-episodes", 1, "--films", 0, "--set", "task.env_runner.max_steps=8")
     call(monkeypatch, "--checkpoint", checkpoint, *options)
     (made,) = (run_folder / "evaluation").iterdir()
     assert made.name.startswith("step_00000010_ema_")
     assert sorted(path.name for path in made.iterdir()) == ["report.html", "results.json"]
-
-
-def test_a_shipped_checkpoint_is_not_written_beside(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shipped = tmp_path / "project" / "checkpoints" / "mine"
     shutil.copytree(checkpoint, shipped)
     (shipped / "metrics.json").write_text("{}")
     monkeypatch.chdir(tmp_path / "project")
-    call(monkeypatch, "--checkpoint", shipped, "--n-episodes", 1, "--films", 0, "--set", "task.env_runner.max_steps=8")
+    call(monkeypatch, "--checkpoint", shipped, *options)
     assert sorted(path.name for path in Path().iterdir()) == ["checkpoints", "outputs"]
     (made,) = Path("outputs/shipped/mine/evaluation").iterdir()
     facts = json.loads((made / "results.json").read_text())["facts"]
@@ -166,20 +152,25 @@ def test_a_simulator_without_disturbances_says_so(checkpoint: Path, monkeypatch:
 SCORE = "task.planner_score._target_=unified_video_action.env.pusht.score.CoverageScore"
 
 
-@pytest.mark.parametrize("model", ["policy", "simulator"])
-def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str):
-    options = ("--checkpoint", checkpoint, "--n-episodes", 2, "--seed", 100006, "--planner-model", model)
-    steps = "task.env_runner.max_steps=16"
-    plain, best = tmp_path / "plain", tmp_path / "best"
-    call(monkeypatch, *options, "--planner", 1, "--films", 0, "--output", plain, "--set", steps, SCORE)
-    call(monkeypatch, *options, "--planner", 3, "--films", 1, "--output", best, "--set", steps, SCORE)
-    plain, best = (json.loads((folder / "results.json").read_text()) for folder in (plain, best))
-    assert best["facts"]["planner"].startswith("best of 3 by CoverageScore(at=-1, shaping=")
-    assert best["facts"]["planner model"] == model and "planner_score" in best["config"]["task"]
-    assert best["plan_ms"]["median"] > 0 and best["plan_ms"]["environments"] in (1, 2)
-    assert "best of 3 by" in (page := (tmp_path / "best" / "report.html").read_text()) and "one plan" in page
-    curves = [[episode["curve"] for episode in results["episodes"]] for results in (plain, best)]
-    assert curves[0] != curves[1]
+def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = ("--checkpoint", checkpoint, "--n-episodes", 2, "--seed", 100006)
+    settings = ("--set", "task.env_runner.max_steps=16", SCORE)
+    found = {}
+    for name, choice in {
+        "plain": ("--planner", 1, "--films", 0),
+        "policy": ("--planner", 3, "--films", 1),
+        "simulator": ("--planner", 3, "--films", 1, "--planner-model", "simulator"),
+    }.items():
+        call(monkeypatch, *options, *choice, "--output", tmp_path / name, *settings)
+        found[name] = json.loads((tmp_path / name / "results.json").read_text())
+    for name in ("policy", "simulator"):
+        assert found[name]["facts"]["planner"].startswith("best of 3 by CoverageScore(at=-1, shaping=")
+        assert found[name]["facts"]["planner model"] == name and "planner_score" in found[name]["config"]["task"]
+        assert found[name]["plan_ms"]["median"] > 0 and found[name]["plan_ms"]["environments"] in (1, 2)
+        page = (tmp_path / name / "report.html").read_text()
+        assert "best of 3 by" in page and "one plan" in page
+    curves = [[episode["curve"] for episode in results["episodes"]] for results in found.values()]
+    assert curves[0] != curves[1] and curves[0] != curves[2]
 
 
 def test_a_planner_needs_a_score_and_forward_dynamics(
@@ -217,23 +208,24 @@ def test_missing_checkpoints_are_named(checkpoint: Path, tmp_path: Path, monkeyp
         call(monkeypatch, "--checkpoint", tmp_path)
 
 
-def test_two_processes_share_the_episodes(checkpoint: Path, tmp_path: Path):
-    options = ["--checkpoint", checkpoint, "--n-episodes", 3, "--n-envs", 1, "--films", 1, "--device", "cpu",
+def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In one process with three simulators, and in two processes with one each."""
+    options = ["--checkpoint", checkpoint, "--n-episodes", 3, "--films", 1, "--device", "cpu", "--seed", 100006,
                "--set", "task.env_runner.max_steps=16"]  # fmt: skip
-    script = Path(eval_sim.__file__)
+    call(monkeypatch, *options, "--n-envs", 3, "--output", tmp_path / "one")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", eval_sim.__file__]
+    command = [*launcher, *map(str, options), "--n-envs", "1", "--output", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]):
-        output = tmp_path / str(len(found))
-        command = [sys.executable, *launcher, script, *options, "--output", output]
-        done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=200)
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count("mean_score ") == 1  # the first process alone tells
-        found.append(json.loads((output / "results.json").read_text()))
-    one, two = ([episode["curve"] for episode in results["episodes"]] for results in found)
-    assert [episode["seed"] for episode in found[1]["episodes"]] == [100000, 100001, 100002]
-    np.testing.assert_allclose(one, two, atol=1e-3)
-    assert len(list((tmp_path / "1" / "films").iterdir())) == 1
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("mean_score ") == 1  # the first process alone logs
+    found = [json.loads((tmp_path / name / "results.json").read_text())["episodes"] for name in ("one", "two")]
+    assert [episode["seed"] for episode in found[1]] == [100006, 100007, 100008]
+    curves = [[episode["curve"] for episode in episodes] for episodes in found]
+    np.testing.assert_allclose(*curves, atol=1e-3)
+    assert np.max(curves) > 0.3 and len(list((tmp_path / "two" / "films").iterdir())) == 1
 
 
 def test_an_interrupted_evaluation_is_continued(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -20,7 +20,7 @@ import h5py
 from scripts import replay_libero
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.env.libero.env import LiberoEnv
-from unified_video_action.env_runner.worker import build_env
+from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 

@@ -14,7 +14,7 @@ from tests.shrunk import SHRUNK, read
 pytest.importorskip("robosuite", reason=LIFT)
 
 from unified_video_action.dataset.build import build_dataset
-from unified_video_action.env_runner.worker import build_env
+from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 

@@ -64,9 +64,6 @@ def pixels(image: np.ndarray, colour: str) -> np.ndarray:
     return np.argwhere(strong[colour])
 
 
-# -- conventions ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("size", "shape"), [(96, (96, 128, 3)), (240, (240, 320, 3))])
 def test_observations_are_as_their_space_says(size, shape):
     env = BlockPushEnv(image_size=size)
@@ -122,16 +119,10 @@ def test_the_effector_goes_to_its_target_no_faster_than_it_may(blind):
     here = blind.step([0.6, 0.4])[0]["effector"]
     assert np.linalg.norm(here - before) == pytest.approx(STEP, abs=1e-3)
     assert (here - before)[1] / (here - before)[0] == pytest.approx(0.4 / 0.33, rel=0.02)  # straight towards it
-
-
-def test_targets_off_the_table_are_clipped(blind):
     start(blind, effector=(0.2, 0.4))
     for _ in range(8):
         observation = blind.step([-3.0, 7.0])[0]
-    np.testing.assert_allclose(observation["effector"], [LOW[0], HIGH[1]], atol=1e-3)
-
-
-# -- physics -------------------------------------------------------------------------------------------------------
+    np.testing.assert_allclose(observation["effector"], [LOW[0], HIGH[1]], atol=1e-3)  # no farther than the table
 
 
 def test_a_pushed_block_moves_with_the_effector(blind):
@@ -165,9 +156,6 @@ def test_nothing_tunnels_and_blocks_stay_on_the_table(blind, direction):
     assert (moved[0, :2] - centre) @ direction > 0.05
 
 
-# -- scores --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("places", "names", "score"),
     [
@@ -197,9 +185,6 @@ def test_pushing_a_block_into_a_square_scores_and_the_second_one_ends_the_episod
     assert terminated and not truncated and reward == info["score"] == 1.0 and info["green_in_green"] == 1.0
 
 
-# -- pictures ------------------------------------------------------------------------------------------------------
-
-
 def test_the_camera_faces_the_robot_and_shows_colours(seeing):
     image = start(seeing)[0]["image"]
     red, green = pixels(image, "red").mean(axis=0), pixels(image, "green").mean(axis=0)
@@ -225,34 +210,22 @@ def test_every_corner_that_the_effector_reaches_is_in_the_frame(seeing):
         assert dark_blue.sum() >= 12, corner
 
 
-# -- mistakes ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [0, 8, 100, 96.0])
-def test_a_bad_image_size_is_refused(size):
-    with pytest.raises(ValueError, match="image_size must be the frames' height, a multiple of 3"):
-        BlockPushEnv(image_size=size)
-
-
-@pytest.mark.parametrize("action", [[0.3], [0.3, np.nan], [[0.3, 0.1]]])
-def test_a_bad_action_is_refused(blind, action):
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        *((lambda _, size=size: BlockPushEnv(size), ValueError, "image_size must be .* a multiple of 3")
+          for size in (0, 8, 100, 96.0)),
+        *((lambda env, action=action: env.step(action), ValueError, "action must be 2 finite numbers")
+          for action in ([0.3], [0.3, np.nan], [[0.3, 0.1]])),
+        (lambda env: env.reset(options={"goal": 1}), ValueError, "unknown reset options \\['goal'\\]"),
+        (lambda env: env.reset(options={"state": np.zeros(3)}), ValueError, "state must be 14 finite numbers"),
+        (lambda _: BlockPushEnv(observe_image=False).step([0.3, 0.0]), RuntimeError, "never reset"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(blind, call, error, message):
     blind.reset(seed=0)
-    with pytest.raises(ValueError, match="action must be 2 finite numbers"):
-        blind.step(action)
-
-
-def test_bad_resets_are_refused(blind):
-    with pytest.raises(ValueError, match="unknown reset options \\['goal'\\]"):
-        blind.reset(options={"goal": 1})
-    with pytest.raises(ValueError, match="state must be 14 finite numbers"):
-        blind.reset(options={"state": np.zeros(3)})
-
-
-def test_a_step_needs_a_reset():
-    env = BlockPushEnv(observe_image=False)
-    with pytest.raises(RuntimeError, match="never reset"):
-        env.step([0.3, 0.0])
-    env.close()
+    with pytest.raises(error, match=message):
+        call(blind)
 
 
 def test_the_simulator_is_quiet():

@@ -81,13 +81,6 @@ def test_frames_are_upright_and_not_mirrored(env: LiberoEnv, camera: str, name: 
         assert np.abs(seen - wrong).max() > 0.15 * SIZE
 
 
-def test_the_robot_stands_at_the_top_of_the_agent_view(env: LiberoEnv) -> None:
-    frame = env.reset(options={"task": 0, "state": 0})[0]["agentview_rgb"]
-    base = np.array(env._scene._env.sim.data.get_body_xpos("robot0_base"))
-    assert project(env, "agentview", base)[0] < SIZE / 3
-    assert frame[-SIZE // 8 :].std(axis=(0, 1)).max() < 15 < frame[: SIZE // 3].std(axis=(0, 1)).max()  # bare table
-
-
 def test_episodes_begin_at_rest_with_the_gripper_open(env: LiberoEnv) -> None:
     observation, _ = env.reset(seed=0)
     stored = env.tasks[0].start_states()[0]
@@ -109,9 +102,9 @@ def test_the_gripper_closes_above_zero_and_opens_below(env: LiberoEnv) -> None:
 def test_absolute_actions_are_poses_in_the_worlds_frame(env: LiberoEnv) -> None:
     env.reset(seed=0)
     target = hold(env, -1, (0.05, -0.06, -0.08), axis_angle_to_6d(np.array([np.pi, 0, 0])))
-    reached = repeat(env, target, 50)
-    np.testing.assert_allclose(reached["ee_pos"], target[:3], atol=0.006)
-    np.testing.assert_allclose(reached["ee_rotation"], target[3:9], atol=0.03)
+    after = repeat(env, target, 50)
+    np.testing.assert_allclose(after["ee_pos"], target[:3], atol=0.006)
+    np.testing.assert_allclose(after["ee_rotation"], target[3:9], atol=0.03)
 
 
 def test_relative_actions_are_steps(env: LiberoEnv) -> None:
@@ -173,7 +166,7 @@ def test_seeds_decide_episodes_whatever_was_played_before(env: LiberoEnv) -> Non
         (lambda env: env.step(np.zeros(10)), "names no rotation"),
         (lambda env: env.reset(options={"goal": 1}), r"unknown reset options \['goal'\]"),
         (lambda env: env.reset(options={"state": 50}), "2 tasks of 50 start states"),
-        (lambda env: env._scene.show(np.zeros(5)), r"a state of \(5,\) numbers; its scene has"),
+        (lambda env: env._scene.show(np.zeros(5)), r"a state of \(5,\) numbers does not fit the model"),
     ],
 )
 def test_bad_input_is_named(env: LiberoEnv, call, message: str) -> None:

@@ -18,9 +18,8 @@ from tests.libero_recording import LIBERO, libero_cache  # noqa: F401
 pytest.importorskip("libero", reason=LIBERO)
 
 from unified_video_action.compat.numpy_archive import read_array
-from unified_video_action.env.libero.assets import PARTS, cache_folder, find_assets
 from unified_video_action.env.libero.env import LiberoEnv
-from unified_video_action.env.libero.suites import find_task, load_suite
+from unified_video_action.env.libero.installation import PARTS, cache_folder, find_assets, find_task, load_suite
 
 ROOT = Path(__file__).parents[2]
 FRESH = """
@@ -143,8 +142,8 @@ def test_the_suites_tasks_and_their_start_states():
     tasks = load_suite("libero_10")
     assert tasks[2].instruction == "turn on the stove and put the moka pot on it"
     for task in tasks:
-        told = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
-        assert task.instruction == told and task.bddl.is_file()
+        words = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
+        assert task.instruction == words and task.bddl.is_file()
         states = task.start_states()
         assert states.dtype == np.float64 and states.shape[0] == 50 and len(np.unique(states, axis=0)) == 50
     assert find_task(tasks[3].name) == tasks[3]

@@ -72,13 +72,13 @@ def test_strength_is_how_far_it_goes(plain: np.ndarray) -> None:
 @pytest.mark.parametrize("kind", DISTURBANCES)
 def test_the_seed_decides(kind: str) -> None:
     env = PushTEnv(disturbance=kind)
-    first, second = (env.reset(seed=seed, options={"state": AWAY})[0]["image"] for seed in (0, 1))
+    start = {"state": AWAY}
+    first, second = (env.reset(seed=seed, options=start)[0]["image"] for seed in (0, 1))
     assert (first != second).any()
-    np.testing.assert_array_equal(env.reset(seed=0, options={"state": AWAY})[0]["image"], first)
-    np.testing.assert_array_equal(PushTEnv(disturbance=kind).reset(seed=0, options={"state": AWAY})[0]["image"], first)
-    stayed = env.step(np.array(AWAY[:2], np.float32))[0]["image"]
-    np.testing.assert_array_equal(stayed, first)  # it lasts the episode
-    assert (env.reset(options={"state": AWAY})[0]["image"] != first).any()  # drawn from the env's own generator
+    np.testing.assert_array_equal(PushTEnv(disturbance=kind).reset(seed=0, options=start)[0]["image"], first)
+    np.testing.assert_array_equal(env.reset(seed=0, options=start)[0]["image"], first)
+    np.testing.assert_array_equal(env.step(np.array(AWAY[:2], np.float32))[0]["image"], first)  # all the episode long
+    assert (env.reset(options=start)[0]["image"] != first).any()  # drawn from the env's own generator
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, start_state
 from unified_video_action.env.pusht.geometry import state_targets
-from unified_video_action.env.pusht.renderer import StateRenderer, render_state, render_states
+from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.system_libraries import missing_library_message
 
 OTHER_GOAL = (150.0, 340.0, -2.0)
@@ -83,7 +83,7 @@ def test_observations_and_info(env: PushTEnv) -> None:
     observation, info = env.reset(seed=3)
     assert observation["image"].shape == (96, 96, 3) and observation["image"].dtype == np.uint8
     assert observation["agent_pos"].shape == (2,) and observation["agent_pos"].dtype == np.float32
-    np.testing.assert_array_equal(observation["image"], render_state(info["state"]))
+    np.testing.assert_array_equal(observation["image"], render_states(info["state"][None])[0])
     theirs = GymPushTEnv(obs_type="pixels")
     frame, _ = theirs.reset(options={"reset_to_state": start_state(3)})
     np.testing.assert_array_equal(observation["image"], frame)  # the faster way to a frame changes nothing
@@ -114,18 +114,11 @@ def test_the_goal_can_change_with_every_episode(env: PushTEnv) -> None:
     light_green = np.array([144, 238, 144])
     centre = np.array(OTHER_GOAL[:2]) + 45 * np.array([-np.sin(OTHER_GOAL[2]), np.cos(OTHER_GOAL[2])])
     column, row = (centre * 96 / 512).astype(int)
-    away = [400.0, 60.0, 400.0, 100.0, 0.0]
-    np.testing.assert_array_equal(render_state(away, OTHER_GOAL)[row, column], light_green)
-    frame = PushTEnv(goal=OTHER_GOAL).reset(options={"state": away})[0]["image"]
-    np.testing.assert_array_equal(frame, render_state(away, OTHER_GOAL))
+    away = np.array([400.0, 60.0, 400.0, 100.0, 0.0])
+    drawn = render_states(np.stack([away, away]), OTHER_GOAL)[1]
+    np.testing.assert_array_equal(drawn[row, column], light_green)
+    np.testing.assert_array_equal(drawn, PushTEnv(goal=OTHER_GOAL).reset(options={"state": away})[0]["image"])
     np.testing.assert_array_equal(env.reset(seed=1)[0]["image"], first["image"])  # the default has come back
-
-
-def test_one_renderer_draws_many_states_and_goals() -> None:
-    renderer = StateRenderer(image_size=48)
-    for seed in range(3):
-        for goal in (DEFAULT_GOAL, OTHER_GOAL):
-            np.testing.assert_array_equal(renderer(start_state(seed), goal), render_state(start_state(seed), goal, 48))
 
 
 def test_equal_seeds_give_equal_episodes_and_leave_the_global_generator_alone() -> None:

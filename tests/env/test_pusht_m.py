@@ -1,14 +1,17 @@
 """PushT-M: a goal for every seed, on the table, in the picture; its demonstrations; its mirror image."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from hydra import compose, initialize_config_dir
 
 from unified_video_action.dataset.pusht import mirror_frames, mirror_state
 from unified_video_action.env.pusht.disturbances import GOAL
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.geometry import OUTLINE, to_table
-from unified_video_action.env.pusht.renderer import render_state, render_states
+from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
 from unified_video_action.env.pusht_m.collect import Collector
 from unified_video_action.env.pusht_m.env import PushTMEnv, goal_of
@@ -63,7 +66,8 @@ def test_the_expert_shows_every_episode_another_goal() -> None:
     one, two = collector(0), collector(1)
     assert one.success and one.measures["coverage"] > 0.95
     assert not np.array_equal(one.meta["goal"], two.meta["goal"])
-    np.testing.assert_array_equal(one.arrays["img"][0], render_state(one.arrays["state"][0], one.meta["goal"]))
+    first = render_states(one.arrays["state"][:1], one.meta["goal"])
+    np.testing.assert_array_equal(one.arrays["img"][:1], first)
     with pytest.raises(TypeError, match="goal"):
         Collector(goal="fixed")
 
@@ -78,3 +82,15 @@ def test_the_mirror_image_shows_the_mirrored_goal() -> None:
     elsewhere = render_states(mirror_state(states), episode.meta["goal"]).astype(int)
     assert np.abs(mirrored - rendered).mean() < 0.7  # edges are drawn half a pixel apart
     assert np.abs(mirrored - elsewhere).mean() > 2
+
+
+@pytest.mark.parametrize("name", ["uva_pusht_m", "uva_pusht_m_mini"])
+def test_the_configurations_are_pushts_with_other_data_and_goals(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
+    with initialize_config_dir(str(Path(__file__).parents[2] / "config"), version_base="1.3"):
+        config, pusht = compose(name), compose(name.replace("_m", "", 1))
+    for group in ("model", "vae", "policy", "training", "trainer", "data"):
+        assert config[group] == pusht[group]
+    assert config.task.env_runner == pusht.task.env_runner
+    assert {key for key in pusht.task.env if config.task.env[key] != pusht.task.env[key]} == {"_target_"}
+    assert ("agent_pos" in config.task.shape_meta.obs) == (name == "uva_pusht_m_mini")

@@ -66,14 +66,11 @@ def test_an_episode_is_a_function_of_its_seed(blind) -> None:
     assert set(new.observation_space) == {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"}
     np.testing.assert_array_equal(play(new, 7), first)  # whatever robosuite drew when it was made
     new.close()
-
-
-def test_without_a_seed_episodes_differ(blind) -> None:
     starts = [blind.reset()[0]["robot0_eef_pos"] for _ in range(2)]
-    assert np.abs(starts[0] - starts[1]).max() > 1e-4
+    assert np.abs(starts[0] - starts[1]).max() > 1e-4, "without a seed they differ"
 
 
-def test_the_hand_goes_to_the_pose_it_is_told(blind) -> None:
+def test_the_hand_goes_to_the_commanded_pose(blind) -> None:
     blind.reset(seed=2)
     position, rotation = blind.simulator.hand_pose()
     goal = position + [0.04, -0.05, -0.03]
@@ -119,7 +116,7 @@ def test_success_ends_the_episode(blind) -> None:
         (np.zeros(10), "names no rotation"),
     ],
 )
-def test_actions_that_are_none(blind, action: np.ndarray, message: str) -> None:
+def test_bad_actions_are_named(blind, action: np.ndarray, message: str) -> None:
     blind.reset(seed=0)
     with pytest.raises(ValueError, match=message):
         blind.step(action)

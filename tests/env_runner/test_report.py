@@ -1,4 +1,4 @@
-"""report.html: complete, self-contained, well-formed."""
+"""Intervals, results.json and report.html: complete, self-contained, well-formed."""
 
 import base64
 import json
@@ -9,22 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_video_action.env_runner.charts import Line, histogram, line_chart, number, thin, ticks
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.film import write_mp4
-from unified_video_action.env_runner.metrics import summarise
-from unified_video_action.env_runner.report import Film, write_report
-from unified_video_action.env_runner.results import describe_results, git_commit, versions, write_json
+from unified_video_action.env_runner.charts import Line, histogram, line_chart, number, thin
+from unified_video_action.env_runner.report import write_report
+from unified_video_action.env_runner.results import (
+    bootstrap_interval,
+    describe_results,
+    git_commit,
+    summarise,
+    versions,
+    wilson_interval,
+    write_json,
+)
+from unified_video_action.env_runner.rollout import Episode
+from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
 
 
 class Checker(HTMLParser):
     """Collects elements and complains about tags that do not match."""
 
-    def __init__(self) -> None:
+    def __init__(self, page: Path) -> None:
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict]] = []
         self.text = ""
+        self.feed(page.read_text())
+        assert self.open == []
 
     def handle_starttag(self, tag, attributes):
         self.handle_startendtag(tag, attributes)
@@ -55,36 +64,59 @@ def results() -> dict:
     return describe_results(summarise(episodes, ["coverage"]), episodes, {"task": {"name": "<toy>"}})
 
 
+def test_intervals_have_published_values():
+    for successes, trials, low, high in [(0, 10, 0, 0.2775), (5, 10, 0.2366, 0.7634), (50, 50, 0.92865, 1)]:
+        assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    values = np.random.default_rng(1).uniform(0.2, 1, 200)
+    half = 1.96 * values.std() / np.sqrt(200)
+    assert bootstrap_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.006)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval([1.0, 1.0]) == (1.0, 1.0) and bootstrap_interval([0.3]) == (0.3, 0.3)
+
+
+def test_a_summary_leaves_crashed_episodes_out():
+    episodes = [
+        Episode(1, 3, True, {"coverage": 0.96}, [0.2, 1.0, 0.7]),
+        Episode(2, 2, False, {"coverage": 0.4}, [0.5, 0.4]),
+        Episode(3, 1, False, {}, [0.9], crashed="exit status 3"),
+    ]
+    summary = summarise(episodes, ["coverage"])
+    expected = {"mean_score": 0.75, "success_rate": 0.5, "mean_steps": 2.5, "episodes": 2, "crashed": 1}
+    assert expected.items() <= summary.items()
+    assert summary["mean_max_coverage"] == pytest.approx(0.68)
+    for name, interval in {
+        "mean_score": (0.5, 1.0),
+        "success_rate": wilson_interval(1, 2),
+        "mean_max_coverage": bootstrap_interval([0.96, 0.4]),
+    }.items():
+        assert (summary[f"{name}_low"], summary[f"{name}_high"]) == interval
+
+
 def test_the_report_holds_everything(tmp_path: Path, results: dict):
-    film = tmp_path / "film.mp4"
-    write_mp4(film, [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)])
+    video = tmp_path / "video.mp4"
+    write_mp4(video, [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)])
     log = tmp_path / "metrics.jsonl"
     curves = {"evaluation/mean_score": 0.1, "validation/frame_psnr": 28.0, "validation/frame_psnr_still": 26.0}
     entries = [{"step": i, "time": 1.0, "train/loss": 1 / (i + 1), **curves} for i in range(5)]
     log.write_text("\n".join(map(json.dumps, entries)) + '\n{"step": 5, "train/lo')
+    videos = [RolloutVideo("best", 100, 0.9, video)]
     page = tmp_path / "report.html"
-    write_report(
-        page, results, "Toy <evaluation>", [Film("best", 100, 0.9, film)], log, {"weights": "ema"}, "What <films> show."
-    )
+    write_report(page, results, "Toy <evaluation>", videos, log, {"weights": "ema"}, "What <videos> show.")
 
-    text = page.read_text()
-    checker = Checker()
-    checker.feed(text)
-    assert checker.open == []
+    checker = Checker(page)
     assert checker.count("script") == checker.count("link") == checker.count("iframe") == 0
-    assert not re.search(r"https?://", text)
-
-    (video,) = [attributes for tag, attributes in checker.elements if tag == "video"]
-    kind, _, data = video["src"].partition(",")
-    assert kind == "data:video/mp4;base64"
-    assert base64.b64decode(data) == film.read_bytes()
+    assert not re.search(r"https?://", page.read_text())
+    (shown,) = [attributes for tag, attributes in checker.elements if tag == "video"]
+    kind, _, data = shown["src"].partition(",")
+    assert kind == "data:video/mp4;base64" and base64.b64decode(data) == video.read_bytes()
     assert checker.count("svg") == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
     assert checker.count("tr") == 1 + 9
-    for part in ("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss"):
+    for part in (
+        *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
+        *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
+        "What <videos> show.",
+    ):
         assert part in checker.text
-    for part in ("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"):
-        assert part in checker.text
-    assert "What <films> show." in checker.text
 
 
 def test_the_report_shows_what_was_learned_over_samples(tmp_path: Path, results: dict):
@@ -97,14 +129,9 @@ def test_the_report_shows_what_was_learned_over_samples(tmp_path: Path, results:
     assert "PSNR of imagined frames, dB" in steps and " against step, 2 curves" in steps
     assert " against samples, 2 curves" in samples
     assert ">16k<" in samples and "newest frame repeated" in samples and "inverse dynamics" not in samples
-
-
-def test_the_report_does_without_films_and_training(tmp_path: Path, results: dict):
-    write_report(tmp_path / "report.html", results, "Toy")
-    checker = Checker()
-    checker.feed((tmp_path / "report.html").read_text())
-    assert checker.count("video") == 0 and checker.count("svg") == 2
-    assert "Training" not in checker.text
+    write_report(tmp_path / "plain.html", results, "Toy")
+    plain = Checker(tmp_path / "plain.html")
+    assert (plain.count("video"), plain.count("svg"), "Training" in plain.text) == (0, 2, False)
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
@@ -112,34 +139,22 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
     write_json(path, results)
     loaded = json.loads(path.read_text())
     assert loaded == json.loads(json.dumps(results))
-    first = loaded["episodes"][0]
-    assert list(first) == ["seed", "score", "max_coverage", "success", "steps", "crashed", "curve"]
-    assert len(path.read_text().splitlines()) < 200, "a curve is one line"
+    assert list(loaded["episodes"][0]) == ["seed", "score", "max_coverage", "success", "steps", "crashed", "curve"]
+    assert len(path.read_text().splitlines()) < 220, "a curve is one line"
     with pytest.raises(ValueError):
         write_json(path, {"score": float("nan")})
     assert json.loads(path.read_text()) == loaded
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-
-
-def test_results_say_what_made_them(results: dict):
-    assert {"python", "torch", "numpy", "gymnasium", "pymunk"} <= results["versions"].keys() == versions().keys()
-    assert results["machine"]["processor"]
-    assert results["command"]
+    assert {"python", "torch", "numpy", "gymnasium", "pymunk"} <= loaded["versions"].keys() == versions().keys()
+    assert loaded["machine"]["processor"] and loaded["command"]
     assert git_commit() is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", git_commit())
 
 
-def test_ticks_are_round():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(0, 300) == [0, 50, 100, 150, 200, 250, 300]
-    assert ticks(0.013, 0.021, 4) == [0.014, 0.016, 0.018, 0.02]
-    assert ticks(2, 2) == [2]
+def test_charts_keep_odd_values_inside_and_follow_the_page():
+    chart = line_chart([Line([(0, 1.0), (1, float("nan")), (2, 1.0)], title="a < b"), Line([], "floor")], "x", "y")
+    assert "nan" not in chart and "<title>a &lt; b</title>" in chart and "stroke: var(--accent)" in chart
+    assert not re.search(r'id="(?!p)|xlink|<!DOCTYPE', chart), "several charts share a page"
     assert [number(value) for value in (0.25, 300, 10_000, 3e-5)] == ["0.25", "300", "10k", "3e-5"]
-
-
-def test_charts_keep_odd_values_inside():
-    chart = line_chart([Line([(0, 1.0), (1, float("nan")), (2, 1.0)])], "x", "y")
-    ((first, second),) = [points.split() for points in re.findall(r'points="([^"]*)"', chart)]
-    assert "nan" not in chart and first.split(",")[1] == second.split(",")[1]
     bars = histogram([-1.0, 0.0, 0.51, 2.0], "score", bins=2)
     assert re.findall(r"<title>(.*?)</title>", bars) == ["0.00 to 0.50: 2", "0.50 to 1.00: 2"]
 
@@ -147,6 +162,5 @@ def test_charts_keep_odd_values_inside():
 def test_thinning_keeps_the_course():
     points = [(float(x), float(x % 2)) for x in range(1000)]
     thinned = thin(points, 100)
-    assert len(thinned) == 100
-    assert thinned[0] == (4.5, 0.5) and thinned[-1] == (994.5, 0.5)
+    assert (len(thinned), thinned[0], thinned[-1]) == (100, (4.5, 0.5), (994.5, 0.5))
     assert thin(points[:5], 100) == points[:5]

@@ -33,5 +33,5 @@ class ToyPolicy(torch.nn.Module):
     """What a runner asks of a policy besides its session."""
 
     horizon = SimpleNamespace(future_offsets=(4, 8, 12, 16))
-    observations = SimpleNamespace(main="image")
+    observations = SimpleNamespace(cameras=("image",))
     config = SimpleNamespace(plan_first=True)

@@ -1,12 +1,11 @@
 """A copy of this process to try something in: exact for any simulator without threads or a GPU of its own."""
 
-import os
+import multiprocessing
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -20,27 +19,22 @@ def in_copy(function: Callable[[], T]) -> T:
     Raises:
         RuntimeError: the function raised, or the copy died.
     """
-    receiver, sender = Pipe(duplex=False)
-    with receiver:
-        child = os.fork()
-        if child == 0:
-            _answer(function, sender)
-        sender.close()
-        succeeded, answer = False, "it died"
-        with suppress(EOFError):
-            succeeded, answer = receiver.recv()
-        os.waitpid(child, 0)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    copy = context.Process(target=_answer, args=(function, sender))
+    copy.start()
+    sender.close()
+    succeeded, answer = False, "it died"
+    with receiver, suppress(EOFError):
+        succeeded, answer = receiver.recv()
+    copy.join()
     if not succeeded:
         raise RuntimeError(f"a copy of the process failed: {answer}")
     return answer
 
 
-def _answer(function: Callable[[], object], sender: Connection) -> NoReturn:
-    """Runs in the copy, which ends without cleaning up: what there is belongs to the original."""
+def _answer(function: Callable[[], object], sender: Connection) -> None:
     try:
-        try:
-            sender.send((True, function()))
-        except Exception:
-            sender.send((False, traceback.format_exc()))
-    finally:
-        os._exit(0)
+        sender.send((True, function()))
+    except Exception:
+        sender.send((False, traceback.format_exc()))

@@ -40,7 +40,7 @@ class StateReader(ABC):
         """
 
     def in_picture(self, actions: np.ndarray, size: int) -> np.ndarray | None:
-        """Where actions (..., D) lie in a picture of `size` pixels: (..., 2) x, y. None: they are no places in it."""
+        """Where actions (..., D) lie in a picture of `size` pixels: (..., 2) x, y. None: actions are not positions."""
         return None
 
     def simulate(self, states: np.ndarray, actions: np.ndarray, offsets: Sequence[int], size: int) -> np.ndarray | None:

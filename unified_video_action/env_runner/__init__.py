@@ -1,1 +1,1 @@
-"""One rollout loop for every simulator, and what comes out of it: metrics, films, reports."""
+"""One rollout loop for every simulator, and what comes out of it: metrics, rollout videos, reports."""

@@ -1,33 +1,53 @@
-"""Small charts as inline SVG: they need no script, follow the page's colours, and name values when hovered over."""
+"""Charts of the reports: matplotlib figures as inline SVG that follow the page's colours and name values on hover."""
 
+from __future__ import annotations
+
+import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # room around the plot, px
+PIXEL = 0.72  # points; figures have 100 pixels to the inch
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # room around the plot, pixels
+STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
+INK, FAINT, EDGE = "#1b2130", "#667085", "#e3e6ec"
+ACCENT, GOOD, BAD, OTHER = "#2f6fed", "#12a065", "#c8372d", "#a3acbb"
+VARIABLES = {  # colour -> variable of the style sheet, which has another value in dark mode
+    INK: "ink", FAINT: "faint", EDGE: "edge", ACCENT: "accent", GOOD: "good", BAD: "bad", OTHER: "other"
+}  # fmt: skip
+STYLES = {  # of lines; the style sheet has the same names for keys
+    "mean": {"color": ACCENT, "linewidth": 2.2 * PIXEL},
+    "second": {"color": GOOD, "linewidth": 2.2 * PIXEL},
+    "floor": {"color": FAINT, "linewidth": 1.5 * PIXEL, "dashes": (3.3, 2.7)},
+    "success": {"color": GOOD, "linewidth": PIXEL, "alpha": 0.55},
+    "failure": {"color": OTHER, "linewidth": PIXEL, "alpha": 0.6},
+    **{
+        f"c{index}": {"color": colour, "linewidth": 2 * PIXEL}
+        for index, colour in enumerate((ACCENT, GOOD, BAD, "#8b5cf6", "#d97706", FAINT))
+    },
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: points (x, y), the CSS class that colours it, and what to show when hovered over."""
+    """One curve: points (x, y), its entry of STYLES, and the text shown on hover."""
 
     points: Sequence[tuple[float, float]]
-    style: str = "line"
+    style: str = "mean"
     title: str = ""
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers within [low, high]."""
-    if not high > low:
-        return [low]
-    rough = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = min((factor * power for factor in (1, 2, 2.5, 5, 10)), key=lambda candidate: abs(candidate - rough))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [tick for tick in MaxNLocator(count, steps=STEPS).tick_values(low, high).tolist() if low <= tick <= high]
 
 
 def number(value: float) -> str:
@@ -37,44 +57,61 @@ def number(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
-class _Plot:
-    """Maps data to pixels and draws the frame."""
+class Chart:
+    """A figure with one set of axes, drawn in the report's style.
 
-    def __init__(self, size: tuple[int, int], x_range: tuple[float, float], y_range: tuple[float, float]) -> None:
-        self.width, self.height = size
-        self.x_range, self.y_range = _spread(x_range), _spread(y_range)
-        self.parts: list[str] = []
+    Args:
+        size: width and height in pixels.
+        x_range, y_range: bounds of the axes; equal ones are spread, so that a constant can be drawn.
+    """
 
-    def x(self, value: float) -> float:
-        low, high = self.x_range
-        return LEFT + (value - low) / (high - low) * (self.width - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_range
-        return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
-
-    def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float], y_ticks: Sequence[float]) -> None:
-        right, bottom = self.width - RIGHT, self.height - BOTTOM
-        for value in y_ticks:
-            y = self.y(value)
-            self.parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-            self.parts.append(f'<text class="tick end" x="{LEFT - 6}" y="{y + 4:.1f}">{number(value)}</text>')
-        self.parts.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        for value in x_ticks:
-            x = self.x(value)
-            self.parts.append(f'<text class="tick mid" x="{x:.1f}" y="{bottom + 15}">{number(value)}</text>')
-        middle = (LEFT + right) / 2
-        self.parts.append(f'<text class="label mid" x="{middle}" y="{self.height - 6}">{escape(x_label)}</text>')
-        y_middle = (TOP + bottom) / 2
-        self.parts.append(
-            f'<text class="label mid" transform="translate(11 {y_middle}) rotate(-90)">{escape(y_label)}</text>'
-        )
+    def __init__(
+        self,
+        size: tuple[int, int],
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        x_label: str,
+        y_label: str,
+    ) -> None:
+        width, height = size
+        self.figure = Figure((width / 100, height / 100), dpi=100, facecolor="none")
+        plot = (LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
+        self.axes = self.figure.add_axes(plot, xlim=_spread(x_range), ylim=_spread(y_range), facecolor="none")
+        self.axes.set_xlabel(x_label, color=FAINT, size=11 * PIXEL, labelpad=3)
+        self.axes.set_ylabel(y_label, color=FAINT, size=11 * PIXEL, labelpad=2)
+        self.axes.tick_params(left=False, bottom=False, labelcolor=FAINT, labelsize=11 * PIXEL, pad=4)
+        self.axes.grid(axis="y", color=EDGE, linewidth=PIXEL)
+        self.axes.set_axisbelow(True)
+        self.axes.spines[["left", "top", "right"]].set_visible(False)
+        self.axes.spines["bottom"].set(color=FAINT, linewidth=PIXEL)
+        for axis, count in ((self.axes.xaxis, 6), (self.axes.yaxis, 4)):
+            axis.set_major_locator(MaxNLocator(count, steps=STEPS))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
     def svg(self, description: str) -> str:
-        return (
-            f'<svg viewBox="0 0 {self.width} {self.height}" role="img" aria-label="{escape(description)}">'
-            f"{''.join(self.parts)}</svg>"
-        )
+        """The figure as an SVG element that takes font and colours from the page."""
+        body = svg(self.figure)
+        box = re.search(r'viewBox="([^"]*)"', body)[1]
+        body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body[body.index("<svg") :], flags=re.DOTALL)
+        head = f'<svg viewBox="{box}" role="img" aria-label="{escape(description)}">'
+        body = re.sub(r"<svg[^>]*>", lambda _: head, body, count=1)
+        body = re.sub(r'<g id="[^"]*">', "<g>", body)
+        body = re.sub(r"font-family: [^;\"]*; ?", "", body)
+        return re.sub(r"#[0-9a-f]{6}", lambda at: f"var(--{VARIABLES[at[0]]})" if at[0] in VARIABLES else at[0], body)
+
+
+def name_on_hover(artist: Artist, title: str) -> None:
+    """Show `title` when a viewer of the SVG points at the artist."""
+    artist.set_gid(f"title:{title}")
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG file with words as text, the same bytes every time."""
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "chart"}):
+        figure.savefig(text, format="svg", metadata=nothing)
+    return re.sub(r'<g id="title:([^"]*)">', r"<g><title>\1</title>", text.getvalue())
 
 
 def line_chart(
@@ -88,13 +125,12 @@ def line_chart(
     kept = [Line([p for p in line.points if math.isfinite(p[1])], line.style, line.title) for line in lines]
     xs = [x for line in kept for x, _ in line.points] or [0.0]
     ys = [y for line in kept for _, y in line.points] or [0.0]
-    plot = _Plot(size, (min(xs), max(xs)), y_range or (min(ys), max(ys)))
-    plot.axes(x_label, y_label, ticks(*plot.x_range), ticks(*plot.y_range, count=4))
+    chart = Chart(size, (min(xs), max(xs)), y_range or (min(ys), max(ys)), x_label, y_label)
     for line in kept:
-        points = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in line.points)
-        title = f"<title>{escape(line.title)}</title>"
-        plot.parts.append(f'<polyline class="{line.style}" points="{points}">{title}</polyline>')
-    return plot.svg(f"{y_label} against {x_label}, {len(lines)} curves")
+        drawn = chart.axes.plot(*zip(*line.points), clip_on=False, **STYLES[line.style]) if line.points else []
+        for artist in drawn:
+            name_on_hover(artist, line.title)
+    return chart.svg(f"{y_label} against {x_label}, {len(lines)} curves")
 
 
 def histogram(
@@ -106,24 +142,23 @@ def histogram(
     size: tuple[int, int] = (460, 260),
     marker: tuple[float, str] | None = None,
 ) -> str:
-    """Draw how often values fall in equal bins; `marker` is a labelled vertical line."""
+    """Draw how often values fall in equal bins; values outside count in the outer ones. `marker` is a labelled line."""
     counts, edges = np.histogram(np.clip(values, *value_range), bins=bins, range=value_range)
     top = max(int(counts.max()), 1)
-    plot = _Plot(size, value_range, (0, top * 1.08))
-    y_ticks = sorted({round(tick) for tick in ticks(0, top, 4)})
-    plot.axes(x_label, y_label, ticks(*value_range), y_ticks)
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        left, right, upper = plot.x(low) + 1, plot.x(high) - 1, plot.y(count)
-        plot.parts.append(
-            f'<rect class="bar" x="{left:.1f}" y="{upper:.1f}" width="{right - left:.1f}" '
-            f'height="{plot.y(0) - upper:.1f}" rx="1.5"><title>{low:.2f} to {high:.2f}: {count}</title></rect>'
-        )
+    chart = Chart(size, value_range, (0, top * 1.08), x_label, y_label)
+    chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    bars = chart.axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=ACCENT)
+    for bar, count, low, high in zip(bars, counts, edges[:-1], edges[1:], strict=True):
+        name_on_hover(bar, f"{low:.2f} to {high:.2f}: {count}")
     if marker:
-        x, side = plot.x(marker[0]), "end" if marker[0] > sum(value_range) / 2 else "start"
-        plot.parts.append(f'<line class="marker" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{plot.y(0):.1f}"/>')
-        x += -6 if side == "end" else 6
-        plot.parts.append(f'<text class="label {side} note" x="{x:.1f}" y="{TOP + 9}">{escape(marker[1])}</text>')
-    return plot.svg(f"histogram of {len(values)} values of {x_label}")
+        at, label = marker
+        side = "right" if at > sum(value_range) / 2 else "left"
+        chart.axes.axvline(at, color=INK, linewidth=1.5 * PIXEL, linestyle=(0, (2.7, 2)))
+        chart.axes.annotate(
+            label, (at, 1), (-4 if side == "right" else 4, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha=side, va="top", color=INK, size=11 * PIXEL, weight="bold",
+        )  # fmt: skip
+    return chart.svg(f"histogram of {len(values)} values of {x_label}")
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

@@ -12,13 +12,12 @@ from omegaconf import OmegaConf
 
 from unified_video_action.compat.tensors import digest
 from unified_video_action.env.state_reader import StateReader
-from unified_video_action.env_runner import processes
+from unified_video_action.env_runner.distributed import rank_and_size
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.env_runner.worker import build_env
+from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
-from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import PlannerConfig
@@ -77,30 +76,6 @@ def build_reader(config: Mapping[str, Any]) -> StateReader | None:
     return None if reader is None else instantiate(reader, StateReader, "task.reader")
 
 
-def require_new(output: Path) -> None:
-    """Raise FileExistsError where `output`, which the first process writes, is anything but an empty or no folder."""
-    if processes.place()[0] > 0:
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
-
-
-def weights_digest(policy: BasePolicy) -> str:
-    """A short name of a policy's weights, by which its results can be told from those of others."""
-    return digest(policy.model.state_dict())
-
-
-def learns_frames(config: Mapping[str, Any]) -> bool:
-    """Whether the training recipe taught the policy to imagine frames; True where there is no recipe."""
-    return any(TASK_MODES[name].learns_frames for name in TASK_MODES if is_trained(config, name))
-
-
-def is_trained(config: Mapping[str, Any], mode: str) -> bool:
-    """Whether the training recipe has a task mode; True where there is no recipe."""
-    mix = (config.get("training") or {}).get("mode_mix") or {}
-    return (mix.get("quotas") or dict.fromkeys(TASK_MODES, 1.0)).get(mode, 0) > 0
-
-
 def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
     """The planner of a configuration, with another number of candidates if given; None: there is none.
 
@@ -129,13 +104,33 @@ def choose_device(name: str | None) -> str:
         ValueError: there is no such device.
     """
     if name is None:
-        gpu = "cuda" if processes.place()[1] == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        gpu = "cuda" if rank_and_size()[1] == 1 else f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         return gpu if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from error
     return name
+
+
+# What of a policy an evaluation needs besides acting.
+
+
+def weights_digest(policy: BasePolicy) -> str:
+    """A short name of a policy's weights, which sets its results apart from those of others."""
+    return digest(policy.model.state_dict())
+
+
+def sampler_of(policy: BasePolicy) -> str:
+    """The sampler that a policy acts with unless another is asked for."""
+    return policy.config.sampler
+
+
+def require_forward_dynamics(policy: BasePolicy) -> None:
+    """Raise ValueError where a planner cannot try its plans in the policy's own model."""
+    if not hasattr(policy, "require_trained"):
+        raise ValueError(f"--planner: {type(policy).__name__} imagines nothing to choose by; try --planner-model simulator")
+    policy.require_trained("forward_dynamics")
 
 
 def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
@@ -147,7 +142,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.sampler is not None:
         Sampler.parse(args.sampler)
     disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
-    config = read_config(args.checkpoint, args.set + [f"task.env.{k}={v}" for k, v in disturbance.items()])
+    config = read_config(args.checkpoint, args.set + [f"task.env.{key}={kind}" for key, kind in disturbance.items()])
     planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
     if in_simulator and planner is None:
         raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
@@ -157,14 +152,15 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
     output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
-    if not args.resume:
-        require_new(output)
+    used = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    if used and not args.resume and rank_and_size()[0] == 0:  # the first process writes, perhaps before others ask
+        raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
     if planner is not None and not in_simulator:
-        policy.require_trained("forward_dynamics")
+        require_forward_dynamics(policy)
     facts = {"checkpoint": name, "weights": args.weights, "digest": weights_digest(policy)}
-    facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    facts |= {"sampler": args.sampler or sampler_of(policy), "device": device} | disturbance
     if planner is not None:
         facts |= {"planner": planner.description, "planner model": args.planner_model}
     if args.resume:
@@ -175,7 +171,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "planner": planner,
         "try_in_simulator": in_simulator,
         "films": args.films,
-        "imagine": learns_frames(config),
+        "imagine": policy.imagines,
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts,
         "config": config,

@@ -1,23 +1,112 @@
-"""results.json: every episode, the summary, and all that is needed to run them again."""
+"""Results of an evaluation: numbers with intervals, results.json, and the journal that lets it go on after a stop."""
+
+from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.metrics import INTERVALS
+import numpy as np
+from scipy import stats
 
+from unified_video_action.env_runner.rollout import Episode
+
+log = logging.getLogger(__name__)
 DISTRIBUTION = "unified-video-action"
 PACKAGES = ["torch", "numpy", "gymnasium", "pymunk"]  # recorded when this package itself is not installed
+TASK_RATE = "/success_rate"  # ends the name of a task's own success rate
+LEVEL, RESAMPLES = 0.95, 10_000
+INTERVALS = {  # which intervals a summary has; results name them
+    "level": LEVEL,
+    "mean_score": f"percentile bootstrap over episodes, {RESAMPLES:,} resamples",
+    "mean_max": f"percentile bootstrap over episodes, {RESAMPLES:,} resamples",
+    "success_rate": "Wilson score",
+}
+SETTINGS = "journal.json"  # what the episodes depend on
+EPISODES = "journal.{rank}.jsonl"  # a finished episode a line, of each process that evaluates
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson score interval of a success rate; of at least one trial."""
+    low, high = stats.binomtest(successes, trials).proportion_ci(LEVEL, "wilson")
+    return float(low), float(high)
+
+
+def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of at least one value; it never leaves the range of the values."""
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap(
+        (np.asarray(values, np.float64),),
+        np.mean,
+        n_resamples=RESAMPLES,
+        confidence_level=LEVEL,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[str, float]:
+    """Sum up episodes; the crashed ones are counted and otherwise left out.
+
+    Returns:
+        mean_score (mean over episodes of the largest score), success_rate, and mean_max_<metric> for each of `metrics`,
+        each also with _low and _high, the ends of its 95 % interval (see INTERVALS); mean_steps; episodes (completed)
+        and crashed. In an environment with several tasks also <task>/success_rate, <task>/mean_score and
+        <task>/episodes, and mean_task_success_rate, in which every task weighs alike.
+
+    Raises:
+        RuntimeError: no episode was completed.
+    """
+    completed = [episode for episode in episodes if episode.crashed is None]
+    if not completed:
+        reason = episodes[0].crashed if episodes else "none was run"
+        raise RuntimeError(f"no episode out of {len(episodes)} was completed; the first: {reason}")
+    means = {"mean_score": [episode.score for episode in completed]}
+    means |= {f"mean_max_{name}": [episode.maxima[name] for episode in completed] for name in metrics}
+    summary = {name: (float(np.mean(values)), *bootstrap_interval(values)) for name, values in means.items()}
+    successes = sum(episode.success for episode in completed)
+    summary["success_rate"] = successes / len(completed), *wilson_interval(successes, len(completed))
+    return {
+        f"{name}{end}": value
+        for name, values in summary.items()
+        for end, value in zip(("", "_low", "_high"), values, strict=True)
+    } | {
+        "mean_steps": float(np.mean([episode.steps for episode in completed])),
+        "episodes": len(completed),
+        "crashed": len(episodes) - len(completed),
+        **_by_task(completed),
+    }
+
+
+def task_names(metrics: Iterable[str]) -> list[str]:
+    """The tasks that a summary tells apart."""
+    return [name.removesuffix(TASK_RATE) for name in metrics if name.endswith(TASK_RATE)]
+
+
+def _by_task(episodes: Sequence[Episode]) -> dict[str, float]:
+    tasks = sorted({episode.task for episode in episodes} - {""})
+    summary: dict[str, float] = {}
+    for task in tasks:
+        own = [episode for episode in episodes if episode.task == task]
+        summary[f"{task}{TASK_RATE}"] = sum(episode.success for episode in own) / len(own)
+        summary[f"{task}/mean_score"] = float(np.mean([episode.score for episode in own]))
+        summary[f"{task}/episodes"] = len(own)
+    if tasks:
+        summary["mean_task_success_rate"] = float(np.mean([summary[f"{task}{TASK_RATE}"] for task in tasks]))
+    return summary
 
 
 def describe_results(
@@ -81,17 +170,14 @@ def machine() -> dict[str, str]:
     """Operating system, processor, cores and, with CUDA, the GPU."""
     import torch
 
-    found = {"system": platform.platform(), "processor": _processor(), "cores": str(os.cpu_count())}
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    processors = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = processors[0] if processors else platform.processor() or platform.machine()
+    found = {"system": platform.platform(), "processor": processor, "cores": str(os.cpu_count())}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -107,3 +193,63 @@ def write_json(path: Path, data: Any) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class Journal:
+    """Finished episodes of one evaluation, kept in its output folder while it runs.
+
+    Args:
+        folder: of the evaluation.
+        settings: all that an episode depends on besides its seed: weights, sampler, simulator, length.
+        rank: number of this process.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
+        self.folder, self.settings = folder, json.loads(json.dumps(settings))
+        self._own = folder / EPISODES.format(rank=rank)
+
+    def begin(self) -> None:
+        """Write down what the episodes depend on; the first process does."""
+        write_json(self.folder / SETTINGS, self.settings)
+
+    def add(self, episode: Episode) -> None:
+        """Keep a finished episode; a crashed one is not, so that it is run again."""
+        if episode.crashed is None:
+            with self._own.open("a", encoding="utf-8") as file:
+                # The new line before it ends one that was cut off in the middle.
+                file.write("\n" + json.dumps(asdict(episode)) + "\n")
+
+    def finished(self) -> dict[int, Episode]:
+        """Episodes of the earlier part of the run, by seed; a damaged line does not count.
+
+        Raises:
+            ValueError: that run was of other weights or settings, which are named. FileNotFoundError: no such run.
+        """
+        path = self.folder / SETTINGS
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: there is no evaluation to continue in {self.folder}")
+        before = json.loads(path.read_text())
+        changed = [
+            f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}"
+            for key in sorted(before.keys() | self.settings.keys())
+            if before.get(key) != self.settings.get(key)
+        ]
+        if changed:
+            raise ValueError(f"{self.folder} holds another evaluation and cannot be continued: {'; '.join(changed)}")
+        episodes, torn = {}, 0
+        for file in sorted(self.folder.glob(EPISODES.format(rank="*"))):
+            for line in filter(None, file.read_text(encoding="utf-8", errors="replace").splitlines()):
+                try:
+                    episode = Episode(**json.loads(line))
+                except (ValueError, TypeError):
+                    torn += 1
+                else:
+                    episodes[episode.seed] = episode
+        if torn:
+            log.warning("%s: %d lines of the journal are damaged; their episodes are run again", self.folder, torn)
+        return episodes
+
+    def remove(self) -> None:
+        """Delete it once results.json holds everything."""
+        for file in (*self.folder.glob(EPISODES.format(rank="*")), self.folder / SETTINGS):
+            file.unlink(missing_ok=True)

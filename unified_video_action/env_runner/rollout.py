@@ -1,14 +1,63 @@
-"""The rollout loop: the same for every simulator and every policy."""
+"""The rollout loop, the same for every simulator and every policy, and what it keeps of an episode."""
 
+from __future__ import annotations
+
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.vector import Crash, EnvProcesses
-from unified_video_action.env_runner.worker import Observation
+from unified_video_action.env_runner.simulators import Crash, EnvProcesses, Observation, Step, build_env
+
+
+@dataclass
+class Episode:
+    """One rollout from its start seed to its end."""
+
+    seed: int
+    steps: int = 0  # control steps executed
+    success: bool = False  # `is_success` at any step
+    maxima: dict[str, float] = field(default_factory=dict)  # largest value over the steps of each metric asked for
+    curve: list[float] = field(default_factory=list)  # score after every step
+    crashed: str | None = None  # why its environment was lost
+    task: str = ""  # the episode's task, in an environment that has several
+
+    @property
+    def score(self) -> float:
+        """Largest score so far, in [0, 1]."""
+        return max(self.curve, default=0.0)
+
+    def add(self, step: Step, metrics: Sequence[str]) -> None:
+        """Account for one executed step.
+
+        Raises:
+            ValueError: the environment's info lacks the score, the success or one of `metrics`.
+        """
+        for name in ("score", "is_success", *metrics):
+            if name not in step.info:
+                raise ValueError(f"the environment's info has no {name!r}; it has {', '.join(sorted(step.info))}")
+        self.steps += 1
+        self.task = step.task
+        self.curve.append(step.info["score"])
+        self.success |= bool(step.info["is_success"])
+        for name in metrics:
+            self.maxima[name] = max(self.maxima.get(name, step.info[name]), step.info[name])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            **({"task": self.task} if self.task else {}),
+            "score": self.score,
+            **{f"max_{name}": value for name, value in self.maxima.items()},
+            "success": self.success,
+            "steps": self.steps,
+            "crashed": self.crashed,
+            "curve": [round(score, 4) for score in self.curve],
+        }
 
 
 class Session(Protocol):
@@ -100,3 +149,59 @@ def rollout(
             if answer[-1].terminated or answer[-1].truncated or running[slot].steps >= max_steps:
                 end(slot)
     return [finished[seed] for seed in seeds]
+
+
+class Recordings:
+    """Observations of finished episodes, one compressed file each under `folder`, until their videos are made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def save(self, episode: Episode, observations: Sequence[Observation]) -> None:
+        """Keep an episode's observations; crashed episodes are not kept."""
+        if episode.crashed is None:
+            stacked = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+            np.savez_compressed(self.folder / f"{episode.seed}.npz", **stacked)  # each (steps + 1, ...)
+
+    def load(self, seed: int) -> list[Observation]:
+        """Observations of an episode: before its first step, and after each."""
+        with np.load(self.folder / f"{seed}.npz", allow_pickle=False) as stored:
+            stacked = {name: stored[name] for name in stored.files}
+        length = len(next(iter(stacked.values())))
+        return [{name: values[index] for name, values in stacked.items()} for index in range(length)]
+
+
+def time_simulator(config: Mapping[str, Any], steps: int, seed: int = 0) -> dict[str, float]:
+    """Time the environment of a task's `env` configuration, alone in this process.
+
+    Args:
+        steps: control steps of random actions that are timed. A new episode starts where one ends, and does not count.
+
+    Returns:
+        build_s and reset_s; step_ms and its 99th percentile; steps_per_second.
+    """
+    resets, times, clock = [], [], time.perf_counter
+    started = clock()
+    env = build_env(config)
+    build, ended = clock() - started, True
+    env.action_space.seed(seed)
+    try:
+        while len(times) < steps:
+            if ended:
+                started = clock()
+                env.reset(seed=seed + len(resets))
+                resets.append(clock() - started)
+            action = env.action_space.sample()
+            started = clock()
+            _, _, terminated, truncated, _ = env.step(action)
+            times.append(clock() - started)
+            ended = terminated or truncated
+    finally:
+        env.close()
+    return {
+        "build_s": build,
+        "reset_s": float(np.median(resets)),
+        "step_ms": 1e3 * float(np.median(times)),
+        "step_p99_ms": 1e3 * float(np.quantile(times, 0.99)),
+        "steps_per_second": len(times) / sum(times),
+    }

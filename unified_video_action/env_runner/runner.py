@@ -1,53 +1,61 @@
 """EnvRunner: evaluate a policy in a simulator, during training or from a checkpoint."""
 
+from __future__ import annotations
+
 import logging
-import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from unified_video_action.env.state_reader import StateReader
-from unified_video_action.env_runner import processes
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.film import film_frames, imagine_episode, what_films_show, write_mp4
-from unified_video_action.env_runner.journal import Journal, left
-from unified_video_action.env_runner.metrics import summarise
-from unified_video_action.env_runner.recording import Recordings, pick_for_films
-from unified_video_action.env_runner.report import Film, write_report
-from unified_video_action.env_runner.results import describe_results, write_json
-from unified_video_action.env_runner.rollout import rollout
-from unified_video_action.env_runner.vector import EnvProcesses
-from unified_video_action.env_runner.worker import EnvSource, Observation
+from unified_video_action.env_runner import distributed
+from unified_video_action.env_runner.results import Journal, describe_results, summarise, write_json
+from unified_video_action.env_runner.rollout import Episode, Recordings, rollout
+from unified_video_action.env_runner.simulators import EnvProcesses, EnvSource, Observation
+from unified_video_action.env_runner.videos import (
+    RolloutVideo,
+    imagine_episode,
+    pick_for_videos,
+    video_frames,
+    video_note,
+    write_mp4,
+)
 from unified_video_action.inference.planner import Planner
 from unified_video_action.inference.session import PolicySession
 
 log = logging.getLogger(__name__)
 
 
-def _cores() -> int:
-    """Cores this process may use, shared with the others of the evaluation."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // processes.on_this_machine())
+@dataclass(frozen=True)
+class Acting:
+    """How a policy chooses its actions in one evaluation."""
 
+    policy: Any
+    sampler: str | None
+    planner: Planner | None
+    in_simulator: bool  # the planner tries its plans there
 
-@contextmanager
-def _evaluating(policy: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) for the time of the block."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
+    @property
+    def plans_first(self) -> bool:
+        """Whether the policy imagines the very plan that it executes."""
+        return getattr(getattr(self.policy, "config", None), "plan_first", False)
+
+    @property
+    def future_offsets(self) -> tuple[int, ...]:
+        """Control steps from now to each future frame."""
+        return self.policy.task.horizon.future_offsets
+
+    @property
+    def camera(self) -> str:
+        """The camera that rollout videos show."""
+        return self.policy.task.camera_names[0]
 
 
 class EnvRunner:
@@ -64,8 +72,8 @@ class EnvRunner:
         action_steps: actions executed between two plans.
         metrics: further entries of the step info whose largest value over an episode is reported.
         timeout_s: a simulator that takes longer over one chunk counts as crashed.
-        fps: of the films; 10 shows an environment of 10 control steps a second in its own time.
-        reader: of positions in frames, by which films show how far imagined frames are off; None: their PSNR.
+        fps: of the rollout videos; 10 shows an environment of 10 control steps a second in its own time.
+        reader: of positions in frames, by which videos show how far imagined frames are off; None: their PSNR.
 
     Raises:
         ValueError: a count below 1.
@@ -87,14 +95,9 @@ class EnvRunner:
         if isinstance(env_config, DictConfig):
             env_config = OmegaConf.to_container(env_config, resolve=True)
         self.env_config = env_config
-        self.n_envs = min(_cores() if n_envs is None else n_envs, n_episodes)
-        for name, value in {
-            "n_episodes": n_episodes,
-            "n_envs": self.n_envs,
-            "max_steps": max_steps,
-            "action_steps": action_steps,
-            "fps": fps,
-        }.items():
+        self.n_envs = min(distributed.own_cores() if n_envs is None else n_envs, n_episodes)
+        counts = {"n_episodes": n_episodes, "n_envs": self.n_envs, "max_steps": max_steps}
+        for name, value in {**counts, "action_steps": action_steps, "fps": fps}.items():
             if value < 1:
                 raise ValueError(f"EnvRunner.{name} must be at least 1, got {value}")
         self.seeds = range(start_seed, start_seed + n_episodes)
@@ -124,16 +127,16 @@ class EnvRunner:
         journal: bool = False,
         resume: bool = False,
     ) -> dict[str, float]:
-        """Evaluate `policy` and return the metrics that `metrics.summarise` describes, alike in all processes.
+        """Evaluate `policy` and return the metrics that `results.summarise` describes, alike in all processes.
 
         Args:
             output_dir: where the first process writes results.json, films/*.mp4 and report.html; None: nowhere.
             sampler: name of the sampler of actions and frames; default the policy's own.
             planner: chooses among several plans; default the policy's own, if it has one.
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
-                it can win with a perfect model. Films are then of the policy without a planner.
-            films: episodes to film, spread from the best to the worst.
-            imagine: show in the films what the policy imagines; off for one that never learned to.
+                it can win with a perfect model. Rollout videos are then of the policy without a planner.
+            films: episodes with a rollout video, spread from the best to the worst.
+            imagine: show in the videos what the policy imagines; off for one that never learned to.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
             journal: keep finished episodes in `output_dir` while it runs, in a file of each process, so that it can be
@@ -144,43 +147,47 @@ class EnvRunner:
             ValueError, FileNotFoundError: `resume`, but there is no evaluation in `output_dir`, or another one.
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
-        rank, world = processes.place()
+        rank, size = distributed.rank_and_size()
         self._plan_ms = None
-        films = films if output_dir is not None else 0
+        output = None if output_dir is None else Path(output_dir)
+        films = 0 if output is None else films
         progress = progress and rank == 0
-        if output_dir is not None and rank == 0:
-            output = Path(output_dir)
+        if output is not None and rank == 0:
             output.mkdir(parents=True, exist_ok=True)
-        diary = Journal(Path(output_dir), self._settings(facts), rank) if output_dir is not None and journal else None
-        finished = self.finished(output_dir, facts) if resume else {}
-        processes.gather([])  # all have read what is finished before one of them writes
-        if diary is not None and rank == 0:
-            diary.begin()
-        todo = left(self.seeds, finished)
-        with _evaluating(policy), tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
-            recordings = Recordings(Path(folder))
-            roll = partial(self._roll, policy, sampler=sampler, planner=planner, try_in_simulator=try_in_simulator)
-            mine = roll(todo[rank::world], recordings=recordings if films else None, progress=progress, journal=diary)
-            before = [finished[seed] for seed in self.seeds if seed in finished]
-            episodes = sorted([*before, *processes.gather(mine)], key=lambda episode: episode.seed)
-            metrics = summarise(episodes, self.metrics)
-            chosen = pick_for_films(episodes, films)
-            again = [episode.seed for _, episode in chosen if episode.seed in finished]  # seen by the earlier part
-            roll(again[rank::world], recordings=recordings)
-            own = [episode.seed for _, episode in chosen if episode.seed in (*todo[rank::world], *again[rank::world])]
-            seen = dict(processes.gather([(seed, recordings.load(seed)) for seed in own]))
-            if output_dir is None or rank > 0:
+        kept = Journal(output, self._settings(facts), rank) if output is not None and journal else None
+        finished = self.finished(output, facts) if resume else {}
+        distributed.gather([])  # all have read what is finished before one of them writes
+        if kept is not None and rank == 0:
+            kept.begin()
+        mine = [seed for seed in self.seeds if seed not in finished][rank::size]
+        acting = Acting(policy, sampler, planner, try_in_simulator)
+        was_training = policy.training
+        policy.eval()
+        try:
+            with tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
+                recordings = Recordings(Path(folder))
+                rolled = self._roll(acting, mine, recordings if films else None, progress, kept)
+                before = [finished[seed] for seed in self.seeds if seed in finished]
+                episodes = sorted([*before, *distributed.gather(rolled)], key=lambda episode: episode.seed)
+                metrics = summarise(episodes, self.metrics)
+                chosen = pick_for_videos(episodes, films)
+                again = [episode.seed for _, episode in chosen if episode.seed in finished][rank::size]
+                self._roll(acting, again, recordings)  # the earlier part of the run has seen them, this one has not
+                own = [episode.seed for _, episode in chosen if episode.seed in (*mine, *again)]
+                seen = dict(distributed.gather([(seed, recordings.load(seed)) for seed in own]))
+            if output is None or rank > 0:
                 return metrics
             results = describe_results(metrics, episodes, config, facts, self._plan_ms)
             write_json(output / "results.json", results)
-            planner = None if try_in_simulator else planner  # there is no simulator to try plans in
-            session = PolicySession(policy, 1, self.action_steps, sampler, planner=planner) if imagine else None
-            made = self._film(policy, session, chosen, seen, output / "films", progress)
-        plan_first = imagine and getattr(policy.config, "plan_first", False)
-        shown = what_films_show(imagine, plan_first, self.action_steps, self.reader)
-        write_report(output / "report.html", results, title, made, training_log, facts, shown)
-        if diary is not None:
-            diary.remove()
+            made = self._videos(acting, imagine, chosen, seen, output / "films", progress)
+        finally:
+            policy.train(was_training)
+        from unified_video_action.env_runner.report import write_report  # matplotlib takes a while to import
+
+        note = video_note(imagine, acting.plans_first, self.action_steps, self.reader)
+        write_report(output / "report.html", results, title, made, training_log, facts, note)
+        if kept is not None:
+            kept.remove()
         return metrics
 
     def finished(self, output_dir: Path | str, facts: Mapping[str, str] | None = None) -> dict[int, Episode]:
@@ -204,16 +211,13 @@ class EnvRunner:
 
     def _roll(
         self,
-        policy: Any,
+        acting: Acting,
         seeds: Sequence[int],
-        *,
-        sampler: str | None,
-        planner: Planner | None,
-        try_in_simulator: bool,
         recordings: Recordings | None,
         progress: bool = False,
         journal: Journal | None = None,
     ) -> list[Episode]:
+        """Run the episodes of `seeds`, and keep their observations and themselves where these are to be kept."""
         if not seeds:
             return []
         done: list[Episode] = []
@@ -222,23 +226,23 @@ class EnvRunner:
             EnvProcesses(self.env_config, n_envs, self.timeout_s) as envs,
             tqdm(total=len(seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
         ):
-            if planner is not None and try_in_simulator:
-                planner = replace(planner, simulate=partial(envs.try_actions, steps=policy.task.horizon.future_offsets))
-            session = PolicySession(policy, n_envs, self.action_steps, sampler, planner=planner)
+            planner = acting.planner
+            if planner is not None and acting.in_simulator:
+                planner = replace(planner, simulate=partial(envs.try_actions, steps=acting.future_offsets))
+            session = PolicySession(acting.policy, n_envs, self.action_steps, acting.sampler, planner=planner)
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
-                done.append(episode)
                 if journal is not None:
                     journal.add(episode)
                 if episode.crashed is not None:
                     log.warning("Episode with seed %d crashed: %s", episode.seed, episode.crashed)
-                elif recordings is not None:
-                    recordings.save(episode, observations)
-                completed = [other for other in done if other.crashed is None]
-                if completed:
-                    score = sum(other.score for other in completed) / len(completed)
-                    successes = sum(other.success for other in completed)
-                    bar.set_postfix(score=f"{score:.3f}", success=f"{successes}/{len(completed)}", refresh=False)
+                else:
+                    done.append(episode)
+                    if recordings is not None:
+                        recordings.save(episode, observations)
+                    score, successes = (sum(getattr(each, name) for each in done) for name in ("score", "success"))
+                    text = {"score": f"{score / len(done):.3f}", "success": f"{successes}/{len(done)}"}
+                    bar.set_postfix(text, refresh=False)
                 bar.update()
 
             episodes = rollout(
@@ -255,23 +259,28 @@ class EnvRunner:
             self._plan_ms = {"median": 1000 * median(session.plan_seconds), "environments": n_envs}
         return episodes
 
-    def _film(
+    def _videos(
         self,
-        policy: Any,
-        session: PolicySession | None,
+        acting: Acting,
+        imagine: bool,
         chosen: Sequence[tuple[str, Episode]],
         recorded: Mapping[int, list[Observation]],
         folder: Path,
         progress: bool,
-    ) -> list[Film]:
-        if chosen:
-            folder.mkdir(exist_ok=True)
-        offsets, camera = policy.task.horizon.future_offsets, policy.task.camera_names[0]
-        films = []
-        for label, episode in tqdm(chosen, desc="filming", unit="film", disable=not progress):
+    ) -> list[RolloutVideo]:
+        if not chosen:
+            return []
+        folder.mkdir(exist_ok=True)
+        session, videos = None, []
+        if imagine:
+            planner = None if acting.in_simulator else acting.planner  # there is no simulator to try plans in
+            session = PolicySession(acting.policy, 1, self.action_steps, acting.sampler, planner=planner)
+        for label, episode in tqdm(chosen, desc="rollout videos", unit="video", disable=not progress):
             seen = recorded[episode.seed]
-            imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets) if session else []
+            imagined = []
+            if session is not None:
+                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, acting.future_offsets)
             path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
-            write_mp4(path, film_frames(episode, seen, camera, imagined, label, self.reader), self.fps)
-            films.append(Film(label, episode.seed, episode.score, path))
-        return films
+            write_mp4(path, video_frames(episode, seen, acting.camera, imagined, label, self.reader), self.fps)
+            videos.append(RolloutVideo(label, episode.seed, episode.score, path))
+        return videos

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from unified_video_action.env_runner.charts import Line, line_chart
-from unified_video_action.env_runner.report import STYLE
+from unified_video_action.env_runner.report import write_page
 
 FRAME_METRICS = {  # metric -> title, factor and digits
     "psnr": ("PSNR, dB", 1, 2),
@@ -47,7 +46,7 @@ NOTES = {
     "found, whole": "frames in which agent and block are somewhere; in which there are exactly one of each, and whole",
     "simulator": "the simulator with the recorded actions, against the recorded frames: how exact the comparison is",
 }
-COLOURS = ("#2f6fed", "#12a065", "#c8372d", "#8b5cf6", "#d97706", "#667085")
+COLOURS = 6  # styles c0 .. c5 of the charts
 Table = list[list[str]]  # the first row is the head
 
 
@@ -90,38 +89,26 @@ def text_tables(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"\nwarning: {warning}" for warning in results["warnings"])])
 
 
-def write_world_model_report(path: Path, results: Mapping[str, Any], sheet: Path | None = None) -> None:
-    """Write the page: tables, curves by horizon and, inside it, the sheet of pictures."""
-    sections = [_curves(results)]
-    if sheet is not None:
-        data = base64.b64encode(sheet.read_bytes()).decode("ascii")
-        picture = f'<img alt="imagined frames" style="width:100%" src="data:image/png;base64,{data}">'
-        sections.append(f"<section><h2>Pictures</h2>{picture}</section>")
-    for title, table in tables(results).items():
-        head, *rows = (
-            "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
-            for tag, row in zip(("th", *["td"] * (len(table) - 1)), table, strict=True)
-        )
-        body = "".join(f"<tr>{row}</tr>" for row in rows)
-        table_html = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        sections.append(f'<section><h2>{escape(title)}</h2><div class="scroll">{table_html}</div></section>')
-    notes = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in NOTES.items())
+def write_world_model_report(path: Path, results: Mapping[str, Any], pictures: Path | None = None) -> None:
+    """Write the page: tables, curves by horizon and, inside it, a PNG of imagined frames."""
+    frames = {
+        name: {row: metrics[name] for row, metrics in results["frames"].items() if name in metrics}
+        for name in ("psnr", "agent_mean", "block", "whole")
+    }
+    charts = [(FRAME_METRICS[name][0], rows, FRAME_METRICS[name][1]) for name, rows in frames.items()]
+    charts.append(("action error", {row: found["error"] for row, found in results["actions"].items()}, 1))
     made = {name: results[name] for name in ("settings", "intervals", "machine", "commit", "versions")}
-    sections.append(
-        f"<section><h2>What the rows mean</h2><dl>{notes}</dl><details><summary>how this was made</summary>"
-        f"<pre>{escape(json.dumps(made, indent=2))}</pre></details></section>"
-    )
-    warnings = "".join(f'<p class="warning">{escape(warning)}</p>' for warning in results["warnings"])
-    lines = "".join(f".line.c{index} {{ stroke: {colour}; stroke-width: 2; }}" for index, colour in enumerate(COLOURS))
-    keys = "".join(f".key .c{index} {{ background: {colour}; }}" for index, colour in enumerate(COLOURS))
-    title = f"World model of {Path(results['checkpoint']).name}"
-    path.write_text(
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE.read_text()}{lines}{keys}'
-        f".warning {{ color: var(--bad); }}</style></head><body><main><header><h1>{escape(title)}</h1>"
-        f'<p class="facts">{escape(_summary(results))}</p>{warnings}</header>'
-        f"{''.join(sections)}</main></body></html>\n",
-        encoding="utf-8",
+    write_page(
+        path,
+        "world_model.html",
+        title=f"World model of {Path(results['checkpoint']).name}",
+        summary=_summary(results),
+        results=results,
+        charts=[_chart(title, results["horizon"], rows, factor) for title, rows, factor in charts if rows],
+        pictures=None if pictures is None else base64.b64encode(pictures.read_bytes()).decode("ascii"),
+        tables=tables(results),
+        notes=NOTES,
+        made=json.dumps(made, indent=2),
     )
 
 
@@ -156,27 +143,14 @@ def _horizon_table(horizon: Sequence[int], rows: Mapping[str, Any], metric: str)
     return table
 
 
-def _curves(results: Mapping[str, Any]) -> str:
-    charts = []
-    for name in ("psnr", "agent_mean", "block", "whole"):
-        rows = {row: metrics[name] for row, metrics in results["frames"].items() if name in metrics}
-        charts.append(_chart(FRAME_METRICS[name][0], results["horizon"], rows, FRAME_METRICS[name][1]))
-    actions = {row: found["error"] for row, found in results["actions"].items()}
-    charts.append(_chart("action error", results["horizon"], actions, 1))
-    return f'<section><h2>By horizon</h2><div class="charts">{"".join(charts)}</div></section>'
-
-
-def _chart(title: str, horizon: Sequence[int], rows: Mapping[str, Any], factor: float) -> str:
-    if not rows:
-        return ""
-    lines, keys = [], []
+def _chart(title: str, horizon: Sequence[int], rows: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    lines = []
     for index, (row, found) in enumerate(rows.items()):
         at = [found_at["value"] for found_at in found["by_horizon"]]
         points = [(x, factor * y) for x, y in zip(horizon, at, strict=True) if y is not None]
-        lines.append(Line(points, f"line c{index % len(COLOURS)}", _readable(row)))
-        keys.append(f'<span><i class="c{index % len(COLOURS)}"></i>{escape(_readable(row))}</span>')
-    chart = line_chart(lines, "control steps ahead", title)
-    return f'<div>{chart}<p class="key">{"".join(keys)}</p></div>'
+        lines.append(Line(points, f"c{index % COLOURS}", _readable(row)))
+    svg = line_chart(lines, "control steps ahead", title)
+    return {"svg": svg, "key": [(line.style, line.title) for line in lines]}
 
 
 def _readable(row: str) -> str:

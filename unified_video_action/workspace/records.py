@@ -1,7 +1,8 @@
-"""Where a run's metrics go: metrics.jsonl always, TensorBoard and wandb on demand."""
+"""Where a run's metrics go: metrics.jsonl always, TensorBoard and wandb on demand, by accelerate's trackers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from accelerate.tracking import TensorBoardTracker, WandBTracker
+from PIL import Image
 
 from unified_video_action.workspace.settings import TrainerSettings
 
@@ -33,41 +38,30 @@ class Records:
         path = folder / "metrics.jsonl"
         _drop_after(path, step)
         self._lines = path.open("a", buffering=1)  # a line is on disk as soon as it is written
-        self._tensorboard = self._wandb = None
+        self._trackers: list[TensorBoardTracker | WandBTracker] = []
         if settings.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+            self._trackers.append(TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None))
         if settings.wandb:
-            self._wandb = _start_wandb(folder, settings, name, config)
+            self._trackers.append(_wandb_tracker(folder, settings, name, config))
+        for tracker in self._trackers:
+            tracker.start()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one record: `step` optimiser steps have been done, metrics by name such as `train/loss`."""
         self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
-        if self._tensorboard:
-            for name, value in metrics.items():
-                self._tensorboard.add_scalar(name, value, step)
-        if self._wandb:
-            self._wandb.log(dict(metrics), step=step)
+        for tracker in self._trackers:
+            tracker.log(dict(metrics), step=step)
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file that the run has written."""
-        import numpy as np
-        from PIL import Image
-
-        if self._tensorboard:
-            self._tensorboard.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
-        if self._wandb:
-            import wandb
-
-            self._wandb.log({name: wandb.Image(str(path))}, step=step)
+        for tracker in self._trackers:
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]}, step=step, **layout)
 
     def close(self) -> None:
         self._lines.close()
-        if self._tensorboard:
-            self._tensorboard.close()
-        if self._wandb:
-            self._wandb.finish()
+        for tracker in self._trackers:
+            tracker.finish()
 
 
 def _drop_after(path: Path, step: int) -> None:
@@ -85,25 +79,20 @@ def _drop_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _start_wandb(folder: Path, settings: TrainerSettings, name: str, config: Mapping[str, Any] | None) -> Any:
+def _wandb_tracker(
+    folder: Path, settings: TrainerSettings, name: str, config: Mapping[str, Any] | None
+) -> WandBTracker:
     import wandb
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     if mode == "offline":
         logger.info("wandb has no API key: recording offline under %s; `wandb sync` uploads it later", folder / "wandb")
-    return wandb.init(
-        project=settings.wandb_project,
+    return WandBTracker(
+        settings.wandb_project,
         name=name,
         dir=str(folder),
         mode=mode,
         config=dict(config or {}),
         resume="allow",
-        id=_run_id(folder),
+        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12],  # the same for every part of a resumed run
     )
-
-
-def _run_id(folder: Path) -> str:
-    """The same for every part of a run that is resumed."""
-    import hashlib
-
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""One picture that compares imagined frames with true ones, and action chunks with each other."""
+"""The prediction grid: one picture that compares imagined frames with true ones, and action chunks with each other."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def compose(
     side = history.shape[-1] * scale
     step = side + GAP
     block = (1 + len(imagined)) * step + 2 * GAP  # height of a sample's rows
-    sheet = Image.new("RGB", (LABELS + steps * step + GAP, HEADING + len(history) * block), PAPER)
-    pen = ImageDraw.Draw(sheet)
+    grid = Image.new("RGB", (LABELS + steps * step + GAP, HEADING + len(history) * block), PAPER)
+    pen = ImageDraw.Draw(grid)
     pen.text((LABELS, 5), "history", FAINT)
     pen.text((LABELS + seen * step, 5), "future", FAINT)
 
@@ -80,7 +80,7 @@ def compose(
         images = interpolate(frames.float(), scale_factor=float(scale), mode="nearest")  # (T, 3, s, s)
         images = torch.where(pale[:, None, None, None], 170 + images / 3, images).to(torch.uint8)
         for column, image in enumerate(images.permute(0, 2, 3, 1).numpy(), start=first):
-            sheet.paste(Image.fromarray(image), (LABELS + column * step, top))
+            grid.paste(Image.fromarray(image), (LABELS + column * step, top))
 
     def draw_chunks(sample: int, left: int, top: int, large: int) -> None:
         """The newest frame in a square of `large` pixels, and the chunks over it, each from its first action on."""
@@ -91,7 +91,7 @@ def compose(
             over.line(points, colour, 2)
             x, y = points[-1]
             over.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
-        sheet.paste(newest, (left, top))
+        grid.paste(newest, (left, top))
         for line, (label, (_, colour)) in enumerate((chunks or {}).items()):
             pen.text((left + large + 8, top + 14 * line), label, colour)
 
@@ -106,4 +106,4 @@ def compose(
         if chunks and large > 0:
             draw_chunks(sample, LABELS, top + step, large)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)
+    grid.save(path)

@@ -1,1 +1,1 @@
-"""LIBERO: a Panda arm at household tasks that are told in words."""
+"""LIBERO: a Panda arm at household tasks that are given in words."""

@@ -10,9 +10,9 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from unified_video_action.env.libero.assets import cache_folder, find_assets
-from unified_video_action.env.libero.scene import CAMERAS, CONTROL_FREQUENCY, STATES, Scene
-from unified_video_action.env.libero.suites import load_suite
+from unified_video_action.env.libero.installation import cache_folder, find_assets, load_suite
+from unified_video_action.env.libero.scene import CAMERAS, STATES, Scene
+from unified_video_action.env.robosuite_arm import CONTROL_FREQUENCY
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION, from_pose_actions
 
 CONTROLS = {"absolute": POSE_ACTION, "relative": AXIS_ANGLE_ACTION}
@@ -21,7 +21,7 @@ INSTRUCTION = spaces.Text(400, charset=string.printable)
 
 
 class LiberoEnv(gymnasium.Env):
-    """A Panda arm that is told what to do.
+    """A Panda arm that follows instructions.
 
     Observations: `agentview_rgb` and, with `wrist`, `eye_in_hand_rgb` uint8 (image_size, image_size, 3), as a person
     sees them; `ee_pos` (3,) in metres, `ee_rotation` (6,), `gripper_qpos` (2,), the fingers in metres, float32; and
@@ -42,7 +42,7 @@ class LiberoEnv(gymnasium.Env):
     Args:
         suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
         tasks: numbers of the tasks in the suite to play; None: all.
-        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `assets.find_assets`.
+        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `installation.find_assets`.
         cache_dir: where an archive or download is kept; None: the user's cache.
         image_size: pixels.
         wrist: also observe the view from the wrist.
@@ -54,7 +54,7 @@ class LiberoEnv(gymnasium.Env):
         observe_images: False leaves the cameras out, for callers that need no frames.
 
     Raises:
-        ValueError: a value that is none of these. FileNotFoundError: no assets there, and none could be downloaded.
+        ValueError: a value outside of these. FileNotFoundError: no assets there, and none could be downloaded.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
@@ -133,7 +133,7 @@ class LiberoEnv(gymnasium.Env):
         """Act for a twentieth of a second.
 
         Raises:
-            ValueError: an action of another size, with a number that is not finite, or whose rotation is none.
+            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
         """
         width = CONTROLS[self.control]
         action = np.asarray(action, np.float64)

@@ -1,4 +1,4 @@
-"""hf-libero made usable: imported without a question, with the assets of our choice; and what it ships with.
+"""hf-libero made usable: its assets found or downloaded, imported without a question, its suites and start states.
 
 At import, LIBERO asks on the terminal where its data shall lie unless a file answers. A file of our own does.
 """
@@ -10,18 +10,145 @@ import hashlib
 import importlib
 import importlib.util
 import io
+import logging
 import os
+import re
+import shutil
 import sys
+import tarfile
+import tempfile
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import yaml
+from filelock import FileLock
 
+from unified_video_action.compat.numpy_archive import read_array
 from unified_video_action.env.mujoco_rendering import prepare_rendering
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
+log = logging.getLogger(__name__)
+
 CONFIG_VARIABLE = "LIBERO_CONFIG_PATH"  # folder of LIBERO's config.yaml
+STAND_INS = {  # what LIBERO imports and this project has no use for: matplotlib would write into the user's home
+    "easydict": {"EasyDict": dict},
+    "future": {},
+    "future.utils": {"with_metaclass": lambda meta, *bases: meta("Base", bases, {})},
+    "matplotlib": {},
+    "matplotlib.cm": {},
+}
+HUB_REPOSITORY = "lerobot/libero-assets"  # which hf-libero downloads, too
+PARTS = ("articulated_objects", "scenes", "textures")  # folders that tell assets from anything else
+ARCHIVES = ("libero10_assets.tar.gz", "libero_assets.tar.gz")  # looked for in a folder
+DATA_FOLDER = "$UVA_DATA_DIR/libero"
+REMEDY = (
+    f"Name a folder, or a .tar.gz of it, that holds {', '.join(PARTS)} with task.env.assets=PATH, put one of "
+    f"{', '.join(ARCHIVES)} or a folder assets into {DATA_FOLDER}, or download https://huggingface.co/datasets/"
+    f"{HUB_REPOSITORY}"
+)
+
+
+def cache_folder(cache_dir: str | None = None) -> Path:
+    """Where what LIBERO needs is unpacked: `cache_dir`, or $XDG_CACHE_HOME (~/.cache) / unified_video_action/libero."""
+    if cache_dir is not None:
+        return Path(os.path.expandvars(cache_dir)).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unified_video_action" / "libero"
+
+
+def find_assets(assets: str | None, cache: Path) -> Path:
+    """Folder of LIBERO's assets.
+
+    Args:
+        assets: their folder, an archive of it (.tar.gz), or a folder that holds either; ~ and variables are expanded.
+            None: the same in $UVA_DATA_DIR/libero, where that exists; else they are downloaded.
+        cache: archives are unpacked here, and downloads kept here; once, also for many processes.
+
+    Raises:
+        FileNotFoundError: nothing at `assets`, or the download failed. ValueError: something else is there.
+    """
+    if assets is None:
+        beside = Path(os.path.expandvars(DATA_FOLDER))
+        if "UVA_DATA_DIR" in os.environ and beside.is_dir() and (found := _inside(beside, cache)):
+            return found
+        return _once(cache / "assets", _download)
+    path = Path(os.path.expandvars(assets)).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"assets={assets}: {path} does not exist. {REMEDY}")
+    found = _inside(path, cache)
+    if found is None:
+        raise ValueError(f"assets={assets}: {path} holds no LIBERO assets. {REMEDY}")
+    return found
+
+
+def _inside(path: Path, cache: Path) -> Path | None:
+    """The assets that are `path`, or lie in it; None when there are none."""
+    if path.is_file():
+        return _unpacked(path, cache) if path.name.endswith((".tar.gz", ".tgz")) else None
+    for folder in (path, path / "assets"):
+        if _complete(folder):
+            return folder
+    return next((_unpacked(path / name, cache) for name in ARCHIVES if (path / name).is_file()), None)
+
+
+def _complete(folder: Path) -> bool:
+    return all((folder / part).is_dir() for part in PARTS)
+
+
+def _unpacked(archive: Path, cache: Path) -> Path:
+    about = archive.stat()
+    key = hashlib.sha256(f"{archive.resolve()} {about.st_size} {about.st_mtime_ns}".encode()).hexdigest()[:12]
+
+    def unpack(folder: Path) -> None:
+        log.info("unpacking %s", archive)
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{archive} cannot be unpacked into {cache}: {error}") from error
+        if not _complete(folder):
+            raise ValueError(f"{archive} holds no LIBERO assets: expected folders {', '.join(PARTS)} in it")
+
+    return _once(cache / f"assets-{key}", unpack)
+
+
+def _download(folder: Path) -> None:
+    """hf-libero's own function for this passes an option that huggingface_hub has dropped since."""
+    from huggingface_hub import snapshot_download
+
+    log.info("downloading LIBERO's assets from %s", HUB_REPOSITORY)
+    try:
+        snapshot_download(HUB_REPOSITORY, repo_type="dataset", local_dir=folder)
+    except (OSError, ValueError) as error:  # offline, refused, or a full disk
+        raise FileNotFoundError(
+            f"LIBERO's assets could not be downloaded ({type(error).__name__}: {error}). {REMEDY}"
+        ) from error
+    if not _complete(folder):
+        raise FileNotFoundError(f"{HUB_REPOSITORY} does not hold {', '.join(PARTS)} (any longer). {REMEDY}")
+
+
+def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
+    """`folder`, filled by `fill` if it is not there yet; it appears when it is whole. One process fills it."""
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{folder.parent} cannot be made ({error}); name another place with task.env.cache_dir=FOLDER"
+        ) from error
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.is_dir():
+            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                fill(partial)
+                partial.chmod(0o755)  # temporary folders are closed to other users
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    return folder
 
 
 def package_folder() -> Path:
@@ -41,7 +168,7 @@ def load(assets: Path, cache: Path) -> types.ModuleType:
     """The module libero.libero.envs, which will find its meshes and textures in `assets`.
 
     Args:
-        assets: see `assets.find_assets`.
+        assets: see `find_assets`.
         cache: folder that the file for LIBERO's question goes to, unless $LIBERO_CONFIG_PATH names one.
     """
     prepare_rendering()
@@ -68,39 +195,80 @@ def _answer(cache: Path) -> None:
         }
     )
     folder = cache / f"config-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").is_file():
-        partial = folder / f".config-{os.getpid()}.yaml"
-        partial.write_text(text)
-        partial.replace(folder / "config.yaml")
-    os.environ[CONFIG_VARIABLE] = str(folder)
+    os.environ[CONFIG_VARIABLE] = str(_once(folder, lambda partial: (partial / "config.yaml").write_text(text)))
 
 
 @contextlib.contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Empty modules in place of those that LIBERO imports and this project has no use for, where they are missing.
-
-    LIBERO imports easydict and never uses it, matplotlib for the colours of a debugging view, and by way of bddl a
-    piece of future that matters to Python 2.
-    """
-    names = {
-        "easydict": {"EasyDict": dict},
-        "matplotlib": {},
-        "matplotlib.cm": {},
-        "future": {},
-        "future.utils": {"with_metaclass": lambda meta, *bases: meta("Base", bases, {})},
-    }
-    absent = {name for name in names if "." not in name and importlib.util.find_spec(name) is None}
-    made = {name: values for name, values in names.items() if name.partition(".")[0] in absent}
-    for name, values in made.items():
-        module = types.ModuleType(name)
-        vars(module).update(values)
-        sys.modules[name] = module
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(sys.modules[parent], child, module)
+    """Modules with little in them in place of those of STAND_INS that are not imported yet."""
+    missing = [name for name in STAND_INS if name.partition(".")[0] not in sys.modules]
+    for name in missing:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(STAND_INS[name])
     try:
         yield
     finally:
-        for name in made:
+        for name in missing:
             del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a suite."""
+
+    name: str  # LIBERO's, such as KITCHEN_SCENE8_put_both_moka_pots_on_the_stove
+    instruction: str
+    bddl: Path  # describes the scene and the goal
+    starts: Path
+
+    def start_states(self) -> np.ndarray:
+        """(n, S) MuJoCo states: time, positions and velocities of all joints; 50 of them for every published task."""
+        states = read_array(self.starts)
+        if states.ndim != 2 or not np.isfinite(states).all():
+            raise ValueError(f"{self.starts} holds no start states: an array of shape {states.shape}")
+        return states
+
+
+def load_suite(suite: str) -> tuple[Task, ...]:
+    """Tasks of a suite in LIBERO's order, by which they are numbered.
+
+    Raises:
+        ValueError: no such suite; names those that there are.
+    """
+    folder = package_folder()
+    maps = _task_map(folder)
+    known = [name for name in maps if (folder / "bddl_files" / name).is_dir()]
+    if suite not in known:
+        raise ValueError(f"suite={suite!r}: LIBERO has {', '.join(sorted(known))}")
+    tasks = []
+    for name in maps[suite]:
+        bddl = folder / "bddl_files" / suite / f"{name}.bddl"
+        tasks.append(Task(name, instruction(bddl.read_text()), bddl, folder / f"init_files/{suite}/{name}.pruned_init"))
+    return tuple(tasks)
+
+
+def find_task(name: str) -> Task:
+    """The task of that name, in whatever suite.
+
+    Raises:
+        ValueError: LIBERO has none.
+    """
+    for path in sorted((package_folder() / "bddl_files").glob(f"*/{name}.bddl")):
+        return next(task for task in load_suite(path.parent.name) if task.name == name)
+    raise ValueError(f"LIBERO has no task {name!r}")
+
+
+def instruction(bddl: str) -> str:
+    """The sentence in the text of a BDDL file."""
+    found = re.search(r"\(:language\s+([^)]*)\)", bddl)
+    if found is None:
+        raise ValueError("a BDDL file without (:language ...)")
+    return " ".join(found[1].split())
+
+
+def _task_map(folder: Path) -> dict[str, list[str]]:
+    """Read from its file: importing it by name would import torch, for nothing."""
+    spec = importlib.util.spec_from_file_location("_libero_tasks", folder / "benchmark" / "libero_suite_task_map.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.libero_task_map

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from unified_video_action.env.libero.installation import Task, find_task
 from unified_video_action.env.libero.scene import CAMERAS, Scene
-from unified_video_action.env.libero.suites import Task, find_task
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.files import unreadable
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, from_pose_actions, to_pose_actions
@@ -47,9 +47,9 @@ def recorded_task(path: Path) -> Task:
         if "bddl_file_name" not in attributes or "problem_info" not in attributes:
             raise ValueError(f"{path}: data has no attributes bddl_file_name and problem_info, as LIBERO's files have")
         task = find_task(Path(str(attributes["bddl_file_name"])).stem)
-        told = " ".join(json.loads(attributes["problem_info"])["language_instruction"].split())
-    if told.strip('"').lower() != task.instruction.lower():
-        raise ValueError(f"{path}: its instruction is {told!r}, that of {task.name} is {task.instruction!r}")
+        words = " ".join(json.loads(attributes["problem_info"])["language_instruction"].split())
+    if words.strip('"').lower() != task.instruction.lower():
+        raise ValueError(f"{path}: its instruction is {words!r}, that of {task.name} is {task.instruction!r}")
     return task
 
 

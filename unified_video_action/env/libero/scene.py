@@ -8,28 +8,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
-from unified_video_action.env.libero.installation import load
-from unified_video_action.env.libero.suites import Task
-from unified_video_action.env.robomimic.simulator import numpy_seed
+from unified_video_action.env.libero.installation import Task, load
+from unified_video_action.env.robosuite_arm import SETTINGS, RobosuiteArm, numpy_seed
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.rotations import matrix_to_6d
 
 with explain_missing_libraries():
-    import mujoco
     from robosuite import load_controller_config
-    from robosuite.utils.binding_utils import MjRenderContextOffscreen
     from robosuite.utils.errors import RandomizationError
 
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "robot0_eye_in_hand"}  # LIBERO's data -> simulator
 STATES = {"ee_pos": 3, "ee_rotation": 6, "gripper_qpos": 2}  # metres; 6-D; metres
-CONTROL_FREQUENCY = 20  # Hz
-OPEN, CLOSE = -1.0, 1.0  # gripper commands
-NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, OPEN])  # of relative control: stay, with the gripper open
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # of relative control: stay, with the gripper open
 
 
-class Scene:
+class Scene(RobosuiteArm):
     """A task's simulator, kept from episode to episode.
 
     Args:
@@ -54,13 +48,7 @@ class Scene:
                     robots=["Panda"],
                     controller_configs=load_controller_config(default_controller="OSC_POSE"),
                     initialization_noise=None,
-                    control_freq=CONTROL_FREQUENCY,
-                    ignore_done=True,
-                    use_camera_obs=False,  # frames are drawn on demand, see `frame`
-                    has_offscreen_renderer=False,
-                    # A soft reset keeps the model: milliseconds in place of seconds. (A hard one would also add to
-                    # the lists of what is drawn at random with every reset.)
-                    hard_reset=False,
+                    **SETTINGS,  # a hard reset would also add to the lists of what is drawn at random, every time
                 )
         except (FileNotFoundError, OSError, ValueError) as error:  # MuJoCo raises ValueError for a missing mesh
             raise FileNotFoundError(
@@ -70,8 +58,6 @@ class Scene:
         for name in list(self._env._observables):
             self._env.modify_observable(name, "enabled", False)  # this class looks for itself
         self._site_colours = np.array(self._env.sim.model.site_rgba)
-
-    # -- episodes ------------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int, state: np.ndarray) -> None:
         """Start an episode from a stored state (S,); `seed` decides where fixtures stand, which is not part of it.
@@ -92,13 +78,7 @@ class Scene:
         self.show(state)
 
     def show(self, state: np.ndarray) -> None:
-        """Put every joint where a state (S,) has it."""
-        sim = self._env.sim
-        size = 1 + sim.model.nq + sim.model.nv
-        if np.shape(state) != (size,):
-            raise ValueError(f"{self.task.name}: a state of {np.shape(state)} numbers; its scene has {size}")
-        sim.set_state_from_flattened(np.asarray(state, np.float64))
-        sim.forward()
+        super().show(state)
         self._env._post_process()  # a stove that is on glows
 
     def settle(self, steps: int) -> None:
@@ -108,49 +88,22 @@ class Scene:
             self.step(NO_OP)
         self.relative = before
 
-    def step(self, action: np.ndarray) -> None:
-        """A twentieth of a second under `action` (7,): position, axis-angle, gripper (-1 opens, 1 closes).
-
-        Absolute: the pose the hand is drawn to, metres and radians in the world's frame. Relative: steps from where it
-        is, in shares of 5 cm and 0.5 rad, cut to [-1, 1].
-        """
-        self._env.step(np.asarray(action, np.float64))
-        model, data = self._env.sim.model._model, self._env.sim.data._data
-        mujoco.mj_kinematics(model, data)  # MuJoCo leaves what is seen as it was before the last of 25 substeps
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
-
     @property
     def relative(self) -> bool:
         """Whether actions are steps, or poses."""
-        return self._controller.use_delta
+        return self._env.robots[0].controller.use_delta
 
     @relative.setter
     def relative(self, value: bool) -> None:
-        self._controller.use_delta = value
-
-    @property
-    def is_success(self) -> bool:
-        return bool(self._env._check_success())
-
-    def close(self) -> None:
-        self._env.close()
-
-    # -- what is seen --------------------------------------------------------------------------------------------------
+        self._env.robots[0].controller.use_delta = value
 
     def frame(self, camera: str, size: int) -> np.ndarray:
         """What one of `CAMERAS` sees: uint8 (size, size, 3), upright.
 
-        OpenGL's first row is the lowest, and LIBERO's own observations and files leave it so. Turning those by 180
-        degrees, as openpi does, shows the scene upright but mirrored; here left and right are true.
+        LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the
+        scene upright but mirrored; here left and right are true.
         """
-        sim = self._env.sim
-        if sim._render_context_offscreen is None:
-            sim.model.vis.quality.offsamples = self.samples
-            context = MjRenderContextOffscreen(sim, device_id=-1)  # hangs itself into sim
-            context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual shapes, not those of collisions
-        image = sim.render(width=size, height=size, camera_name=CAMERAS[camera])
-        return np.ascontiguousarray(image[::-1])
+        return super().frame(CAMERAS[camera], size)
 
     def robot_states(self) -> dict[str, np.ndarray]:
         """`STATES`, float32: where the hand is (the point that actions speak of), how it is turned, and its fingers."""
@@ -163,21 +116,9 @@ class Scene:
         }
         return {name: np.array(value, np.float32) for name, value in values.items()}
 
-    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) and rotation matrix (3, 3) of the hand, in the frame that absolute actions are given in."""
-        data, site = self._env.sim.data, self._env.robots[0].eef_site_id
-        return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
-
-    @property
-    def state(self) -> np.ndarray:
-        """(S,) time, positions and velocities of all joints: float64."""
-        return self._env.sim.get_state().flatten()
-
     @property
     def model_xml(self) -> str:
         return self._env.sim.model.get_xml()
-
-    # -- recorded episodes ---------------------------------------------------------------------------------------------
 
     def restore(self, state: np.ndarray, fixtures: Mapping[str, tuple[np.ndarray, np.ndarray]], gripper: float) -> None:
         """Go on from a recorded state (S,) in the middle of an episode.
@@ -201,18 +142,3 @@ class Scene:
     def fixture_bodies(self) -> tuple[str, ...]:
         """Bodies of the fixtures, whose places are drawn for every episode and are no part of a state."""
         return tuple(fixture.root_body for fixture in self._env.fixtures_dict.values())
-
-    def absolute_action(self, step: np.ndarray) -> np.ndarray:
-        """The pose (7,) that a relative action (7,) in the present state draws the hand to.
-
-        Actions must be asked for in their order: one without a turn keeps the goal that the last turn had.
-        """
-        controller = self._controller
-        controller.update(force=True)
-        controller.set_goal(np.asarray(step, np.float64)[:6])
-        turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
-        return np.concatenate([controller.goal_pos, turn, step[6:]])
-
-    @property
-    def _controller(self):  # made anew by every reset
-        return self._env.robots[0].controller

@@ -15,7 +15,7 @@ DISTURBANCES = ("background", "objects", "goal")
 SIDE = 512  # pixels of the undisturbed picture, which is drawn without blended edges
 TABLE, GOAL = (255, 255, 255), (144, 238, 144)  # RGB, as the simulator draws them
 BLOCK, AGENT = (119, 136, 153), (65, 105, 225)
-APART = 80.0  # least distance in RGB between things that must be told apart
+APART = 80.0  # least distance in RGB between things that must differ
 LEAST_CHANGE = 120.0  # distance in RGB of a colour from the one it replaces, at full strength
 MOST_OBJECTS = 8
 CORNERS = (3, 4, 5, 32)  # of an object: a triangle to what looks like a disc
@@ -28,7 +28,7 @@ class Disturbance:
     """How an episode's pictures differ from the plain ones, drawn anew for every episode.
 
     background: another colour of the table. goal: another colour of the goal. objects: coloured shapes that lie flat
-    under everything, and that nothing can touch. All of them leave the T, the agent and the goal to be told apart.
+    under everything, and that nothing can touch. The T, the agent and the goal still differ from each other.
     """
 
     kind: str  # one of DISTURBANCES
@@ -72,7 +72,7 @@ class Look:
 def recolour(
     rng: np.random.Generator, plain: tuple[int, ...], strength: float, apart_from: tuple[tuple[int, ...], ...]
 ) -> tuple[int, ...]:
-    """A random colour, `strength` of the way from the plain one, that can be told from the others."""
+    """A random colour, `strength` of the way from the plain one, that differs from the others."""
     start = np.array(plain, np.float64)
     while True:
         colour = start + strength * (rng.uniform(0, 255, 3) - start)

@@ -11,9 +11,8 @@ import numpy as np
 from gymnasium import spaces
 
 from unified_video_action.env.forked import in_copy
-from unified_video_action.env.pusht.coverage import coverage
 from unified_video_action.env.pusht.disturbances import Disturbance, Look
-from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, state_targets
+from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, coverage, state_targets
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import shapely
 
 BAR = (-60.0, 60.0, 0.0, 30.0)  # x0, x1, y0, y1 in the T's frame; its origin is the middle of the bar's outer side
 STEM = (-15.0, 15.0, 30.0, 120.0)
@@ -125,3 +126,25 @@ class GoalDistance:
 def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """z component of the cross product of vectors (..., 2)."""
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def coverage(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Share (...) of the goal (3,) that the T covers at poses (..., 3), which must be finite."""
+    target = shapely.polygons(_on_table(OUTLINE, goal))
+    blocks = shapely.polygons(_on_table(OUTLINE, poses))
+    return shapely.area(shapely.intersection(blocks, target)) / shapely.area(target)
+
+
+def distance(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """`GoalDistance` (...) in pixels from the goal (3,) for poses (..., 3)."""
+    centres, target = (_on_table(CENTRE_OF_MASS[None], each)[..., 0, :] for each in (poses, goal))  # (..., 2)
+    turn = (poses[..., 2] - goal[2] + np.pi) % (2 * np.pi) - np.pi
+    return np.sqrt(np.square(centres - target).sum(axis=-1) + np.square(TURN_RADIUS * turn))
+
+
+def _on_table(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Points (m, 2) in the T's frame -> (..., m, 2) on the table for poses (..., 3)."""
+    cos, sin = np.cos(poses[..., 2:]), np.sin(poses[..., 2:])  # (..., 1)
+    x = cos * points[:, 0] - sin * points[:, 1] + poses[..., 0:1]  # (..., m)
+    y = sin * points[:, 0] + cos * points[:, 1] + poses[..., 1:2]
+    return np.stack([x, y], axis=-1)

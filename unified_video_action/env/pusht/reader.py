@@ -170,14 +170,20 @@ def _patches(mask: np.ndarray, least: float) -> _Patches:
     return _Patches(count, (labels == largest[:, None, None]) & (largest > 0)[:, None, None], centre)
 
 
-def _grid(centre: np.ndarray, half: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows and columns (N, P) of the squares of 2 half + 1 pixels around centres (N, 2), and which are in the frame."""
+def _around(
+    centre: np.ndarray, reach: float, size: int, pixel: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The pixels within `reach` table pixels of centres (N, 2): their rows and columns (N, P), table positions x and y
+    (N, P) and whether they are in the frame (N, P)."""
+    half = int(np.ceil(reach / pixel))
     steps = np.arange(-half, half + 1)
     row = np.round(centre[:, 1]).astype(int)[:, None, None] + steps[:, None]  # (N, p, 1)
     column = np.round(centre[:, 0]).astype(int)[:, None, None] + steps  # (N, 1, p)
     row, column = (each.reshape(len(centre), len(steps) ** 2) for each in np.broadcast_arrays(row, column))
     inside = (row >= 0) & (row < size) & (column >= 0) & (column < size)
-    return np.clip(row, 0, size - 1), np.clip(column, 0, size - 1), inside
+    row, column = np.clip(row, 0, size - 1), np.clip(column, 0, size - 1)
+    x, y = (np.float32(pixel) * (each.astype(np.float32) + np.float32(0.5)) for each in (column, row))
+    return row, column, x, y, inside
 
 
 def _fit(
@@ -231,9 +237,7 @@ def _fit_agents(share: np.ndarray, patches: _Patches, pixel: float) -> tuple[np.
     """Positions (N, 2) on the table and whether one whole agent is there (N,)."""
     position, one = np.full((len(share), 2), np.nan), np.zeros(len(share), bool)
     found = np.flatnonzero(patches.count)
-    half = int(np.ceil(2 * AGENT_RADIUS / pixel)) + 1
-    row, column, inside = _grid(patches.centre[found], half, share.shape[1])
-    x, y = (np.float32(pixel) * (each.astype(np.float32) + np.float32(0.5)) for each in (column, row))
+    row, column, x, y, inside = _around(patches.centre[found], 2 * AGENT_RADIUS + pixel, share.shape[1], pixel)
     local, weight = share[found[:, None], row, column], inside.astype(np.float32)
     start = (patches.centre[found] + 0.5) * pixel
     pose = _fit("agent", start, x, y, local, weight, pixel)
@@ -250,9 +254,7 @@ def _fit_blocks(
     """Poses (N, 3) of the T as the simulator has them, and whether one whole T is there (N,)."""
     pose, one = np.full((len(share), 3), np.nan), np.zeros(len(share), bool)
     found = np.flatnonzero(patches.count)
-    half = int(np.ceil(REACH / pixel))
-    row, column, inside = _grid(patches.centre[found], half, share.shape[1])
-    x, y = (np.float32(pixel) * (each.astype(np.float32) + np.float32(0.5)) for each in (column, row))
+    row, column, x, y, inside = _around(patches.centre[found], REACH, share.shape[1], pixel)
     local = share[found[:, None], row, column]
     weight = inside * (1 - agent_share[found[:, None], row, column])  # what the agent hides does not count
     centre = (patches.centre[found] + 0.5) * pixel

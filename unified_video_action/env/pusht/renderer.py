@@ -21,11 +21,6 @@ class StateRenderer:
         return self._table.get_obs()["image"]
 
 
-def render_state(state: Sequence[float], goal: Sequence[float] = DEFAULT_GOAL, size: int = 96) -> np.ndarray:
-    """One frame, uint8 (size, size, 3). For many frames, keep a `StateRenderer`."""
-    return StateRenderer(size)(state, goal)
-
-
 def render_states(states: np.ndarray, goal: Sequence[float] = DEFAULT_GOAL, size: int = 96) -> np.ndarray:
     """`states` (N, 5) -> frames uint8 (N, size, size, 3)."""
     renderer = StateRenderer(size)

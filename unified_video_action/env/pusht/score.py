@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from unified_video_action.env.plan_score import Imagined, PlanScore
-from unified_video_action.env.pusht.coverage import coverage, distance
-from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses
+from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses, coverage, distance
 from unified_video_action.env.pusht.reader import PushTReader
 
 LOST = -10.0  # score of frames in which no T is found: below any other

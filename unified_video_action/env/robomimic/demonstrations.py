@@ -43,33 +43,17 @@ class DemonstrationWriter:
         return len(self._data)
 
     def append(self, demonstration: Demonstration) -> None:
+        """Frames are compressed, each by itself, so that any of them is quick to read."""
         group = self._data.create_group(f"demo_{len(self)}")
-        write_demonstration(group, demonstration)
-        self._count(group)
-
-    def copy(self, group: h5py.Group) -> None:
-        """Add a demonstration of another file."""
-        name = f"demo_{len(self)}"
-        group.file.copy(group, self._data, name)
-        self._count(self._data[name])
-
-    def _count(self, group: h5py.Group) -> None:
-        self._data.attrs["total"] += group.attrs["num_samples"]
-
-
-def write_demonstration(group: h5py.Group, demonstration: Demonstration) -> None:
-    """Fill a group; frames are compressed, each by itself, so that any of them is quick to read."""
-    group.attrs["num_samples"] = len(demonstration.actions)
-    group.attrs["model_file"] = demonstration.model
-    group["states"], group["actions"] = demonstration.states, demonstration.actions
-    group["rewards"] = demonstration.success.astype(np.float64)
-    group["dones"] = np.append(demonstration.success[:-1], True).astype(np.int64)
-    for name, values in demonstration.obs.items():
-        if values.dtype == np.uint8:
-            chunk = (1, *values.shape[1:])
-            group.create_dataset(f"obs/{name}", data=values, chunks=chunk, compression="gzip", compression_opts=1)
-        else:
-            group[f"obs/{name}"] = values
+        group.attrs["num_samples"] = len(demonstration.actions)
+        group.attrs["model_file"] = demonstration.model
+        group["states"], group["actions"] = demonstration.states, demonstration.actions
+        group["rewards"] = demonstration.success.astype(np.float64)
+        group["dones"] = np.append(demonstration.success[:-1], True).astype(np.int64)
+        for name, values in demonstration.obs.items():
+            frames = {"chunks": (1, *values.shape[1:]), "compression": "gzip", "compression_opts": 1}
+            group.create_dataset(f"obs/{name}", data=values, **(frames if values.dtype == np.uint8 else {}))
+        self._data.attrs["total"] += len(demonstration.actions)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ class RobomimicEnv(gymnasium.Env):
         observe_images: False leaves the cameras out, for callers that need no frames.
 
     Raises:
-        ValueError: an unknown task or camera, or a size or number of samples that is none.
+        ValueError: an unknown task or camera, or a size or number of samples out of range.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
@@ -76,7 +76,7 @@ class RobomimicEnv(gymnasium.Env):
         """Draw the hand to `action` (10,) for a twentieth of a second.
 
         Raises:
-            ValueError: an action of another size, with a number that is not finite, or whose rotation is none.
+            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
         """
         action = np.asarray(action, np.float64)
         if action.shape != (POSE_ACTION,) or not np.isfinite(action).all():

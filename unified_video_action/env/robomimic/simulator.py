@@ -1,43 +1,24 @@
 """One robosuite arm and its task: start an episode, restore a recorded one, step, look.
 
-robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is no longer made, and keeps in global
-tables what it gives out. What it adds, upright images and states that can be restored, is little: a test compares them.
+robosuite is used directly. robomimic's wrapper of it imports mujoco_py, which is abandoned, and keeps what it gives
+out in global tables. It adds little, upright images and states that can be restored: a test compares them.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
-from unified_video_action.env.mujoco_rendering import prepare_rendering
+from unified_video_action.env.robosuite_arm import CONTROL_FREQUENCY, SETTINGS, RobosuiteArm, numpy_seed
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """robosuite recommends a private settings file to everyone who imports it."""
-    log = logging.getLogger("robosuite_logs")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-with explain_missing_libraries(), _without_advice():
-    prepare_rendering()
+with explain_missing_libraries():
     import mujoco
     import robosuite
     from robosuite.environments.base import REGISTERED_ENVS
-    from robosuite.utils.binding_utils import MjRenderContextOffscreen
 
-CONTROL_FREQUENCY = 20  # Hz
 ROBOSUITE_TYPE = 1  # robomimic's number for robosuite environments
 STATES = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}  # metres; x, y, z, w; metres
 MODEL_SEED = 0  # of what robosuite draws when it makes a model, such as the size of Lift's cube
@@ -86,7 +67,7 @@ def with_controller(arguments: Mapping[str, Any], absolute: bool) -> dict[str, A
     return {**arguments, "env_kwargs": kwargs}
 
 
-class Simulator:
+class Simulator(RobosuiteArm):
     """A robosuite environment with one arm.
 
     Args:
@@ -103,23 +84,13 @@ class Simulator:
             raise ValueError(f"task={task!r}: robosuite knows {', '.join(sorted(REGISTERED_ENVS))}")
         self.samples = samples
         own = {name: value for name, value in arguments["env_kwargs"].items() if not name.startswith("camera_")}
-        own |= {
-            "has_renderer": False,
-            "has_offscreen_renderer": False,  # frames are drawn on demand, see `frame`
-            "use_camera_obs": False,
-            "ignore_done": True,
-            # A soft reset redraws every pose but keeps the model, as Diffusion Policy's evaluation does: milliseconds
-            # in place of seconds, and an episode is a function of its seed alone.
-            "hard_reset": False,
-        }
+        own |= {**SETTINGS, "control_freq": own.get("control_freq", CONTROL_FREQUENCY), "has_renderer": False}
         with numpy_seed(MODEL_SEED):
             try:
                 self._env = robosuite.make(task, **own)
             except TypeError as error:
                 raise ValueError(f"env_kwargs of another robosuite than {robosuite.__version__}: {error}") from error
         self._model: str | None = None  # the recorded model that is loaded; None: robosuite's own
-
-    # -- episodes ------------------------------------------------------------------------------------------------------
 
     def reset(self, seed: int) -> None:
         """Start the episode that `seed` decides: poses of the objects, noise on the arm's joints."""
@@ -152,38 +123,9 @@ class Simulator:
         robot = self._env.robots[0]  # its controller draws the elbow to where the joints were at the start
         robot.controller.update_initial_joints(self._env.sim.data.qpos[robot._ref_joint_pos_indexes])
 
-    def show(self, state: np.ndarray) -> None:
-        """Put everything where a recorded state has it, to look at it."""
-        sim = self._env.sim
-        size = 1 + sim.model.nq + sim.model.nv
-        if np.shape(state) != (size,):
-            raise ValueError(f"a state of {np.shape(state)} numbers does not fit the model, which has {size}")
-        sim.set_state_from_flattened(np.asarray(state, np.float64))
-        sim.forward()
-
-    def step(self, action: np.ndarray) -> None:
-        """A twentieth of a second towards `action` (7,): position, axis-angle, gripper (1 closes, -1 opens)."""
-        self._env.step(np.asarray(action, np.float64))
-        self._refresh()
-
-    def close(self) -> None:
-        self._make_current()
-        self._env.close()
-
-    # -- what is seen --------------------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> np.ndarray:
-        """(S,) time, positions and velocities of all joints: float64."""
-        return self._env.sim.get_state().flatten()
-
     def model_xml(self) -> str:
         """What the loaded model was made from; not what MuJoCo would save, which is the last model of the process."""
         return self._env.model.get_xml() if self._model is None else self._model
-
-    @property
-    def is_success(self) -> bool:
-        return bool(self._env._check_success())
 
     def low_dim(self) -> dict[str, np.ndarray]:
         """Every number that robosuite observes, float64: `robot0_eef_pos` (3,), `object` and so on."""
@@ -198,59 +140,14 @@ class Simulator:
         seen = self.low_dim()
         return {name: seen[name].astype(np.float32) for name in STATES}
 
-    def frame(self, camera: str, size: int) -> np.ndarray:
-        """What a camera sees now: uint8 (size, size, 3), upright."""
-        sim = self._env.sim
-        if camera not in sim.model.camera_names:
-            raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
-        if sim._render_context_offscreen is None:
-            sim.model.vis.quality.offsamples = self.samples
-            context = MjRenderContextOffscreen(sim, device_id=-1)  # hangs itself into sim
-            context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual shapes, not those of collisions
-        self._make_current()
-        image = sim.render(width=size, height=size, camera_name=camera)
-        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
-
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        return tuple(self._env.sim.model.camera_names)
-
-    # -- the arm's controller ------------------------------------------------------------------------------------------
-
-    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) and rotation matrix (3, 3) of the hand, in the frame that actions are given in."""
-        robot, data = self._env.robots[0], self._env.sim.data
-        return np.array(data.site_xpos[robot.eef_site_id]), np.array(data.site_xmat[robot.eef_site_id]).reshape(3, 3)
+    def observe(self, cameras: Sequence[str], size: int) -> dict[str, np.ndarray]:
+        """What robomimic stores of a moment: `<camera>_image` (size, size, 3), and every number of `low_dim`."""
+        return {f"{camera}_image": self.frame(camera, size) for camera in cameras} | self.low_dim()
 
     def body_pose(self, body: str) -> tuple[np.ndarray, np.ndarray]:
         """Position (3,) and rotation matrix (3, 3) of a body of the model."""
         data = self._env.sim.data
         return np.array(data.get_body_xpos(body)), np.array(data.get_body_xmat(body)).reshape(3, 3)
-
-    def absolute_action(self, step: np.ndarray) -> np.ndarray:
-        """The pose (7,) that a step (7,) from the present state leads to, as the controller understands it.
-
-        Steps must be asked for in their order: one without a turn keeps the goal that the last turn had.
-        """
-        controller = self._env.robots[0].controller
-        controller.update(force=True)
-        controller.set_goal(np.asarray(step, np.float64)[:6])
-        turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
-        return np.concatenate([controller.goal_pos, turn, step[6:]])
-
-    def _refresh(self) -> None:
-        """Positions of bodies, sites and cameras at the present state (MuJoCo leaves those before its last substep)."""
-        model, data = self._env.sim.model._model, self._env.sim.data._data
-        mujoco.mj_kinematics(model, data)
-        mujoco.mj_comPos(model, data)
-        mujoco.mj_camlight(model, data)
-
-    def _make_current(self) -> None:
-        """What is drawn, or freed, is this simulator's: another one in this process may have drawn last."""
-        context = self._env.sim._render_context_offscreen
-        if context is not None:
-            context.gl_ctx.make_current()
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
 
     def _load(self, model: str) -> None:
         self._make_current()
@@ -265,14 +162,3 @@ class Simulator:
         finally:
             self._env.hard_reset = False
         self._model = model
-
-
-@contextmanager
-def numpy_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator, which robosuite draws from, starts at `seed` here and is put back afterwards."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002

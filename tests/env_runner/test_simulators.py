@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.env_runner import toy
-from unified_video_action.env_runner.vector import Crash, EnvProcesses
+from unified_video_action.env_runner.simulators import Crash, EnvProcesses
 
 CHUNK = np.full((8, 1), 0.01, np.float32)
 
@@ -25,27 +25,21 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().split()[2] != "Z"
 
 
-def test_every_step_of_a_chunk_comes_back():
+def test_every_step_of_a_chunk_comes_back_until_the_episode_ends():
     with EnvProcesses(toy.ToyEnv, 2) as envs:
+        running = pids(envs)
+        assert all(map(alive, running))
         first = envs.reset({1: 5, 0: 4})
         assert list(first) == [1, 0]
         expected, _ = toy.ToyEnv().reset(seed=5)
         np.testing.assert_array_equal(first[1]["image"], expected["image"])
-
         steps = envs.step({1: CHUNK})[1]
-        assert len(steps) == 8
-        assert steps[0].observation["image"].dtype == np.uint8
+        assert len(steps) == 8 and steps[0].observation["image"].dtype == np.uint8
         assert steps[7].info["score"] == pytest.approx(first[1]["position"][0] + 0.08, abs=1e-6)
-        assert steps[7].info["is_success"] == 0.0
-        assert "label" not in steps[7].info
-
-
-def test_a_chunk_stops_where_the_episode_ends():
-    with EnvProcesses(toy.ToyEnv, 1) as envs:
-        envs.reset({0: 1})
+        assert steps[7].info["is_success"] == 0.0 and "label" not in steps[7].info
         steps = envs.step({0: np.full((8, 1), 0.5)})[0]
-        assert len(steps) < 8
-        assert steps[-1].terminated and not steps[-2].terminated
+        assert len(steps) < 8 and steps[-1].terminated and not steps[-2].terminated
+    assert not any(map(alive, running))
 
 
 @pytest.mark.parametrize(
@@ -61,31 +55,22 @@ def test_a_lost_process_is_named_and_replaced(seed: int, reason: str):
         before = pids(envs)
         envs.reset({0: seed, 1: 5})
         answers = envs.step({0: CHUNK, 1: CHUNK})
-        assert answers[0] == Crash(reason)
-        assert len(answers[1]) == 8
-
-        assert "image" in envs.reset({0: 7})[0]
-        assert len(envs.step({0: CHUNK})[0]) == 8
+        assert answers[0] == Crash(reason) and len(answers[1]) == 8
+        assert "image" in envs.reset({0: 7})[0] and len(envs.step({0: CHUNK})[0]) == 8
         assert pids(envs)[0] != before[0] and pids(envs)[1] == before[1]
 
 
-def test_a_killed_process_is_noticed_at_the_next_request():
-    with EnvProcesses(toy.ToyEnv, 1) as envs:
-        envs.reset({0: 5})
+def test_killed_and_hung_processes_are_noticed():
+    with EnvProcesses(toy.ToyEnv, 2, timeout_s=5) as envs:
+        envs.reset({0: 5, 1: 5})
         os.kill(pids(envs)[0], signal.SIGKILL)
         time.sleep(0.1)
         assert envs.step({0: CHUNK})[0] == Crash("environment process ended by signal SIGKILL")
-
-
-def test_a_hung_process_is_killed():
-    with EnvProcesses(toy.ToyEnv, 2, timeout_s=5) as envs:
-        envs._timeout_s = 1.0
         envs.reset({0: toy.HANGS, 1: 5})
-        pid = pids(envs)[0]
+        pid, envs._timeout_s = pids(envs)[0], 1.0
         answers = envs.step({0: CHUNK, 1: CHUNK})
         assert answers[0] == Crash("environment process hung: no answer in 1 s, killed")
-        assert len(answers[1]) == 8
-        assert not alive(pid)
+        assert len(answers[1]) == 8 and not alive(pid)
 
 
 def test_an_environment_that_cannot_be_built_says_why():
@@ -93,26 +78,16 @@ def test_an_environment_that_cannot_be_built_says_why():
         EnvProcesses(toy.BrokenEnv, 1)
     with pytest.raises(ValueError, match="os.system.*is refused"):
         EnvProcesses({"_target_": "os.system", "command": "true"}, 1)
-
-
-@pytest.mark.parametrize("arguments", [{"n_envs": 0}, {"n_envs": 1, "timeout_s": 0}])
-def test_bad_arguments(arguments: dict):
-    with pytest.raises(ValueError, match=list(arguments)[-1]):
-        EnvProcesses(toy.ToyEnv, **arguments)
-
-
-def test_leaving_ends_the_processes():
-    with EnvProcesses(toy.ToyEnv, 2) as envs:
-        running = pids(envs)
-        assert all(map(alive, running))
-    assert not any(map(alive, running))
+    for arguments in ({"n_envs": 0}, {"n_envs": 1, "timeout_s": 0}):
+        with pytest.raises(ValueError, match=list(arguments)[-1]):
+            EnvProcesses(toy.ToyEnv, **arguments)
 
 
 PARENT = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without it
 from tests.env_runner import toy
-from unified_video_action.env_runner.vector import EnvProcesses
+from unified_video_action.env_runner.simulators import EnvProcesses
 with EnvProcesses(toy.ToyEnv, 2) as envs:
     sys.stdout.write(" ".join(str(process.process.pid) for process in envs._processes) + chr(10))
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Films show what was seen, frame by frame."""
+"""Rollout videos show what was seen, frame by frame."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,16 @@ from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToySession
 from unified_video_action.env.pusht.reader import PushTReader
 from unified_video_action.env.pusht.renderer import StateRenderer
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.film import (
+from unified_video_action.env_runner.rollout import Episode, Recordings
+from unified_video_action.env_runner.videos import (
     Imagination,
     _errors,
-    film_frames,
     imagine_episode,
-    what_films_show,
+    pick_for_videos,
+    video_frames,
+    video_note,
     write_mp4,
 )
-from unified_video_action.env_runner.recording import Recordings, pick_for_films
 
 OFFSETS = (4, 8, 12, 16)
 
@@ -36,44 +36,32 @@ def walk(seed: int = 3, steps: int = 21) -> tuple[Episode, list[dict]]:
     return episode, observations
 
 
-def read(path: Path) -> tuple[np.ndarray, av.VideoStream]:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]), stream
-
-
-def test_the_policy_imagines_whenever_it_planned():
-    episode, observations = walk()
-    session = ToySession()
-    moments = imagine_episode(session, observations, episode.seed, action_steps=8, offsets=OFFSETS)
-    assert [moment.step for moment in moments] == [0, 8, 16]
-    for moment in moments:
-        assert moment.frames.shape == (4, toy.SIZE, toy.SIZE, 3) and moment.offsets == OFFSETS
-        np.testing.assert_array_equal(moment.frames[0], observations[moment.step]["image"])
-    assert session.seen[0] == 21, "the last observation calls for no plan"
-
-
 @pytest.mark.parametrize("imagines", [True, False])
-def test_a_film_has_a_frame_per_observation(tmp_path: Path, imagines: bool):
+def test_a_video_has_a_frame_per_observation(tmp_path: Path, imagines: bool):
     episode, observations = walk()
     moments = imagine_episode(ToySession(), observations, 3, 8, OFFSETS) if imagines else []
-    drawn = list(film_frames(episode, observations, "image", moments, "best"))
-    assert write_mp4(tmp_path / "film.mp4", drawn, fps=10) == 22
-    frames, stream = read(tmp_path / "film.mp4")
+    drawn = list(video_frames(episode, observations, "image", moments, "best"))
+    assert write_mp4(tmp_path / "video.mp4", drawn, fps=10) == 22
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        stream = container.streams.video[0]
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+        assert (stream.codec_context.name, stream.format.name) == ("h264", "yuv420p")
+        assert stream.average_rate == 10
     assert len(frames) == 22
-    assert (stream.codec_context.name, stream.format.name) == ("h264", "yuv420p")
-    assert stream.average_rate == 10
     assert np.abs(frames[5].astype(int) - drawn[5]).mean() < 3
     assert frames.shape[2] > 800 if imagines else frames.shape[2] < 500
 
 
-def test_a_film_shows_the_imagined_future_beside_the_real_one():
+def test_a_video_shows_the_future_imagined_at_the_last_plan():
     episode, observations = walk()
-    black = [np.zeros((4, toy.SIZE, toy.SIZE, 3), np.uint8)]
-    moments = imagine_episode(ToySession(), observations, 3, 8, OFFSETS)
-    with_futures = list(film_frames(episode, observations, "image", moments))
-    moments[1] = type(moments[1])(8, OFFSETS, black[0])
-    changed = list(film_frames(episode, observations, "image", moments))
+    session = ToySession()
+    moments = imagine_episode(session, observations, episode.seed, action_steps=8, offsets=OFFSETS)
+    assert [moment.step for moment in moments] == [0, 8, 16]
+    np.testing.assert_array_equal(moments[1].frames[0], observations[8]["image"])
+    assert session.seen[0] == 21, "the last observation calls for no plan"
+    with_futures = list(video_frames(episode, observations, "image", moments))
+    moments[1] = Imagination(8, OFFSETS, np.zeros((4, toy.SIZE, toy.SIZE, 3), np.uint8))
+    changed = list(video_frames(episode, observations, "image", moments))
     differs = [not np.array_equal(one, other) for one, other in zip(with_futures, changed, strict=True)]
     assert differs == [8 <= step < 16 for step in range(22)]
 
@@ -100,24 +88,29 @@ def test_without_a_reader_errors_are_in_db():
     assert _errors(Imagination(20, OFFSETS, frames), [large] * 21, None) == []
 
 
-def test_the_report_says_what_films_show():
-    assert "plan that it then executed" in what_films_show(True, True, 4, PushTReader())
-    assert "in px and degrees" in what_films_show(True, True, 4, PushTReader())
-    assert "that the policy imagined; below" in what_films_show(True, False, 8, None)
-    assert "PSNR in dB. It plans anew every 8 steps" in what_films_show(True, False, 8, None)
-    assert "learned no video" in what_films_show(False, False, 8, None)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((True, True, 4, PushTReader()), "of the plan that it then executed; .* error in px and degrees"),
+        ((True, False, 8, None), "that the policy imagined; below.* PSNR in dB. It plans anew every 8 steps"),
+        ((False, False, 8, None), "learned no video"),
+    ],
+)
+def test_the_report_says_what_videos_show(arguments: tuple, words: str):
+    assert re.search(words, video_note(*arguments))
 
 
-def test_bad_films_are_refused(tmp_path: Path):
+def test_bad_videos_are_refused(tmp_path: Path):
     episode, observations = walk()
     with pytest.raises(ValueError, match="no 'wrist', only image, position"):
-        next(film_frames(episode, observations, "wrist"))
-    with pytest.raises(ValueError, match="no frames"):
-        write_mp4(tmp_path / "none.mp4", [])
-    with pytest.raises(ValueError, match="even width and height, got 15 x 16"):
-        write_mp4(tmp_path / "odd.mp4", [np.zeros((16, 15, 3), np.uint8)])
-    with pytest.raises(ValueError, match="frame 1 is"):
-        write_mp4(tmp_path / "mixed.mp4", [np.zeros((16, 16, 3), np.uint8), np.zeros((16, 18, 3), np.uint8)])
+        next(video_frames(episode, observations, "wrist"))
+    for sizes, message in (
+        ([], "no frames"),
+        ([(16, 15)], "even width and height, got 15 x 16"),
+        ([(16, 16), (16, 18)], "frame 1 is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            write_mp4(tmp_path / "bad.mp4", [np.zeros((*size, 3), np.uint8) for size in sizes])
 
 
 def test_recordings_come_back_as_they_were(tmp_path: Path):
@@ -127,14 +120,9 @@ def test_recordings_come_back_as_they_were(tmp_path: Path):
     recordings.save(Episode(9, crashed="it fell"), [])
     loaded = recordings.load(3)
     assert [path.name for path in tmp_path.iterdir()] == ["3.npz"]
-    assert len(loaded) == 22
     for one, other in zip(loaded, observations, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
         np.testing.assert_array_equal(one["position"], other["position"])
-
-
-def scored(*scores: float) -> list[Episode]:
-    return [Episode(seed, curve=[score]) for seed, score in enumerate(scores)]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +135,8 @@ def scored(*scores: float) -> list[Episode]:
         (9, [("best", 2), ("rank 2 of 5", 4), ("median", 0), ("rank 4 of 5", 3), ("worst", 1)]),
     ],
 )
-def test_films_are_spread_from_best_to_worst(count: int, expected: list):
-    episodes = [*scored(0.5, 0.1, 0.9, 0.3, 0.7), Episode(7, curve=[1.0], crashed="it fell")]
-    assert [(label, episode.seed) for label, episode in pick_for_films(episodes, count)] == expected
-    assert pick_for_films(episodes[-1:], count) == []
+def test_videos_are_spread_from_best_to_worst(count: int, expected: list):
+    episodes = [Episode(seed, curve=[score]) for seed, score in enumerate((0.5, 0.1, 0.9, 0.3, 0.7))]
+    episodes.append(Episode(7, curve=[1.0], crashed="it fell"))
+    assert [(label, episode.seed) for label, episode in pick_for_videos(episodes, count)] == expected
+    assert pick_for_videos(episodes[-1:], count) == []

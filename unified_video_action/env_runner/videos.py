@@ -1,10 +1,11 @@
-"""Films of rollouts: the real frame, and beside it the future the policy imagined and what became of it.
+"""Rollout videos: the real frame, and beside it the future that the policy imagined and what became of it.
 
-The policy imagines afterwards, from the recorded observations of the episode and at the moments when it planned, so
-that filming changes nothing in the rollout. Between an imagined frame and the real one stands the error: in the task's
-units where its configuration names a reader of positions, otherwise in dB.
+The policy imagines after the episode, from its recorded observations and at the moments when it planned, so a video
+changes nothing in the rollout. Between an imagined frame and the real one stands the error: in the task's units where
+its configuration names a reader of positions, otherwise in dB.
 """
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,14 +16,27 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unified_video_action.env.state_reader import Readings, StateReader
-from unified_video_action.env_runner.episode import Episode
-from unified_video_action.env_runner.rollout import instruction_of
-from unified_video_action.env_runner.worker import Observation
+from unified_video_action.env_runner.rollout import Episode, instruction_of
+from unified_video_action.env_runner.simulators import Observation
 
 MARGIN, GAP = 16, 6  # px
 SMALL = 136  # height of an imagined frame, px
 LINE, ERROR_LINE = 20, 16  # heights of lines of text, px
 PAPER, INK, FAINT, ACCENT, TRACK = "#15181e", "#f2f4f8", "#98a1b2", "#5b9dff", "#2b313c"
+
+
+@dataclass(frozen=True)
+class RolloutVideo:
+    """A finished video."""
+
+    label: str  # best, median, worst, ...
+    seed: int
+    score: float
+    path: Path  # mp4
+
+    @property
+    def base64(self) -> str:
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -54,8 +68,20 @@ def imagine_episode(
     return imagined
 
 
-def what_films_show(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
-    """One line for the report.
+def pick_for_videos(episodes: Sequence[Episode], count: int) -> list[tuple[str, Episode]]:
+    """Choose `count` completed episodes spread from the best score to the worst, each with a label.
+
+    One is the best; two are the best and the worst; three are the best, the median and the worst.
+    """
+    ranked = sorted((episode for episode in episodes if episode.crashed is None), key=lambda e: (-e.score, e.seed))
+    last = len(ranked) - 1
+    ranks = sorted({int(rank) for rank in np.linspace(0, last, min(count, len(ranked)))}) if ranked else []
+    names = {last // 2: "median", last: "worst", 0: "best"}
+    return [(names.get(rank, f"rank {rank + 1} of {len(ranked)}"), ranked[rank]) for rank in ranks]
+
+
+def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
+    """One line for the report: what the videos show.
 
     Args:
         plan_first: the policy imagines the very plan that it executes (`policy.plan_first`).
@@ -70,7 +96,7 @@ def what_films_show(imagines: bool, plan_first: bool, action_steps: int, reader:
     )
 
 
-def film_frames(
+def video_frames(
     episode: Episode,
     observations: Sequence[Observation],
     camera: str,
@@ -78,7 +104,7 @@ def film_frames(
     label: str = "",
     reader: StateReader | None = None,
 ) -> Iterator[np.ndarray]:
-    """Draw one film frame per observation: uint8 (H, W, 3), all of one even size.
+    """Draw one video frame per observation: uint8 (H, W, 3), all of one even size.
 
     Left the real frame; right, above, the future imagined when the policy last planned; below, what really happened
     at those moments, and between them the error. Without imagination only the real frame.
@@ -92,13 +118,12 @@ def film_frames(
         ValueError: there is no such camera, or the reader takes no such frames.
     """
     if camera not in observations[0]:
-        raise ValueError(f"nothing to film: the observation has no {camera!r}, only {', '.join(observations[0])}")
+        raise ValueError(f"no rollout video: the observation has no {camera!r}, only {', '.join(observations[0])}")
     real = [observation[camera] for observation in observations]
     errors = [_errors(moment, real, reader) for moment in imagined]
     for step in range(len(real)):
-        current = [pair for pair in zip(imagined, errors, strict=True) if pair[0].step <= step][-1:]
-        score = max(episode.curve[:step], default=0.0)
-        yield _draw(real, step, *(current[0] if current else (None, [])), episode, score, label)
+        moment, lines = ([(None, [])] + [pair for pair in zip(imagined, errors) if pair[0].step <= step])[-1]
+        yield _draw(real, step, moment, lines, episode, label)
 
 
 def _errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
@@ -140,9 +165,9 @@ def _draw(
     moment: Imagination | None,
     errors: Sequence[Sequence[str]],
     episode: Episode,
-    score: float,
     label: str,
 ) -> np.ndarray:
+    score = max(episode.curve[:step], default=0.0)
     top = MARGIN + LINE + 14
     between = LINE + 2 * ERROR_LINE  # room between imagined and real frames
     large = 2 * SMALL + between + GAP
@@ -158,18 +183,21 @@ def _draw(
     pen.text((MARGIN, MARGIN), heading, INK, _font(15))
     now = f"step {step} / {episode.steps}    score {score:.2f}"
     pen.text((canvas.width - MARGIN, MARGIN), now, INK, _font(15), anchor="ra")
-    _bar(pen, canvas.width, MARGIN + LINE + 4, score)
+    bar = MARGIN + LINE + 4
+    pen.rectangle((MARGIN, bar, canvas.width - MARGIN, bar + 3), TRACK)
+    if score > 0:
+        pen.rectangle((MARGIN, bar, MARGIN + (canvas.width - 2 * MARGIN) * min(score, 1.0), bar + 3), ACCENT)
 
     pen.text((MARGIN, top), "real, now", FAINT, _font(12))
     canvas.paste(_scaled(real[step], large), (MARGIN, top + LINE))
-    for place in range(futures):
-        at = moment.step + moment.offsets[place]
-        left = 2 * MARGIN + large_width + place * (small_width + GAP)
+    for column in range(futures):
+        at = moment.step + moment.offsets[column]
+        left = 2 * MARGIN + large_width + column * (small_width + GAP)
         lower = top + LINE + SMALL + GAP + 2 * ERROR_LINE
-        pen.text((left, top), f"imagined +{moment.offsets[place]}", ACCENT, _font(12))
-        canvas.paste(_scaled(moment.frames[place], SMALL, small_width), (left, top + LINE))
+        pen.text((left, top), f"imagined +{moment.offsets[column]}", ACCENT, _font(12))
+        canvas.paste(_scaled(moment.frames[column], SMALL, small_width), (left, top + LINE))
         if at < len(real):
-            for row, line in enumerate(errors[place]):
+            for row, line in enumerate(errors[column]):
                 pen.text((left, top + LINE + SMALL + 3 + row * ERROR_LINE), line, INK, _font(12))
             pen.text((left, lower), f"real, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
@@ -177,12 +205,6 @@ def _draw(
             pen.text((left, lower), "after the end", FAINT, _font(12))
             pen.rectangle((left, lower + LINE, left + small_width - 1, lower + LINE + SMALL - 1), outline=TRACK)
     return np.asarray(canvas)  # (H, W, 3)
-
-
-def _bar(pen: ImageDraw.ImageDraw, width: int, top: int, score: float) -> None:
-    pen.rectangle((MARGIN, top, width - MARGIN, top + 3), TRACK)
-    if score > 0:
-        pen.rectangle((MARGIN, top, MARGIN + (width - 2 * MARGIN) * min(score, 1.0), top + 3), ACCENT)
 
 
 @cache

@@ -1,0 +1,144 @@
+"""A robosuite task with one arm, as robomimic's tasks and LIBERO's both are: its state, its views, its controller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from unified_video_action.env.mujoco_rendering import prepare_rendering
+from unified_video_action.env.system_libraries import explain_missing_libraries
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """robosuite recommends a private settings file to everyone who imports it."""
+    log = logging.getLogger("robosuite_logs")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+with explain_missing_libraries(), _without_advice():
+    prepare_rendering()
+    import mujoco
+    import robosuite  # noqa: F401
+    from robosuite.utils.binding_utils import MjRenderContextOffscreen
+
+CONTROL_FREQUENCY = 20  # Hz
+# Frames are drawn on demand, see `frame`. A soft reset keeps the model, as Diffusion Policy's evaluation does:
+# milliseconds in place of seconds, and an episode is a function of its seed alone.
+SETTINGS = {
+    "control_freq": CONTROL_FREQUENCY,
+    "has_offscreen_renderer": False,
+    "use_camera_obs": False,
+    "ignore_done": True,
+    "hard_reset": False,
+}
+
+
+class RobosuiteArm:
+    """What both simulators do with a robosuite environment, which a subclass makes as `_env`."""
+
+    _env: Any
+    samples: int  # of each pixel when drawing
+
+    def show(self, state: np.ndarray) -> None:
+        """Put every joint where a recorded state (S,) has it.
+
+        Raises:
+            ValueError: a state of another size.
+        """
+        sim = self._env.sim
+        size = 1 + sim.model.nq + sim.model.nv
+        if np.shape(state) != (size,):
+            raise ValueError(f"a state of {np.shape(state)} numbers does not fit the model, which has {size}")
+        sim.set_state_from_flattened(np.asarray(state, np.float64))
+        sim.forward()
+
+    def step(self, action: np.ndarray) -> None:
+        """A twentieth of a second under `action` (7,): position, axis-angle, gripper (1 closes, -1 opens).
+
+        Absolute: the pose that the hand is drawn to, metres and radians in the world's frame. Relative: steps from
+        where it is, in shares of 5 cm and 0.5 rad, cut to [-1, 1].
+        """
+        self._env.step(np.asarray(action, np.float64))
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        mujoco.mj_kinematics(model, data)  # MuJoCo leaves what is seen as it was before the last of its substeps
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+
+    def close(self) -> None:
+        self._make_current()
+        self._env.close()
+
+    @property
+    def is_success(self) -> bool:
+        return bool(self._env._check_success())
+
+    @property
+    def state(self) -> np.ndarray:
+        """(S,) time, positions and velocities of all joints: float64."""
+        return self._env.sim.get_state().flatten()
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        return tuple(self._env.sim.model.camera_names)
+
+    def frame(self, camera: str, size: int) -> np.ndarray:
+        """What a camera sees now: uint8 (size, size, 3), upright and not mirrored.
+
+        Raises:
+            ValueError: there is no such camera.
+        """
+        sim = self._env.sim
+        if camera not in self.cameras:
+            raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
+        if sim._render_context_offscreen is None:
+            sim.model.vis.quality.offsamples = self.samples
+            context = MjRenderContextOffscreen(sim, device_id=-1)  # hangs itself into sim
+            context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # visual shapes, not those of collisions
+        self._make_current()
+        image = sim.render(width=size, height=size, camera_name=camera)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
+
+    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) and rotation matrix (3, 3) of the hand, in the frame that absolute actions are given in."""
+        data, site = self._env.sim.data, self._env.robots[0].eef_site_id
+        return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
+
+    def absolute_action(self, step: np.ndarray) -> np.ndarray:
+        """The pose (7,) that a step (7,) from the present state leads to, as the controller understands it.
+
+        Steps must be asked for in their order: one without a turn keeps the goal that the last turn had.
+        """
+        controller = self._env.robots[0].controller  # made anew by every reset
+        controller.update(force=True)
+        controller.set_goal(np.asarray(step, np.float64)[:6])
+        turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
+        return np.concatenate([controller.goal_pos, turn, step[6:]])
+
+    def _make_current(self) -> None:
+        """What is drawn, or freed, is this simulator's: another one in this process may have drawn last."""
+        context = self._env.sim._render_context_offscreen
+        if context is not None:
+            context.gl_ctx.make_current()
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
+
+
+@contextmanager
+def numpy_seed(seed: int) -> Iterator[None]:
+    """numpy's global generator, which robosuite draws from, starts at `seed` here and is put back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
