@@ -10,11 +10,11 @@ import logging
 from pathlib import Path
 
 from tqdm import tqdm
+from unified_video_action.env.robomimic.lift_expert import Variety
 
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.robomimic.collect import Collector
 from unified_video_action.env.robomimic.demonstrations import new_file
-from unified_video_action.env.robomimic.lift_expert import Variety
 
 log = logging.getLogger("collect_lift")
 

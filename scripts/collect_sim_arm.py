@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from unified_video_action.demos.sim_arm.collect import Attempt, Collector
 
 from unified_video_action.env.collecting import in_order
-from unified_video_action.real.sim.collect import Attempt, Collector
 
 log = logging.getLogger("collect_sim_arm")
 

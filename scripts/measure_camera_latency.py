@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from unified_video_action.real.robot import RobotError
-from unified_video_action.real.video_camera import VideoCamera
+from unified_video_action.real.robots.camera import VideoCamera
+from unified_video_action.real.robots.interface import RobotError
 
 log = logging.getLogger("measure_camera_latency")
 

@@ -14,8 +14,8 @@ import pytest
 
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real import arx5
-from unified_video_action.real.arx5 import Arx5Arm, Arx5Setup
-from unified_video_action.real.robot import ArmCommand, RobotError
+from unified_video_action.real.robots.arx5 import Arx5Arm, Arx5Setup
+from unified_video_action.real.robots.interface import ArmCommand, RobotError
 
 HOME = np.array([0.32, 0.0, 0.1565, 0.0, 0.0, 0.0])
 LOW, HIGH = np.array([-3.14, -0.05, -0.1, -1.6, -1.57, -2]), np.array([2.618, 3.5, 3.2, 1.55, 1.57, 2])

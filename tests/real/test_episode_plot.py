@@ -13,9 +13,9 @@ from PIL import Image
 from tests.loading import load_script
 from unified_video_action.poses import pose_matrix
 from unified_video_action.real import episode_plot
-from unified_video_action.real.episode_plot import Recording, draw_plot, draw_sheet, film_frames
-from unified_video_action.real.recorder import EpisodeRecorder
-from unified_video_action.real.robot import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots.episode_plot import Recording, draw_plot, draw_sheet, film_frames
+from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots.recorder import EpisodeRecorder
 
 BEGAN, SECONDS = 50.0, 3.0
 

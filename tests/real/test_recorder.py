@@ -21,9 +21,9 @@ from unified_video_action.dataset import replay_buffer
 from unified_video_action.dataset.jpeg import JpegCodec, register_jpeg
 from unified_video_action.poses import distance, from_vector, pose_matrix
 from unified_video_action.real import recorder as module
-from unified_video_action.real.recorder import EpisodeRecorder
-from unified_video_action.real.recording_archive import HEAD, finish_recording
-from unified_video_action.real.robot import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots.archive import HEAD, finish_recording
+from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots.recorder import EpisodeRecorder
 
 SIZE = (24, 32)
 BEGAN = 100.0

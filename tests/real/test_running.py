@@ -22,10 +22,10 @@ from tests.real.fakes import HOME, LIMITS, SIM, FakeArm, FakeCamera, bench, comm
 from tests.real.server_support import INSTRUCTIONS, SIZE, write_checkpoint
 from unified_video_action.real import dry_run, running
 from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
-from unified_video_action.real.limits import SafetyLimits
-from unified_video_action.real.loop import Control, Phase
-from unified_video_action.real.robot import ArmCommand, Setup
-from unified_video_action.real.watchdog import LoopSettings, Timeouts
+from unified_video_action.real.control.limits import SafetyLimits
+from unified_video_action.real.control.loop import Control, Phase
+from unified_video_action.real.control.watchdog import LoopSettings, Timeouts
+from unified_video_action.real.robots.interface import ArmCommand, Setup
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SIM = pytest.mark.skipif(find_spec("mujoco") is None, reason="MuJoCo is not installed: no simulated arm")

@@ -15,8 +15,8 @@ import pytest
 from tests.loading import load_script
 from unified_video_action.dataset.frame_fit import cropped
 from unified_video_action.real import video_camera
-from unified_video_action.real.robot import RobotError
-from unified_video_action.real.video_camera import VideoCamera
+from unified_video_action.real.robots.camera import VideoCamera
+from unified_video_action.real.robots.interface import RobotError
 
 WIDE = (72, 128)  # height, width
 FPS = 30

@@ -1,0 +1,120 @@
+"""The demonstrator of block pushing: it succeeds in every order and pairing, and what it collects replays."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
+
+from unified_video_action.env.block_push.expert import ScriptedExpert, Variety, around
+
+from unified_video_action.env.block_push.collect import Collector
+from unified_video_action.env.block_push.env import BlockPushEnv
+from unified_video_action.env.block_push.layout import COLOURS, HIGH, LOW, TOLERANCE, split_state
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = BlockPushEnv(observe_image=False)
+    yield env
+    env.close()
+
+
+def play(env: BlockPushEnv, seed: int, expert: ScriptedExpert, most: int = 200) -> list[dict]:
+    """Infos from the start to success."""
+    infos = [env.reset(seed=seed)[1]]
+    while not infos[-1]["is_success"] and len(infos) <= most:
+        infos.append(env.step(expert.act(infos[-1]["state"]))[4])
+    return infos
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.005])
+def test_every_episode_ends_as_its_seed_decided(env, noise):
+    ways = set()
+    for seed in range(10):
+        expert = ScriptedExpert(seed, Variety(noise))
+        infos = play(env, seed, expert)
+        assert infos[-1]["is_success"], seed
+        for block, square in zip(expert.order, expert.squares):
+            assert infos[-1][f"{COLOURS[block]}_in_{COLOURS[square]}"] == 1.0
+        states = np.array([info["state"] for info in infos])
+        moved = [np.linalg.norm(states[:, 2 + 3 * i : 4 + 3 * i] - states[0, 2 + 3 * i : 4 + 3 * i], axis=1) > 0.01
+                 for i in range(2)]  # fmt: skip
+        assert np.argmax(moved[expert.order[0]]) < np.argmax(moved[expert.order[1]])
+        ways.add((expert.order, expert.squares))
+    assert len(ways) == 4  # two orders, two pairings
+
+
+def test_the_same_start_is_played_in_different_ways(env):
+    ends = {tuple(play(env, 3, ScriptedExpert(seed))[-1]["state"][2:4].round(1)) for seed in range(4)}
+    assert len(ends) > 1
+
+
+def test_a_block_pushed_out_again_is_brought_back(env):
+    _, info = env.reset(seed=5)
+    expert = ScriptedExpert(1)
+    first, square = expert.order[0], expert.squares[0]
+    while info[f"{COLOURS[first]}_in_{COLOURS[square]}"] == 0:
+        info = env.step(expert.act(info["state"]))[4]
+    state = info["state"].copy()
+    state[2 + 3 * first : 4 + 3 * first] = [0.4, -0.05]  # somebody moved it
+    _, info = env.reset(options={"state": state})
+    for _ in range(200):
+        info = env.step(expert.act(info["state"]))[4]
+        if info["is_success"]:
+            break
+    assert info["is_success"]
+
+
+def test_a_way_around_passes_beside_the_obstacle():
+    start, goal, obstacle = np.zeros(2), np.array([1.0, 0.0]), np.array([0.5, 0.02])
+    place = around(start, goal, obstacle, 0.1)
+    assert place[0] == pytest.approx(0.5) and place[1] < -0.08  # on the side where the straight way passes it
+    np.testing.assert_array_equal(around(start, goal, np.array([0.5, 0.2]), 0.1), goal)
+    np.testing.assert_array_equal(around(start, goal, np.array([1.5, 0.0]), 0.1), goal)
+
+
+def test_collected_episodes_replay_and_are_the_same_every_time():
+    collector = Collector(seed=3, image_size=48)
+    episode, again = collector(1), collector(1)
+    arrays = episode.arrays
+    assert episode.success and arrays["img"].shape[1:] == (48, 64, 3) and arrays["img"].dtype == np.uint8
+    assert {len(values) for values in arrays.values()} == {len(arrays["action"])} == {int(episode.measures["steps"])}
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(values, again.arrays[name])
+    np.testing.assert_array_equal(arrays["effector"], arrays["state"][:, :2])
+    assert (arrays["action"] >= LOW - 1e-6).all() and (arrays["action"] <= HIGH + 1e-6).all()
+    env = BlockPushEnv(image_size=48)
+    env.reset(options={"state": arrays["state"][0]})
+    for action in arrays["action"]:
+        *_, info = env.step(action)
+    env.close()
+    _, blocks, squares = split_state(info["state"])
+    paired = squares[episode.meta["squares"][np.argsort(episode.meta["order"])]]
+    assert (np.linalg.norm(blocks[:, :2] - paired[:, :2], axis=1) < TOLERANCE + 0.005).all()
+    assert not np.array_equal(collector(2).arrays["state"][0], arrays["state"][0])
+
+
+def test_a_disturbance_is_done_but_not_recorded():
+    plain, pushed = (Collector(image_size=24, action_noise=0, disturbance=drift)(0) for drift in (0, 0.004))
+    assert pushed.success
+    straying = [np.abs(episode.arrays["action"][4:12] - episode.arrays["effector"][5:13]).mean()
+                for episode in (plain, pushed)]  # fmt: skip
+    assert straying[0] < 1e-3 < straying[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 95}, "image_size must be the frames' height"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"action_noise": -0.1}, "action_noise must be >= 0 metres"),
+        ({"disturbance": float("nan")}, "disturbance must be >= 0 metres"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Collector(**options)
+
+
+def test_an_attempt_out_of_time_is_no_success():
+    assert Collector(image_size=24, max_steps=20)(0).success is False

@@ -1,0 +1,144 @@
+"""The scripted expert: its picture of the table, its way round the T, and that it reaches the goal."""
+
+import numpy as np
+import pytest
+from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
+from unified_video_action.env.pusht.planner import Planner
+
+from unified_video_action.env.pusht.collect import Collector
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.geometry import GoalDistance, clearance, outline_contacts, to_block, to_table
+from unified_video_action.env.pusht.goals import random_goal
+from unified_video_action.env.pusht.navigation import find_path, waypoints
+from unified_video_action.env.pusht.table import Table
+
+
+def play(seed: int, goal=DEFAULT_GOAL, variety: Variety | None = None) -> tuple[bool, list[np.ndarray]]:
+    env = PushTEnv(goal=goal, observe_image=False)
+    expert = ScriptedExpert(goal, seed, variety)
+    _, info = env.reset(seed=seed)
+    actions = []
+    for _ in range(300):
+        actions.append(expert.act(info["state"]))
+        info = env.step(actions[-1])[-1]
+        if info["is_success"]:
+            break
+    return info["is_success"], actions
+
+
+def test_the_copy_of_the_table_moves_as_the_environment() -> None:
+    env, table = PushTEnv(observe_image=False), Table()
+    agent, pose = (100.0, 100.0), (250.0, 250.0, 0.5)
+    env.reset(options={"state": [*agent, *pose]})
+    table.place(agent, pose)
+    for action in np.repeat(np.random.default_rng(0).uniform(150, 350, (12, 2)), 5, axis=0):
+        state = env.step(action)[-1]["state"]
+        table.move(action)
+        np.testing.assert_allclose([*table.agent, *table.pose[:2]], state[:4], atol=1e-9)
+    assert np.abs(state[2:4] - pose[:2]).max() > 20  # the T was pushed
+
+
+def test_push_slopes_predict_what_a_short_push_does() -> None:
+    distance, table, pose = GoalDistance(DEFAULT_GOAL), Table(), (300.0, 250.0, 3.0)
+    contacts = outline_contacts(40)
+    slopes = distance.push_slopes(pose, contacts)
+    inward = to_table(-contacts.normals, (0, 0, pose[2]))
+    starts = to_table(contacts.points, pose) - 15 * inward
+    free = clearance(starts, pose) > 14.9  # not held off by the other arm of the T
+    assert free.sum() >= 8
+    for slope, start, direction in zip(slopes[free], starts[free], inward[free]):
+        table.place(start, pose)
+        for step in range(1, 4):
+            table.move(start + step * direction)
+        way = (np.array(table.agent) - start) @ direction
+        assert (distance(table.pose) - distance(pose)) / way == pytest.approx(slope, abs=0.1)
+
+
+def test_geometry() -> None:
+    pose = (200.0, 300.0, 2.2)
+    points = np.random.default_rng(1).uniform(0, 512, (50, 2))
+    np.testing.assert_allclose(to_table(to_block(points, pose), pose), points)
+    stem_end = to_table(np.array([0.0, 120.0]), pose)
+    assert clearance(stem_end, pose) == pytest.approx(0, abs=1e-9)
+    assert clearance(to_table(np.array([0.0, 150.0]), pose), pose) == pytest.approx(30)
+    distance = GoalDistance(pose)
+    assert distance(pose) == pytest.approx(0, abs=1e-9)
+    assert distance((pose[0], pose[1] + 10, pose[2] - 4 * np.pi)) == pytest.approx(10)
+
+
+def test_paths_go_round_the_block() -> None:
+    pose = (250.0, 250.0, 0.0)
+    start, end = np.array([250.0, 200.0]), np.array([330.0, 330.0])
+    path = find_path(start, end, pose, margin=25)
+    np.testing.assert_array_equal(path[[0, -1]], [start, end])
+    points = waypoints(path, spacing=3)
+    assert clearance(points, pose).min() > 23.5
+    assert np.linalg.norm(np.diff(points, axis=0), axis=1).max() <= 3 + 1e-9
+    np.testing.assert_array_equal(find_path(start, start + [30, 0], pose, 25), [start, start + [30, 0]])
+    in_the_corner = (60.0, 60.0, -np.pi / 4)  # the bar shuts the corner of the table off
+    assert find_path(np.array([25.0, 25.0]), end, in_the_corner, margin=25) is None
+
+
+def test_a_planned_push_comes_out_as_planned() -> None:
+    pose = (330.0, 200.0, 2.0)
+    planner = Planner(DEFAULT_GOAL, np.random.default_rng(0))
+    push = planner.plan(np.array([100.0, 100.0]), pose)[0]
+    assert push.distance < 0.8 * planner.distance(pose)
+    env = PushTEnv(observe_image=False)
+    env.reset(options={"state": [*push.start, *pose]})
+    for step in range(1, push.steps + 1):
+        env.step(push.start + step * push.speed * push.direction)
+    np.testing.assert_allclose(env.state[2:4], push.pose[:2], atol=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 14, 53, 65, 100000, 100001])
+def test_the_expert_succeeds(seed: int) -> None:
+    assert play(seed)[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_expert_succeeds_with_any_goal(seed: int) -> None:
+    assert play(seed, random_goal(np.random.default_rng(seed)))[0]
+
+
+def test_variety_changes_the_play_and_seeds_repeat_it() -> None:
+    variety = Variety(action_noise=1.0, choice=4.0, mistakes=0.1)
+    success, actions = play(5, variety=variety)
+    assert success
+    np.testing.assert_array_equal(actions, play(5, variety=variety)[1])
+    plain = play(5)[1]
+    assert len(plain) != len(actions) or np.abs(np.subtract(plain, actions)).max() > 5
+    assert all(action.dtype == np.float32 and action.shape == (2,) for action in actions)
+    with pytest.raises(ValueError, match="mistakes must be below 1"):
+        Variety(mistakes=1.0)
+
+
+def test_the_collector_gives_the_same_episode_in_any_order() -> None:
+    first, again = Collector(seed=4, goal="random"), Collector(seed=4, goal="random")
+    again(1)
+    one, two = first(0), again(0)
+    assert one.success and one.measures["coverage"] > 0.95
+    for name, values in one.arrays.items():
+        np.testing.assert_array_equal(values, two.arrays[name])
+    assert not np.array_equal(one.meta["goal"], first(1).meta["goal"])
+    assert len({len(values) for values in one.arrays.values()}) == 1
+
+
+def test_the_collector_keeps_no_failure() -> None:
+    episode = Collector(max_steps=3)(0)
+    assert not episode.success and not episode.arrays
+    with pytest.raises(ValueError, match="goal must be one of fixed, random, got 'sideways'"):
+        Collector(goal="sideways")
+
+
+def test_a_disturbance_is_done_but_not_recorded() -> None:
+    episode = Collector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
+    assert episode.success
+    state, action = episode.arrays["state"], episode.arrays["action"]
+    env = PushTEnv(observe_image=False)
+    env.reset(options={"state": state[0]})
+    reached = np.array([env.step(each)[-1]["state"] for each in action[:20]])
+    apart = np.abs(reached[:, :2] - state[1:21, :2]).max(axis=1)
+    assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"
+    with pytest.raises(ValueError, match="disturbance must be >= 0, got -1"):
+        Collector(disturbance=-1)

@@ -1,0 +1,193 @@
+"""A scripted expert for the simulated arm, which puts the cup onto the saucer, and the recording of its episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from unified_video_action.demos.sim_arm.robot import SimSetup
+from unified_video_action.demos.sim_arm.scene import CUP_HEIGHT, GRIPPER, SAUCER_HEIGHT, Table
+from unified_video_action.demos.sim_arm.world import ManualClock, Snapshot
+from unified_video_action.poses import between, pose_matrix
+from unified_video_action.real.robots.archive import ENDING
+from unified_video_action.real.robots.interface import ArmCommand
+from unified_video_action.real.robots.recorder import EpisodeRecorder
+
+FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # the end effector's rotation when its fingers point along x
+GRIP = 0.050  # metres, less than the cup's width
+NEAR, UPRIGHT = 0.025, 0.97  # metres from the saucer's middle, and height of the cup's axis, that count as success
+OPENED = 0.070  # metres
+TICK = 0.01  # seconds between two commands
+SETTLING = 0.8  # seconds in which the end effector goes to where its episode begins
+INSTRUCTION = "put the cup on the saucer"
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    pose: np.ndarray  # (4, 4)
+    gripper: float  # metres
+    seconds: float = 0.0  # on the way here
+
+
+class Course:
+    """The way over waypoints, gently speeded up and slowed down between two of them. The first is where it begins."""
+
+    def __init__(self, waypoints: Sequence[Waypoint]) -> None:
+        self.waypoints = tuple(waypoints)
+        self._ends = np.cumsum([waypoint.seconds for waypoint in self.waypoints])
+
+    @property
+    def seconds(self) -> float:
+        return float(self._ends[-1])
+
+    def at(self, seconds: float) -> tuple[np.ndarray, float]:
+        """Pose (4, 4) and gripper width at a time after the beginning."""
+        leg = int(np.searchsorted(self._ends, seconds, side="right"))
+        if leg in (0, len(self._ends)):
+            end = self.waypoints[0 if leg == 0 else -1]
+            return end.pose, end.gripper
+        before, after = self.waypoints[leg - 1], self.waypoints[leg]
+        share = 1 - (self._ends[leg] - seconds) / after.seconds
+        share = np.array(share**3 * (10 - 15 * share + 6 * share**2))  # no jerk at either end
+        return between(before.pose, after.pose, share), float(before.gripper + share * (after.gripper - before.gripper))
+
+
+def random_table(rng: np.random.Generator) -> Table:
+    """A cup on the left, a saucer on the right."""
+    cup = rng.uniform([0.30, 0.05], [0.42, 0.17])
+    saucer = rng.uniform([0.30, -0.17], [0.42, -0.06])
+    return Table(tuple(cup.tolist()), tuple(saucer.tolist()))
+
+
+def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -> Course:
+    """Over the cup, down along the fingers, grip, lift, over the saucer, down, open, back; tempo and heights vary.
+
+    Args:
+        start: (4, 4) pose of the end effector.
+    """
+    pace, tilt = rng.uniform(0.8, 1.25), rng.uniform(1.0, 1.15)
+    grip_height = rng.uniform(0.038, 0.048)
+    cup, saucer = np.array([*table.cup, grip_height]), np.array([*table.saucer, grip_height + SAUCER_HEIGHT + 0.003])
+    back, lift = rng.uniform(0.08, 0.11), np.array([0, 0, rng.uniform(0.07, 0.11)])
+    at_cup, at_saucer = (pose_above(place, tilt) for place in (cup, saucer))
+    behind = pose_matrix(np.array([0, 0, -back]), np.eye(3))  # in the end effector's own axes
+    over_cup, over_saucer = (pose_matrix(pose[:3, 3] + lift, pose[:3, :3]) for pose in (at_cup, at_saucer))
+    legs = [
+        (at_cup @ behind, GRIPPER, 1.4),
+        (at_cup, GRIPPER, 1.0),
+        (at_cup, GRIP, 0.5),
+        (over_cup, GRIP, 0.8),
+        (over_saucer, GRIP, 1.4),
+        (at_saucer, GRIP, 0.9),
+        (at_saucer, GRIPPER, 0.5),
+        (at_saucer @ behind, GRIPPER, 0.8),
+    ]
+    way = [Waypoint(start, GRIPPER), *(Waypoint(pose, opening, pace * time) for pose, opening, time in legs)]
+    return Course([*way, Waypoint(way[-1].pose, GRIPPER, 0.4)])  # a rest, in which the arm catches up
+
+
+def pose_above(place: np.ndarray, tilt: float) -> np.ndarray:
+    """The end effector at a place (3,), fingers away from the base and `tilt` radians down from level."""
+    yaw = np.arctan2(place[1], place[0])
+    return pose_matrix(place, Rotation.from_euler("ZY", [yaw, tilt]).as_matrix() @ FORWARD)
+
+
+def stands_on_saucer(table: Table, seen: Snapshot) -> bool:
+    """The cup stands upright on the saucer, and the gripper has let it go."""
+    off = float(np.linalg.norm(seen.cup[:2] - table.saucer))
+    axis = Rotation.from_quat(seen.cup[3:7], scalar_first=True).as_matrix()[2, 2]
+    height = seen.cup[2] - CUP_HEIGHT / 2 - SAUCER_HEIGHT
+    return bool(off < NEAR and axis > UPRIGHT and abs(height) < 0.005 and seen.opening > OPENED)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One episode of the expert; `path` is None where it failed, or where nothing was to be recorded."""
+
+    success: bool
+    seconds: float
+    lag: float  # metres between commanded and measured position, on average
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Collector:
+    """Plays the episode of a seed; everything in it follows from the seed.
+
+    Args:
+        folder: where successful episodes go, as NNNNN.zarr.zip by seed; None: nothing is recorded, nor drawn.
+        cameras: views of the scene.
+        size: of frames, pixels.
+        rate: frames and rows per second.
+        drift: metres of slow drift off the course.
+        codec: of frames, "jpeg" or "jpegxl".
+    """
+
+    folder: Path | None
+    cameras: tuple[str, ...] = ("wrist",)
+    size: int = 224
+    rate: float = 20.0
+    drift: float = 0.003
+    codec: str = "jpeg"
+
+    def __call__(self, seed: int) -> Attempt:
+        rng = np.random.default_rng(seed)
+        table = random_table(rng)
+        views = self.cameras if self.folder is not None else ()
+        setup = SimSetup(views, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
+        world, recorder, recorded = setup.arm.world, None, None
+        with ExitStack() as stack:
+            for each in (setup.arm, *setup.cameras):
+                stack.enter_context(each)
+            course = cup_onto_saucer(table, self._beginning(setup, rng), rng)
+            if self.folder is not None:
+                about = {"instruction": INSTRUCTION, "robot": "sim", "seed": seed, "cup": table.cup}
+                about |= {"saucer": table.saucer, "source": "scripted expert"}
+                recorded = self.folder / f".{seed:05d}.attempt{ENDING}"
+                recorder = EpisodeRecorder(recorded, len(views), self.rate, self.codec, attributes=about, patient=True)
+                stack.enter_context(recorder)
+            lag = self._play(setup, course, rng, recorder)
+            success = stands_on_saucer(table, world.at(world.clock.time()))
+        if recorded is not None and success:
+            recorded = recorded.rename(self.folder / f"{seed:05d}{ENDING}")
+        elif recorded is not None:
+            recorded.unlink()
+        return Attempt(success, course.seconds, lag, recorded if success else None)
+
+    def _play(self, setup: SimSetup, course: Course, rng: np.random.Generator, recorder: EpisodeRecorder | None):
+        """Follow a course to its end; the mean lag, metres."""
+        arm, clock = setup.arm, setup.arm.world.clock
+        began, lags, drift = clock.time(), [], np.zeros(3)
+        while clock.time() - began < course.seconds:
+            now = clock.time()
+            drift = 0.98 * drift + np.sqrt(1 - 0.98**2) * rng.normal(0, self.drift, 3) * [1, 1, 0.3]
+            pose, opening = course.at(now + TICK - began)
+            command = ArmCommand(now + TICK, pose_matrix(pose[:3, 3] + drift, pose[:3, :3]), opening)
+            arm.command(command)
+            state = arm.state()
+            lags.append(np.linalg.norm(state.pose[:3, 3] - pose[:3, 3]))
+            if recorder is not None:
+                recorder.state(state)
+                recorder.command(command, now)
+                for number, camera in enumerate(setup.cameras):
+                    if (frame := camera.latest()) is not None:
+                        recorder.frame(number, frame)
+            clock.sleep(TICK)
+        return float(np.mean(lags))
+
+    @staticmethod
+    def _beginning(setup: SimSetup, rng: np.random.Generator) -> np.ndarray:
+        """Bring the end effector to a pose near where it is, and return that (4, 4)."""
+        clock, here = setup.arm.world.clock, setup.arm.state().pose
+        pose = pose_matrix(here[:3, 3] + rng.uniform([-0.05, -0.06, -0.03], [0.02, 0.06, 0.04]), here[:3, :3])
+        course = Course([Waypoint(here, GRIPPER), Waypoint(pose, GRIPPER, SETTLING / 2)])
+        began = clock.time()
+        while clock.time() - began < SETTLING:
+            setup.arm.command(ArmCommand(clock.time() + TICK, course.at(clock.time() + TICK - began)[0], GRIPPER))
+            clock.sleep(TICK)
+        return pose
