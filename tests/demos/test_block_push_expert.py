@@ -5,9 +5,8 @@ import pytest
 
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
 
-from unified_video_action.env.block_push.expert import ScriptedExpert, Variety, around
 
-from unified_video_action.env.block_push.collect import Collector
+from unified_video_action.demos.block_push import Collector, ScriptedExpert, around
 from unified_video_action.env.block_push.env import BlockPushEnv
 from unified_video_action.env.block_push.layout import COLOURS, HIGH, LOW, TOLERANCE, split_state
 
@@ -31,7 +30,7 @@ def play(env: BlockPushEnv, seed: int, expert: ScriptedExpert, most: int = 200) 
 def test_every_episode_ends_as_its_seed_decided(env, noise):
     ways = set()
     for seed in range(10):
-        expert = ScriptedExpert(seed, Variety(noise))
+        expert = ScriptedExpert(seed, noise)
         infos = play(env, seed, expert)
         assert infos[-1]["is_success"], seed
         for block, square in zip(expert.order, expert.squares):
@@ -75,12 +74,12 @@ def test_a_way_around_passes_beside_the_obstacle():
 
 def test_collected_episodes_replay_and_are_the_same_every_time():
     collector = Collector(seed=3, image_size=48)
-    episode, again = collector(1), collector(1)
-    arrays = episode.arrays
-    assert episode.success and arrays["img"].shape[1:] == (48, 64, 3) and arrays["img"].dtype == np.uint8
-    assert {len(values) for values in arrays.values()} == {len(arrays["action"])} == {int(episode.measures["steps"])}
+    attempt, again = collector(1), collector(1)
+    arrays, meta = attempt.episode
+    assert attempt.success and arrays["img"].shape[1:] == (48, 64, 3) and arrays["img"].dtype == np.uint8
+    assert {len(values) for values in arrays.values()} == {len(arrays["action"])} == {int(attempt.measures["steps"])}
     for name, values in arrays.items():
-        np.testing.assert_array_equal(values, again.arrays[name])
+        np.testing.assert_array_equal(values, again.episode[0][name])
     np.testing.assert_array_equal(arrays["effector"], arrays["state"][:, :2])
     assert (arrays["action"] >= LOW - 1e-6).all() and (arrays["action"] <= HIGH + 1e-6).all()
     env = BlockPushEnv(image_size=48)
@@ -89,16 +88,16 @@ def test_collected_episodes_replay_and_are_the_same_every_time():
         *_, info = env.step(action)
     env.close()
     _, blocks, squares = split_state(info["state"])
-    paired = squares[episode.meta["squares"][np.argsort(episode.meta["order"])]]
+    paired = squares[meta["squares"][np.argsort(meta["order"])]]
     assert (np.linalg.norm(blocks[:, :2] - paired[:, :2], axis=1) < TOLERANCE + 0.005).all()
-    assert not np.array_equal(collector(2).arrays["state"][0], arrays["state"][0])
+    assert not np.array_equal(collector(2).episode[0]["state"][0], arrays["state"][0])
 
 
 def test_a_disturbance_is_done_but_not_recorded():
     plain, pushed = (Collector(image_size=24, action_noise=0, disturbance=drift)(0) for drift in (0, 0.004))
     assert pushed.success
-    straying = [np.abs(episode.arrays["action"][4:12] - episode.arrays["effector"][5:13]).mean()
-                for episode in (plain, pushed)]  # fmt: skip
+    straying = [np.abs(each.episode[0]["action"][4:12] - each.episode[0]["effector"][5:13]).mean()
+                for each in (plain, pushed)]  # fmt: skip
     assert straying[0] < 1e-3 < straying[1]
 
 

@@ -8,6 +8,8 @@ import zarr
 
 from tests.loading import load_script
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
+from unified_video_action.demos.collecting import Attempt, collect
+from unified_video_action.demos.pusht import Collector
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.renderer import render_states
 
@@ -92,6 +94,9 @@ def test_a_task_is_required(script, capsys) -> None:
     with pytest.raises(SystemExit):
         script.main(["--output", "demos.zarr"])
     assert "the following arguments are required: --task" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main(["--task", "pusht", "-n", "1"])
+    assert "give either --output or --measure" in capsys.readouterr().err
 
 
 def test_options_are_the_fields_of_the_tasks_collector(script, capsys) -> None:
@@ -110,10 +115,25 @@ def test_an_existing_output_is_left_alone(script, archive: Path, capsys) -> None
     assert archive.read_bytes() == before
 
 
-def test_an_interrupted_run_leaves_nothing(script, tmp_path: Path) -> None:
-    def interrupted(attempt: int) -> None:
-        raise KeyboardInterrupt
+def test_an_interrupted_run_and_an_expert_that_always_fails_leave_nothing(tmp_path: Path) -> None:
+    class Interrupted(Collector):
+        def __call__(self, attempt: int) -> Attempt:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        script.collect(interrupted, 2, tmp_path / "demos.zarr", workers=1, attributes={})
+        collect(Interrupted(), "pusht", 2, tmp_path / "demos.zarr", workers=1)
+
+    class Failing(Collector):
+        def __call__(self, attempt: int) -> Attempt:
+            return Attempt(success=False)
+
+    with pytest.raises(RuntimeError, match="succeeded in only 0 of 22 attempts"):
+        collect(Failing(), "pusht", 1, tmp_path / "demos.zarr", workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_measuring_keeps_nothing(script, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    script.main(["--task", "pusht", "-n", "1", "--measure", "--workers", "1"])
+    assert "success 1 of 1 attempts (100.0 %), mean steps" in caplog.text and not list(tmp_path.iterdir())

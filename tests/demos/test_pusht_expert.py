@@ -1,21 +1,19 @@
-"""The scripted expert: its picture of the table, its way round the T, and that it reaches the goal."""
+"""The scripted expert of PushT: its picture of the table, its way round the T, and that it brings the T to the goal."""
 
 import numpy as np
 import pytest
-from unified_video_action.env.pusht.expert import ScriptedExpert, Variety
-from unified_video_action.env.pusht.planner import Planner
 
-from unified_video_action.env.pusht.collect import Collector
+from unified_video_action.demos.pusht import Collector, ScriptedExpert, find_path, waypoints
+from unified_video_action.demos.pusht_planner import GoalDistance, Planner, outline_contacts
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import GoalDistance, clearance, outline_contacts, to_block, to_table
+from unified_video_action.env.pusht.geometry import clearance, to_block, to_table
 from unified_video_action.env.pusht.goals import random_goal
-from unified_video_action.env.pusht.navigation import find_path, waypoints
 from unified_video_action.env.pusht.table import Table
 
 
-def play(seed: int, goal=DEFAULT_GOAL, variety: Variety | None = None) -> tuple[bool, list[np.ndarray]]:
+def play(seed: int, goal=DEFAULT_GOAL, **variety: float) -> tuple[bool, list[np.ndarray]]:
     env = PushTEnv(goal=goal, observe_image=False)
-    expert = ScriptedExpert(goal, seed, variety)
+    expert = ScriptedExpert(goal, seed, **variety)
     _, info = env.reset(seed=seed)
     actions = []
     for _ in range(300):
@@ -102,43 +100,44 @@ def test_the_expert_succeeds_with_any_goal(seed: int) -> None:
 
 
 def test_variety_changes_the_play_and_seeds_repeat_it() -> None:
-    variety = Variety(action_noise=1.0, choice=4.0, mistakes=0.1)
-    success, actions = play(5, variety=variety)
+    variety = {"action_noise": 1.0, "choice": 4.0, "mistakes": 0.1}
+    success, actions = play(5, **variety)
     assert success
-    np.testing.assert_array_equal(actions, play(5, variety=variety)[1])
+    np.testing.assert_array_equal(actions, play(5, **variety)[1])
     plain = play(5)[1]
     assert len(plain) != len(actions) or np.abs(np.subtract(plain, actions)).max() > 5
     assert all(action.dtype == np.float32 and action.shape == (2,) for action in actions)
-    with pytest.raises(ValueError, match="mistakes must be below 1"):
-        Variety(mistakes=1.0)
 
 
 def test_the_collector_gives_the_same_episode_in_any_order() -> None:
     first, again = Collector(seed=4, goal="random"), Collector(seed=4, goal="random")
     again(1)
-    one, two = first(0), again(0)
-    assert one.success and one.measures["coverage"] > 0.95
-    for name, values in one.arrays.items():
-        np.testing.assert_array_equal(values, two.arrays[name])
-    assert not np.array_equal(one.meta["goal"], first(1).meta["goal"])
-    assert len({len(values) for values in one.arrays.values()}) == 1
+    (one, meta), (two, _) = first(0).episode, again(0).episode
+    assert first(0).success and first(0).measures["coverage"] > 0.95
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, two[name])
+    assert not np.array_equal(meta["goal"], first(1).episode[1]["goal"])
+    assert len({len(values) for values in one.values()}) == 1
 
 
-def test_the_collector_keeps_no_failure() -> None:
-    episode = Collector(max_steps=3)(0)
-    assert not episode.success and not episode.arrays
-    with pytest.raises(ValueError, match="goal must be one of fixed, random, got 'sideways'"):
-        Collector(goal="sideways")
+def test_the_collector_keeps_no_failure_and_names_bad_options() -> None:
+    attempt = Collector(max_steps=3)(0)
+    assert not attempt.success and attempt.episode is None
+    for options, message in (
+        ({"goal": "sideways"}, "goal must be one of fixed, random, got 'sideways'"),
+        ({"mistakes": 1.0}, "mistakes must be below 1"),
+        ({"disturbance": -1}, "disturbance=-1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Collector(**options)
 
 
 def test_a_disturbance_is_done_but_not_recorded() -> None:
-    episode = Collector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
-    assert episode.success
-    state, action = episode.arrays["state"], episode.arrays["action"]
+    attempt = Collector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
+    assert attempt.success
+    state, action = attempt.episode[0]["state"], attempt.episode[0]["action"]
     env = PushTEnv(observe_image=False)
     env.reset(options={"state": state[0]})
-    reached = np.array([env.step(each)[-1]["state"] for each in action[:20]])
-    apart = np.abs(reached[:, :2] - state[1:21, :2]).max(axis=1)
+    replayed = np.array([env.step(each)[-1]["state"] for each in action[:20]])
+    apart = np.abs(replayed[:, :2] - state[1:21, :2]).max(axis=1)
     assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"
-    with pytest.raises(ValueError, match="disturbance must be >= 0, got -1"):
-        Collector(disturbance=-1)

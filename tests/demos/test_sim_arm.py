@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
-pytest.importorskip("unified_video_action.demos.sim_arm.engine", reason="needs `make sims`", exc_type=ImportError)
+pytest.importorskip("unified_video_action.demos.sim_arm.world", reason="needs `make sims`", exc_type=ImportError)
 
-from unified_video_action.demos.sim_arm.arm import SimArm
-from unified_video_action.demos.sim_arm.clock import ManualClock, RealClock
-from unified_video_action.demos.sim_arm.kinematics import Kinematics
-from unified_video_action.demos.sim_arm.setup import SimSetup
-
-from unified_video_action.demos.sim_arm.scene import GIVE, GRIPPER, HOME, JOINTS
-from unified_video_action.demos.sim_arm.world import World
+from unified_video_action.demos.sim_arm.expert import pose_above
+from unified_video_action.demos.sim_arm.robot import SimArm, SimCamera, SimSetup
+from unified_video_action.demos.sim_arm.scene import GIVE, GRIPPER, HOME
+from unified_video_action.demos.sim_arm.world import HIGH, LOW, Clock, Kinematics, ManualClock, World
 from unified_video_action.poses import distance
-from unified_video_action.real.robots.interface import ArmCommand, RobotError
+from unified_video_action.real.robots.interface import ArmCommand, RobotError, Setup
 
 TICK = 0.005
 CUP_WIDTH = 0.06
@@ -60,12 +55,11 @@ def test_its_proportions_are_the_published_ones() -> None:
 
 def test_inverse_kinematics_agrees_with_forward() -> None:
     kinematics, rng = Kinematics(), np.random.default_rng(0)
-    low, high = (np.array([getattr(joint, end) for joint in JOINTS]) for end in ("low", "high"))
     for _ in range(60):
-        joints = rng.uniform(0.8 * low + 0.2 * high, 0.2 * low + 0.8 * high)
+        joints = rng.uniform(0.8 * LOW + 0.2 * HIGH, 0.2 * LOW + 0.8 * HIGH)
         pose = kinematics.pose_of(joints)
         found = kinematics.joints_for(pose, joints + rng.normal(0, 0.03, 6))
-        assert found is not None and (found >= low).all() and (found <= high).all()
+        assert found is not None and (found >= LOW).all() and (found <= HIGH).all()
         assert max(distance(kinematics.pose_of(found), pose)) < 1e-7
 
 
@@ -164,10 +158,8 @@ def test_released_it_stays_and_can_be_pushed(arm: SimArm) -> None:
 
 
 def test_takes_the_cup_with_soft_fingers(arm: SimArm) -> None:
-    from unified_video_action.demos.sim_arm.expert import _reaching
-
     cup = arm.world.table.cup
-    low, high = (_reaching(np.array([*cup, height]), 1.1) for height in (0.045, 0.15))
+    low, high = (pose_above(np.array([*cup, height]), 1.1) for height in (0.045, 0.15))
     drive(arm, 1.5, lambda _: high)
     drive(arm, 1.5, lambda _: low)
     drive(arm, 1.0, lambda _: low, gripper=0.05)
@@ -181,18 +173,21 @@ def test_takes_the_cup_with_soft_fingers(arm: SimArm) -> None:
     assert arm.state().gripper == pytest.approx(fingers - 2 * GIVE, abs=0.002), "the motor stalls"
 
 
-def test_unplugged_it_raises_and_stop_only_logs(arm: SimArm, caplog: pytest.LogCaptureFixture) -> None:
+def test_unplugged_or_unconnected_it_raises_and_stop_only_logs(arm: SimArm, caplog: pytest.LogCaptureFixture) -> None:
     home = arm.state().pose
     arm.faults.unplugged = True
     with pytest.raises(RobotError, match="cannot be read: it is unplugged"):
         arm.state()
     with pytest.raises(RobotError, match="cannot be commanded"):
         arm.command(ArmCommand(0.0, home, GRIPPER))
-    with caplog.at_level(logging.ERROR):
-        arm.stop()
+    arm.stop()
     assert "cannot be stopped: it is unplugged" in caplog.text
     arm.faults.unplugged = False
     assert distance(arm.state().pose, home)[0] < 1e-3
+    with pytest.raises(RobotError, match="not connected"):
+        SimArm(arm.world).state()
+    with pytest.raises(RobotError, match="not connected"):
+        SimCamera(arm.world).latest()
 
 
 def test_faults_of_its_states(arm: SimArm) -> None:
@@ -204,20 +199,8 @@ def test_faults_of_its_states(arm: SimArm) -> None:
     before = arm.state().pose
     arm.faults.jump = np.array([0, 0.3, 0])
     assert arm.state().pose[:3, 3] - before[:3, 3] == pytest.approx([0, 0.3, 0], abs=1e-4)
-    arm.faults.jump = None
-    arm.faults.not_a_number = True
+    arm.faults.jump, arm.faults.not_a_number = None, True
     assert np.isnan(arm.state().pose[:3, 3]).all()
-    arm.faults.not_a_number = False
-    assert distance(arm.state().pose, before)[0] < 1e-4
-
-
-def test_unconnected_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    arm = SimArm(World(ManualClock()))
-    with pytest.raises(RobotError, match="not connected"):
-        arm.state()
-    arm.stop()
-    assert "not connected" in caplog.text
-    arm.close()
 
 
 def test_two_runs_are_the_same() -> None:
@@ -229,17 +212,127 @@ def test_two_runs_are_the_same() -> None:
     assert (ends[0].pose == ends[1].pose).all() and (ends[0].joint_velocities == ends[1].joint_velocities).all()
 
 
-def test_with_a_real_clock_it_moves_by_itself() -> None:
-    setup = SimSetup(cameras=())
-    with setup.arm as arm:
-        assert isinstance(arm.world.clock, RealClock)
+def test_with_a_real_clock_time_passes_by_itself() -> None:
+    setup = SimSetup(("wrist",), (64, 64))
+    arm, camera, clock = setup.arm, setup.cameras[0], Clock()
+    with arm, camera:
         first = arm.state()
-        arm.command(ArmCommand(time.monotonic() + 0.3, shifted(first.pose, 0, 0.03, 0), GRIPPER))
-        for _ in range(200):
-            if distance(arm.state().pose, first.pose)[0] > 0.025:
-                break
-            time.sleep(0.05)
-        last = arm.state()
-        assert 0.025 < last.pose[1, 3] - first.pose[1, 3] < 0.035
-        assert first.time + 0.2 < last.time <= time.monotonic()
-    assert not arm.world.running
+        arm.command(ArmCommand(clock.time() + 0.3, shifted(first.pose, 0, 0.03, 0), GRIPPER))
+        while (moved := arm.state()).pose[1, 3] - first.pose[1, 3] < 0.025 or camera.latest() is None:
+            clock.sleep(0.02)
+        assert first.time < moved.time <= clock.time() and camera.latest().time <= clock.time() - camera.latency
+        assert camera.latest().image.std() > 10
+
+
+SIZE, RATE, LATENCY = 96, 30.0, 0.08
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    made = SimSetup(("wrist", "side"), (SIZE, SIZE), RATE, LATENCY, clock=ManualClock())
+    with made.arm, made.cameras[0], made.cameras[1]:
+        yield made
+
+
+def share_of(image: np.ndarray, colour: str) -> float:
+    """Share of the pixels that are clearly of a colour."""
+    red, green, blue = (image[..., channel].astype(int) for channel in range(3))
+    what = {
+        "red": (red > 90) & (red > 2 * green + 20) & (red > 2 * blue + 20),
+        "orange": (red > 90) & (green > 0.3 * red) & (green < 0.65 * red) & (blue < 0.3 * red),
+        "white": (red > 200) & (green > 200) & (blue > 180),
+    }[colour]
+    return float(what.mean())
+
+
+def test_they_see_the_cup_and_the_fingers(setup: Setup) -> None:
+    setup.arm.world.clock.sleep(0.3)
+    wrist, side = (camera.latest().image for camera in setup.cameras)
+    for image in (wrist, side):
+        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+        assert share_of(image, "red") > 0.001, "no cup"
+    assert share_of(wrist[SIZE // 2 :], "orange") > 0.01, "no fingers in the lower half"
+    assert share_of(wrist[: SIZE // 3], "orange") == 0
+
+
+def test_the_wrist_camera_moves_with_the_hand_as_umis_does(setup: Setup) -> None:
+    arm, clock = setup.arm, setup.arm.world.clock
+    clock.sleep(0.3)
+    before = setup.cameras[0].latest().image
+    state = arm.state()
+    near = state.pose.copy()
+    near[:3, 3] = [*arm.world.table.cup, 0.12]  # before the fingers now
+    arm.command(ArmCommand(clock.time() + 1, near, state.gripper))
+    clock.sleep(1.5)
+    assert _middle_of_the_cup(before) < 0.4 * SIZE  # the cup was to the left of the hand
+    assert abs(_middle_of_the_cup(setup.cameras[0].latest().image) - SIZE / 2) < SIZE / 12
+
+
+def _middle_of_the_cup(image: np.ndarray) -> float:
+    """Its column."""
+    return float(np.argwhere((image[..., 0] > 90) & (image[..., 0] > 2 * image[..., 1].astype(int) + 20))[:, 1].mean())
+
+
+def test_frames_come_late_and_at_their_rate(setup: Setup) -> None:
+    clock, camera = setup.arm.world.clock, setup.cameras[1]
+    assert camera.latest() is None
+    times = []
+    for _ in range(200):
+        clock.sleep(0.005)
+        frame = camera.latest()
+        if frame is not None and (not times or frame.time != times[-1]):
+            times.append(frame.time)
+            assert LATENCY <= clock.time() - frame.time < LATENCY + 0.01
+    assert 26 <= len(times) <= 28  # in one second, less the latency
+    assert np.diff(times) == pytest.approx(1 / RATE, abs=0.0021)
+
+
+def test_a_frame_shows_the_moment_of_its_time(setup: Setup) -> None:
+    arm, clock, camera = setup.arm, setup.arm.world.clock, setup.cameras[1]
+    clock.sleep(0.5)
+    still = camera.latest().image
+    goal = arm.state().pose.copy()
+    goal[1, 3] -= 0.15
+    began = clock.time()
+    arm.command(ArmCommand(began + 0.3, goal, 0.086))
+    moved = None
+    while moved is None:
+        clock.sleep(0.005)
+        frame = camera.latest()
+        if np.abs(frame.image.astype(int) - still).max() > 60:
+            moved = frame
+    assert began < moved.time < began + 0.15 and clock.time() - moved.time >= LATENCY
+
+
+def test_faults_of_its_cameras(setup: Setup) -> None:
+    arm, clock, camera = setup.arm, setup.arm.world.clock, setup.cameras[0]
+    clock.sleep(1)
+    good = camera.latest()
+    arm.faults.dead_camera = True
+    clock.sleep(1)
+    assert camera.latest() is good
+    arm.faults.dead_camera, arm.faults.stuck_camera = False, True
+    arm.command(ArmCommand(clock.time() + 0.5, shifted(arm.state().pose, 0, 0.1, 0), 0.086))
+    clock.sleep(1)
+    stuck = camera.latest()
+    assert stuck.time > good.time + 1 and (stuck.image == good.image).all()
+    arm.faults.stuck_camera = False
+    clock.sleep(0.2)
+    assert (camera.latest().image != good.image).any()
+    arm.faults.camera_delay = 0.5
+    clock.sleep(1)
+    assert 0.58 <= clock.time() - camera.latest().time < 0.63
+    arm.faults.camera_delay, arm.faults.dropped_frames = 0.0, 0.5
+    times = set()
+    for _ in range(400):
+        clock.sleep(0.005)
+        times.add(camera.latest().time)
+    assert 20 < len(times) < 40  # of sixty
+
+
+def test_mistakes_are_named() -> None:
+    world = World(ManualClock())
+    with pytest.raises(ValueError, match="cameras are .*wrist"):
+        SimCamera(world, "ceiling")
+    with pytest.raises(ValueError, match="rate=0"):
+        SimCamera(world, rate=0)

@@ -5,10 +5,11 @@ import time
 import numpy as np
 import pytest
 
+from unified_video_action.demos.pusht_planner import GoalDistance
 from unified_video_action.env.plan_score import Imagined
 from unified_video_action.env.pusht.coverage import coverage, distance
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import GoalDistance, block_poses, state_targets
+from unified_video_action.env.pusht.geometry import block_poses, state_targets
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.score import LOST, CoverageScore, FrameCoverageScore
 

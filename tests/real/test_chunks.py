@@ -181,8 +181,8 @@ def test_a_trajectory_is_interpolated_as_scipy_does_and_holds_at_its_ends() -> N
 def test_one_trajectory_follows_another_without_a_jump() -> None:
     one, other = random_trajectory(9), random_trajectory(9)
     since = float(one.times[2] + 0.01)
-    joined = one.followed_by(other, since, fade=0.1, remember=0.15)
-    assert since - 0.15 < joined.times[0] < since
+    joined = one.followed_by(other, since, fade=0.1, remember=0.3)
+    assert since - 0.3 < joined.times[0] < since
     for before in (joined.times[0], since - 0.02, since):
         np.testing.assert_allclose(joined.at(before)[0], one.at(before)[0], atol=1e-9)
     for after in (since + 0.1, since + 0.2, other.end + 1):

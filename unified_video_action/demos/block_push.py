@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from unified_video_action.demos.collecting import Attempt, ZarrCollector, option
+from unified_video_action.env.block_push.env import BlockPushEnv, frame_size
 from unified_video_action.env.block_push.layout import (
     BLOCK_SIDE,
     EFFECTOR_RADIUS,
@@ -30,27 +32,66 @@ ROOM = BLOCK_SIDE * np.sqrt(2) + 0.012  # distance kept between the centres of a
 
 
 @dataclass(frozen=True)
-class Variety:
-    """How much the demonstrator departs from its plainest play."""
+class Collector(ZarrCollector):
+    """Block pushing's episodes, one per attempt number.
 
-    action_noise: float = 0.0  # metres, standard deviation of a slow drift added to every target
+    The order of the blocks and the square of each are drawn anew for every episode, so that from the same start there
+    are four ways. A disturbance leads the expert off its way while its own choices are what is recorded.
+    """
+
+    seed: int = option(0, "decides starts, orders, squares and noise")
+    image_size: int = option(96, "height of the frames in pixels; their width is 4/3 of it")
+    max_steps: int = option(350, "control steps after which an attempt is given up")
+    action_noise: float = option(0.002, "metres, standard deviation of a slow drift added to every action")
+    disturbance: float = option(0.0, "metres, as --action-noise, of what is done, but not of what is recorded")
 
     def __post_init__(self) -> None:
-        if not self.action_noise >= 0:
-            raise ValueError(f"action_noise must be >= 0 metres, got {self.action_noise}")
+        frame_size(self.image_size)
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        for name in ("action_noise", "disturbance"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0 metres, got {getattr(self, name)}")
+
+    def __call__(self, attempt: int) -> Attempt:
+        rng = np.random.default_rng([self.seed, attempt])
+        start_seed, expert_seed = (int(number) for number in rng.integers(2**31, size=2))
+        expert = ScriptedExpert(expert_seed, self.action_noise)
+        env = BlockPushEnv(self.image_size)
+        rows: dict[str, list[np.ndarray]] = {"img": [], "effector": [], "action": [], "state": []}
+        try:
+            observation, info = env.reset(seed=start_seed)
+            success, drift = False, np.zeros(2)
+            while not success and len(rows["action"]) < self.max_steps:
+                action = expert.act(info["state"])
+                now = (observation["image"], observation["effector"], action, info["state"].astype(np.float32))
+                for row, value in zip(rows.values(), now, strict=True):
+                    row.append(value)
+                drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
+                observation, _, success, _, info = env.step(np.clip(action + drift, LOW, HIGH))
+        finally:
+            env.close()
+        if not success:
+            return Attempt(success=False)
+        meta = {"order": np.array(expert.order), "squares": np.array(expert.squares)}
+        arrays = {name: np.stack(row) for name, row in rows.items()}
+        return Attempt(True, {"steps": len(rows["action"])}, (arrays, meta))
 
 
 class ScriptedExpert:
     """Actions for one episode. `act` takes the state after every step of the environment, from the start on.
+
+    Args:
+        action_noise: metres, standard deviation of a slow drift added to every target.
 
     Attributes:
         order: the two blocks (0 red, 1 green) in the order in which they are pushed, drawn from the seed.
         squares: for each of them the square that it is pushed into, drawn as well.
     """
 
-    def __init__(self, seed: int = 0, variety: Variety | None = None) -> None:
+    def __init__(self, seed: int = 0, action_noise: float = 0.0) -> None:
         self._rng = np.random.default_rng(seed)
-        self._variety = variety or Variety()
+        self._action_noise = action_noise
         self.order = tuple(int(block) for block in self._rng.permutation(2))
         self.squares = tuple(int(square) for square in self._rng.permutation(2))
         self._targets = self._play()
@@ -60,7 +101,7 @@ class ScriptedExpert:
     def act(self, state: np.ndarray) -> np.ndarray:
         """`state` (14,), see `layout` -> the effector's next target, float32 (2,)."""
         self._effector, self._blocks, self._squares = split_state(checked_vector("state", state, STATE_SIZE))
-        self._drift = 0.8 * self._drift + 0.6 * self._rng.normal(0, self._variety.action_noise, 2)
+        self._drift = 0.8 * self._drift + 0.6 * self._rng.normal(0, self._action_noise, 2)
         return np.clip(next(self._targets) + self._drift, LOW, HIGH).astype(np.float32)
 
     def _play(self) -> Iterator[np.ndarray]:

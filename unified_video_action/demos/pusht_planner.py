@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 
 from unified_video_action.env.pusht.geometry import (
     AGENT_RADIUS,
-    GoalDistance,
+    CENTRE_HEIGHT,
+    CENTRE_OF_MASS,
+    INERTIA,
+    OUTLINE,
+    TURN_RADIUS,
     Pose,
     clearance,
-    outline_contacts,
     rotation,
     to_table,
 )
-from unified_video_action.env.pusht.navigation import inside_reach
 from unified_video_action.env.pusht.table import Table
 
+REACH = (14.0, 498.0)  # the agent's centre stays between these, in x and y
 GAP = 4.0  # pixels between the agent and the contact before a push
 LEAST_GAP = 1.5  # and between it and any other part of the T
 TRAVEL_SPEED = 14.0  # pixels per control step, for guessing how long the way to a push takes
@@ -162,6 +166,11 @@ class Planner:
         return Push(start, direction, speed, steps, pose, tuple(self._table.agent), self.distance(pose))
 
 
+def inside_reach(points: np.ndarray) -> np.ndarray:
+    """Whether the agent can be at points (..., 2): (...)."""
+    return ((points > REACH[0]) & (points < REACH[1])).all(axis=-1)
+
+
 def stage_at(distance: float) -> Stage:
     return next(stage for stage in STAGES if distance >= stage.above)
 
@@ -174,3 +183,64 @@ def travel_steps(agent: np.ndarray, push: Push) -> float:
 def steps_to_go(distance: float) -> float:
     """Guess of the control steps to success: the last ten pixels cost as much as the hundred before them."""
     return 20 * math.log2(1 + max(distance - DISTANCE_AT_SUCCESS, 0) / 2)
+
+
+@dataclass(frozen=True)
+class Contacts:
+    """Places on the T's outline that the agent can push against, in the T's frame."""
+
+    points: np.ndarray  # (N, 2)
+    normals: np.ndarray  # (N, 2), unit length, out of the T
+
+
+@cache
+def outline_contacts(spacing: float) -> Contacts:
+    """Contacts about `spacing` pixels apart along every side of the T, at least one on each."""
+    points, normals = [], []
+    for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
+        along = end - start
+        length = np.linalg.norm(along)
+        count = max(1, int(length // spacing))
+        points.append(start + (np.arange(count)[:, None] + 0.5) / count * along)
+        normals.append(np.tile([along[1] / length, -along[0] / length], (count, 1)))
+    return Contacts(np.concatenate(points), np.concatenate(normals))
+
+
+class GoalDistance:
+    """How far the T is from the goal, in pixels: the way of its centre of mass and its turn at TURN_RADIUS, as legs.
+
+    Unlike the mean distance of the T's corners, it falls all the way from any pose to the goal, also from the far side.
+    """
+
+    def __init__(self, goal: Pose) -> None:
+        self._angle = goal[2]
+        self._centre_x, self._centre_y = to_table(CENTRE_OF_MASS, goal).tolist()
+
+    def legs(self, pose: Pose) -> tuple[float, float, float]:
+        """Offset of the centre of mass in x and y, and of the angle times TURN_RADIUS, from the goal."""
+        x, y, angle = pose
+        centre_x = x - math.sin(angle) * CENTRE_HEIGHT  # plain floats: one pose is too little for numpy to pay
+        centre_y = y + math.cos(angle) * CENTRE_HEIGHT
+        turn = (angle - self._angle + math.pi) % (2 * math.pi) - math.pi
+        return centre_x - self._centre_x, centre_y - self._centre_y, TURN_RADIUS * turn
+
+    def __call__(self, pose: Pose) -> float:
+        return math.hypot(*self.legs(pose))
+
+    def push_slopes(self, pose: Pose, contacts: Contacts) -> np.ndarray:
+        """Change of the distance per pixel that a push along each contact's inward normal moves that contact: (N,).
+
+        Contacts have no friction and the T has mass 1, so a push moves the centre of mass by an impulse J along the
+        normal, and turns the T by J * arm / INERTIA.
+        """
+        leg_x, leg_y, leg_turn = self.legs(pose)
+        push = -contacts.normals  # (N, 2)
+        arm = cross(contacts.points - CENTRE_OF_MASS, push)  # (N,)
+        translation = push @ rotation(pose[2]).T @ np.array([leg_x, leg_y])  # (N,)
+        turning = leg_turn * TURN_RADIUS * arm / INERTIA  # (N,)
+        return (translation + turning) / (1 + arm * arm / INERTIA) / max(self(pose), 1e-9)
+
+
+def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """z component of the cross product of vectors (..., 2)."""
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from unified_video_action.demos.collecting import Attempt, option
+from unified_video_action.demos.collecting import Collector as BaseCollector
 from unified_video_action.demos.sim_arm.robot import SimSetup
-from unified_video_action.demos.sim_arm.scene import CUP_HEIGHT, GRIPPER, SAUCER_HEIGHT, Table
+from unified_video_action.demos.sim_arm.scene import CUP_HEIGHT, GRIPPER, SAUCER_HEIGHT, VIEWS, Table
 from unified_video_action.demos.sim_arm.world import ManualClock, Snapshot
 from unified_video_action.poses import between, pose_matrix
-from unified_video_action.real.robots.archive import ENDING
+from unified_video_action.real.robots.archive import CODECS, ENDING
 from unified_video_action.real.robots.interface import ArmCommand
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 
@@ -106,58 +110,57 @@ def stands_on_saucer(table: Table, seen: Snapshot) -> bool:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One episode of the expert; `path` is None where it failed, or where nothing was to be recorded."""
+class Collector(BaseCollector):
+    """The simulated arm's episodes, recorded as a real arm's: the output is a folder of archives in UMI's layout."""
 
-    success: bool
-    seconds: float
-    lag: float  # metres between commanded and measured position, on average
-    path: Path | None = None
+    seed: int = option(0, "of the first episode; its number and those of the others are seeds")
+    cameras: tuple[str, ...] = option(("wrist",), "views of the scene: wrist, side")
+    size: int = option(224, "of frames, pixels")
+    rate: float = option(20.0, "frames and rows per second")
+    drift: float = option(0.003, "metres of slow drift of the end effector off its course")
+    codec: str = option("jpeg", "of frames, jpeg or jpegxl")
 
+    def __post_init__(self) -> None:
+        if not set(self.cameras) <= set(VIEWS) or self.codec not in CODECS:
+            raise ValueError(f"cameras={self.cameras}, codec={self.codec!r}: expected {VIEWS} and {tuple(CODECS)}")
 
-@dataclass(frozen=True)
-class Collector:
-    """Plays the episode of a seed; everything in it follows from the seed.
+    @contextlib.contextmanager
+    def writer(self, output: Path, task: str) -> Iterator[Callable[[tuple[str, bytes]], None]]:
+        def add(episode: tuple[str, bytes]) -> None:
+            name, archive = episode
+            partial = output / f".{name}.partial"
+            partial.write_bytes(archive)
+            partial.rename(output / name)
 
-    Args:
-        folder: where successful episodes go, as NNNNN.zarr.zip by seed; None: nothing is recorded, nor drawn.
-        cameras: views of the scene.
-        size: of frames, pixels.
-        rate: frames and rows per second.
-        drift: metres of slow drift off the course.
-        codec: of frames, "jpeg" or "jpegxl".
-    """
+        if output.exists():
+            raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
+        output.mkdir(parents=True)
+        yield add
 
-    folder: Path | None
-    cameras: tuple[str, ...] = ("wrist",)
-    size: int = 224
-    rate: float = 20.0
-    drift: float = 0.003
-    codec: str = "jpeg"
+    def measuring(self) -> Collector:
+        return replace(self, cameras=())
 
-    def __call__(self, seed: int) -> Attempt:
+    def __call__(self, attempt: int) -> Attempt:
+        seed = self.seed + attempt
         rng = np.random.default_rng(seed)
         table = random_table(rng)
-        views = self.cameras if self.folder is not None else ()
-        setup = SimSetup(views, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
-        world, recorder, recorded = setup.arm.world, None, None
-        with ExitStack() as stack:
-            for each in (setup.arm, *setup.cameras):
-                stack.enter_context(each)
-            course = cup_onto_saucer(table, self._beginning(setup, rng), rng)
-            if self.folder is not None:
-                about = {"instruction": INSTRUCTION, "robot": "sim", "seed": seed, "cup": table.cup}
-                about |= {"saucer": table.saucer, "source": "scripted expert"}
-                recorded = self.folder / f".{seed:05d}.attempt{ENDING}"
-                recorder = EpisodeRecorder(recorded, len(views), self.rate, self.codec, attributes=about, patient=True)
-                stack.enter_context(recorder)
-            lag = self._play(setup, course, rng, recorder)
-            success = stands_on_saucer(table, world.at(world.clock.time()))
-        if recorded is not None and success:
-            recorded = recorded.rename(self.folder / f"{seed:05d}{ENDING}")
-        elif recorded is not None:
-            recorded.unlink()
-        return Attempt(success, course.seconds, lag, recorded if success else None)
+        setup = SimSetup(self.cameras, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
+        world, recorder = setup.arm.world, None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{seed:05d}{ENDING}"
+            with ExitStack() as stack:
+                for each in (setup.arm, *setup.cameras):
+                    stack.enter_context(each)
+                course = cup_onto_saucer(table, self._beginning(setup, rng), rng)
+                if self.cameras:
+                    about = {"instruction": INSTRUCTION, "robot": "sim", "seed": seed, "cup": table.cup}
+                    about |= {"saucer": table.saucer, "source": "scripted expert"}
+                    recorder = EpisodeRecorder(path, len(self.cameras), self.rate, self.codec, 95, about, patient=True)
+                    stack.enter_context(recorder)
+                lag = self._play(setup, course, rng, recorder)
+                success = stands_on_saucer(table, world.at(world.clock.time()))
+            episode = (path.name, path.read_bytes()) if success and self.cameras else None
+        return Attempt(success, {"seconds": course.seconds, "lag_mm": 1000 * lag}, episode)
 
     def _play(self, setup: SimSetup, course: Course, rng: np.random.Generator, recorder: EpisodeRecorder | None):
         """Follow a course to its end; the mean lag, metres."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from unified_video_action.demos.sim_arm.scene import GRIPPER, Table
+from unified_video_action.demos.sim_arm.scene import GRIPPER, VIEWS, Table
 from unified_video_action.demos.sim_arm.world import (
     ARM,
     HIGH,
@@ -132,9 +132,8 @@ class SimCamera(Camera):
         latency: float = 0.08,
         faults: Faults | None = None,
     ) -> None:
-        views = [world.model.camera(index).name for index in range(world.model.ncam)]
-        if view not in views:
-            raise ValueError(f"view={view!r}: the simulated table's cameras are {', '.join(views)}")
+        if view not in VIEWS:
+            raise ValueError(f"view={view!r}: the simulated table's cameras are {', '.join(VIEWS)}")
         if rate <= 0 or latency < 0:
             raise ValueError(f"rate={rate}, latency={latency}: expected a positive rate and a latency of 0 or more")
         self.world, self.view, self.size, self.rate, self.latency = world, view, tuple(size), rate, latency

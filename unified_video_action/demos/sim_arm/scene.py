@@ -65,6 +65,7 @@ GIVE = 0.006  # metres that a finger bends before its motor stalls
 HOME = np.array([0.0, 1.35, 1.30, -0.85, 0.0, 0.0])  # over the table, looking down at it
 CAMERA_ABOVE, CAMERA_BEHIND = 0.086, 0.2197  # metres from the end effector's origin to a GoPro's lens on UMI's mount
 FRICTION = "1.2 .01 .0005"
+VIEWS = ("wrist", "side")  # the cameras
 
 
 @dataclass(frozen=True)

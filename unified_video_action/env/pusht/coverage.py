@@ -16,7 +16,7 @@ def coverage(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def distance(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """`geometry.GoalDistance` (...) in pixels from the goal (3,) for poses (..., 3)."""
+    """Pixels (...) from the goal (3,) for poses (..., 3): the centre of mass's way, and the turn at TURN_RADIUS."""
     centres, target = (_on_table(CENTRE_OF_MASS[None], each)[..., 0, :] for each in (poses, goal))  # (..., 2)
     turn = (poses[..., 2] - goal[2] + np.pi) % (2 * np.pi) - np.pi
     return np.sqrt(np.square(centres - target).sum(axis=-1) + np.square(TURN_RADIUS * turn))

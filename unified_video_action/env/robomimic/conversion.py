@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from unified_video_action.env.robomimic.collect import observe
 from unified_video_action.env.robomimic.demonstrations import Demonstration
 from unified_video_action.env.robomimic.simulator import Simulator, with_controller
 
@@ -67,3 +66,8 @@ class Converter:
         simulator = self.simulator(absolute)
         simulator.restore(demonstration.states[0], None if self.own_model else demonstration.model)
         return simulator
+
+
+def observe(simulator: Simulator, cameras: Sequence[str], size: int) -> dict[str, np.ndarray]:
+    """What robomimic stores of a moment: `<camera>_image` (size, size, 3), and every number that robosuite observes."""
+    return {f"{camera}_image": simulator.frame(camera, size) for camera in cameras} | simulator.low_dim()
