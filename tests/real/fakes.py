@@ -66,7 +66,7 @@ class ManualTime:
 
 
 class FakeArm(Arm):
-    """Follows its commands exactly, some ticks late. Its joints, cylinder coordinates and a turn, race near the axis."""
+    """Follows its commands some ticks late. Its joints, cylinder coordinates and a turn, race near the axis."""
 
     limits = ArmLimits(
         joints_low=np.array([-2.5, 0.05, -0.1, -3.0, -3.0, -3.0]),
@@ -367,7 +367,7 @@ def stream_faults(times: np.ndarray, poses: np.ndarray, limits: SafetyLimits, sl
 
 
 def measured_faults(states: Sequence[ArmState], limits: SafetyLimits, slack: float = 0.005, share: float = 1.3) -> list:
-    """Where a simulated arm, which follows its commands softly, was: `slack` metres and a share of speed are allowed."""
+    """The limits that a simulated arm, which follows its commands softly, broke by more than slack and share."""
     times, places = np.array([state.time for state in states]), np.array([state.pose[:3, 3] for state in states])
     found = []
     low = np.array([*limits.workspace_low[:2], max(limits.workspace_low[2], limits.table_height)])
