@@ -23,7 +23,8 @@ def plot_poses(recording: Recording) -> Figure:
     """Position, rotation and gripper width over time, commanded and measured, their distance, and the plans' delay."""
     arrays = recording.arrays
     curves = {colour: _curves(arrays, kind) for kind, colour in (("command", COMMANDED), ("state", MEASURED))}
-    figure = Figure((13, 16), layout="constrained")
+    figure = Figure((13, 16))
+    figure.subplots_adjust(0.06, 0.03, 0.98, 0.93, hspace=0.25)
     axes = figure.subplots(5, 2, sharex=True)
     known = [curve for curve in curves.values() if curve is not None]
     for colour, curve in curves.items():
@@ -48,10 +49,9 @@ def plot_poses(recording: Recording) -> Figure:
     for panel, label in zip(panels, labels):
         _finish(panel, label, recording)
     _list_events(axes[4, 1], recording)
-    figure.suptitle(
-        " · ".join(filter(None, [recording.name, recording.instruction, f"{recording.seconds:.1f} s"]))
-        + "\nblue: commanded, orange: measured, yellow: clipped, red: stopped"
-    )
+    title = " · ".join(filter(None, [recording.name, recording.instruction, f"{recording.seconds:.1f} s"]))
+    legend = "blue: commanded, orange: measured, yellow: clipped, red: stopped"
+    figure.suptitle(f"{title}\n{legend}", parse_math=False)
     return figure
 
 
@@ -96,7 +96,8 @@ def frame_grid(recording: Recording, columns: int = 6, rows: int = 4) -> Figure:
     chosen = np.linspace(0, len(recording.row_time) - 1, count).round().astype(int)
     rows = math.ceil(count / columns)
     height, width = recording.frames[0].shape[1:3]
-    figure = Figure((2.6 * columns, (2.6 * height / width + 0.25) * rows), layout="constrained")
+    figure = Figure((2.6 * columns, (2.6 * height / width + 0.3) * rows))
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.96, 0.02, 0.15)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel in panels:
         panel.axis("off")
