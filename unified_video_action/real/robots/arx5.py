@@ -1,11 +1,11 @@
 """Driver of the ARX X5 and L5 arms through real-stanford/arx5-sdk, whose Python module is arx5_interface.
 
-Frames. The base is the maker's: origin at the foot of the arm, x forward, y left, z up. The maker's hand (`eef_link`
-of its URDF) has x along the fingers, y left, z up. Poses here are of UMI's hand, as in UMI's data: the same origin, z
-along the fingers, x right, y down. The maker writes rotations as roll, pitch, yaw about the fixed x, y, z axes.
+Frames. The base is the maker's: origin at the foot of the arm, x forward, y left, z up. The maker's end effector
+(`eef_link` of its URDF) has x along the fingers, y left, z up. Poses here have UMI's axes, as UMI's data: the same
+origin, z along the fingers, x right, y down. The maker's rotations are roll, pitch, yaw about the fixed x, y, z axes.
 
 Time. The SDK counts seconds since its controller was made; the difference to `time.monotonic()` is measured again every
-second. It moves evenly, in joints, from where it was told to be to where it is told, until the time it is told.
+second. It moves evenly, in joints, from its last command to the next, until that one's time.
 
 What to know before the first run: on `close` the SDK itself damps the motors and ends; the arm then sinks. After an
 over-current or nonsense from a motor, the SDK damps the arm and answers no call that needs its command lock; then the
@@ -30,7 +30,7 @@ from unified_video_action.real.robots.interface import Arm, ArmCommand, ArmLimit
 
 log = logging.getLogger(__name__)
 
-HANDS = {  # the hand's axes in the maker's
+AXES = {  # the end effector's, in the maker's
     "umi": np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]),
     "maker": np.eye(3),
 }
@@ -42,15 +42,6 @@ ENGAGE = 0.06  # seconds from the order to stay where the arm is until its motor
 LOOSE = 0.1  # share of the usual damping with which the arm can be moved by hand
 NETWORKS = Path("/sys/class/net")
 
-# The X5's, from the SDK's configuration; what the SDK says when connected replaces them.
-X5 = ArmLimits(
-    joints_low=np.array([-3.14, -0.05, -0.1, -1.6, -1.57, -2.0]),
-    joints_high=np.array([2.618, 3.5, 3.2, 1.55, 1.57, 2.0]),
-    joint_velocity=np.array([5.0, 5.0, 5.5, 5.5, 5.0, 5.0]),
-    gripper_low=0.0,
-    gripper_high=0.086,
-)
-
 
 class Arx5Arm(Arm):
     """One arm on one CAN interface.
@@ -59,7 +50,7 @@ class Arx5Arm(Arm):
         model: of the SDK: X5, X5_umi, L5, L5_umi; the wrong one is dangerous.
         interface: of the network, can0 or an EtherCAT adapter's.
         hand: whose axes poses are given in, "umi" or "maker".
-        tool: (x, y, z) metres from the maker's hand to the hand's origin, in the maker's axes.
+        tool: (x, y, z) metres from the maker's end effector to the origin of poses, in the maker's axes.
         latency: seconds between the motors' measurement and the SDK's time of it.
         joint_velocity: radians per second beyond which no joint is driven; None: the SDK's own limits.
         home: on connecting, move to the maker's home pose first; otherwise the arm holds where it stands.
@@ -77,14 +68,14 @@ class Arx5Arm(Arm):
         joint_velocity: float | None = None,
         home: bool = False,
     ) -> None:
-        if hand not in HANDS:
-            raise ValueError(f"hand={hand!r}: expected {' or '.join(HANDS)}")
+        if hand not in AXES:
+            raise ValueError(f"hand={hand!r}: expected {' or '.join(AXES)}")
         if joint_velocity is not None and not joint_velocity > 0:
             raise ValueError(f"joint_velocity={joint_velocity}: expected a positive number of radians per second")
         self.model, self.interface, self.latency, self.home = model, interface, latency, home
-        self.limits = X5
+        self._name = f"{model} on {interface}"
         self._joint_velocity = joint_velocity
-        self._hand = pose_matrix(np.asarray(tool, float), HANDS[hand])  # in the maker's hand
+        self._tool = pose_matrix(np.asarray(tool, float), AXES[hand])  # seen from the maker's end effector
         self._sdk: ModuleType | None = None
         self._controller: Any = None
         self._engaged_at: float | None = None  # when motors take hold; None: they are loose
@@ -94,7 +85,14 @@ class Arx5Arm(Arm):
     def connect(self) -> None:
         if self._controller is not None:
             return
-        self._sdk = _import_sdk()
+        try:
+            import arx5_interface as sdk
+        except ImportError as error:
+            raise RobotError(
+                f"the arm's SDK cannot be imported ({error}); build real-stanford/arx5-sdk for this Python, and put "
+                "its python/ folder into PYTHONPATH and its lib/ folder into LD_LIBRARY_PATH"
+            ) from error
+        self._sdk = sdk
         if not (NETWORKS / self.interface).exists():
             raise RobotError(
                 f"interface={self.interface!r}: this computer has no such network interface; plug the adapter in and "
@@ -107,17 +105,16 @@ class Arx5Arm(Arm):
             controls = self._sdk.ControllerConfigFactory.get_instance()
             settings = controls.get_config("cartesian_controller", robot.joint_dof)
             self._controller = self._sdk.Arx5CartesianController(robot, settings, self.interface)
-            self._solver = self._sdk.Arx5Solver(
-                robot.urdf_path, robot.joint_dof, robot.joint_pos_min, robot.joint_pos_max,
-                robot.base_link_name, robot.eef_link_name, robot.gravity_vector,
-            )  # fmt: skip
+            ranges = robot.joint_pos_min, robot.joint_pos_max
+            links = robot.base_link_name, robot.eef_link_name, robot.gravity_vector
+            self._solver = self._sdk.Arx5Solver(robot.urdf_path, robot.joint_dof, *ranges, *links)
             if self.home:
                 self._controller.reset_to_home()
         except Exception as error:  # RuntimeError, ValueError and what else C++ throws
             self._controller = None
-            raise RobotError(f"{self.model} on {self.interface}: {error}; is it switched on?") from error
-        ranges = (robot.joint_pos_min, robot.joint_pos_max, robot.joint_vel_max)
-        self.limits = ArmLimits(*(np.array(part, float) for part in ranges), 0.0, float(robot.gripper_width))
+            raise RobotError(f"{self._name}: {error}; is it switched on?") from error
+        joints = (np.array(part, float) for part in (*ranges, robot.joint_vel_max))
+        self.limits = ArmLimits(*joints, 0.0, float(robot.gripper_width))
         self._gain = self._sdk.Gain(
             settings.default_kp, settings.default_kd, settings.default_gripper_kp, settings.default_gripper_kd
         )
@@ -133,11 +130,11 @@ class Arx5Arm(Arm):
         joints = self._joint_state()
         try:
             eef = self._controller.get_eef_state()
-            pose = _from_maker(np.array(eef.pose_6d(), float)) @ self._hand
+            pose = _from_maker(np.array(eef.pose_6d(), float)) @ self._tool
             moment = eef.timestamp + self._offset - self.latency
             return ArmState(moment, pose, float(eef.gripper_pos), np.array(joints.pos()), np.array(joints.vel()))
         except RuntimeError as error:
-            raise RobotError(f"{self.model} on {self.interface}: its state cannot be read: {error}") from error
+            raise RobotError(f"{self._name}: its state cannot be read: {error}") from error
 
     def command(self, command: ArmCommand) -> None:
         """A pose that no joints reach is logged, and the arm stays on its way to the one before.
@@ -150,28 +147,28 @@ class Arx5Arm(Arm):
             return
         if not self._take_hold():
             return
-        self._send(_to_maker(command.pose @ inverse(self._hand)), command.gripper, command.time - self._offset)
+        self._send(_to_maker(command.pose @ inverse(self._tool)), command.gripper, command.time - self._offset)
 
     def joints_for(self, pose: np.ndarray, near: np.ndarray) -> np.ndarray | None:
         self._require()
         if not np.isfinite(pose).all():
             return None
-        wanted = _to_maker(pose @ inverse(self._hand))
+        wanted = _to_maker(pose @ inverse(self._tool))
         status, joints = self._solver.inverse_kinematics(wanted, np.asarray(near, float))
         joints = np.array(joints, float)
         inside = (joints >= self.limits.joints_low).all() and (joints <= self.limits.joints_high).all()
         return joints if status == 0 and inside else None
 
     def stop(self) -> None:
-        """Hold where the arm was told to be now; its motors, which are a little behind, come to rest there.
+        """Hold at the pose commanded for now; the motors, which are a little behind, come to rest there.
 
         After `release` they take hold where the arm is, which takes 60 ms.
         """
         try:
             self._joint_state()
             if self._holding:
-                told = self._controller.get_eef_cmd()
-                self._send(np.array(told.pose_6d(), float), told.gripper_pos, 0.0)
+                commanded = self._controller.get_eef_cmd()
+                self._send(np.array(commanded.pose_6d(), float), commanded.gripper_pos, 0.0)
             else:
                 self._take_hold(wait=True)
         except (RobotError, RuntimeError, ValueError) as error:
@@ -184,7 +181,7 @@ class Arx5Arm(Arm):
             self._controller.set_to_damping()
             self._controller.set_gain(self._loose)
         except RuntimeError as error:
-            raise RobotError(f"{self.model} on {self.interface} cannot be released: {error}") from error
+            raise RobotError(f"{self._name} cannot be released: {error}") from error
 
     def close(self) -> None:
         if self._controller is not None:
@@ -199,11 +196,11 @@ class Arx5Arm(Arm):
             state = self._controller.get_joint_state()
             self._synchronise()
         except RuntimeError as error:
-            raise RobotError(f"{self.model} on {self.interface} does not answer: {error}") from error
+            raise RobotError(f"{self._name} does not answer: {error}") from error
         age = time.monotonic() - state.timestamp - self._offset
         if age > STALE:
             raise RobotError(
-                f"{self.model} on {self.interface}: its newest state is {age:.2f} s old; the SDK has put it into its "
+                f"{self._name}: its newest state is {age:.2f} s old; the SDK has put it into its "
                 "emergency state, or its cable is loose: switch it off and on, and start again"
             )
         return state
@@ -222,9 +219,9 @@ class Arx5Arm(Arm):
         self._offset, self._synced = min(asked)[1], now
 
     def _take_hold(self, wait: bool = False) -> bool:
-        """Motors that are loose are told to stay where the arm is, and soon after take hold; whether they have.
+        """Motors that are loose get the arm's present pose as a command, and soon after take hold; whether they have.
 
-        At once they would drive the arm to where it was told to be before it was released.
+        At once they would drive the arm to its last command from before it was released.
         """
         if self._holding:
             return True
@@ -246,11 +243,11 @@ class Arx5Arm(Arm):
             state.timestamp = max(at, self._controller.get_timestamp() + soonest)
             self._controller.set_eef_cmd(state)
         except (RuntimeError, ValueError) as error:
-            raise RobotError(f"{self.model} on {self.interface} refuses a command: {error}") from error
+            raise RobotError(f"{self._name} refuses a command: {error}") from error
 
     def _require(self) -> None:
         if self._controller is None:
-            raise RobotError(f"{self.model} on {self.interface} is not connected; call connect() first")
+            raise RobotError(f"{self._name} is not connected; call connect() first")
 
 
 class Arx5Setup(Setup):
@@ -284,14 +281,3 @@ def _from_maker(pose_6d: np.ndarray) -> np.ndarray:
 def _to_maker(pose: np.ndarray) -> np.ndarray:
     """(4, 4) -> x, y, z, roll, pitch, yaw."""
     return np.concatenate([pose[:3, 3], Rotation.from_matrix(pose[:3, :3]).as_euler("xyz")])
-
-
-def _import_sdk() -> ModuleType:
-    try:
-        import arx5_interface
-    except ImportError as error:
-        raise RobotError(
-            f"the arm's SDK cannot be imported ({error}); build real-stanford/arx5-sdk for this Python, and put its "
-            "python/ folder into PYTHONPATH and its lib/ folder into LD_LIBRARY_PATH"
-        ) from error
-    return arx5_interface

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 
 import cv2
-import numpy as np
 
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.umi_frames import FrameMask
@@ -53,13 +52,13 @@ class VideoCamera(Camera):
     ) -> None:
         if not 0 <= latency < 2:
             raise ValueError(f"camera {device}: latency={latency}: expected seconds, 0 to 2")
-        if len(size) != 2 or min(size) < 1 or (capture is not None and (len(capture) != 2 or min(capture) < 1)):
+        if any(len(each) != 2 or min(each) < 1 for each in (size, capture or size)):
             raise ValueError(f"camera {device}: size={size}, capture={capture}: expected [height, width]")
         if fourcc is not None and len(fourcc) != 4:
             raise ValueError(f"camera {device}: fourcc={fourcc!r}: expected four letters such as MJPG")
         self.device, self.latency, self.size = device, latency, (int(size[0]), int(size[1]))
-        self.capture, self.fps, self.fourcc = None if capture is None else tuple(capture), fps, fourcc
-        self._mask = FrameMask.parse(mask, f"camera {device}")
+        self.capture, self.fps, self.fourcc = capture, fps, fourcc
+        self._fit, self._mask = Fit(self.size), FrameMask.parse(mask, f"camera {device}")
         self._newest: Frame | None = None
         self._thread: threading.Thread | None = None
 
@@ -93,44 +92,47 @@ class VideoCamera(Camera):
                 "and your user must be in the group video"
             )
         source.set(cv2.CAP_PROP_BUFFERSIZE, 1)
-        if self.fourcc is not None:  # first, because sizes and rates depend on it
-            source.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*self.fourcc))
-        if self.capture is not None:
-            source.set(cv2.CAP_PROP_FRAME_HEIGHT, self.capture[0])
-            source.set(cv2.CAP_PROP_FRAME_WIDTH, self.capture[1])
-        if self.fps is not None:
-            source.set(cv2.CAP_PROP_FPS, self.fps)
-        wrong = self._differences(source)
+        height, width = self.capture or (None, None)
+        asked = {  # the format first, because sizes and rates depend on it
+            cv2.CAP_PROP_FOURCC: cv2.VideoWriter.fourcc(*self.fourcc) if self.fourcc is not None else None,
+            cv2.CAP_PROP_FRAME_HEIGHT: height,
+            cv2.CAP_PROP_FRAME_WIDTH: width,
+            cv2.CAP_PROP_FPS: self.fps,
+        }
+        for key, value in asked.items():
+            if value is not None:
+                source.set(key, value)
+        code, *given, rate = (source.get(key) for key in asked)
+        code = int(code).to_bytes(4, "little").decode("latin-1")
+        wrong = []
+        if self.capture is not None and given != list(self.capture):
+            wrong.append(f"capture={list(self.capture)} was asked for, it gives {[int(size) for size in given]}")
+        if self.fps is not None and abs(rate - self.fps) > FPS_OFF * self.fps:
+            wrong.append(f"fps={self.fps:g} was asked for, it gives {rate:g}")
+        if self.fourcc is not None and code.upper() != self.fourcc.upper():
+            wrong.append(f"fourcc={self.fourcc} was asked for, it gives {code!r}")
         if wrong:
             source.release()
             raise RobotError(f"camera {self.device}: {'; '.join(wrong)}; see `v4l2-ctl --list-formats-ext`")
         return source
 
-    def _differences(self, source: cv2.VideoCapture) -> list[str]:
-        wrong = []
-        given = tuple(int(source.get(key)) for key in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
-        if self.capture is not None and given != self.capture:
-            wrong.append(f"capture={list(self.capture)} was asked for, it gives {list(given)}")
-        rate = source.get(cv2.CAP_PROP_FPS)
-        if self.fps is not None and abs(rate - self.fps) > FPS_OFF * self.fps:
-            wrong.append(f"fps={self.fps:g} was asked for, it gives {rate:g}")
-        code = int(source.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode("latin-1")
-        if self.fourcc is not None and code.upper() != self.fourcc.upper():
-            wrong.append(f"fourcc={self.fourcc} was asked for, it gives {code!r}")
-        return wrong
-
     def _run(self, source: cv2.VideoCapture | None) -> None:
-        pace = _Pace(source)
+        due = time.monotonic()
         while not self._ending.is_set():
             if source is None:
                 source = self._again()
-                pace = _Pace(source)
                 continue
-            grabbed = pace.wait(self._ending) and source.grab()
+            if source.get(cv2.CAP_PROP_FRAME_COUNT) > 0:  # a file, whose frames come at its rate
+                period = 1 / max(source.get(cv2.CAP_PROP_FPS), 1.0)
+                due = max(due + period, time.monotonic() - period)
+                self._ending.wait(max(due - time.monotonic(), 0))
+            grabbed = source.grab()
             received = time.monotonic()
             there, image = source.retrieve() if grabbed else (False, None)
             if there:
-                self._newest = Frame(received - self.latency, self._prepared(image))
+                frame = cv2.cvtColor(self._fit(image), cv2.COLOR_BGR2RGB)
+                frame = frame if self._mask is None else self._mask(frame)
+                self._newest = Frame(received - self.latency, frame)
                 self._first.set()
             elif not self._ending.is_set():
                 log.error("camera %s: no frame comes any more; it is opened again", self.device)
@@ -150,24 +152,3 @@ class VideoCamera(Camera):
             return None
         log.info("camera %s: is back", self.device)
         return source
-
-    def _prepared(self, image: np.ndarray) -> np.ndarray:
-        """BGR uint8 (H, W, 3) as captured -> RGB of `size`."""
-        frame = cv2.cvtColor(Fit(self.size)(image), cv2.COLOR_BGR2RGB)
-        return frame if self._mask is None else self._mask(frame)
-
-
-class _Pace:
-    """Lets a file's frames come at the file's rate; a camera has its own."""
-
-    def __init__(self, source: cv2.VideoCapture | None) -> None:
-        is_file = source is not None and source.get(cv2.CAP_PROP_FRAME_COUNT) > 0
-        self._period = 1 / max(source.get(cv2.CAP_PROP_FPS), 1.0) if is_file else 0.0
-        self._next = time.monotonic()
-
-    def wait(self, ending: threading.Event) -> bool:
-        """False: the camera is being closed."""
-        if self._period:
-            self._next = max(self._next + self._period, time.monotonic() - self._period)
-            return not ending.wait(max(self._next - time.monotonic(), 0))
-        return True

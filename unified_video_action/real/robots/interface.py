@@ -1,4 +1,7 @@
-"""What a driver of an arm and a driver of a camera must offer. Times are seconds of `time.monotonic()`."""
+"""What a driver of an arm and a driver of a camera must offer. Times are seconds of `time.monotonic()`.
+
+Poses are (4, 4) matrices of the end effector in the frame of the arm's base, metres; gripper widths are metres.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,22 @@ class RobotError(RuntimeError):
 
 @dataclass(frozen=True)
 class ArmState:
-    """Where the arm is."""
+    """A measured state."""
 
-    time: float  # at which it was there: when it was read, less the driver's latency
-    pose: np.ndarray  # (4, 4) of the hand in the frame of the arm's base, metres
-    gripper: float  # opening, metres
+    time: float  # of the measurement: when it was read, less the driver's latency
+    pose: np.ndarray
+    gripper: float
     joints: np.ndarray  # (J,) radians
     joint_velocities: np.ndarray  # (J,) radians per second
 
 
 @dataclass(frozen=True)
 class ArmCommand:
-    """Where the arm is to be at a time."""
+    """A pose, and the time at which the arm is to be there."""
 
     time: float
-    pose: np.ndarray  # (4, 4)
-    gripper: float  # metres
+    pose: np.ndarray
+    gripper: float
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class ArmLimits:
     """What an arm can do, by its maker's data sheet."""
 
     joints_low: np.ndarray  # (J,) radians
-    joints_high: np.ndarray  # (J,)
+    joints_high: np.ndarray
     joint_velocity: np.ndarray  # (J,) radians per second
     gripper_low: float  # metres
     gripper_high: float
@@ -51,18 +54,33 @@ class Frame:
     image: np.ndarray  # uint8 (H, W, 3) RGB
 
 
-class Arm(ABC):
-    """An arm with a hand. All calls come from one thread and return at once; `connect` and `close` may take seconds.
+class Device(ABC):
+    """A context: it connects on entry, and closes on leaving."""
 
-    Use as a context: it connects on entry; on leaving it holds, and closes.
+    @abstractmethod
+    def connect(self) -> None:
+        """Connect, unless it is connected. Raises RobotError with what is missing and how to mend it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the connection back. An arm holds or releases nothing by this itself."""
+
+    def __enter__(self) -> Device:
+        self.connect()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Arm(Device):
+    """An arm with a gripper. All calls come from one thread and return at once; `connect` and `close` may take seconds.
+
+    As a context, it holds before it closes.
     """
 
     limits: ArmLimits
     rate: float  # commands per second that it wants
-
-    @abstractmethod
-    def connect(self) -> None:
-        """Raises RobotError with what is missing and how to mend it."""
 
     @abstractmethod
     def state(self) -> ArmState:
@@ -70,11 +88,11 @@ class Arm(ABC):
 
     @abstractmethod
     def command(self, command: ArmCommand) -> None:
-        """Go on towards a pose, to be reached at its time. Raises RobotError when the arm does not answer."""
+        """Go on towards a pose. Raises RobotError when the arm does not answer."""
 
     @abstractmethod
     def joints_for(self, pose: np.ndarray, near: np.ndarray) -> np.ndarray | None:
-        """Joints (J,) that bring the hand to `pose`, found from the joints `near`; None where there are none."""
+        """Joints (J,) for a pose, found from the joints `near`; None where there are none."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -84,46 +102,24 @@ class Arm(ABC):
     def release(self) -> None:
         """Let go: joints are free to be moved by hand, weight compensated where the arm can."""
 
-    @abstractmethod
-    def close(self) -> None:
-        """Give the connection back. Holds or releases nothing by itself."""
-
-    def __enter__(self) -> Arm:
-        self.connect()
-        return self
-
     def __exit__(self, *error: object) -> None:
         self.stop()
         self.close()
 
 
-class Camera(ABC):
-    """A camera that delivers frames on its own; a context like `Arm`."""
+class Camera(Device):
+    """A camera that delivers frames on its own."""
 
     latency: float  # seconds from the light to the frame's receipt
-
-    @abstractmethod
-    def connect(self) -> None:
-        """Raises RobotError with what is missing and how to mend it."""
 
     @abstractmethod
     def latest(self) -> Frame | None:
         """The newest frame, None before there is one. Returns at once; the frame of a dead camera just grows old."""
 
-    @abstractmethod
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Camera:
-        self.connect()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 @dataclass(frozen=True)
 class Setup:
-    """An arm and what looks at its work; what a robot's configuration builds."""
+    """An arm and its cameras; a robot's configuration builds one."""
 
     arm: Arm
     cameras: tuple[Camera, ...]  # for the policy's rgb observations, in their order
