@@ -61,10 +61,6 @@ def test_inverse_kinematics_agrees_with_forward() -> None:
         found = kinematics.joints_for(pose, joints + rng.normal(0, 0.03, 6))
         assert found is not None and (found >= LOW).all() and (found <= HIGH).all()
         assert max(distance(kinematics.pose_of(found), pose)) < 1e-7
-
-
-def test_what_is_out_of_reach_has_no_joints() -> None:
-    kinematics = Kinematics()
     pose = kinematics.pose_of(HOME)
     assert kinematics.joints_for(shifted(pose, 1.0, 0, 0), HOME) is None
     assert kinematics.joints_for(np.full((4, 4), np.nan), HOME) is None
@@ -190,28 +186,6 @@ def test_unplugged_or_unconnected_it_raises_and_stop_only_logs(arm: SimArm, capl
         SimCamera(arm.world).latest()
 
 
-def test_faults_of_its_states(arm: SimArm) -> None:
-    clock = arm.world.clock
-    clock.sleep(1)
-    arm.faults.state_delay = 0.5
-    assert clock.time() - arm.state().time == pytest.approx(0.5, abs=0.005)
-    arm.faults.state_delay = 0.0
-    before = arm.state().pose
-    arm.faults.jump = np.array([0, 0.3, 0])
-    assert arm.state().pose[:3, 3] - before[:3, 3] == pytest.approx([0, 0.3, 0], abs=1e-4)
-    arm.faults.jump, arm.faults.not_a_number = None, True
-    assert np.isnan(arm.state().pose[:3, 3]).all()
-
-
-def test_two_runs_are_the_same() -> None:
-    ends = []
-    for _ in range(2):
-        with SimArm(World(ManualClock())) as arm:
-            home = arm.state().pose
-            ends.append(drive(arm, 0.5, lambda seconds, home=home: shifted(home, 0, seconds / 10, 0))[-1])
-    assert (ends[0].pose == ends[1].pose).all() and (ends[0].joint_velocities == ends[1].joint_velocities).all()
-
-
 def test_with_a_real_clock_time_passes_by_itself() -> None:
     setup = SimSetup(("wrist",), (64, 64))
     arm, camera, clock = setup.arm, setup.cameras[0], Clock()
@@ -302,32 +276,6 @@ def test_a_frame_shows_the_moment_of_its_time(setup: Setup) -> None:
         if np.abs(frame.image.astype(int) - still).max() > 60:
             moved = frame
     assert began < moved.time < began + 0.15 and clock.time() - moved.time >= LATENCY
-
-
-def test_faults_of_its_cameras(setup: Setup) -> None:
-    arm, clock, camera = setup.arm, setup.arm.world.clock, setup.cameras[0]
-    clock.sleep(1)
-    good = camera.latest()
-    arm.faults.dead_camera = True
-    clock.sleep(1)
-    assert camera.latest() is good
-    arm.faults.dead_camera, arm.faults.stuck_camera = False, True
-    arm.command(ArmCommand(clock.time() + 0.5, shifted(arm.state().pose, 0, 0.1, 0), 0.086))
-    clock.sleep(1)
-    stuck = camera.latest()
-    assert stuck.time > good.time + 1 and (stuck.image == good.image).all()
-    arm.faults.stuck_camera = False
-    clock.sleep(0.2)
-    assert (camera.latest().image != good.image).any()
-    arm.faults.camera_delay = 0.5
-    clock.sleep(1)
-    assert 0.58 <= clock.time() - camera.latest().time < 0.63
-    arm.faults.camera_delay, arm.faults.dropped_frames = 0.0, 0.5
-    times = set()
-    for _ in range(400):
-        clock.sleep(0.005)
-        times.add(camera.latest().time)
-    assert 20 < len(times) < 40  # of sixty
 
 
 def test_mistakes_are_named() -> None:

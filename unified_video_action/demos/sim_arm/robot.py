@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -139,7 +138,6 @@ class SimCamera(Camera):
         self.world, self.view, self.size, self.rate, self.latency = world, view, tuple(size), rate, latency
         self.faults = faults or Faults()
         self._thread: ThreadPoolExecutor | None = None
-        self._coming: deque[tuple[float, Frame]] = deque()  # (when it arrives, frame)
         self._newest: Frame | None = None
 
     def connect(self) -> None:
@@ -158,16 +156,14 @@ class SimCamera(Camera):
     def latest(self) -> Frame | None:
         if self._thread is None:
             raise RobotError(f"the simulated camera {self.view!r} is not connected; call connect() first")
-        now, faults = self.world.clock.time(), self.faults
-        tick = math.floor((now - self.latency - faults.camera_delay) * self.rate + 1e-6)
-        while tick > self._tick and np.random.default_rng(tick).random() < faults.dropped_frames:
+        tick = math.floor((self.world.clock.time() - self.latency) * self.rate + 1e-6)
+        while tick > self._tick and np.random.default_rng(tick).random() < self.faults.dropped_frames:
             tick -= 1
         if tick > self._tick:
             self._tick = tick
-            if not faults.dead_camera:
-                self._take(self.world.at(tick / self.rate))
-        while self._coming and self._coming[0][0] <= now:
-            self._newest = self._coming.popleft()[1]
+            if not self.faults.dead_camera:
+                seen = self.world.at(tick / self.rate)
+                self._newest = Frame(seen.time, self._thread.submit(self._draw, seen).result())
         return self._newest
 
     def close(self) -> None:
@@ -175,11 +171,6 @@ class SimCamera(Camera):
             self._thread.submit(self._renderer.close).result()
             self._thread.shutdown()
             self._thread = None
-
-    def _take(self, seen: Snapshot) -> None:
-        stuck = self._newest if self.faults.stuck_camera else None
-        image = self._thread.submit(self._draw, seen).result() if stuck is None else stuck.image
-        self._coming.append((seen.time + self.latency + self.faults.camera_delay, Frame(seen.time, image)))
 
     def _prepare(self) -> None:
         self._data = mujoco.MjData(self.world.model)
