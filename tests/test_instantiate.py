@@ -110,7 +110,7 @@ REACHED = {
     "poses.HandSpec": {"HandSpec"},
     "real.robots.interface.Arm": {"Arx5Arm", "SimArm"},
     "real.robots.interface.Camera": {"SimCamera", "VideoCamera"},
-    "real.robots.interface.Setup": {"Arx5Setup", "Setup", "SimSetup"},
+    "real.robots.interface.Setup": {"Setup", "SimSetup"},
     "demos.sim_arm.world.Clock": {"Clock", "ManualClock"},
     "demos.sim_arm.world.Faults": {"Faults"},
     "demos.sim_arm.scene.Table": {"Table"},

@@ -7,12 +7,14 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 
-from tests.real.fakes import ManualTime
+from tests.real.fakes import ROBOTS, ManualTime
+from unified_video_action.instantiate import instantiate
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.robots import arx5
-from unified_video_action.real.robots.arx5 import Arx5Arm, Arx5Setup
-from unified_video_action.real.robots.interface import ArmCommand, RobotError
+from unified_video_action.real.robots.arx5 import Arx5Arm
+from unified_video_action.real.robots.interface import ArmCommand, RobotError, Setup
 
 HOME = np.array([0.32, 0.0, 0.1565, 0.0, 0.0, 0.0])
 BY_HAND = HOME + [0, 0.4, 0.1, 0, 0.3, 0]  # farther than the SDK lets motors take hold
@@ -185,9 +187,9 @@ def test_home_and_slower_joints_on_request(sdk: ModuleType) -> None:
         assert [call[0] for call in arm._controller.calls] == ["home"]
         assert arm.limits.joint_velocity.tolist() == [5, 5, 5.2, 5.2, 5, 5]
         assert arm._controller.robot.joint_vel_max.tolist() == [5, 5, 5.2, 5.2, 5, 5]
-    setup = Arx5Setup("L5_umi", "can1", [{"device": "/dev/video4", "latency": 0.12, "size": [224, 224], "fps": 60}])
-    assert (setup.arm.model, setup.arm.interface) == ("L5_umi", "can1")
-    assert (setup.cameras[0].device, setup.cameras[0].latency, setup.cameras[0].fps) == ("/dev/video4", 0.12, 60)
+    setup = instantiate(yaml.safe_load((ROBOTS / "arx5.yaml").read_text())["setup"], Setup, "setup")
+    assert (setup.arm.model, setup.arm.interface) == ("X5_umi", "can0")
+    assert (setup.cameras[0].device, setup.cameras[0].latency, setup.cameras[0].fps) == (0, 0.12, 60)
 
 
 def test_axes_are_umis_and_angles_turn_about_fixed_axes(arm: Arx5Arm, sdk: ModuleType) -> None:

@@ -115,8 +115,9 @@ class Planning:
         """See whether a server that was lost answers again."""
         try:
             self.planner.reset(self.seed, self.text)
-        except PlannerError as error:
-            log.debug("the policy does not answer yet: %s", error)
+        except Exception as error:  # whatever a planner raises; it is tried again
+            level = logging.DEBUG if isinstance(error, PlannerError) else logging.ERROR
+            log.log(level, "the policy does not answer yet: %s: %s", type(error).__name__, error)
             return
         if self._stretch is None:
             log.info("the policy answers again")

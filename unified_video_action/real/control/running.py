@@ -16,8 +16,8 @@ once its program has ended is its driver's matter: the X5's sinks slowly, so sup
 
 Exit codes: 0 the operator or the episode's time ended it; 1 a mistake in the options or configuration, or no arm; 2 a
 dry run that was not confirmed; 130 Ctrl-C; 143 SIGTERM; otherwise that of the stop after which nobody resumed:
-20 lost server, 21 plans too late, 22 dead camera, 23 policy failed, 24 no number, 25 safety rule, 30 stale state,
-31 state jumped, 32 arm does not answer, 33 control loop held up.
+20 lost server, 21 plans too late, 22 dead camera, 23 policy failed, 24 action not finite, 25 safety rule,
+30 stale state, 31 state jumped, 32 arm does not answer, 33 control loop held up.
 """
 
 from __future__ import annotations

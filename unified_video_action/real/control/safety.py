@@ -195,7 +195,7 @@ class SafetyFilter:
         """The target, clipped."""
         limits, bounds = self.limits, self.bounds
         if not (np.isfinite(pose).all() and np.isfinite(gripper)):
-            raise SafetyStop("finite", "a target is no number")
+            raise SafetyStop("finite", "a target is not finite")
         place, rotation = pose[:3, 3].astype(float), pose[:3, :3]
         before, self._asked = self._asked, place
         speed = 0.0 if before is None else norm(place - before) / (ticks * bounds.period)

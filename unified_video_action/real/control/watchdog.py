@@ -43,7 +43,7 @@ class Reason(Enum):
     NO_ACTION = "no_action", "plans come too late: there is nothing left to do", 21, True, True
     DEAD_CAMERA = "dead_camera", "a camera delivers no frames", 22, True, True
     POLICY_ERROR = "policy_error", "the policy failed", 23
-    NAN_ACTION = "nan_action", "an action of the policy is no number", 24
+    NAN_ACTION = "nan_action", "an action of the policy is not finite", 24
     SAFETY_STOP = "safety_stop", "a safety rule that is set to stop was broken", 25
     STALE_STATE = "stale_state", "the arm's state is old", 30, False
     TELEPORT = "teleport", "the arm's state jumped farther than the arm can move", 31, False

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,8 +25,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from unified_video_action.poses import inverse, pose_matrix
-from unified_video_action.real.robots.camera import VideoCamera
-from unified_video_action.real.robots.interface import Arm, ArmCommand, ArmLimits, ArmState, RobotError, Setup
+from unified_video_action.real.robots.interface import Arm, ArmCommand, ArmLimits, ArmState, RobotError
 
 log = logging.getLogger(__name__)
 
@@ -248,29 +247,6 @@ class Arx5Arm(Arm):
     def _require(self) -> None:
         if self._controller is None:
             raise RobotError(f"{self._name} is not connected; call connect() first")
-
-
-class Arx5Setup(Setup):
-    """An arm and its OpenCV cameras, not yet connected.
-
-    Args:
-        cameras: of each, in the order of the policy's observations, the arguments of `VideoCamera`.
-        The others are those of `Arx5Arm`.
-    """
-
-    def __init__(
-        self,
-        model: str = "X5_umi",
-        interface: str = "can0",
-        cameras: Sequence[Mapping[str, Any]] = ({"device": 0},),
-        hand: str = "umi",
-        tool: Sequence[float] = (0.0, 0.0, 0.0),
-        latency: float = 0.0,
-        joint_velocity: float | None = None,
-        home: bool = False,
-    ) -> None:
-        arm = Arx5Arm(model, interface, hand, tool, latency, joint_velocity, home)
-        super().__init__(arm, tuple(VideoCamera(**camera) for camera in cameras))
 
 
 def _from_maker(pose_6d: np.ndarray) -> np.ndarray:
