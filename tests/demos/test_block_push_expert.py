@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
 
 
-from unified_video_action.demos.block_push import Collector, ScriptedExpert, around
+from unified_video_action.demos.block_push import Collector, ScriptedExpert
 from unified_video_action.env.block_push.env import BlockPushEnv
 from unified_video_action.env.block_push.layout import COLOURS, HIGH, LOW, TOLERANCE, split_state
 
@@ -62,14 +62,6 @@ def test_a_block_pushed_out_again_is_brought_back(env):
         if info["is_success"]:
             break
     assert info["is_success"]
-
-
-def test_a_way_around_passes_beside_the_obstacle():
-    start, goal, obstacle = np.zeros(2), np.array([1.0, 0.0]), np.array([0.5, 0.02])
-    place = around(start, goal, obstacle, 0.1)
-    assert place[0] == pytest.approx(0.5) and place[1] < -0.08  # on the side where the straight way passes it
-    np.testing.assert_array_equal(around(start, goal, np.array([0.5, 0.2]), 0.1), goal)
-    np.testing.assert_array_equal(around(start, goal, np.array([1.5, 0.0]), 0.1), goal)
 
 
 def test_collected_episodes_replay_and_are_the_same_every_time():

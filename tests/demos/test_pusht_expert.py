@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from unified_video_action.demos.pusht import Collector, ScriptedExpert, find_path, waypoints
-from unified_video_action.demos.pusht_planner import GoalDistance, Planner, outline_contacts
+from unified_video_action.demos.pusht_planner import Planner
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import clearance, to_block, to_table
+from unified_video_action.env.pusht.geometry import clearance
 from unified_video_action.env.pusht.goals import random_goal
 from unified_video_action.env.pusht.table import Table
 
@@ -34,34 +34,6 @@ def test_the_copy_of_the_table_moves_as_the_environment() -> None:
         table.move(action)
         np.testing.assert_allclose([*table.agent, *table.pose[:2]], state[:4], atol=1e-9)
     assert np.abs(state[2:4] - pose[:2]).max() > 20  # the T was pushed
-
-
-def test_push_slopes_predict_what_a_short_push_does() -> None:
-    distance, table, pose = GoalDistance(DEFAULT_GOAL), Table(), (300.0, 250.0, 3.0)
-    contacts = outline_contacts(40)
-    slopes = distance.push_slopes(pose, contacts)
-    inward = to_table(-contacts.normals, (0, 0, pose[2]))
-    starts = to_table(contacts.points, pose) - 15 * inward
-    free = clearance(starts, pose) > 14.9  # not held off by the other arm of the T
-    assert free.sum() >= 8
-    for slope, start, direction in zip(slopes[free], starts[free], inward[free]):
-        table.place(start, pose)
-        for step in range(1, 4):
-            table.move(start + step * direction)
-        way = (np.array(table.agent) - start) @ direction
-        assert (distance(table.pose) - distance(pose)) / way == pytest.approx(slope, abs=0.1)
-
-
-def test_geometry() -> None:
-    pose = (200.0, 300.0, 2.2)
-    points = np.random.default_rng(1).uniform(0, 512, (50, 2))
-    np.testing.assert_allclose(to_table(to_block(points, pose), pose), points)
-    stem_end = to_table(np.array([0.0, 120.0]), pose)
-    assert clearance(stem_end, pose) == pytest.approx(0, abs=1e-9)
-    assert clearance(to_table(np.array([0.0, 150.0]), pose), pose) == pytest.approx(30)
-    distance = GoalDistance(pose)
-    assert distance(pose) == pytest.approx(0, abs=1e-9)
-    assert distance((pose[0], pose[1] + 10, pose[2] - 4 * np.pi)) == pytest.approx(10)
 
 
 def test_paths_go_round_the_block() -> None:

@@ -178,24 +178,6 @@ def test_a_trajectory_is_interpolated_as_scipy_does_and_holds_at_its_ends() -> N
         Trajectory(np.array([1.0, 1.0]), np.stack([np.eye(4)] * 2), np.zeros(2))
 
 
-def test_one_trajectory_follows_another_without_a_jump() -> None:
-    one, other = random_trajectory(9), random_trajectory(9)
-    since = float(one.times[2] + 0.01)
-    joined = one.followed_by(other, since, fade=0.1, remember=0.3)
-    assert since - 0.3 < joined.times[0] < since
-    for before in (joined.times[0], since - 0.02, since):
-        np.testing.assert_allclose(joined.at(before)[0], one.at(before)[0], atol=1e-9)
-    for after in (since + 0.1, since + 0.2, other.end + 1):
-        np.testing.assert_allclose(joined.at(after)[0], other.at(after)[0], atol=1e-9)
-    fine = np.linspace(since - 0.1, since + 0.3, 4001)
-
-    def fastest(trajectory: Trajectory) -> float:
-        return np.linalg.norm(np.diff(trajectory.sampled(fine).poses[:, :3, 3], axis=0), axis=1).max()
-
-    gap = np.linalg.norm(one.at(since)[0][:3, 3] - other.at(since)[0][:3, 3])
-    assert fastest(joined) < 3 * (max(fastest(one), fastest(other)) + gap * 1e-4 / 0.1)
-
-
 def test_smoothing_is_the_mean_of_neighbours_with_the_ends_repeated() -> None:
     actions = RNG.normal(size=(16, 10)).astype(np.float32)
     smooth = moving_average(actions, 3)
