@@ -113,7 +113,7 @@ REACHED = {
     "real.robots.interface.Setup": {"Setup", "SimSetup"},
     "demos.sim_arm.world.Clock": {"Clock", "ManualClock"},
     "demos.sim_arm.world.Faults": {"Faults"},
-    "demos.sim_arm.scene.Table": {"Table"},
+    "demos.sim_arm.world.Table": {"Table"},
     "demos.sim_arm.world.World": {"World"},
     "spec.Horizon": {"Horizon"},
     "text.clip.ClipText": {"ClipText"},

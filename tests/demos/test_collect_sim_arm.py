@@ -11,7 +11,7 @@ from tests.loading import load_script
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.demos.sim_arm import expert
 from unified_video_action.demos.sim_arm.expert import Collector, Course, Waypoint, cup_onto_saucer, random_table
-from unified_video_action.demos.sim_arm.scene import GRIPPER
+from unified_video_action.demos.sim_arm.world import GRIPPER
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.robots.archive import Recording
 

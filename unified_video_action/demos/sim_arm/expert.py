@@ -15,14 +15,14 @@ from scipy.spatial.transform import Rotation
 from unified_video_action.demos.collecting import Attempt, option
 from unified_video_action.demos.collecting import Collector as BaseCollector
 from unified_video_action.demos.sim_arm.robot import SimSetup
-from unified_video_action.demos.sim_arm.scene import CUP_HEIGHT, GRIPPER, SAUCER_HEIGHT, VIEWS, Table
-from unified_video_action.demos.sim_arm.world import ManualClock, Snapshot
+from unified_video_action.demos.sim_arm.world import GRIPPER, VIEWS, ManualClock, Snapshot, Table
 from unified_video_action.poses import between, pose_matrix
 from unified_video_action.real.robots.archive import CODECS, ENDING
 from unified_video_action.real.robots.interface import ArmCommand
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 
 FORWARD = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # the end effector's rotation when its fingers point along x
+CUP_HEIGHT, SAUCER_HEIGHT = 0.075, 0.008  # metres
 GRIP = 0.050  # metres, less than the cup's width
 NEAR, UPRIGHT = 0.025, 0.97  # metres from the saucer's middle, and height of the cup's axis, that count as success
 OPENED = 0.070  # metres

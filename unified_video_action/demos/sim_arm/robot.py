@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from unified_video_action.demos.sim_arm.scene import GRIPPER, VIEWS, Table
 from unified_video_action.demos.sim_arm.world import (
     ARM,
-    HIGH,
-    LOW,
+    GRIPPER,
     VELOCITY,
+    VIEWS,
     Clock,
     Faults,
     Kinematics,
     Snapshot,
+    Table,
     Target,
     World,
     mujoco,
@@ -40,16 +40,16 @@ MOST_SHAPES = 100  # of a scene
 
 
 class SimArm(Arm):
-    """Poses are of the end effector in the frame of the arm's base, as scene.py describes both.
+    """Poses are of the end effector in the frame of the arm's base, as model.xml describes both.
 
     A command is turned into joints once; the joints then move evenly until its time, never faster than they can.
     """
 
     rate = 200.0
-    limits = ArmLimits(LOW, HIGH, VELOCITY, gripper_low=0.0, gripper_high=GRIPPER)
 
     def __init__(self, world: World, faults: Faults | None = None) -> None:
         self.world, self.faults = world, faults or Faults()
+        self.limits = ArmLimits(*world.model.jnt_range[ARM].T, VELOCITY, gripper_low=0.0, gripper_high=GRIPPER)
         self._kinematics = Kinematics()
         self._connected = False
         self._aimed: np.ndarray | None = None  # joints last sent

@@ -7,20 +7,10 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.demos.sim_arm.scene import (
-    GIVE,
-    GRIPPER,
-    GRIPPER_LAG,
-    GRIPPER_SPEED,
-    HOME,
-    JOINTS,
-    STEP,
-    Table,
-    model_xml,
-)
 from unified_video_action.env.mujoco_rendering import prepare_rendering
 from unified_video_action.env.system_libraries import explain_missing_libraries
 from unified_video_action.poses import pose_matrix
@@ -33,10 +23,17 @@ with explain_missing_libraries():
 
     importlib.reload(gl_context)  # an earlier import of MuJoCo may have chosen a window
 
+MODEL = Path(__file__).with_name("model.xml")
+VIEWS = ("wrist", "side")  # its cameras
+ARM = slice(0, 6)  # joints
+VELOCITY = np.array([5.0, 5.0, 5.5, 5.5, 5.0, 5.0])  # radians per second, at most
+HOME = np.array([0.0, 1.35, 1.30, -0.85, 0.0, 0.0])  # over the table, looking down at it
+GRIPPER = 0.086  # metres, open
+GRIPPER_SPEED, GRIPPER_LAG = 0.3, 0.04  # metres per second; seconds by which its motor is behind
+GIVE = 0.006  # metres that a finger bends before its motor stalls
+STEP = 0.002  # seconds of physics, the period of the real arm's own loop
 KEPT = 2000  # snapshots, one for each step
 BRAKING = 15.0  # radians per second squared by which a stop slows the joints down
-ARM = slice(0, len(JOINTS))
-LOW, HIGH, VELOCITY = (np.array([getattr(joint, name) for joint in JOINTS]) for name in ("low", "high", "velocity"))
 
 CLOSE = 1e-8  # metres and radians within which a pose counts as solved: neighbouring poses get smooth joints
 STEPS = 40  # of a search for joints
@@ -81,6 +78,26 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Where things stand at the start: (x, y) in the frame of the arm's base, metres."""
+
+    cup: tuple[float, float] = (0.38, 0.10)
+    saucer: tuple[float, float] = (0.38, -0.12)
+
+
+def load_model(table: Table, fovy: float) -> mujoco.MjModel:
+    spec = mujoco.MjSpec.from_file(str(MODEL))
+    for each, place in (
+        (spec.body("cup"), table.cup),
+        (spec.geom("saucer"), table.saucer),
+        (spec.geom("saucer_mark"), table.saucer),
+    ):
+        each.pos[:2] = place
+    spec.camera("wrist").fovy = fovy
+    return spec.compile()
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """Everything at one moment; arrays are never changed."""
 
@@ -115,13 +132,13 @@ class World:
     def __init__(self, clock: Clock | None = None, table: Table | None = None, fovy: float = 90.0) -> None:
         self.clock = clock or Clock()
         self.table = table or Table()
-        self.model = mujoco.MjModel.from_xml_string(model_xml(self.table, fovy))
+        self.model = load_model(self.table, fovy)
         self._data = mujoco.MjData(self.model)
         self._end_effector = self.model.site("end_effector").id
         self._gains = self.model.actuator_gainprm[ARM].copy(), self.model.actuator_biasprm[ARM].copy()
         self._lock = threading.Lock()
         self._data.qpos[ARM], self._data.qpos[6:8] = HOME, GRIPPER / 2
-        self._commanded, self._speed = HOME.copy(), np.zeros(len(JOINTS))
+        self._commanded, self._speed = HOME.copy(), np.zeros(6)
         self._opening = self._commanded_opening = GRIPPER
         self._target: Target | None = None
         self._braking = self._free = False
@@ -172,7 +189,7 @@ class World:
         self._run()
         if self._free:
             self._free = False
-            self._commanded, self._speed = self._data.qpos[ARM].copy(), np.zeros(len(JOINTS))
+            self._commanded, self._speed = self._data.qpos[ARM].copy(), np.zeros(6)
             self.model.actuator_gainprm[ARM], self.model.actuator_biasprm[ARM] = self._gains
 
     def _run(self) -> None:
@@ -210,14 +227,14 @@ class Kinematics:
     """Forward and inverse kinematics, for one thread: it has a model of its own."""
 
     def __init__(self) -> None:
-        self._model = mujoco.MjModel.from_xml_string(model_xml(None))
+        self._model = mujoco.MjModel.from_xml_path(str(MODEL))
         self._data = mujoco.MjData(self._model)
         self._end_effector = self._model.site("end_effector").id
-        self._columns = np.array([self._model.joint(f"joint{n}").dofadr[0] for n in range(1, len(JOINTS) + 1)])
+        self._low, self._high = self._model.jnt_range[ARM].T
 
     def pose_of(self, joints: np.ndarray) -> np.ndarray:
         """Joints (6,) -> the end effector's pose (4, 4)."""
-        self._data.qpos[self._columns] = joints
+        self._data.qpos[ARM] = joints
         mujoco.mj_kinematics(self._model, self._data)
         site = self._end_effector
         return pose_matrix(self._data.site_xpos[site], self._data.site_xmat[site].reshape(3, 3))
@@ -229,7 +246,7 @@ class Kinematics:
         """
         if not np.isfinite(pose).all():
             return None
-        joints, across = np.clip(near, LOW, HIGH), np.zeros((6, self._model.nv))
+        joints, across = np.clip(near, self._low, self._high), np.zeros((6, self._model.nv))
         turn, quaternion = np.zeros(3), np.zeros(4)
         best, waited = np.inf, 0
         for _ in range(STEPS):
@@ -245,8 +262,8 @@ class Kinematics:
                 return None
             mujoco.mj_comPos(self._model, self._data)
             mujoco.mj_jacSite(self._model, self._data, across[:3], across[3:], self._end_effector)
-            jacobian = across[:, self._columns]  # (6, 6)
+            jacobian = across[:, ARM]  # (6, 6)
             step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + DAMPING**2 * np.eye(6), error)
             step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-12))
-            joints = np.clip(joints + step, LOW, HIGH)
+            joints = np.clip(joints + step, self._low, self._high)
         return None
