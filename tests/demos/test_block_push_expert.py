@@ -83,29 +83,3 @@ def test_collected_episodes_replay_and_are_the_same_every_time():
     paired = squares[meta["squares"][np.argsort(meta["order"])]]
     assert (np.linalg.norm(blocks[:, :2] - paired[:, :2], axis=1) < TOLERANCE + 0.005).all()
     assert not np.array_equal(collector(2).episode[0]["state"][0], arrays["state"][0])
-
-
-def test_a_disturbance_is_done_but_not_recorded():
-    plain, pushed = (Collector(image_size=24, action_noise=0, disturbance=drift)(0) for drift in (0, 0.004))
-    assert pushed.success
-    straying = [np.abs(each.episode[0]["action"][4:12] - each.episode[0]["effector"][5:13]).mean()
-                for each in (plain, pushed)]  # fmt: skip
-    assert straying[0] < 1e-3 < straying[1]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"image_size": 95}, "image_size must be the frames' height"),
-        ({"max_steps": 0}, "max_steps must be at least 1"),
-        ({"action_noise": -0.1}, "action_noise must be >= 0 metres"),
-        ({"disturbance": float("nan")}, "disturbance must be >= 0 metres"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Collector(**options)
-
-
-def test_an_attempt_out_of_time_is_no_success():
-    assert Collector(image_size=24, max_steps=20)(0).success is False

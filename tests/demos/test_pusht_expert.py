@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unified_video_action.demos.pusht import Collector, ScriptedExpert, find_path, waypoints
+from unified_video_action.demos.pusht import ScriptedExpert, find_path, waypoints
 from unified_video_action.demos.pusht_planner import Planner
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
 from unified_video_action.env.pusht.geometry import clearance
@@ -79,37 +79,3 @@ def test_variety_changes_the_play_and_seeds_repeat_it() -> None:
     plain = play(5)[1]
     assert len(plain) != len(actions) or np.abs(np.subtract(plain, actions)).max() > 5
     assert all(action.dtype == np.float32 and action.shape == (2,) for action in actions)
-
-
-def test_the_collector_gives_the_same_episode_in_any_order() -> None:
-    first, again = Collector(seed=4, goal="random"), Collector(seed=4, goal="random")
-    again(1)
-    (one, meta), (two, _) = first(0).episode, again(0).episode
-    assert first(0).success and first(0).measures["coverage"] > 0.95
-    for name, values in one.items():
-        np.testing.assert_array_equal(values, two[name])
-    assert not np.array_equal(meta["goal"], first(1).episode[1]["goal"])
-    assert len({len(values) for values in one.values()}) == 1
-
-
-def test_the_collector_keeps_no_failure_and_names_bad_options() -> None:
-    attempt = Collector(max_steps=3)(0)
-    assert not attempt.success and attempt.episode is None
-    for options, message in (
-        ({"goal": "sideways"}, "goal must be one of fixed, random, got 'sideways'"),
-        ({"mistakes": 1.0}, "mistakes must be below 1"),
-        ({"disturbance": -1}, "disturbance=-1"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Collector(**options)
-
-
-def test_a_disturbance_is_done_but_not_recorded() -> None:
-    attempt = Collector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
-    assert attempt.success
-    state, action = attempt.episode[0]["state"], attempt.episode[0]["action"]
-    env = PushTEnv(observe_image=False)
-    env.reset(options={"state": state[0]})
-    replayed = np.array([env.step(each)[-1]["state"] for each in action[:20]])
-    apart = np.abs(replayed[:, :2] - state[1:21, :2]).max(axis=1)
-    assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"

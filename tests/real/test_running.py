@@ -51,6 +51,11 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def plans_of(counts: dict[str, int]) -> int:
+    """Also those that came too late on a busy computer."""
+    return counts.get("plans", 0) + counts.get("stale_plans", 0)
+
+
 def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
     robot = running.read_robot(
         options("--robot", "sim", "--server", "tcp://x:1", "--blend", "latest", "--smooth", "--plan-rate", "4")
@@ -194,7 +199,7 @@ def test_from_the_dry_run_to_ctrl_c(tmp_path: Path, server: Server) -> None:
     run.types("quit")
     assert run.ends() == 130, "".join(run.output)
     statistics = json.loads((tmp_path / "run" / "statistics.json").read_text())
-    assert [each["reason"] for each in statistics["stops"]] == ["ctrl_c"] and statistics["counts"]["plans"] > 0
+    assert [each["reason"] for each in statistics["stops"]] == ["ctrl_c"] and plans_of(statistics["counts"]) > 2
     recording = Recording.open(tmp_path / "run" / "episode.zarr.zip")
     times, poses = recording.arrays["command_time"], recording.arrays["command_pose"]
     assert len(times) > 10
@@ -223,7 +228,7 @@ def test_a_server_that_is_killed_and_comes_back(server: Server) -> None:
 
         def operate() -> None:
             try:
-                wait_for(lambda: control.statistics.counts["plans"] > 5)
+                wait_for(lambda: plans_of(control.statistics.counts) > 5)
                 server.kill()
                 wait_for(lambda: control.phase is Phase.HOLDING)
                 sent = len(arm.sent)
@@ -231,8 +236,8 @@ def test_a_server_that_is_killed_and_comes_back(server: Server) -> None:
                 assert len(arm.sent) == sent, "it moved without a server"
                 server.again()
                 wait_for(lambda: control.phase is Phase.RUNNING)
-                plans = control.statistics.counts["plans"]
-                wait_for(lambda: control.statistics.counts["plans"] > plans + 5)
+                plans = plans_of(control.statistics.counts)
+                wait_for(lambda: plans_of(control.statistics.counts) > plans + 5)
             except BaseException as error:
                 problems.append(error)
             control.requests.put("quit")
@@ -244,7 +249,7 @@ def test_a_server_that_is_killed_and_comes_back(server: Server) -> None:
         if problems:
             raise problems[0]
         reasons = [each["reason"] for each in control.statistics.stops]
-        assert reasons[0] in ("lost_server", "no_action") and reasons[-1] == "quit", reasons
+        assert {"lost_server", "no_action"} & set(reasons) and reasons[-1] == "quit", reasons
         assert stop.reason.title == "quit"
         assert not command_faults(arm.sent, limits), command_faults(arm.sent, limits)
     finally:
