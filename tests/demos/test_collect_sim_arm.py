@@ -1,5 +1,6 @@
 """The scripted expert puts the cup onto the saucer, and its demonstrations are data to train on."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ pytest.importorskip("unified_video_action.demos.sim_arm.world", reason="needs `m
 from tests.loading import load_script
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.demos.sim_arm import expert
-from unified_video_action.demos.sim_arm.expert import Collector, Course, Waypoint, cup_onto_saucer, random_table
+from unified_video_action.demos.sim_arm.expert import Collector, Course, cup_onto_saucer, random_table
 from unified_video_action.demos.sim_arm.world import GRIPPER
 from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.robots.archive import Recording
@@ -36,7 +37,8 @@ def test_the_expert_succeeds_only_if_the_cup_is_on_the_saucer(monkeypatch: pytes
         assert 2 < attempt.measures["lag_mm"] < 20 and 6 < attempt.measures["seconds"] < 11
 
     def without_grip(*args) -> Course:
-        return Course([Waypoint(way.pose, GRIPPER, way.seconds) for way in cup_onto_saucer(*args).waypoints])
+        way = cup_onto_saucer(*args).waypoints
+        return Course(dataclasses.replace(way, grippers=np.full(len(way.times), GRIPPER)))
 
     monkeypatch.setattr(expert, "cup_onto_saucer", without_grip)
     assert not collector(0).success
@@ -76,9 +78,9 @@ def test_a_course_is_gentle_and_ends_where_it_should() -> None:
     speeds = np.linalg.norm(np.diff(positions, axis=0), axis=1) / 0.01
     assert speeds.max() < 0.6 and np.abs(np.diff(speeds)).max() / 0.01 < 4
     assert distance(course.at(-1.0)[0], start)[0] == 0
-    for waypoint, end in zip(course.waypoints[1:], np.cumsum([way.seconds for way in course.waypoints[1:]])):
-        pose, opening = course.at(end - 1e-9)
-        assert max(distance(pose, waypoint.pose)) < 1e-6 and opening == pytest.approx(waypoint.gripper)
+    way = course.waypoints
+    for time, pose, gripper in zip(way.times, way.poses, way.grippers):
+        assert max(distance(course.at(time - 1e-9)[0], pose)) < 1e-6 and course.at(time)[1] == pytest.approx(gripper)
 
 
 def test_mistakes_end_with_a_message(folder: Path, capsys) -> None:

@@ -16,7 +16,8 @@ from unified_video_action.demos.collecting import Attempt, option
 from unified_video_action.demos.collecting import Collector as BaseCollector
 from unified_video_action.demos.sim_arm.robot import SimSetup
 from unified_video_action.demos.sim_arm.world import GRIPPER, VIEWS, ManualClock, Snapshot, Table
-from unified_video_action.poses import between, pose_matrix
+from unified_video_action.poses import pose_matrix
+from unified_video_action.real.control.trajectory import Trajectory
 from unified_video_action.real.robots.archive import CODECS, ENDING
 from unified_video_action.real.robots.interface import ArmCommand
 from unified_video_action.real.robots.recorder import EpisodeRecorder
@@ -32,33 +33,29 @@ INSTRUCTION = "put the cup on the saucer"
 
 
 @dataclass(frozen=True)
-class Waypoint:
-    pose: np.ndarray  # (4, 4)
-    gripper: float  # metres
-    seconds: float = 0.0  # on the way here
-
-
 class Course:
-    """The way over waypoints, gently speeded up and slowed down between two of them. The first is where it begins."""
+    """A way over waypoints, gently speeded up and slowed down between two of them."""
 
-    def __init__(self, waypoints: Sequence[Waypoint]) -> None:
-        self.waypoints = tuple(waypoints)
-        self._ends = np.cumsum([waypoint.seconds for waypoint in self.waypoints])
+    waypoints: Trajectory  # whose times begin at 0
+
+    @classmethod
+    def over(cls, start: np.ndarray, legs: Sequence[tuple[np.ndarray, float, float]]) -> Course:
+        """From `start`, with an open gripper, to poses (4, 4) with gripper widths, each with the seconds it takes."""
+        poses, grippers, seconds = zip((start, GRIPPER, 0.0), *legs)
+        return cls(Trajectory(np.cumsum(seconds), np.stack(poses), np.array(grippers)))
 
     @property
     def seconds(self) -> float:
-        return float(self._ends[-1])
+        return self.waypoints.end
 
     def at(self, seconds: float) -> tuple[np.ndarray, float]:
         """Pose (4, 4) and gripper width at a time after the beginning."""
-        leg = int(np.searchsorted(self._ends, seconds, side="right"))
-        if leg in (0, len(self._ends)):
-            end = self.waypoints[0 if leg == 0 else -1]
-            return end.pose, end.gripper
-        before, after = self.waypoints[leg - 1], self.waypoints[leg]
-        share = 1 - (self._ends[leg] - seconds) / after.seconds
-        share = np.array(share**3 * (10 - 15 * share + 6 * share**2))  # no jerk at either end
-        return between(before.pose, after.pose, share), float(before.gripper + share * (after.gripper - before.gripper))
+        times = self.waypoints.times
+        leg = int(np.clip(np.searchsorted(times, seconds, side="right"), 1, len(times) - 1))
+        begin, end = times[leg - 1 : leg + 1]
+        share = np.clip((seconds - begin) / (end - begin), 0, 1)
+        share = share**3 * (10 - 15 * share + 6 * share**2)  # no jerk at either end
+        return self.waypoints.at(begin + share * (end - begin))
 
 
 def random_table(rng: np.random.Generator) -> Table:
@@ -91,8 +88,8 @@ def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -
         (at_saucer, GRIPPER, 0.5),
         (at_saucer @ behind, GRIPPER, 0.8),
     ]
-    way = [Waypoint(start, GRIPPER), *(Waypoint(pose, opening, pace * time) for pose, opening, time in legs)]
-    return Course([*way, Waypoint(way[-1].pose, GRIPPER, 0.4)])  # a rest, in which the arm catches up
+    rest = (at_saucer @ behind, GRIPPER, 0.4)  # in which the arm catches up
+    return Course.over(start, [*((pose, opening, pace * seconds) for pose, opening, seconds in legs), rest])
 
 
 def pose_above(place: np.ndarray, tilt: float) -> np.ndarray:
@@ -188,7 +185,7 @@ class Collector(BaseCollector):
         """Bring the end effector to a pose near where it is, and return that (4, 4)."""
         clock, here = setup.arm.world.clock, setup.arm.state().pose
         pose = pose_matrix(here[:3, 3] + rng.uniform([-0.05, -0.06, -0.03], [0.02, 0.06, 0.04]), here[:3, :3])
-        course = Course([Waypoint(here, GRIPPER), Waypoint(pose, GRIPPER, SETTLING / 2)])
+        course = Course.over(here, [(pose, GRIPPER, SETTLING / 2)])
         began = clock.time()
         while clock.time() - began < SETTLING:
             setup.arm.command(ArmCommand(clock.time() + TICK, course.at(clock.time() + TICK - began)[0], GRIPPER))
