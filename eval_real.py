@@ -13,7 +13,7 @@ import sys
 
 
 def parse_arguments() -> argparse.Namespace:
-    from unified_video_action.real import running
+    from unified_video_action.real.control import running
     from unified_video_action.real.server import serving
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any
 from unified_video_action.workspace import commands
 
 if TYPE_CHECKING:
+    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
     from unified_video_action.dataset.window_dataset import WindowDataset
     from unified_video_action.evaluation.timing import Bench
-    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 log = logging.getLogger("benchmark")
 ALONE = ("simulator", "server")  # not of a policy
@@ -53,9 +54,10 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_policy(config: dict[str, Any], checkpoint: Path | None) -> UnifiedVideoActionPolicy:
+    from unified_video_action.policy.unified_video_action_policy import CHANGE
+
     from unified_video_action.dataset.normalizer import Normalizer
     from unified_video_action.policy.build import build_policy, load_policy
-    from unified_video_action.policy.unified_video_action_policy import CHANGE
 
     if checkpoint:
         return load_policy(checkpoint)

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-
     from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 
 log = logging.getLogger("compare_samplers")

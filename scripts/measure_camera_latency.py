@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from unified_video_action.real.robot import RobotError
-from unified_video_action.real.video_camera import VideoCamera
+from unified_video_action.real.robots.camera import VideoCamera
+from unified_video_action.real.robots.interface import RobotError
 
 log = logging.getLogger("measure_camera_latency")
 
@@ -36,13 +36,19 @@ class Measurement:
     agreement: float
 
 
-def measure(changes: Sequence[float], times: np.ndarray, frames: np.ndarray, exposure: float = 0.01) -> Measurement:
+def brightness(image: np.ndarray) -> float:
+    """Of the middle of a frame (H, W, 3)."""
+    height, width = image.shape[:2]
+    return float(image[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean())
+
+
+def measure(changes: Sequence[float], times: np.ndarray, seen: np.ndarray, exposure: float = 0.01) -> Measurement:
     """The latency at which the frames' brightness agrees best with the window's.
 
     Args:
         changes: times at which the window changed from dark to bright, to dark, ..., the first time to bright.
         times: (n,) when frames were received, by the same clock.
-        frames: (n, H, W, 3) uint8, or their brightness (n,).
+        seen: (n,) their brightness.
         exposure: seconds during which a frame gathers light.
 
     Raises:
@@ -50,32 +56,27 @@ def measure(changes: Sequence[float], times: np.ndarray, frames: np.ndarray, exp
     """
     if len(times) < 20 or len(changes) < 6:
         raise ValueError(f"{len(times)} frames of {len(changes)} changes: too few to measure; take longer")
-    seen = np.asarray(frames, np.float64)
-    if seen.ndim == 4:
-        height, width = seen.shape[1:3]
-        seen = seen[:, height // 4 : -(height // 4) or None, width // 4 : -(width // 4) or None].mean((1, 2, 3))
     edges = np.asarray(changes, np.float64)
     # Seconds of brightness from the first change on, which makes a frame's light a difference of two of its values.
     at_edges = np.concatenate([[0], np.cumsum(np.diff(edges) * (np.arange(len(edges) - 1) % 2 == 0))])
-    delays = np.arange(0, LONGEST, STEP)
     inside = (times - LONGEST - exposure > edges[0]) & (times < edges[-1])
     if inside.sum() < 10 or seen[inside].std() < 1e-6:
         raise ValueError("the frames never change: the camera does not see the window")
+    delays = np.arange(0, LONGEST, STEP)
     alike = np.zeros(len(delays))
     for place, delay in enumerate(delays):
-        light = np.interp(times[inside] - delay, edges, at_edges)
-        light -= np.interp(times[inside] - delay - exposure, edges, at_edges)
-        if light.std() > 1e-9:
-            alike[place] = np.corrcoef(light, seen[inside])[0, 1]
-    best = int(alike.argmax())
-    if alike[best] < ALIKE:
+        begun, ended = (np.interp(times[inside] - delay - before, edges, at_edges) for before in (exposure, 0))
+        if (ended - begun).std() > 1e-9:
+            alike[place] = np.corrcoef(ended - begun, seen[inside])[0, 1]
+    best = alike.max()
+    if best < ALIKE:
         raise ValueError(
-            f"what the camera saw agrees with the window only to {alike[best]:.2f} (needed: {ALIKE}); fill its view "
+            f"what the camera saw agrees with the window only to {best:.2f} (needed: {ALIKE}); fill its view "
             "with the window, dim the room, and switch its automatic exposure off"
         )
     # Around the best one the agreement is flat while an edge falls between frames: its middle is the estimate.
-    flat = np.flatnonzero(alike > alike[best] - 0.01 * (1 - min(alike.min(), 0)))
-    return Measurement(float(delays[flat].mean() + exposure / 2), float(alike[best]))
+    flat = np.flatnonzero(alike > best - 0.01 * (1 - min(alike.min(), 0)))
+    return Measurement(float(delays[flat].mean() + exposure / 2), float(best))
 
 
 def flash(camera: VideoCamera, seconds: float, seed: int) -> tuple[list[float], np.ndarray, np.ndarray]:
@@ -99,9 +100,8 @@ def flash(camera: VideoCamera, seconds: float, seed: int) -> tuple[list[float], 
             following = changes[-1] + rng.uniform(FASTEST, SLOWEST)
         frame = camera.latest()
         if frame is not None and (not times or frame.time > times[-1]):
-            height, width = frame.image.shape[:2]
-            times.append(frame.time)  # received, because the camera was told that its latency is 0
-            seen.append(frame.image[height // 4 : -height // 4, width // 4 : -width // 4].mean())
+            times.append(frame.time)  # received, because the camera's latency is set to 0
+            seen.append(brightness(frame.image))
         time.sleep(0.001)
     cv2.destroyWindow(WINDOW)
     return changes, np.array(times), np.array(seen)

@@ -1,9 +1,9 @@
-"""Look at a recorded episode: a film, a sheet of its frames, and a plot of commanded and reached poses.
+"""Look at a recorded episode: a video, a grid of its frames, and a plot of commanded and measured poses.
 
 python scripts/plot_episode.py outputs/real/0001.zarr.zip --output outputs/look
 python scripts/plot_episode.py --recover outputs/real                  finish recordings that a crash has left there
 
-Draws 0001.mp4, 0001.sheet.png and 0001.plot.png.
+Draws 0001.mp4, 0001.grid.png and 0001.plot.png.
 """
 
 import argparse
@@ -11,8 +11,8 @@ import logging
 from pathlib import Path
 
 from unified_video_action.env_runner.videos import write_mp4
-from unified_video_action.real.episode_plot import Recording, draw_plot, draw_sheet, film_frames
-from unified_video_action.real.recording_archive import ENDING, UNFINISHED, UNFIT, finish_recording
+from unified_video_action.real.robots.archive import ENDING, UNFINISHED, UNFIT, Recording, finish_recording
+from unified_video_action.real.robots.episode_plot import frame_grid, plot_poses, video_frames
 
 log = logging.getLogger("plot_episode")
 
@@ -23,11 +23,11 @@ def look(path: Path, output: Path) -> list[Path]:
     name = path.name.removesuffix(ENDING).removesuffix(UNFIT)
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"{name}.plot.png"]
-    draw_plot(recording).save(files[0])
+    plot_poses(recording).savefig(files[0], dpi=100)
     if len(recording.row_time):
-        files += [output / f"{name}.sheet.png", output / f"{name}.mp4"]
-        draw_sheet(recording).save(files[1])
-        write_mp4(files[2], film_frames(recording), max(round(recording.rate), 1))
+        files += [output / f"{name}.grid.png", output / f"{name}.mp4"]
+        frame_grid(recording).savefig(files[1], dpi=100)
+        write_mp4(files[2], video_frames(recording), max(round(recording.rate), 1))
     return files
 
 

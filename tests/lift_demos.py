@@ -21,13 +21,14 @@ def lift_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def lift_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two episodes without frames, whose actions are steps; read-only for tests."""
-    return _collected(tmp_path_factory, "steps.hdf5", 2, "--low-dim", "--delta")
+    return _collected(tmp_path_factory, "steps.hdf5", 2, "--image-size", "0", "--delta")
 
 
 def _collected(tmp_path_factory: pytest.TempPathFactory, name: str, count: int, *options: str) -> Path:
     path = tmp_path_factory.getbasetemp() / "lift" / name
     if not path.exists():  # every module that imports a fixture has it anew
-        load_script("collect_lift").main(["-n", str(count), "--output", str(path), "--workers", "1", *options])
+        arguments = ["--task", "lift", "-n", str(count), "--output", str(path), "--workers", "1", *options]
+        load_script("collect_demos").main(arguments)
     return path
 
 

@@ -14,7 +14,7 @@ from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import _interfaces, build_dataclass, check_node, instantiate, resolve_class
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.policy.config import PolicyConfig
-from unified_video_action.real.robot import Setup
+from unified_video_action.real.robots.interface import Setup
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.text.clip import ClipText
 from unified_video_action.vae.base import FrameCodec
@@ -108,13 +108,13 @@ REACHED = {
     "env.state_reader.StateReader": {"PushTReader"},
     "env_runner.runner.EnvRunner": {"EnvRunner"},
     "poses.HandSpec": {"HandSpec"},
-    "real.robot.Arm": {"Arx5Arm", "SimArm"},
-    "real.robot.Camera": {"SimCamera", "VideoCamera"},
-    "real.robot.Setup": {"Arx5Setup", "Setup", "SimSetup"},
-    "real.sim.clock.Clock": {"ManualClock", "RealClock"},
-    "real.sim.faults.Faults": {"Faults"},
-    "real.sim.scene.Table": {"Table"},
-    "real.sim.world.World": {"World"},
+    "real.robots.interface.Arm": {"Arx5Arm", "SimArm"},
+    "real.robots.interface.Camera": {"SimCamera", "VideoCamera"},
+    "real.robots.interface.Setup": {"Setup", "SimSetup"},
+    "demos.sim_arm.world.Clock": {"Clock", "ManualClock"},
+    "demos.sim_arm.world.Faults": {"Faults"},
+    "demos.sim_arm.world.Table": {"Table"},
+    "demos.sim_arm.world.World": {"World"},
     "spec.Horizon": {"Horizon"},
     "text.clip.ClipText": {"ClipText"},
     "vae.base.FrameCodec": {"ActingAutoencoderKL", "AutoencoderKL", "PatchMLP", "PushTTiny", "TAEF2"},

@@ -8,12 +8,12 @@ from gymnasium.utils.env_checker import check_env
 from hydra import compose, initialize_config_dir
 
 from unified_video_action.dataset.pusht import mirror_frames, mirror_state
+from unified_video_action.demos.pusht import RandomGoalCollector as Collector
 from unified_video_action.env.pusht.disturbances import GOAL
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.geometry import OUTLINE, to_table
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
-from unified_video_action.env.pusht_m.collect import Collector
 from unified_video_action.env.pusht_m.env import PushTMEnv, goal_of
 
 
@@ -65,21 +65,21 @@ def test_the_expert_shows_every_episode_another_goal() -> None:
     collector = Collector(seed=3)
     one, two = collector(0), collector(1)
     assert one.success and one.measures["coverage"] > 0.95
-    assert not np.array_equal(one.meta["goal"], two.meta["goal"])
-    first = render_states(one.arrays["state"][:1], one.meta["goal"])
-    np.testing.assert_array_equal(one.arrays["img"][:1], first)
+    arrays, meta = one.episode
+    assert not np.array_equal(meta["goal"], two.episode[1]["goal"])
+    np.testing.assert_array_equal(arrays["img"][:1], render_states(arrays["state"][:1], meta["goal"]))
     with pytest.raises(TypeError, match="goal"):
         Collector(goal="fixed")
 
 
 def test_the_mirror_image_shows_the_mirrored_goal() -> None:
     """The `mirror` option of the dataset knows no goals, and needs none."""
-    episode = Collector(seed=3)(0)
-    states = episode.arrays["state"][::10].astype(np.float64)
-    goal = mirror_state(np.array([[0, 0, *episode.meta["goal"]]]))[0, 2:]
-    mirrored = np.moveaxis(mirror_frames(np.moveaxis(episode.arrays["img"][::10], -1, -3)), -3, -1).astype(int)
+    arrays, meta = Collector(seed=3)(0).episode
+    states = arrays["state"][::10].astype(np.float64)
+    goal = mirror_state(np.array([[0, 0, *meta["goal"]]]))[0, 2:]
+    mirrored = np.moveaxis(mirror_frames(np.moveaxis(arrays["img"][::10], -1, -3)), -3, -1).astype(int)
     rendered = render_states(mirror_state(states), goal).astype(int)
-    elsewhere = render_states(mirror_state(states), episode.meta["goal"]).astype(int)
+    elsewhere = render_states(mirror_state(states), meta["goal"]).astype(int)
     assert np.abs(mirrored - rendered).mean() < 0.7  # edges are drawn half a pixel apart
     assert np.abs(mirrored - elsewhere).mean() > 2
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from unified_video_action.demos.pusht_planner import GoalDistance
 from unified_video_action.env.plan_score import Imagined
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import GoalDistance, block_poses, coverage, distance, state_targets
+from unified_video_action.env.pusht.geometry import block_poses, coverage, distance, state_targets
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.score import LOST, CoverageScore, FrameCoverageScore
 

@@ -11,8 +11,8 @@ from tests.lift_demos import CAMERAS, LIFT, SIZE
 
 pytest.importorskip("robosuite", reason=LIFT)
 
+from unified_video_action.demos.lift import LiftExpert
 from unified_video_action.env.robomimic.env import RobomimicEnv
-from unified_video_action.env.robomimic.lift_expert import LiftExpert
 from unified_video_action.env.robomimic.simulator import Simulator, environment_arguments
 from unified_video_action.rotations import matrix_to_6d, to_pose_actions
 

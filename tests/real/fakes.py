@@ -1,11 +1,13 @@
-"""An arm, a camera and a policy without physics, whose time a test moves by hand or lets run."""
+"""An arm, a camera and a policy without physics, and a control loop whose time the test moves."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,21 +16,42 @@ import yaml
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.poses import HandSpec, pose_matrix
-from unified_video_action.real.limits import SafetyLimits
-from unified_video_action.real.loop import Control, Phase
+from unified_video_action.real.control.limits import SafetyLimits
+from unified_video_action.real.control.loop import Control
+from unified_video_action.real.control.trajectory import turn_of, turned
+from unified_video_action.real.control.watchdog import LoopSettings, Phase
 from unified_video_action.real.planner import ObservationEntry, Planner, PlannerError, PolicyDescription
-from unified_video_action.real.robot import Arm, ArmCommand, ArmLimits, ArmState, Camera, Frame, RobotError, Setup
-from unified_video_action.real.trajectory import turn_of, turned
-from unified_video_action.real.watchdog import LoopSettings
+from unified_video_action.real.robots.interface import (
+    Arm,
+    ArmCommand,
+    ArmLimits,
+    ArmState,
+    Camera,
+    Frame,
+    RobotError,
+    Setup,
+)
+from unified_video_action.real.robots.recorder import EpisodeRecorder
 from unified_video_action.spec import Horizon
 
+ROBOTS = Path(__file__).parents[2] / "config" / "real"
 HOME = pose_matrix(np.array([0.35, 0.0, 0.2]), np.eye(3))
 SIZE = 16  # of the pictures
 HAND = HandSpec(states={"hand_position": "position", "hand_rotation": "rotation_6d", "opening": "gripper"})
+LIMITS = {
+    "workspace_low": [0.1, -0.3, 0.0],
+    "workspace_high": [0.55, 0.3, 0.45],
+    "table_height": 0.05,
+    "linear_speed": 0.5,
+    "linear_acceleration": 2.0,
+    "angular_speed": 1.5,
+    "angular_acceleration": 6.0,
+    "joint_acceleration": 15.0,
+}
 
 
 class ManualTime:
-    """Seconds that pass when told to."""
+    """Seconds that pass only in `sleep`."""
 
     def __init__(self, now: float = 100.0) -> None:
         self.seconds = now
@@ -36,12 +59,14 @@ class ManualTime:
     def __call__(self) -> float:
         return self.seconds
 
+    time = __call__  # as the simulated arm's clock
+
     def sleep(self, seconds: float) -> None:
         self.seconds += seconds
 
 
 class FakeArm(Arm):
-    """Goes where it is told, some ticks late. Its joints, cylinder coordinates and a turn, race near the axis."""
+    """Follows its commands some ticks late. Its joints, cylinder coordinates and a turn, race near the axis."""
 
     limits = ArmLimits(
         joints_low=np.array([-2.5, 0.05, -0.1, -3.0, -3.0, -3.0]),
@@ -77,17 +102,16 @@ class FakeArm(Arm):
         return ArmState(self._frozen_at, pose, self.gripper, cylinder(self.pose), np.zeros(6))
 
     def at(self, time: float) -> np.ndarray:
-        """Where it was (4, 4)."""
+        """Its pose (4, 4) then."""
         return next((pose for when, pose in reversed(self._been) if when <= time), HOME)
 
     def command(self, command: ArmCommand) -> None:
         if self.lost:
             raise RobotError("the fake arm is lost")
         self.sent.append(command)
-        if self.blocked:
-            return
-        late = self.sent[max(len(self.sent) - 1 - self._delay, self._since)]
-        self.pose, self.gripper = late.pose, late.gripper
+        if not self.blocked:
+            late = self.sent[max(len(self.sent) - 1 - self._delay, self._since)]
+            self.pose, self.gripper = late.pose, late.gripper
 
     def joints_for(self, pose: np.ndarray, near: np.ndarray) -> np.ndarray | None:
         joints = cylinder(pose)
@@ -112,7 +136,7 @@ def cylinder(pose: np.ndarray) -> np.ndarray:
 
 
 class FakeCamera(Camera):
-    """A picture at even times, whose first pixel tells its number."""
+    """A picture at even times, whose first pixel is its number."""
 
     latency = 0.02
 
@@ -136,7 +160,7 @@ class FakeCamera(Camera):
     def close(self) -> None: ...
 
 
-def description(steps: int = 4, step_seconds: float = 0.1, actions: int = 16, **changes: object) -> PolicyDescription:
+def description(steps: int = 4, step_seconds: float | None = 0.1, **changes: object) -> PolicyDescription:
     fields = {
         "name": "fake",
         "observations": {
@@ -145,9 +169,9 @@ def description(steps: int = 4, step_seconds: float = 0.1, actions: int = 16, **
             "hand_rotation": ObservationEntry("low_dim", (6,), steps),
             "opening": ObservationEntry("low_dim", (1,), steps),
         },
-        "horizon": Horizon(history=steps, actions=actions),
+        "horizon": Horizon(history=steps, actions=16),
         "action_dim": 10,
-        "action_steps": actions,
+        "action_steps": 16,
         "follows_text": False,
         "step_seconds": step_seconds,
         "hand": HAND,
@@ -157,24 +181,16 @@ def description(steps: int = 4, step_seconds: float = 0.1, actions: int = 16, **
 
 
 class FakePlanner(Planner):
-    """Leads the hand along a path in time. It cannot see: a test tells it where the hand was at the newest frame."""
+    """Leads the end effector along a path in time. It cannot see: `where` is its pose and time at the newest frame."""
 
-    def __init__(
-        self,
-        where: Callable[[], tuple[np.ndarray, float]],
-        now: Callable[[], float] = time.monotonic,
-        path: Callable[[float], np.ndarray] | None = None,
-        **changes: object,
-    ) -> None:
+    def __init__(self, where: Callable[[], tuple[np.ndarray, float]], **changes: object) -> None:
         self.description = description(**changes)
-        self.where, self._now, self.path = where, now, path or circle
-        self.delay = 0.0
-        self.sleep: Callable[[float], None] = time.sleep
+        self.where, self.path = where, circle
         self.error: Exception | None = None
+        self.think: Callable[[], None] = lambda: None
         self.spoil: Callable[[np.ndarray], np.ndarray] = lambda actions: actions
         self.resets = self.plans = 0
-        self.going_on: list[Continuation | None] = []
-        self.observations: list[Mapping[str, np.ndarray]] = []
+        self.continuation: Continuation | None = None
 
     def reset(self, seed: int = 0, text: str | None = None) -> None:
         if isinstance(self.error, PlannerError):
@@ -182,13 +198,11 @@ class FakePlanner(Planner):
         self.resets += 1
 
     def plan(self, observation: Mapping[str, np.ndarray], going_on: Continuation | None = None) -> np.ndarray:
-        self.observations = [*self.observations[-20:], observation]
-        self.going_on = [*self.going_on[-20:], going_on]
+        self.continuation = going_on
         if self.error is not None:
             raise self.error
-        (base, seen), delay = self.where(), self.delay
-        if delay:
-            self.sleep(delay)
+        base, seen = self.where()
+        self.think()
         self.plans += 1
         times = seen + self.description.step_seconds * np.array(self.description.horizon.action_offsets)
         poses = np.stack([self.path(time) for time in times])
@@ -197,73 +211,114 @@ class FakePlanner(Planner):
     def close(self) -> None: ...
 
 
+class AtOnce(Executor):
+    """The policy answers within a tick."""
+
+    def submit(self, call: Callable, /, *args: object) -> Future:
+        future: Future = Future()
+        call(*args)
+        future.set_result(None)
+        return future
+
+
+class Later(Executor):
+    """The policy answers when the test says so. Its thread and the test's never run at the same time."""
+
+    def __init__(self, planner: FakePlanner) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._asked, self._may_answer = Event(), Event()
+        self.future: Future | None = None
+        planner.think = self._think
+
+    def submit(self, call: Callable, /, *args: object) -> Future:
+        self._asked.clear()
+        self._may_answer.clear()
+        self.future = self._pool.submit(call, *args)
+        self.future.add_done_callback(lambda _: self._asked.set())
+        self._asked.wait()
+        return self.future
+
+    def answer(self) -> None:
+        self._may_answer.set()
+        self.future.result()
+
+    def _think(self) -> None:
+        self._asked.set()
+        self._may_answer.wait()
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._may_answer.set()
+        self._pool.shutdown()
+
+
 @dataclass
 class Bench:
-    """A control loop with fakes, whose time a test moves."""
+    """A control loop with an arm, a camera and a policy, whose time a test moves."""
 
     control: Control
     arm: Any  # FakeArm or SimArm
     camera: Any
     planner: FakePlanner
-    time: ManualTime
+    time: Any
     limits: SafetyLimits
     sent: list[ArmCommand]
-    reached: list[ArmState]
+    measured: list[ArmState]
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Tick, look at the camera and plan, one after the other as time passes."""
-        control, every = self.control, 1.0 / self.arm.rate
+        """Tick and look at the camera as time passes."""
         for _ in range(round(seconds * self.arm.rate)):
-            self.time.sleep(every)
-            control.observer.look(0)
-            control.tick(self.time())
-            if not control.planning.ready:
-                control.planning.warm_up()
-            elif control.planning.active and self.time() >= self.next_plan and control.planning.fault is None:
-                self.next_plan = self.time() + 0.125
-                control.planning.step()
+            self.time.sleep(1.0 / self.arm.rate)
+            self.control.observer.look(0)
+            self.control.tick(self.time.time())
             if until():
                 return
 
-    next_plan: float = 0.0
+    def ask(self, request: str, seconds: float = 0.05) -> None:
+        self.control.requests.put(request)
+        self.run(seconds)
 
-    def start(self) -> None:
-        self.run(0.1)
-        self.control.requests.put("start")
-        self.run(0.02)
-        assert self.control.phase is Phase.RUNNING
+    def start(self, seconds: float = 0.02) -> None:
+        self.run(0.15)
+        self.ask("start", seconds)
+        assert self.control.phase is Phase.RUNNING and not self.control.statistics.stops
 
     def faults(self) -> list[str]:
         """Of all that was sent."""
         return command_faults(self.sent, self.limits)
 
 
-LIMITS = {
-    "workspace_low": [0.1, -0.3, 0.0],
-    "workspace_high": [0.55, 0.3, 0.45],
-    "table_height": 0.05,
-    "linear_speed": 0.5,
-    "linear_acceleration": 2.0,
-    "angular_speed": 1.5,
-    "angular_acceleration": 6.0,
-    "joint_acceleration": 15.0,
-}
-
-
 def bench(settings: Mapping[str, object] | None = None, limits: Mapping[str, object] | None = None, **changes) -> Bench:
+    """With FakeArm, connected and ready."""
     clock = ManualTime()
     arm, camera = FakeArm(clock), FakeCamera(clock)
-    planner = FakePlanner(lambda: (arm.at(seen()), seen()), clock, **changes)
-    planner.sleep = clock.sleep
-    bounds = SafetyLimits(**(LIMITS | dict(limits or {})))
-    control = Control(
-        Setup(arm, (camera,)), planner, bounds, LoopSettings(**(settings or {})), now=clock, sleep=clock.sleep
-    )
-
-    def seen() -> float:
-        return control.observer.newest_frames()[0]
-
+    loop, bounds = LoopSettings(**(settings or {})), SafetyLimits(**(LIMITS | dict(limits or {})))
+    planner = FakePlanner(lambda: (arm.at(camera.latest().time), camera.latest().time), **changes)
+    control = Control(Setup(arm, (camera,)), planner, bounds, loop, None, clock, clock.sleep, executor=AtOnce())
     return Bench(control, arm, camera, planner, clock, bounds, arm.sent, [])
+
+
+def sim_bench(settings: Mapping[str, object] | None = None, recorder: EpisodeRecorder | None = None) -> Bench:
+    """With the simulated arm and its configuration, connected."""
+    from unified_video_action.demos.sim_arm.robot import SimSetup
+    from unified_video_action.demos.sim_arm.world import ManualClock
+
+    clock = ManualClock()
+    setup = SimSetup(size=(64, 64), clock=clock)
+    arm, camera = setup.arm, setup.cameras[0]
+    arm.connect()
+    camera.connect()
+    clock.sleep(0.5)
+    robot = yaml.safe_load((ROBOTS / "sim.yaml").read_text())
+    limits = build_dataclass(SafetyLimits, robot["safety"], "safety")
+    loop = build_dataclass(LoopSettings, robot["loop"] | dict(settings or {}), "loop")
+    home, sent, measured = arm.state().pose, [], []
+    planner = FakePlanner(lambda: (arm.world.at(camera.latest().time).pose, camera.latest().time))
+    planner.path = lambda time: circle(time, home=home)
+    command, state = arm.command, arm.state
+    arm.command = lambda given: (command(given), sent.append(given))
+    arm.state = lambda: (measured.append(state()), measured[-1])[1]
+    control = Control(setup, planner, limits, loop, recorder, clock.time, clock.sleep, executor=AtOnce())
+    return Bench(control, arm, camera, planner, clock, limits, sent, measured)
 
 
 def circle(time: float, radius: float = 0.05, period: float = 4.0, home: np.ndarray = HOME) -> np.ndarray:
@@ -286,14 +341,12 @@ def command_faults(commands: Sequence[ArmCommand], limits: SafetyLimits, longest
 
 
 def stream_faults(times: np.ndarray, poses: np.ndarray, limits: SafetyLimits, slack: float = 1e-3) -> list[str]:
-    """What a stream of poses (n, 4, 4) at times (n,) breaks of the limits, judged by itself."""
+    """The limits that a stream of poses (n, 4, 4) at times (n,) breaks, judged by themselves."""
     positions = poses[:, :3, 3]
     found = []
-    low, high = np.array(limits.workspace_low), np.array(limits.workspace_high)
-    if (positions < low - 1e-6).any() or (positions > high + 1e-6).any():
+    low = np.array([*limits.workspace_low[:2], max(limits.workspace_low[2], limits.table_height)])
+    if (positions < low - 1e-6).any() or (positions > np.array(limits.workspace_high) + 1e-6).any():
         found.append(f"workspace {positions.min(0)} {positions.max(0)}")
-    if (positions[:, 2] < limits.table_height - 1e-6).any():
-        found.append(f"table {positions[:, 2].min()}")
     if len(times) < 3:
         return found
     gaps = np.diff(times)[:, None]
@@ -313,77 +366,16 @@ def stream_faults(times: np.ndarray, poses: np.ndarray, limits: SafetyLimits, sl
     return found
 
 
-class SimTime(ManualTime):
-    """That of a simulation which stands still unless told to go on."""
-
-    def __init__(self) -> None:
-        from unified_video_action.real.sim.clock import ManualClock
-
-        self.clock = ManualClock()
-
-    def __call__(self) -> float:
-        return self.clock.time()
-
-    def sleep(self, seconds: float) -> None:
-        self.clock.sleep(seconds)
-
-
-SIM = Path(__file__).parents[2] / "config" / "real" / "sim.yaml"
-
-
-def watched(arm: Arm, sent: list[ArmCommand], reached: list[ArmState]) -> None:
-    """Have everything that an arm is told and says be kept."""
-    command, state = arm.command, arm.state
-
-    def keeping_command(given: ArmCommand) -> None:
-        command(given)
-        sent.append(given)
-
-    def keeping_state() -> ArmState:
-        reached.append(state())
-        return reached[-1]
-
-    arm.command, arm.state = keeping_command, keeping_state
-
-
-def reached_faults(states: Sequence[ArmState], limits: SafetyLimits, slack: float = 0.005, share: float = 1.3) -> list:
-    """What a simulated arm, which follows its commands softly, went beyond: `slack` metres, and a share of speed."""
-    times, poses = np.array([state.time for state in states]), np.array([state.pose for state in states])
-    places, found = poses[:, :3, 3], []
+def measured_faults(states: Sequence[ArmState], limits: SafetyLimits, slack: float = 0.005, share: float = 1.3) -> list:
+    """The limits that a simulated arm, which follows its commands softly, broke by more than slack and share."""
+    times, places = np.array([state.time for state in states]), np.array([state.pose[:3, 3] for state in states])
+    found = []
     low = np.array([*limits.workspace_low[:2], max(limits.workspace_low[2], limits.table_height)])
     if (places < low - slack).any() or (places > np.array(limits.workspace_high) + slack).any():
         found.append(f"workspace {places.min(0)} {places.max(0)}")
     later = np.searchsorted(times, times + 0.02)
-    known = later < len(times)
-    first, last = np.flatnonzero(known), later[known]
+    first, last = np.flatnonzero(later < len(times)), later[later < len(times)]
     speeds = np.linalg.norm(places[last] - places[first], axis=1) / (times[last] - times[first])
     if speeds.max(initial=0.0) > limits.linear_speed * share:
         found.append(f"speed {speeds.max()}")
     return found
-
-
-def sim_bench(settings: Mapping[str, object] | None = None, **changes: object) -> Bench:
-    """The simulated arm with its configuration, connected; its time is moved by the test."""
-    from unified_video_action.real.sim.setup import SimSetup
-
-    clock = SimTime()
-    setup = SimSetup(size=(64, 64), clock=clock.clock)
-    setup.arm.connect()
-    setup.cameras[0].connect()
-    clock.sleep(0.5)
-    robot = yaml.safe_load(SIM.read_text())
-    limits = SafetyLimits.read(robot["safety"])
-    loop = build_dataclass(LoopSettings, robot["loop"] | dict(settings or {}), "loop")
-    home = setup.arm.state().pose
-    planner = FakePlanner(
-        lambda: (setup.arm.world.at(seen()).pose, seen()), clock, lambda time: circle(time, home=home), **changes
-    )
-    control = Control(setup, planner, limits, loop, now=clock, sleep=clock.sleep)
-
-    def seen() -> float:
-        return control.observer.newest_frames()[0]
-
-    sent: list[ArmCommand] = []
-    reached: list[ArmState] = []
-    watched(setup.arm, sent, reached)
-    return Bench(control, setup.arm, setup.cameras[0], planner, clock, limits, sent, reached)

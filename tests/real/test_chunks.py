@@ -4,13 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
+from scipy.spatial.transform import Rotation, Slerp
 
 from tests.real.fakes import HAND, HOME, circle, description
 from unified_video_action.poses import HandSpec, pose_matrix
-from unified_video_action.real.chunks import BadPlan, Chunks, Plan, ensemble, keeping, read_plan
-from unified_video_action.real.smoothing import moving_average
-from unified_video_action.real.trajectory import Trajectory, turned
+from unified_video_action.real.control.chunks import BadPlan, Chunks, keeping, read_chunk
+from unified_video_action.real.control.trajectory import Trajectory, between, ensemble, turn_of, turned
+from unified_video_action.real.planner import moving_average
 from unified_video_action.spec import Horizon
 
 STEP = 0.1
@@ -27,18 +27,18 @@ def said(observed: float, base: np.ndarray, offset: int = 0) -> np.ndarray:
 def test_actions_are_meant_for_the_time_of_the_newest_frame(offset: int) -> None:
     base = pose_matrix(np.array([0.3, 0.1, 0.2]), turned([0.3, 1.0, -0.5]))
     policy = description(horizon=Horizon(action_offset=offset))
-    plan = read_plan(said(50.0, base, offset), policy, STEP, 50.0, base)
-    np.testing.assert_allclose(plan.trajectory.times, 50.0 + STEP * (offset + np.arange(16)))
-    expected = np.stack([circle(time) for time in plan.trajectory.times])
-    np.testing.assert_allclose(plan.trajectory.poses, expected, atol=1e-6)
-    np.testing.assert_allclose(plan.trajectory.grippers, np.linspace(0, 0.08, 16), atol=1e-6)
+    plan = read_chunk(said(50.0, base, offset), policy, STEP, 50.0, base)
+    np.testing.assert_allclose(plan.times, 50.0 + STEP * (offset + np.arange(16)))
+    expected = np.stack([circle(time) for time in plan.times])
+    np.testing.assert_allclose(plan.poses, expected, atol=1e-6)
+    np.testing.assert_allclose(plan.grippers, np.linspace(0, 0.08, 16), atol=1e-6)
 
 
 def test_absolute_actions_need_no_base() -> None:
     hand = HandSpec({"hand_position": "position"}, relative_actions=False)
     actions = hand.actions(np.stack([circle(time) for time in range(16)]), np.zeros(16), HOME)
-    plan = read_plan(actions, description(hand=hand), STEP, 0.0, pose_matrix(np.ones(3), np.eye(3)))
-    np.testing.assert_allclose(plan.trajectory.poses[3], circle(3), atol=1e-6)
+    plan = read_chunk(actions, description(hand=hand), STEP, 0.0, pose_matrix(np.ones(3), np.eye(3)))
+    np.testing.assert_allclose(plan.poses[3], circle(3), atol=1e-6)
 
 
 @pytest.mark.parametrize("spoilt", ["nan", "inf", "zero", "shape"])
@@ -51,7 +51,7 @@ def test_a_plan_that_cannot_be_followed_says_why(spoilt: str) -> None:
         actions[7, 3:6] = 0
     match = {"shape": r"shape \(5, 10\)", "zero": "first row is zero"}.get(spoilt, "1 of the plan's numbers")
     with pytest.raises(BadPlan, match=match):
-        read_plan(actions, description(), STEP, 0.0, HOME)
+        read_chunk(actions, description(), STEP, 0.0, HOME)
 
 
 def chunks(blend: str = "latest", lead: float = 0.02) -> tuple[Chunks, Counter]:
@@ -59,11 +59,11 @@ def chunks(blend: str = "latest", lead: float = 0.02) -> tuple[Chunks, Counter]:
     return Chunks(description(), STEP, blend, lead, counts), counts
 
 
-def plan_at(observed: float, shift: float = 0.0) -> Plan:
+def plan_at(observed: float, shift: float = 0.0) -> Trajectory:
     times = observed + STEP * np.arange(16)
     poses = np.stack([circle(time) for time in times])
     poses[:, 0, 3] += shift
-    return Plan(observed, Trajectory(times, poses, np.full(16, 0.04)))
+    return Trajectory(times, poses, np.full(16, 0.04))
 
 
 def test_stale_actions_are_dropped_and_a_wholly_stale_plan_too() -> None:
@@ -71,7 +71,7 @@ def test_stale_actions_are_dropped_and_a_wholly_stale_plan_too() -> None:
     assert made.at(100.0) is None
     assert made.add(plan_at(100.0), 100.25, HOME, 0.05)
     assert counts["stale_actions"] == 3  # of 100.0, 100.1 and 100.2
-    np.testing.assert_allclose(made.at(100.27)[0], HOME)  # it sets out from where the arm is told to be
+    np.testing.assert_allclose(made.at(100.27)[0], HOME)  # it sets out from the newest command
     np.testing.assert_allclose(made.at(100.4)[0], circle(100.4), atol=1e-9)
     np.testing.assert_allclose(made.at(101.0)[0], circle(101.0), atol=1e-9)
     np.testing.assert_allclose(made.at(105.0)[0], circle(101.5), atol=1e-9)  # nothing is planned any more
@@ -116,19 +116,19 @@ def test_rotations_are_averaged_as_rotations() -> None:
 
 def test_going_on_gives_the_rest_of_the_plan_as_seen_from_now() -> None:
     made, _ = chunks("continue")
-    assert made.going_on(100.0, HOME, 100.0, 0.1) is None
+    assert made.continuation(100.0, HOME, 100.0, 0.1) is None
     made.add(plan_at(100.0), 100.05, HOME, 0.04)
     base = pose_matrix(np.array([0.4, -0.1, 0.25]), turned([0.5, 0.2, 1.0]))
-    kept = made.going_on(100.5, base, 100.55, latency=0.2)
+    kept = made.continuation(100.5, base, 100.55, latency=0.2)
     assert len(kept.actions) == 11  # 100.5 to 101.5
     poses, _ = HAND.targets(kept.actions, base)
     np.testing.assert_allclose(poses, np.stack([circle(100.5 + STEP * i) for i in range(11)]), atol=1e-6)
     # Executed before the new plan is there: 100.5, 100.6 and 100.7, for it comes at 100.55 + 0.2 + 0.02.
     assert (kept.weights[:3] == 1).all() and (np.diff(kept.weights[2:]) < 0).all() and 0 < kept.weights[-1] < 0.1
-    assert made.going_on(105.0, base, 105.0, 0.1) is None
+    assert made.continuation(105.0, base, 105.0, 0.1) is None
     made.clear()
-    assert made.going_on(100.5, base, 100.55, 0.2) is None
-    assert chunks("latest")[0].going_on(100.5, base, 100.55, 0.2) is None
+    assert made.continuation(100.5, base, 100.55, 0.2) is None
+    assert chunks("latest")[0].continuation(100.5, base, 100.55, 0.2) is None
 
 
 def test_weights_of_what_is_kept_fall_as_in_the_paper() -> None:
@@ -142,6 +142,40 @@ def test_an_unknown_blend_or_one_that_the_policy_cannot_do_is_refused() -> None:
         chunks("mix")
     with pytest.raises(ValueError, match="cannot go on"):
         Chunks(description(continues=False), STEP, "continue", 0.02, Counter())
+
+
+def random_trajectory(n: int = 6) -> Trajectory:
+    times = 10 + np.cumsum(RNG.uniform(0.05, 0.2, n))
+    turns = Rotation.from_rotvec(RNG.normal(0, 0.8, (n, 3))).as_matrix()
+    return Trajectory(times, pose_matrix(RNG.normal(size=(n, 3)), turns), RNG.uniform(0, 0.08, n))
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-12, 1e-6, 0.3, 3.0, np.pi - 1e-9, np.pi])
+def test_turns_are_scipys(angle: float) -> None:
+    for axis in RNG.normal(size=(20, 3)):
+        vector = axis / np.linalg.norm(axis) * angle
+        matrix = turned(vector)
+        np.testing.assert_allclose(matrix, Rotation.from_rotvec(vector).as_matrix(), atol=1e-12)
+        assert abs(np.linalg.norm(turn_of(matrix)) - angle) < 1e-9
+        np.testing.assert_allclose(turned(turn_of(matrix)), matrix, atol=1e-9)
+
+
+def test_a_trajectory_is_interpolated_as_scipy_does_and_holds_at_its_ends() -> None:
+    trajectory = random_trajectory()
+    times = np.linspace(trajectory.times[0], trajectory.end, 57)
+    slerp = Slerp(trajectory.times, Rotation.from_matrix(trajectory.poses[:, :3, :3]))(times).as_matrix()
+    places = [np.interp(times, trajectory.times, trajectory.poses[:, axis, 3]) for axis in range(3)]
+    expected = pose_matrix(np.stack(places, 1), slerp)
+    sampled = trajectory.sampled(times)
+    np.testing.assert_allclose(sampled.poses, expected, atol=1e-9)
+    np.testing.assert_allclose(np.stack([trajectory.at(time)[0] for time in times]), expected, atol=1e-9)
+    np.testing.assert_allclose(sampled.grippers, np.interp(times, trajectory.times, trajectory.grippers), atol=1e-12)
+    for time, index in ((0.0, 0), (99.0, -1)):
+        assert (trajectory.at(time)[0] == trajectory.poses[index]).all()
+    middle = between(pose_matrix(np.zeros(3), turned([0, 0, 3.0])), pose_matrix(np.ones(3), turned([0, 0, -3.0])), 0.5)
+    np.testing.assert_allclose(middle[:3, :3], turned([0, 0, np.pi]), atol=1e-9)  # the short way round
+    with pytest.raises(ValueError, match="do not rise"):
+        Trajectory(np.array([1.0, 1.0]), np.stack([np.eye(4)] * 2), np.zeros(2))
 
 
 def test_smoothing_is_the_mean_of_neighbours_with_the_ends_repeated() -> None:

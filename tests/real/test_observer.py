@@ -1,15 +1,14 @@
-"""What a policy reads of what a robot saw and felt."""
+"""The observation that a policy reads of frames and states."""
 
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
 from tests.real.fakes import HAND, HOME, SIZE, FakeCamera, ManualTime, description
-from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.poses import pose_matrix, relative_to
-from unified_video_action.real.observer import Observer
+from unified_video_action.real.control.observer import Observer
 from unified_video_action.real.planner import ObservationEntry
-from unified_video_action.real.robot import ArmState
+from unified_video_action.real.robots.interface import ArmState
 
 STEP = 0.1  # seconds
 
@@ -114,11 +113,3 @@ def test_a_policy_that_this_robot_cannot_serve_is_refused() -> None:
     entries = dict(description().observations) | {"force": ObservationEntry("low_dim", (3,), 4)}
     with pytest.raises(ValueError, match="'force'"):
         Observer(description(observations=entries, hand=HAND), [camera], STEP)
-
-
-def test_frames_of_other_proportions_are_cut_from_the_middle() -> None:
-    image = np.zeros((48, 64, 3), np.uint8)
-    image[:, 8:56] = 200  # the square in the middle
-    assert (Fit((16, 16))(image) == 200).all()
-    assert (Fit((24, 24))(np.ascontiguousarray(image.transpose(1, 0, 2))) == 200).all()
-    assert Fit((48, 64))(image) is image

@@ -1,16 +1,16 @@
 """What was recorded is what was given, in training's layout; nothing waits for it, and a crash loses little."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from pathlib import Path
+from time import sleep
 
+import msgpack
 import numpy as np
 import pytest
 import zarr
@@ -20,10 +20,10 @@ from zarr.storage import ZipStore
 from unified_video_action.dataset.formats.pictures import JpegCodec, register_pictures
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.poses import distance, from_vector, pose_matrix
-from unified_video_action.real import recorder as module
-from unified_video_action.real.recorder import EpisodeRecorder
-from unified_video_action.real.recording_archive import HEAD, finish_recording
-from unified_video_action.real.robot import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots import recorder as module
+from unified_video_action.real.robots.archive import RECORDS, finish_recording
+from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
+from unified_video_action.real.robots.recorder import EpisodeRecorder
 
 SIZE = (24, 32)
 BEGAN = 100.0
@@ -110,14 +110,8 @@ def test_what_was_recorded_is_what_was_given(tmp_path: Path, codec: str) -> None
     events = root["recording"].attrs["events"]
     assert [(event["kind"], event["text"]) for event in events] == [("clip", "table"), ("stop", "Ctrl-C")]
     assert root.attrs["instruction"] == "cup"
-
-
-def test_the_projects_reader_opens_it(tmp_path: Path) -> None:
-    path = tmp_path / "one.zarr.zip"
-    with EpisodeRecorder(path, rate=20) as recorder:
-        record(recorder, 1.0)
-    buffer = ReplayBuffer(path, ["camera0_rgb"], ["robot0_eef_pos"])
-    assert buffer.episode_ends.tolist() == [20]
+    buffer = ReplayBuffer(tmp_path / "one.zarr.zip", ["camera0_rgb"], ["robot0_eef_pos"])
+    assert buffer.episode_ends.tolist() == [40]
     assert np.abs(buffer.frames("camera0_rgb", np.array([3]))[0].astype(int) - 17).max() <= 1
 
 
@@ -142,15 +136,18 @@ def test_two_cameras_meet_in_time(tmp_path: Path) -> None:
     assert np.abs(other / 60 - (times - BEGAN)).max() < 0.5 / 60 + 1 / 60
 
 
-def test_states_that_are_no_numbers_are_kept_but_not_trained_on(tmp_path: Path) -> None:
+def test_states_that_are_no_numbers_and_odd_chunks_are_kept_from_training(tmp_path: Path) -> None:
     with EpisodeRecorder(tmp_path / "nan.zarr.zip", rate=20) as recorder:
         record(recorder, 1.0)
         broken = state_at(BEGAN + 0.505)
         broken.pose[:3, 3] = np.nan
         recorder.state(broken)
+        recorder.plan(BEGAN, BEGAN, np.full((4, 3), np.nan))
+        recorder.plan(BEGAN, BEGAN, np.zeros((2, 3)))
     root = opened(tmp_path / "nan.zarr.zip")
     assert np.isnan(root["recording/state_pose"][...]).any()
     assert np.isfinite(root["data/robot0_eef_pos"][...]).all()
+    assert root["recording/plan_actions"].shape == (1, 4, 3)
 
 
 def test_an_episode_without_frames_is_no_training_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -159,23 +156,16 @@ def test_an_episode_without_frames_is_no_training_data(tmp_path: Path, caplog: p
         recorder.event(BEGAN, "stop", "no frame came")
     assert os.listdir(tmp_path) == ["blind.no_rows.zip"]
     assert "nothing here can be trained on" in caplog.text
-    root = opened(tmp_path / "blind.no_rows.zip")
-    assert root["recording/state_time"][...].tolist() == [BEGAN]
+    assert opened(tmp_path / "blind.no_rows.zip")["recording/state_time"][...].tolist() == [BEGAN]
 
 
 def test_it_never_waits_and_counts_what_it_loses(tmp_path: Path, monkeypatch, caplog) -> None:
-    release = []
-
-    def slow(self, buf) -> bytes:
-        while not release:
-            time.sleep(0.01)
-        return b"x"
-
-    monkeypatch.setattr(JpegCodec, "encode", slow)
+    release = threading.Event()
+    monkeypatch.setattr(JpegCodec, "encode", lambda self, buf: release.wait() and b"x")
     with EpisodeRecorder(tmp_path / "slow.zarr.zip") as recorder:
         for tick in range(module.FRAMES_WAITING + 50):
             recorder.frame(0, Frame(BEGAN + tick, picture(0)))
-        release.append(True)
+        release.set()
     lost = recorder.lost["frames"]
     assert 50 >= lost >= 50 - module.FRAMES_AT_ONCE  # as many as did not fit, less those that the writer had taken
     assert f"{{'frames': {lost}}}" in caplog.text
@@ -186,7 +176,7 @@ def test_it_never_waits_and_counts_what_it_loses(tmp_path: Path, monkeypatch, ca
 def test_patient_it_loses_nothing(tmp_path: Path, monkeypatch) -> None:
     encode = JpegCodec.encode
     monkeypatch.setattr(module, "FRAMES_WAITING", 4)
-    monkeypatch.setattr(JpegCodec, "encode", lambda self, buf: (time.sleep(0.005), encode(self, buf))[1])
+    monkeypatch.setattr(JpegCodec, "encode", lambda self, buf: (sleep(0.002), encode(self, buf))[1])
     with EpisodeRecorder(tmp_path / "all.zarr.zip", rate=20, patient=True) as recorder:
         record(recorder, 2.0)
     assert recorder.lost == {} and opened(tmp_path / "all.zarr.zip")["data/camera0_rgb"].shape[0] == 40
@@ -206,7 +196,7 @@ def test_a_full_disk_stops_the_recording_but_not_the_loop(tmp_path: Path, monkey
 
     with EpisodeRecorder(tmp_path / "full.zarr.zip") as recorder:
         recorder.state(state_at(BEGAN))
-        monkeypatch.setattr(EpisodeRecorder, "_write_frame", full)
+        monkeypatch.setattr(JpegCodec, "encode", full)
         record(recorder, 0.5)
     assert "nothing is recorded any more: no space left" in caplog.text and not recorder.output.exists()
     assert recorder.finish() is None
@@ -225,8 +215,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
 
 def test_neither_recorder_nor_drivers_need_torch_or_a_simulator() -> None:
-    names = ("recorder", "episode_plot", "video_camera", "arx5", "sim.setup")
-    imports = ", ".join(f"unified_video_action.real.{name}" for name in names)
+    imports = ", ".join(f"unified_video_action.real.robots.{name}" for name in ("recorder", "episode_plot", "arx5"))
     code = f"import sys, {imports}; assert not {{'torch', 'mujoco', 'arx5_interface'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
@@ -235,33 +224,29 @@ CRASHING = """
     import sys, time
     from pathlib import Path
     from tests.real.test_recorder import *
-    recorder = EpisodeRecorder(Path(sys.argv[1]), rate=20)
+    recorder = EpisodeRecorder(Path(sys.argv[1]), rate=20, patient=True)
     recorder.__enter__()
     record(recorder, 2.0)
     recorder.event(BEGAN, "clip", "table")
-    time.sleep(1.5)
-    sys.stdout.write("written\\n"); sys.stdout.flush()
     time.sleep(60)
 """
 
 
 def test_a_crash_loses_at_most_the_last_second(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [sys.executable, "-c", textwrap.dedent(CRASHING), str(tmp_path / "crashed.zarr.zip")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as process:
-        assert process.stdout.readline() == "written\n"
-        folder = tmp_path / "crashed.recording"
+    folder = tmp_path / "crashed.recording"
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(root)}, cwd=root) as process:
+        written = folder / RECORDS
+        while not written.exists() or b"clip" not in written.read_bytes() or written.read_bytes().count(b"frame") < 40:
+            assert process.poll() is None
+            sleep(0.1)
         with pytest.raises(ValueError, match="being recorded now"):
             finish_recording(folder)
         process.send_signal(signal.SIGKILL)
-        process.wait()
-    with open(next(folder.glob("camera0_*")), "ab") as file:  # a frame and a state whose writing it interrupted
-        file.write(HEAD.pack(BEGAN + 3, 10_000) + b"half of a frame")
-    with open(next(folder.glob("states_*")), "ab") as file:
-        file.write(b"\0" * 13)
-    with open(folder / "events.jsonl", "ab") as file:
-        file.write(b'{"time": 3, "ki')
+    whole = msgpack.packb(["frame", 0, BEGAN + 3, SIZE, b"half of a frame"])
+    with open(folder / RECORDS, "ab") as file:  # a record whose writing was interrupted
+        file.write(whole[:-5])
     path = finish_recording(folder)
     assert path == tmp_path / "crashed.zarr.zip" and os.listdir(tmp_path) == [path.name]
     archive = opened(path)

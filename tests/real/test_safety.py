@@ -2,21 +2,22 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from tests.real.fakes import HOME, LIMITS, FakeArm, circle, cylinder, stream_faults
+from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, circle, cylinder, stream_faults
+from unified_video_action.instantiate import build_dataclass
 from unified_video_action.poses import pose_matrix
-from unified_video_action.real.limits import Rules, SafetyLimits
-from unified_video_action.real.motion import JOINT_TICKS, Braking, Motion
-from unified_video_action.real.robot import ArmCommand, ArmState
-from unified_video_action.real.safety import Gate, Safety, SafetyStop
-from unified_video_action.real.trajectory import turned
+from unified_video_action.real.control.limits import Bounds, Rules, SafetyLimits
+from unified_video_action.real.control.motion import JOINT_TICKS, Motion
+from unified_video_action.real.control.safety import Gate, SafetyFilter, SafetyStop
+from unified_video_action.real.control.trajectory import turned
+from unified_video_action.real.robots.interface import ArmState
 
 ARM = FakeArm.limits
+CASES = 120  # of each kind of stream
 Stream = Callable[[int], tuple[np.ndarray, float]]
 
 
@@ -28,56 +29,38 @@ def state_at(pose: np.ndarray, gripper: float = 0.05) -> ArmState:
     return ArmState(0.0, pose, gripper, cylinder(pose), np.zeros(6))
 
 
-def safety_at(pose: np.ndarray = HOME, rate: float = 200.0, **changes: object) -> Safety:
-    safety = Safety(limits(**changes), ARM, rate, FakeArm().joints_for)
+def safety_at(pose: np.ndarray = HOME, rate: float = 200.0, **changes: object) -> SafetyFilter:
+    safety = SafetyFilter(limits(**changes), ARM, rate, FakeArm().joints_for)
     safety.begin(state_at(pose))
     return safety
 
 
-class Outcome:
-    """The stream that came out, judged by itself."""
-
-    def __init__(self, safety: Safety, rate: float) -> None:
-        self.safety, self.rate = safety, rate
-        self.poses = [safety.told[0]]
-        self.grippers = [safety.told[1]]
-
-    def sent(self, pose: np.ndarray, gripper: float) -> None:
-        self.poses.append(pose)
-        self.grippers.append(gripper)
-
-    def faults(self) -> list[str]:
-        bounds, times = self.safety.bounds, np.arange(len(self.poses)) / self.rate
-        found = stream_faults(times, np.stack(self.poses), self.safety.limits)
-        joints = np.stack([cylinder(pose) for pose in self.poses])
-        speeds = np.diff(joints, axis=0) * self.rate
-        joints = np.concatenate([joints[:1].repeat(2 * JOINT_TICKS, 0), joints])  # it rested before
-        windows = (joints[JOINT_TICKS:] - joints[:-JOINT_TICKS]) * self.rate / JOINT_TICKS
-        changes = (windows[JOINT_TICKS:] - windows[:-JOINT_TICKS]) * self.rate / JOINT_TICKS
-        if (joints < bounds.joints_low - 1e-6).any() or (joints > bounds.joints_high + 1e-6).any():
-            found.append("joint range")
-        if (np.abs(speeds) > bounds.joint_speed * 1.001).any():
-            found.append(f"joint speed {np.abs(speeds).max(0)}")
-        if (np.abs(changes) > bounds.joint_acceleration * 1.001).any():
-            found.append(f"joint acceleration {np.abs(changes).max(0)}")
-        openings = np.array(self.grippers)
-        if (openings < ARM.gripper_low - 1e-9).any() or (openings > ARM.gripper_high + 1e-9).any():
-            found.append("gripper range")
-        if (np.abs(np.diff(openings)) > bounds.gripper_speed / self.rate * 1.001).any():
-            found.append("gripper speed")
-        return found
-
-
-def drive(safety: Safety, stream: Stream, ticks: int, rate: float) -> Outcome:
-    """Follow a stream, then brake to rest; the arm is perfect."""
-    outcome = Outcome(safety, rate)
+def drive(safety: SafetyFilter, stream: Stream, ticks: int, rate: float) -> tuple[np.ndarray, list[str]]:
+    """Follow a stream, then brake to rest; the arm is perfect. The poses that were sent, and the limits they broke."""
+    sent = [safety.commanded]
     for tick in range(ticks):
-        outcome.sent(*safety.follow(*stream(tick), safety.told[0]))
+        sent.append(safety.follow(*stream(tick), safety.commanded[0]))
     for _ in range(10_000):
         if safety.at_rest:
-            return outcome
-        outcome.sent(*safety.brake())
-    raise AssertionError("it never came to rest")
+            break
+        sent.append(safety.brake())
+    assert safety.at_rest, "it never came to rest"
+    poses, grippers = np.stack([pose for pose, _ in sent]), np.array([gripper for _, gripper in sent])
+    bounds = safety.bounds
+    found = stream_faults(np.arange(len(sent)) / rate, poses, safety.limits)
+    joints = np.stack([cylinder(pose) for pose in poses])
+    speeds = np.diff(joints, axis=0) * rate
+    joints = np.concatenate([joints[:1].repeat(2 * JOINT_TICKS, 0), joints])  # it rested before
+    windows = (joints[JOINT_TICKS:] - joints[:-JOINT_TICKS]) * rate / JOINT_TICKS
+    changes = (windows[JOINT_TICKS:] - windows[:-JOINT_TICKS]) * rate / JOINT_TICKS
+    broken = {
+        "joint range": (joints < bounds.joints_low - 1e-6).any() or (joints > bounds.joints_high + 1e-6).any(),
+        "joint speed": (np.abs(speeds) > bounds.joint_speed * 1.001).any(),
+        "joint acceleration": (np.abs(changes) > bounds.joint_acceleration * 1.001).any(),
+        "gripper range": grippers.min() < ARM.gripper_low - 1e-9 or grippers.max() > ARM.gripper_high + 1e-9,
+        "gripper speed": (np.abs(np.diff(grippers)) > bounds.gripper_speed / rate * 1.001).any(),
+    }
+    return poses, found + [name for name, is_broken in broken.items() if is_broken]
 
 
 def leaps(rng: np.random.Generator, hold: int) -> Stream:
@@ -123,7 +106,7 @@ STREAMS = {"leaps": leaps, "ram": ram, "shake": shake, "to the axis": to_the_axi
 def test_nothing_makes_it_break_a_limit(kind: str) -> None:
     rng = np.random.default_rng(sum(map(ord, kind)))
     seen = 0
-    for case in range(300):
+    for case in range(CASES):
         rate = (25.0, 50.0, 100.0)[case % 3]
         near_axis = {"workspace_low": [0.0, -0.3, 0.0]} if case % 2 or kind == "to the axis" else {}
         place = rng.uniform([0.12, -0.28, 0.06], [0.5, 0.28, 0.44])
@@ -131,20 +114,18 @@ def test_nothing_makes_it_break_a_limit(kind: str) -> None:
         pose[:3, 3] = np.clip(pose[:3, 3], [0.1, -0.2, 0.06], [0.5, 0.2, 0.44])
         safety = safety_at(pose, rate, **near_axis)
         stream = STREAMS[kind](rng, int(rng.integers(1, 25)))
-        outcome = drive(safety, stream, 15, rate)
-        assert not outcome.faults(), f"case {case} at {rate} Hz: {outcome.faults()}"
-        seen += len(outcome.poses)
-    assert seen > 300 * 15
+        poses, faults = drive(safety, stream, 15, rate)
+        assert not faults, f"case {case} at {rate} Hz: {faults}"
+        seen += len(poses)
+    assert seen > CASES * 15
 
 
 def test_a_long_run_keeps_the_limits_and_reaches_what_is_allowed() -> None:
     safety = safety_at(rate=100.0)
     rng = np.random.default_rng(3)
-    outcome = drive(safety, leaps(rng, 70), 1000, 100.0)
-    assert not outcome.faults()
+    assert not drive(safety, leaps(rng, 70), 1000, 100.0)[1]
     corner = pose_matrix(np.array([0.8, 0.8, -1.0]), np.eye(3))
-    outcome = drive(safety, lambda tick: (corner, 0.05), 300, 100.0)
-    place = outcome.poses[-1][:3, 3]
+    place = drive(safety, lambda tick: (corner, 0.05), 300, 100.0)[0][-1][:3, 3]
     # The joints' reach, 0.6 m less its margin, cuts the corner of the workspace off.
     assert 0.55 < np.hypot(*place[:2]) < 0.571 and place[2] < 0.1
 
@@ -153,7 +134,7 @@ def test_what_keeps_the_limits_goes_through_unchanged() -> None:
     safety = safety_at(circle(0.0))
     for tick in range(900):  # gently from rest, then evenly
         target = circle(tick**2 / 800 / 200 if tick < 400 else (tick - 200) / 200)
-        pose, _ = safety.follow(target, 0.05, safety.told[0])
+        pose, _ = safety.follow(target, 0.05, safety.commanded[0])
         np.testing.assert_allclose(pose, target, atol=1e-9)
     assert not safety.clipped
 
@@ -199,7 +180,7 @@ def test_speed_and_joints_may_stop_too() -> None:
     stopping = safety_at(rules=Rules(joints="stop"), workspace_high=[0.9, 0.3, 0.45])
     with pytest.raises(SafetyStop, match="joints"):
         for _ in range(1000):
-            stopping.follow(pose_matrix(np.array([0.9, 0, 0.2]), np.eye(3)), 0.05, stopping.told[0])
+            stopping.follow(pose_matrix(np.array([0.9, 0, 0.2]), np.eye(3)), 0.05, stopping.commanded[0])
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
@@ -218,7 +199,7 @@ def test_an_arm_that_stays_behind_stops() -> None:
     blocked = HOME.copy()
     with pytest.raises(SafetyStop, match="lag"):
         for tick in range(1000):  # a policy that pushes on, from where the commands are
-            ahead = safety.told[0].copy()
+            ahead = safety.commanded[0].copy()
             blocked[:3, 3] = HOME[:3, 3] if tick < 50 else HOME[:3, 3] - [0.21, 0, 0]
             safety.follow(ahead, 0.05, blocked)
 
@@ -236,27 +217,27 @@ def test_the_arm_starts_only_where_it_may_be() -> None:
         safety_at(outside)
     wrong = dataclasses.replace(state_at(HOME), joints=cylinder(HOME) + 0.5)
     with pytest.raises(SafetyStop, match="joints for the pose"):
-        Safety(limits(), ARM, 200.0, FakeArm().joints_for).begin(wrong)
+        SafetyFilter(limits(), ARM, 200.0, FakeArm().joints_for).begin(wrong)
 
 
-def test_an_arm_that_sags_at_rest_goes_on_from_where_it_was_told_to_be() -> None:
+def test_an_arm_that_sags_at_rest_goes_on_from_its_last_command() -> None:
     safety = safety_at()
     for sag, kept in ((0.004, True), (0.03, False)):
-        told = safety.told[0]
-        lower = told.copy()
+        before = safety.commanded[0]
+        lower = before.copy()
         lower[2, 3] -= sag
         safety.begin(state_at(lower))
-        assert np.allclose(safety.told[0], told if kept else lower)
+        assert np.allclose(safety.commanded[0], before if kept else lower)
 
 
 def test_the_gate_needs_no_governor() -> None:
     """It refuses by itself what a broken governor would let out."""
-    bounds = limits().bounds(ARM, 200.0)
-    still = Motion.resting(HOME, Braking(1, 1))
+    bounds = Bounds(limits(), ARM, 200.0)
+    still = Motion.resting(HOME, (1.0, 1.0))
 
     def shifted(way: float, turn: float = 0.0) -> Motion:
         pose = pose_matrix(HOME[:3, 3] + [0, way, 0], turned([0, 0, turn]))
-        return Motion.resting(pose, Braking(1, 1))
+        return Motion.resting(pose, (1.0, 1.0))
 
     for motion, gripper, match in (
         (shifted(0.01), 0.05, "speed"),
@@ -290,6 +271,8 @@ def test_the_gate_needs_no_governor() -> None:
         ({"table_height": 1.0}, "table_height"),
         ({"max_lag": 0.01}, "max_lag"),
         ({"joint_speed_share": 1.5}, "joint_speed_share"),
+        ({"gripper_low": 0.09}, "gripper_low"),
+        ({"joint_margin": 2.0}, "joint_margin"),
         ({"off": True}, "off"),
         ({"rules": {"table": "ignore"}}, "safety.rules.*table"),
         ({"rules": {"lag": "clip"}}, "safety.rules.lag"),
@@ -297,23 +280,10 @@ def test_the_gate_needs_no_governor() -> None:
 )
 def test_a_configuration_that_makes_no_sense_names_its_field(change: dict, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        SafetyLimits.read(LIMITS | change)
-
-
-def test_a_gripper_without_room_is_refused() -> None:
-    with pytest.raises(ValueError, match="gripper_low"):
-        limits(gripper_low=0.09).bounds(ARM, 200.0)
+        Bounds(build_dataclass(SafetyLimits, LIMITS | change, "safety"), ARM, 200.0)
 
 
 @pytest.mark.parametrize("name", ["sim", "arx5"])
 def test_the_robots_limits_are_read(name: str) -> None:
-    path = Path(__file__).parents[2] / "config" / "real" / f"{name}.yaml"
-    read = SafetyLimits.read(yaml.safe_load(path.read_text())["safety"])
+    read = build_dataclass(SafetyLimits, yaml.safe_load((ROBOTS / f"{name}.yaml").read_text())["safety"], "safety")
     assert read.linear_speed <= 1.0 and read.table_height >= 0
-
-
-def test_commands_are_for_the_arm_as_they_come() -> None:
-    arm = FakeArm()
-    safety = safety_at()
-    arm.command(ArmCommand(0.0, *safety.follow(circle(0.1), 0.05, HOME)))
-    assert len(arm.sent) == 1

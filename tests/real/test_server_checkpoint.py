@@ -27,12 +27,11 @@ from unified_video_action.inference.continuation import Continuation
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
 from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
-from unified_video_action.real.planner import PlannerError
+from unified_video_action.real.planner import PlannerError, moving_average
 from unified_video_action.real.server import loading, serving
 from unified_video_action.real.server.core import histories
 from unified_video_action.real.server.description import describe as describe_checkpoint
 from unified_video_action.real.server.loading import load_core
-from unified_video_action.real.smoothing import moving_average
 
 ROOT = Path(__file__).parents[2]
 TEXT, OTHER_TEXT = INSTRUCTIONS

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.real.server_support import INSTRUCTIONS, InstantSession, describe, instant_core, observe
-from unified_video_action.real.planner import ObservationEntry, PolicyDescription
+from unified_video_action.real.planner import ObservationEntry, PolicyDescription, moving_average
 from unified_video_action.real.server import core as core_module
 from unified_video_action.real.server.core import Core, histories
 from unified_video_action.real.server.errors import (
@@ -20,7 +20,6 @@ from unified_video_action.real.server.errors import (
     Refused,
 )
 from unified_video_action.real.server.requests import RequestSpec
-from unified_video_action.real.smoothing import moving_average
 from unified_video_action.spec import Horizon
 
 TEXT = INSTRUCTIONS[0]

@@ -1,7 +1,5 @@
 """OpenCV's cameras, played from files; and the measurement of their latency on made frames."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable
@@ -14,9 +12,9 @@ import pytest
 
 from tests.loading import load_script
 from unified_video_action.dataset.frame_fit import cropped
-from unified_video_action.real import video_camera
-from unified_video_action.real.robot import RobotError
-from unified_video_action.real.video_camera import VideoCamera
+from unified_video_action.real.robots import camera as module
+from unified_video_action.real.robots.camera import VideoCamera
+from unified_video_action.real.robots.interface import RobotError
 
 WIDE = (72, 128)  # height, width
 FPS = 30
@@ -36,28 +34,20 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if what():
-            return True
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
-    return False
 
 
-def test_frames_are_the_square_middle_in_rgb_and_never_queue(film: Path) -> None:
+def test_frames_are_the_square_middle_in_rgb_and_the_newest(film: Path) -> None:
     with VideoCamera(str(film), latency=0.05, size=(36, 36)) as camera:
         first = camera.latest()
         assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
         assert first.image[..., 1].min() > 80 and first.image[..., [0, 2]].max() < 60, "only the green middle"
         assert first.time <= time.monotonic() - 0.05
-        time.sleep(0.7)
-        later = camera.latest()
-        assert later.image[..., 1].mean() > first.image[..., 1].mean() + 20, "frames in between are passed over"
-        assert time.monotonic() - later.time < 0.05 + 0.5
-
-
-def test_colours_are_not_swapped(film: Path) -> None:
+        wait_for(lambda: camera.latest().image[..., 1].mean() > first.image[..., 1].mean() + 20)
     with VideoCamera(str(film), size=WIDE) as camera:
         image = camera.latest().image
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
@@ -80,18 +70,17 @@ def test_the_middle_of_any_shape() -> None:
 
 
 def test_a_camera_that_is_lost_is_opened_again(film: Path, tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(video_camera, "RETRY", 0.1)
+    monkeypatch.setattr(module, "RETRY", 0.1)
     path = tmp_path / "plugged.avi"
     shutil.copy(film, path)
     with VideoCamera(str(path)) as camera:
         path.unlink()  # it ends after two seconds, and cannot be opened any more
-        assert wait_for(lambda: caplog.text.count("cannot be opened") >= 2)
+        wait_for(lambda: caplog.text.count("cannot be opened") >= 2)
         last = camera.latest()
         assert "no frame comes any more" in caplog.text
-        time.sleep(0.3)
         assert camera.latest() is last, "its last frame grows old"
         shutil.copy(film, path)
-        assert wait_for(lambda: camera.latest().time > last.time)
+        wait_for(lambda: camera.latest().time > last.time)
 
 
 def test_what_the_camera_does_not_give_is_said(film: Path) -> None:
@@ -101,13 +90,10 @@ def test_what_the_camera_does_not_give_is_said(film: Path) -> None:
         VideoCamera(str(film), fps=60).connect()
     with pytest.raises(RobotError, match="fourcc=YUYV was asked for, it gives 'MJPG'"):
         VideoCamera(str(film), fourcc="YUYV").connect()
+    with pytest.raises(RobotError, match="cannot be opened.*v4l2-ctl"):
+        VideoCamera(f"{film}9").connect()
     with VideoCamera(str(film), capture=WIDE, fps=FPS, fourcc="MJPG") as camera:
         assert camera.latest() is not None
-
-
-def test_no_camera_is_said(tmp_path: Path) -> None:
-    with pytest.raises(RobotError, match="cannot be opened.*v4l2-ctl"):
-        VideoCamera(str(tmp_path / "video9")).connect()
 
 
 @pytest.mark.parametrize(
@@ -144,22 +130,21 @@ def flashing(latency: float, exposure: float, fps: float, noise: float = 3.0) ->
     return changes, times, np.clip(frames, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(
-    "latency, exposure, fps", [(0.125, 0.01, 60), (0.06, 0.016, 30), (0.31, 0.002, 30), (0.2, 0.03, 20)]
-)
+@pytest.mark.parametrize("latency, exposure, fps", [(0.125, 0.01, 60), (0.31, 0.002, 30), (0.2, 0.03, 20)])
 def test_the_latency_is_found(script: ModuleType, latency: float, exposure: float, fps: float) -> None:
-    found = script.measure(*flashing(latency, exposure, fps))
+    changes, times, frames = flashing(latency, exposure, fps)
+    found = script.measure(changes, times, np.array([script.brightness(frame) for frame in frames]))
     assert found.latency == pytest.approx(latency, abs=0.006) and found.agreement > 0.9
 
 
 def test_what_shows_no_window_is_no_measurement(script: ModuleType) -> None:
-    changes, times, frames = flashing(0.1, 0.01, 30)
+    changes, times, _ = flashing(0.1, 0.01, 30)
     with pytest.raises(ValueError, match="fill its view"):
-        script.measure(changes, times, np.random.default_rng(1).integers(0, 255, frames.shape).astype(np.uint8))
+        script.measure(changes, times, np.random.default_rng(1).uniform(0, 255, len(times)))
     with pytest.raises(ValueError, match="does not see the window"):
-        script.measure(changes, times, np.full_like(frames, 90))
+        script.measure(changes, times, np.full(len(times), 90.0))
     with pytest.raises(ValueError, match="too few"):
-        script.measure(changes[:3], times, frames)
+        script.measure(changes[:3], times, np.zeros(len(times)))
 
 
 def test_without_a_screen_the_script_says_so(script: ModuleType, film: Path, monkeypatch, capsys) -> None:

@@ -1,4 +1,4 @@
-"""What scripted experts share: an episode of theirs, their options, and processes that play many attempts."""
+"""Episodes made in a simulator, and processes that make many of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,17 +16,12 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 @dataclass(frozen=True)
 class Episode:
-    """What an expert did: row i of every array belongs to the moment just before action i."""
+    """One episode: row i of every array belongs to the moment just before action i."""
 
     arrays: dict[str, np.ndarray]  # img uint8 (T, H, W, 3), action float32 (T, D), and what else the task has
     meta: dict[str, np.ndarray | float]  # what a store keeps of the episode
     measures: dict[str, float]  # for the log
     success: bool  # only then are there arrays
-
-
-def option(default: int | float | str, text: str) -> Any:
-    """A field of a collector; scripts/collect_demos.py makes an option of it, with this help."""
-    return field(default=default, metadata={"help": text})
 
 
 def in_order(make: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

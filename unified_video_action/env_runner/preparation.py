@@ -129,7 +129,8 @@ def sampler_of(policy: BasePolicy) -> str:
 def require_forward_dynamics(policy: BasePolicy) -> None:
     """Raise ValueError where a planner cannot try its plans in the policy's own model."""
     if not hasattr(policy, "require_trained"):
-        raise ValueError(f"--planner: {type(policy).__name__} imagines nothing to choose by; try --planner-model simulator")
+        name = type(policy).__name__
+        raise ValueError(f"--planner: {name} imagines nothing to choose by; try --planner-model simulator")
     policy.require_trained("forward_dynamics")
 
 

@@ -42,6 +42,15 @@ class PolicyDescription:
     hand: HandSpec | None = None  # how an arm's poses become its states, and its actions poses; None: not of a hand
     continues: bool = False  # accepts `Continuation`s
 
+    def require_hand(self) -> HandSpec:
+        """Raises ValueError for a policy that does not move an end effector."""
+        if self.hand is None:
+            raise ValueError(
+                f"policy {self.name!r} does not say how its actions move a hand (description.hand); only policies "
+                "trained on hands' poses, such as those of UMI data, can move an arm"
+            )
+        return self.hand
+
     def to_json(self) -> dict[str, Any]:
         """Only dicts, lists, strings, numbers, booleans and None."""
         return asdict(self)
@@ -90,3 +99,22 @@ class Planner(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
+
+
+def moving_average(actions: np.ndarray, taps: int = 3) -> np.ndarray:
+    """Average each action with its neighbours, the first and the last repeated beyond the ends.
+
+    The paper's code smooths the 16 actions of a real robot so, with 3 taps; rotations in their 6-D form.
+
+    Args:
+        actions: (A, D).
+        taps: how many are averaged, an odd number; 1 changes nothing.
+
+    Raises:
+        ValueError: an even number of taps, or none.
+    """
+    if taps < 1 or taps % 2 == 0:
+        raise ValueError(f"smooth={taps}: expected an odd number of actions to average, 3 as published")
+    reach = taps // 2
+    padded = np.pad(actions, ((reach, reach), (0, 0)), mode="edge")
+    return np.mean([padded[start : start + len(actions)] for start in range(taps)], axis=0).astype(actions.dtype)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import shapely
@@ -39,27 +37,6 @@ def block_poses(targets: np.ndarray) -> np.ndarray:
     return np.concatenate([positions, angle], axis=-1)
 
 
-@dataclass(frozen=True)
-class Contacts:
-    """Places on the T's outline that the agent can push against, in the T's frame."""
-
-    points: np.ndarray  # (N, 2)
-    normals: np.ndarray  # (N, 2), unit length, out of the T
-
-
-@cache
-def outline_contacts(spacing: float) -> Contacts:
-    """Contacts about `spacing` pixels apart along every side of the T, at least one on each."""
-    points, normals = [], []
-    for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
-        along = end - start
-        length = np.linalg.norm(along)
-        count = max(1, int(length // spacing))
-        points.append(start + (np.arange(count)[:, None] + 0.5) / count * along)
-        normals.append(np.tile([along[1] / length, -along[0] / length], (count, 1)))
-    return Contacts(np.concatenate(points), np.concatenate(normals))
-
-
 def rotation(angle: float) -> np.ndarray:
     """(2, 2) matrix that turns column vectors by `angle`."""
     cos, sin = math.cos(angle), math.sin(angle)
@@ -88,46 +65,6 @@ def clearance(points: np.ndarray, pose: Pose) -> np.ndarray:
     return np.minimum(to_rectangle(*BAR), to_rectangle(*STEM))
 
 
-class GoalDistance:
-    """How far the T is from the goal, in pixels: the way of its centre of mass and its turn at TURN_RADIUS, as legs.
-
-    Unlike the mean distance of the T's corners, it falls all the way from any pose to the goal, also from the far side.
-    """
-
-    def __init__(self, goal: Pose) -> None:
-        self._angle = goal[2]
-        self._centre_x, self._centre_y = to_table(CENTRE_OF_MASS, goal).tolist()
-
-    def legs(self, pose: Pose) -> tuple[float, float, float]:
-        """Offset of the centre of mass in x and y, and of the angle times TURN_RADIUS, from the goal."""
-        x, y, angle = pose
-        centre_x = x - math.sin(angle) * CENTRE_HEIGHT  # plain floats: one pose is too little for numpy to pay
-        centre_y = y + math.cos(angle) * CENTRE_HEIGHT
-        turn = (angle - self._angle + math.pi) % (2 * math.pi) - math.pi
-        return centre_x - self._centre_x, centre_y - self._centre_y, TURN_RADIUS * turn
-
-    def __call__(self, pose: Pose) -> float:
-        return math.hypot(*self.legs(pose))
-
-    def push_slopes(self, pose: Pose, contacts: Contacts) -> np.ndarray:
-        """Change of the distance per pixel that a push along each contact's inward normal moves that contact: (N,).
-
-        Contacts have no friction and the T has mass 1, so a push moves the centre of mass by an impulse J along the
-        normal, and turns the T by J * arm / INERTIA.
-        """
-        leg_x, leg_y, leg_turn = self.legs(pose)
-        push = -contacts.normals  # (N, 2)
-        arm = cross(contacts.points - CENTRE_OF_MASS, push)  # (N,)
-        translation = push @ rotation(pose[2]).T @ np.array([leg_x, leg_y])  # (N,)
-        turning = leg_turn * TURN_RADIUS * arm / INERTIA  # (N,)
-        return (translation + turning) / (1 + arm * arm / INERTIA) / max(self(pose), 1e-9)
-
-
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """z component of the cross product of vectors (..., 2)."""
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
-
-
 def coverage(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
     """Share (...) of the goal (3,) that the T covers at poses (..., 3), which must be finite."""
     target = shapely.polygons(_on_table(OUTLINE, goal))
@@ -136,7 +73,7 @@ def coverage(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 
 def distance(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """`GoalDistance` (...) in pixels from the goal (3,) for poses (..., 3)."""
+    """Pixels (...) from the goal (3,) for poses (..., 3): the centre of mass's way, and the turn at TURN_RADIUS."""
     centres, target = (_on_table(CENTRE_OF_MASS[None], each)[..., 0, :] for each in (poses, goal))  # (..., 2)
     turn = (poses[..., 2] - goal[2] + np.pi) % (2 * np.pi) - np.pi
     return np.sqrt(np.square(centres - target).sum(axis=-1) + np.square(TURN_RADIUS * turn))

@@ -14,6 +14,7 @@ import numpy as np
 
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.messages import few, shown
+from unified_video_action.real.planner import moving_average
 from unified_video_action.real.server.errors import (
     BAD_REQUEST,
     BUSY,
@@ -26,7 +27,6 @@ from unified_video_action.real.server.errors import (
 from unified_video_action.real.server.health import Health
 from unified_video_action.real.server.place import Client, Job, Plan
 from unified_video_action.real.server.requests import RequestSpec
-from unified_video_action.real.smoothing import moving_average
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 60.0

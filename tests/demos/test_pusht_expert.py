@@ -1,0 +1,81 @@
+"""The scripted expert of PushT: its picture of the table, its way round the T, and that it brings the T to the goal."""
+
+import numpy as np
+import pytest
+
+from unified_video_action.demos.pusht import ScriptedExpert, find_path, waypoints
+from unified_video_action.demos.pusht_planner import Planner
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.geometry import clearance
+from unified_video_action.env.pusht.goals import random_goal
+from unified_video_action.env.pusht.table import Table
+
+
+def play(seed: int, goal=DEFAULT_GOAL, **variety: float) -> tuple[bool, list[np.ndarray]]:
+    env = PushTEnv(goal=goal, observe_image=False)
+    expert = ScriptedExpert(goal, seed, **variety)
+    _, info = env.reset(seed=seed)
+    actions = []
+    for _ in range(300):
+        actions.append(expert.act(info["state"]))
+        info = env.step(actions[-1])[-1]
+        if info["is_success"]:
+            break
+    return info["is_success"], actions
+
+
+def test_the_copy_of_the_table_moves_as_the_environment() -> None:
+    env, table = PushTEnv(observe_image=False), Table()
+    agent, pose = (100.0, 100.0), (250.0, 250.0, 0.5)
+    env.reset(options={"state": [*agent, *pose]})
+    table.place(agent, pose)
+    for action in np.repeat(np.random.default_rng(0).uniform(150, 350, (12, 2)), 5, axis=0):
+        state = env.step(action)[-1]["state"]
+        table.move(action)
+        np.testing.assert_allclose([*table.agent, *table.pose[:2]], state[:4], atol=1e-9)
+    assert np.abs(state[2:4] - pose[:2]).max() > 20  # the T was pushed
+
+
+def test_paths_go_round_the_block() -> None:
+    pose = (250.0, 250.0, 0.0)
+    start, end = np.array([250.0, 200.0]), np.array([330.0, 330.0])
+    path = find_path(start, end, pose, margin=25)
+    np.testing.assert_array_equal(path[[0, -1]], [start, end])
+    points = waypoints(path, spacing=3)
+    assert clearance(points, pose).min() > 23.5
+    assert np.linalg.norm(np.diff(points, axis=0), axis=1).max() <= 3 + 1e-9
+    np.testing.assert_array_equal(find_path(start, start + [30, 0], pose, 25), [start, start + [30, 0]])
+    in_the_corner = (60.0, 60.0, -np.pi / 4)  # the bar shuts the corner of the table off
+    assert find_path(np.array([25.0, 25.0]), end, in_the_corner, margin=25) is None
+
+
+def test_a_planned_push_comes_out_as_planned() -> None:
+    pose = (330.0, 200.0, 2.0)
+    planner = Planner(DEFAULT_GOAL, np.random.default_rng(0))
+    push = planner.plan(np.array([100.0, 100.0]), pose)[0]
+    assert push.distance < 0.8 * planner.distance(pose)
+    env = PushTEnv(observe_image=False)
+    env.reset(options={"state": [*push.start, *pose]})
+    for step in range(1, push.steps + 1):
+        env.step(push.start + step * push.speed * push.direction)
+    np.testing.assert_allclose(env.state[2:4], push.pose[:2], atol=0.05)
+
+
+@pytest.mark.parametrize("seed", [0, 14, 53, 65, 100000, 100001])
+def test_the_expert_succeeds(seed: int) -> None:
+    assert play(seed)[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_expert_succeeds_with_any_goal(seed: int) -> None:
+    assert play(seed, random_goal(np.random.default_rng(seed)))[0]
+
+
+def test_variety_changes_the_play_and_seeds_repeat_it() -> None:
+    variety = {"action_noise": 1.0, "choice": 4.0, "mistakes": 0.1}
+    success, actions = play(5, **variety)
+    assert success
+    np.testing.assert_array_equal(actions, play(5, **variety)[1])
+    plain = play(5)[1]
+    assert len(plain) != len(actions) or np.abs(np.subtract(plain, actions)).max() > 5
+    assert all(action.dtype == np.float32 and action.shape == (2,) for action in actions)

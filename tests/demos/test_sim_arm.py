@@ -1,0 +1,222 @@
+"""The simulated arm moves as a real one does: it follows with a lag, stays within its limits, stops, and can fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+pytest.importorskip("unified_video_action.demos.sim_arm.world", reason="needs `make sims`", exc_type=ImportError)
+
+from unified_video_action.demos.sim_arm.robot import SimArm, SimCamera, SimSetup
+from unified_video_action.demos.sim_arm.world import GRIPPER, HOME, Clock, Kinematics, ManualClock, World
+from unified_video_action.poses import distance
+from unified_video_action.real.robots.interface import ArmCommand, RobotError, Setup
+
+TICK = 0.005
+CUP_WIDTH = 0.06
+
+
+@pytest.fixture
+def arm() -> Iterator[SimArm]:
+    with SimArm(World(ManualClock())) as arm:
+        yield arm
+
+
+def drive(arm: SimArm, seconds: float, goal: Callable[[float], np.ndarray], gripper: float = GRIPPER) -> list:
+    """Command `goal(seconds since now)` at 200 Hz; the states in between."""
+    clock, states = arm.world.clock, []
+    began = clock.time()
+    while clock.time() - began < seconds:
+        due = clock.time() + TICK
+        arm.command(ArmCommand(due, goal(due - began), gripper))
+        clock.sleep(TICK)
+        states.append(arm.state())
+    return states
+
+
+def shifted(pose: np.ndarray, *by: float) -> np.ndarray:
+    moved = pose.copy()
+    moved[:3, 3] += by
+    return moved
+
+
+def test_its_proportions_are_the_published_ones() -> None:
+    kinematics = Kinematics()
+    # Sums of the joints' origins in the maker's URDF, less 1 mm to the side.
+    assert kinematics.pose_of(np.zeros(6))[:3, 3] == pytest.approx([0.02 - 0.264 + 0.245 + 0.0942 + 0.225, 0, 0.1565])
+    assert kinematics.pose_of(np.zeros(6))[:3, :3] @ [0, 0, 1] == pytest.approx([1, 0, 0])  # fingers forward
+    stretched = kinematics.pose_of(np.array([0, 3.14159, 3.14159 - 0.2246, 0, 0, 0]))
+    assert 0.7 < np.linalg.norm(stretched[:3, 3] - [0.02, 0, 0.1005]) < 0.85  # from the shoulder to the finger tips
+
+
+def test_inverse_kinematics_agrees_with_forward() -> None:
+    kinematics, rng = Kinematics(), np.random.default_rng(0)
+    low, high = kinematics._model.jnt_range[:6].T
+    for _ in range(60):
+        joints = rng.uniform(0.8 * low + 0.2 * high, 0.2 * low + 0.8 * high)
+        pose = kinematics.pose_of(joints)
+        found = kinematics.joints_for(pose, joints + rng.normal(0, 0.03, 6))
+        assert found is not None and (found >= low).all() and (found <= high).all()
+        assert max(distance(kinematics.pose_of(found), pose)) < 1e-7
+    pose = kinematics.pose_of(HOME)
+    assert kinematics.joints_for(shifted(pose, 1.0, 0, 0), HOME) is None
+    assert kinematics.joints_for(np.full((4, 4), np.nan), HOME) is None
+    assert kinematics.joints_for(pose, HOME) == pytest.approx(HOME)
+
+
+def test_follows_a_slow_sine_with_a_lag(arm: SimArm) -> None:
+    home = arm.state().pose
+
+    def goal(seconds: float) -> np.ndarray:
+        angle = 2 * np.pi * 0.25 * seconds
+        return shifted(home, 0, 0.08 * np.sin(angle), 0.04 * (1 - np.cos(angle)))
+
+    began = arm.world.clock.time()
+    states = drive(arm, 5.0, goal)
+    after = [state for state in states if state.time - began > 1]
+    late = np.array([distance(state.pose, goal(state.time - began)) for state in after])
+    assert late[:, 0].max() < 0.015 and np.degrees(late[:, 1].max()) < 3
+    assert late[:, 0].mean() > 0.003, "it teleports"
+    there = np.array([distance(state.pose, goal(state.time - began - 0.06)) for state in after])
+    assert there[:, 0].max() < 0.005, "it is 60 ms late, and otherwise right"
+    assert 0 <= arm.world.clock.time() - states[-1].time <= 0.005
+
+
+def test_joints_keep_within_their_limits_whatever_is_commanded(arm: SimArm) -> None:
+    rng, home = np.random.default_rng(1), arm.state().pose
+    goals = [shifted(home, *rng.uniform([-0.15, -0.25, -0.05], [0.08, 0.25, 0.15])) for _ in range(8)]
+    states = drive(arm, 4.0, lambda seconds: goals[int(seconds / 0.5) % 8])  # jumps
+    velocities = np.array([state.joint_velocities for state in states])
+    joints = np.array([state.joints for state in states])
+    assert np.abs(velocities).max() > 1, "it hardly moves"
+    assert (np.abs(velocities) < 1.2 * arm.limits.joint_velocity).all()  # of what is told, exactly; a little overshoot
+    assert (joints > arm.limits.joints_low - 0.01).all() and (joints < arm.limits.joints_high + 0.01).all()
+    steps = np.linalg.norm(np.diff([state.pose[:3, 3] for state in states], axis=0), axis=1)
+    assert steps.max() < 0.02, "it teleports"
+
+
+def test_what_cannot_be_reached_leaves_it_on_its_way(arm: SimArm, caplog: pytest.LogCaptureFixture) -> None:
+    goal = shifted(arm.state().pose, 0, 0.05, 0)
+    arm.command(ArmCommand(arm.world.clock.time() + 0.3, goal, GRIPPER))
+    arm.command(ArmCommand(arm.world.clock.time() + 0.3, shifted(goal, 2, 0, 0), GRIPPER))
+    arm.command(ArmCommand(np.nan, shifted(goal, 0, 0.1, 0), GRIPPER))
+    assert caplog.text.count("cannot reach") == 2
+    arm.world.clock.sleep(1)
+    assert distance(arm.state().pose, goal)[0] < 0.002
+
+
+def test_stop_comes_to_rest_and_holds(arm: SimArm) -> None:
+    home = arm.state().pose
+    states = drive(arm, 0.5, lambda seconds: shifted(home, 0, 0.8 * seconds**2, 0))
+    speed = np.linalg.norm(states[-1].pose[:3, 3] - states[-2].pose[:3, 3]) / TICK
+    assert speed > 0.5  # metres per second
+    arm.stop()
+    arm.world.clock.sleep(0.4)
+    rest = arm.state()
+    assert np.abs(rest.joint_velocities).max() < 0.02
+    assert np.linalg.norm(rest.pose[:3, 3] - states[-1].pose[:3, 3]) < 0.10
+    arm.world.clock.sleep(2)
+    assert distance(arm.state().pose, rest.pose)[0] < 0.001
+    arm.command(ArmCommand(arm.world.clock.time() + 1, home, GRIPPER))  # and goes on where it stands
+    arm.world.clock.sleep(1.5)
+    assert distance(arm.state().pose, home)[0] < 0.002
+
+
+def test_released_it_stays_and_can_be_pushed(arm: SimArm) -> None:
+    before = arm.state().pose
+    arm.release()
+    arm.world.clock.sleep(2)
+    assert distance(arm.state().pose, before)[0] < 0.005, "its weight is not compensated"
+    arm.world.push(np.array([1.0, 0, 0, 0, 0, 0]))
+    arm.world.clock.sleep(0.5)
+    arm.world.push(np.zeros(6))
+    arm.world.clock.sleep(1)
+    pushed = arm.state()
+    assert distance(pushed.pose, before)[0] > 0.03
+    arm.stop()
+    arm.world.clock.sleep(1)
+    assert distance(arm.state().pose, pushed.pose)[0] < 0.01, "it jumped back when its motors took hold"
+
+
+def test_unplugged_or_unconnected_it_raises_and_stop_only_logs(arm: SimArm, caplog: pytest.LogCaptureFixture) -> None:
+    home = arm.state().pose
+    arm.faults.unplugged = True
+    with pytest.raises(RobotError, match="cannot be read: it is unplugged"):
+        arm.state()
+    with pytest.raises(RobotError, match="cannot be commanded"):
+        arm.command(ArmCommand(0.0, home, GRIPPER))
+    arm.stop()
+    assert "cannot be stopped: it is unplugged" in caplog.text
+    arm.faults.unplugged = False
+    assert distance(arm.state().pose, home)[0] < 1e-3
+    with pytest.raises(RobotError, match="not connected"):
+        SimArm(arm.world).state()
+    with pytest.raises(RobotError, match="not connected"):
+        SimCamera(arm.world).latest()
+
+
+def test_with_a_real_clock_time_passes_by_itself() -> None:
+    setup = SimSetup(("wrist",), (64, 64))
+    arm, camera, clock = setup.arm, setup.cameras[0], Clock()
+    with arm, camera:
+        first = arm.state()
+        arm.command(ArmCommand(clock.time() + 0.3, shifted(first.pose, 0, 0.03, 0), GRIPPER))
+        while (moved := arm.state()).pose[1, 3] - first.pose[1, 3] < 0.025 or camera.latest() is None:
+            clock.sleep(0.02)
+        assert first.time < moved.time <= clock.time() and camera.latest().time <= clock.time() - camera.latency
+        assert camera.latest().image.std() > 10
+
+
+SIZE, RATE, LATENCY = 96, 30.0, 0.08
+
+
+@pytest.fixture
+def setup() -> Iterator[Setup]:
+    made = SimSetup(("wrist", "side"), (SIZE, SIZE), RATE, LATENCY, clock=ManualClock())
+    with made.arm, made.cameras[0], made.cameras[1]:
+        yield made
+
+
+def share_of(image: np.ndarray, colour: str) -> float:
+    """Share of the pixels that are clearly of a colour."""
+    red, green, blue = (image[..., channel].astype(int) for channel in range(3))
+    what = {
+        "red": (red > 90) & (red > 2 * green + 20) & (red > 2 * blue + 20),
+        "orange": (red > 90) & (green > 0.3 * red) & (green < 0.65 * red) & (blue < 0.3 * red),
+        "white": (red > 200) & (green > 200) & (blue > 180),
+    }[colour]
+    return float(what.mean())
+
+
+def test_they_see_the_cup_and_the_fingers(setup: Setup) -> None:
+    setup.arm.world.clock.sleep(0.3)
+    wrist, side = (camera.latest().image for camera in setup.cameras)
+    for image in (wrist, side):
+        assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
+        assert share_of(image, "red") > 0.001, "no cup"
+    assert share_of(wrist[SIZE // 2 :], "orange") > 0.01, "no fingers in the lower half"
+    assert share_of(wrist[: SIZE // 3], "orange") == 0
+
+
+def test_frames_come_late_and_at_their_rate(setup: Setup) -> None:
+    clock, camera = setup.arm.world.clock, setup.cameras[1]
+    assert camera.latest() is None
+    times = []
+    for _ in range(200):
+        clock.sleep(0.005)
+        frame = camera.latest()
+        if frame is not None and (not times or frame.time != times[-1]):
+            times.append(frame.time)
+            assert LATENCY - 1e-6 < clock.time() - frame.time < LATENCY + 0.01
+    assert 26 <= len(times) <= 28  # in one second, less the latency
+    assert np.diff(times) == pytest.approx(1 / RATE, abs=0.0021)
+
+
+def test_mistakes_are_named() -> None:
+    world = World(ManualClock())
+    with pytest.raises(ValueError, match="cameras are .*wrist"):
+        SimCamera(world, "ceiling")
+    with pytest.raises(ValueError, match="rate=0"):
+        SimCamera(world, rate=0)

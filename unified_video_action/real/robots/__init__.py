@@ -1,0 +1,1 @@
+"""Drivers of arms and cameras, and the recorder of episodes."""

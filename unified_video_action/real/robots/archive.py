@@ -1,0 +1,212 @@
+"""The archive of an episode: made from what a recorder left on the disk, at its end or after a crash, and read again.
+
+NAME.zarr.zip is in UMI's published layout: data/camera0_rgb uint8 (N, H, W, 3) in chunks of one picture,
+data/robot0_eef_pos (N, 3) metres, data/robot0_eef_rot_axis_angle (N, 3) radians, data/robot0_gripper_width (N, 1)
+metres, data/robot0_demo_start_pose and robot0_demo_end_pose (N, 6), meta/episode_ends. Its rows lie evenly in time;
+each has the frame that is nearest, and the end effector's pose when that frame was taken. Below recording/ lies what no
+training reads: every state, command and plan with its times, and the events as attributes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import zarr
+from scipy.spatial.transform import Rotation, Slerp
+from zarr.core.buffer import cpu
+from zarr.core.sync import sync
+from zarr.storage import ZipStore
+
+from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec, register_pictures
+
+log = logging.getLogger(__name__)
+
+ENDING, UNFINISHED, UNFIT = ".zarr.zip", ".recording", ".no_rows.zip"
+ABOUT, RECORDS = "about.json", "records.msgpack"  # of a recording's folder
+CODECS = {"jpeg": JpegCodec, "jpegxl": JpegXlCodec}
+COLUMNS = {  # of each kind of record: name below recording/, shape where nothing was recorded
+    "state": (("time", ()), ("pose", (4, 4)), ("gripper", ()), ("joints", (0,)), ("joint_velocities", (0,))),
+    "command": (("sent", ()), ("time", ()), ("pose", (4, 4)), ("gripper", ())),
+    "plan": (("observed", ()), ("received", ()), ("actions", (0, 0))),
+}
+
+
+def finish_recording(folder: Path) -> Path:
+    """Make the archive of a recording whose folder NAME.recording is left, after a crash too, and remove the folder.
+
+    Returns NAME.zarr.zip; where no moment has both a frame and a state, so that nothing can be trained on,
+    NAME.no_rows.zip.
+
+    Raises:
+        ValueError: no recording, or one that is still going on.
+        FileExistsError: the archive exists.
+    """
+    if not (folder / ABOUT).is_file():
+        raise ValueError(f"{folder}: no recording, it has no {ABOUT}")
+    with lock(folder):
+        about = json.loads((folder / ABOUT).read_text())
+        records: dict[str, list] = {"state": [], "command": [], "plan": [], "event": [], "frame": []}
+        for kind, *values in _records(folder):
+            records[kind].append(values[:3] if kind == "frame" else values)  # pictures are read again when written
+        shapes = [np.shape(plan[2]) for plan in records["plan"]]  # a chunk of another shape stopped the arm
+        records["plan"] = [plan for plan, shape in zip(records["plan"], shapes) if shape == shapes[0]]
+        recorded = {
+            f"{kind}_{name}": np.array([record[place] for record in records[kind]], np.float64)
+            if records[kind]
+            else np.zeros((0, *empty))
+            for kind, columns in COLUMNS.items()
+            for place, (name, empty) in enumerate(columns)
+        }
+        frames = {
+            camera: np.array([record[1] for record in records["frame"] if record[0] == camera])
+            for camera in {record[0] for record in records["frame"]}
+        }
+        data, recorded["row_time"] = _rows(recorded, frames, about)
+        name = folder.name.removesuffix(UNFINISHED)
+        output = folder.with_name(name + (ENDING if len(recorded["row_time"]) else UNFIT))
+        if output.exists():
+            raise FileExistsError(f"{output} exists already; move it, or {folder}, away")
+        arrays = {f"data/{name}": values for name, values in data.items()}
+        arrays |= {f"recording/{name}": values for name, values in recorded.items()}
+        arrays["meta/episode_ends"] = np.array([len(recorded["row_time"])], np.int64)
+        about["events"] = [dict(zip(("time", "kind", "text"), event)) for event in records["event"]]
+        partial = output.with_name(f".{output.name}.partial")
+        store = ZipStore(partial, mode="w")
+        try:
+            root = zarr.create_group(store, zarr_format=2, attributes=about.pop("attributes"))
+            root.create_group("recording", attributes=about)
+            for name, values in arrays.items():
+                chunks = tuple(max(size, 1) for size in values.shape)
+                root.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
+            if len(recorded["row_time"]):
+                _write_frames(root, folder, about, frames, recorded["row_time"])
+        finally:
+            store.close()
+        partial.rename(output)
+    shutil.rmtree(folder)
+    if output.name.endswith(UNFIT):
+        log.warning("%s: no moment with both a frame and a state; nothing here can be trained on", output)
+    return output
+
+
+def _records(folder: Path) -> Iterator[list]:
+    """All that was recorded, in order; a record whose writing was interrupted is left out."""
+    path = folder / RECORDS
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        for record in msgpack.Unpacker(file):
+            if not isinstance(record, list):  # zeros, which a power failure may leave at the end of a file
+                return
+            yield record
+
+
+def _rows(
+    recorded: dict[str, np.ndarray], frames: dict[int, np.ndarray], about: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Training's arrays but the frames, and when the frame of each row was taken (N,)."""
+    times, poses, grippers = (recorded[f"state_{name}"] for name in ("time", "pose", "gripper"))
+    order = np.unique(times, return_index=True)[1]
+    order = order[np.isfinite(poses[order]).all((1, 2)) & np.isfinite(times[order] + grippers[order])]
+    times, poses, grippers = times[order], poses[order], grippers[order]
+    at = np.zeros(0)
+    if len(frames) == about["cameras"] and len(times) > 1:
+        shown = frames[0][(frames[0] >= times[0]) & (frames[0] <= times[-1])]
+        if len(shown):
+            at = shown[_nearest(shown, np.arange(shown[0], shown[-1] + 1e-9, 1 / about["rate"]))]
+    position, turn, width = np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 1))
+    if len(at):
+        position = np.stack([np.interp(at, times, poses[:, axis, 3]) for axis in range(3)], axis=1)
+        turn = Slerp(times, Rotation.from_matrix(poses[:, :3, :3]))(at).as_rotvec()
+        width = np.interp(at, times, grippers)[:, None]
+    data = {"robot0_eef_pos": position, "robot0_eef_rot_axis_angle": turn, "robot0_gripper_width": width}
+    data = {name: values.astype(np.float32) for name, values in data.items()}
+    vectors = np.concatenate([position, turn], axis=1)  # (N, 6)
+    for end, pose in {"start": vectors[:1], "end": vectors[-1:]}.items():
+        data[f"robot0_demo_{end}_pose"] = np.repeat(pose, len(at), axis=0)
+    return data, at
+
+
+def _write_frames(
+    root: zarr.Group, folder: Path, about: dict[str, Any], frames: dict[int, np.ndarray], rows: np.ndarray
+) -> None:
+    """Copy each row's picture, as it was encoded, into data/cameraN_rgb."""
+    codec = next(kind for kind in CODECS.values() if kind.codec_id == about["codec"]["id"]).from_config(about["codec"])
+    chosen = {camera: _nearest(times, rows) for camera, times in frames.items()}
+    numbers = dict.fromkeys(frames, -1)
+    for kind, *values in _records(folder):
+        if kind != "frame":
+            continue
+        camera, _, size, encoded = values
+        numbers[camera] += 1
+        name, shape = f"data/camera{camera}_rgb", (*size, 3)
+        if not numbers[camera]:
+            root.create_array(name, shape=(len(rows), *shape), chunks=(1, *shape), dtype=np.uint8, compressors=codec)
+        for row in np.flatnonzero(chosen[camera] == numbers[camera]):
+            sync(root.store.set(f"{name}/{row}.0.0.0", cpu.Buffer.from_bytes(encoded)))
+
+
+def _nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """For each of `wanted` the number of the time that is nearest."""
+    return np.searchsorted((times[:-1] + times[1:]) / 2, wanted)
+
+
+def lock(folder: Path) -> Any:
+    """Held while a recording goes on, and let go even when its process dies. Raises ValueError where it is held."""
+    file = open(folder / "lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except OSError as error:
+        file.close()
+        raise ValueError(f"{folder}: this episode is being recorded now; wait until it has ended") from error
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An episode's archive, opened; times are seconds since its first state."""
+
+    name: str
+    frames: Sequence[zarr.Array]  # of each camera uint8 (N, H, W, 3)
+    row_time: np.ndarray  # (N,)
+    arrays: dict[str, np.ndarray]  # those below recording/, by name
+    events: tuple[dict, ...]  # time, kind, text
+    rate: float  # rows per second
+    instruction: str
+
+    @classmethod
+    def open(cls, path: Path) -> Recording:
+        """Raises FileNotFoundError, and ValueError for what is no recorded episode."""
+        register_pictures()
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file; give an episode's NAME.zarr.zip")
+        try:
+            root = zarr.open_group(ZipStore(path, mode="r"), mode="r")
+            group = root["recording"]
+            about = dict(group.attrs)
+            arrays = {name: array[...] for name, array in group.arrays()}
+            events, cameras, rate = about["events"], about["cameras"], about["rate"]
+        except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path}: no recorded episode ({error})") from error
+        starts = [arrays[name][0] for name in ("state_time", "row_time", "command_time") if len(arrays[name])]
+        began = starts[0] if starts else 0.0
+        for name in ("row_time", "state_time", "command_time", "command_sent", "plan_observed", "plan_received"):
+            arrays[name] = arrays[name] - began
+        events = tuple({**event, "time": event["time"] - began} for event in events)
+        frames = [root[f"data/camera{n}_rgb"] for n in range(cameras) if f"camera{n}_rgb" in root["data"]]
+        return cls(path.name, frames, arrays["row_time"], arrays, events, rate, str(root.attrs.get("instruction", "")))
+
+    @property
+    def seconds(self) -> float:
+        ends = [self.arrays[name] for name in ("state_time", "command_time", "row_time")]
+        return max([float(times[-1]) for times in ends if len(times)], default=0.0)
