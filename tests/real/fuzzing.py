@@ -1,4 +1,4 @@
-"""Malformed messages for the server's doors, from fixed seeds: valid ones that were damaged, and hostile ones."""
+"""Malformed messages for the policy server, from fixed seeds: valid ones that were damaged, and hostile ones."""
 
 from __future__ import annotations
 
@@ -149,9 +149,7 @@ def msgpack_messages(valid: Sequence[Mapping[str, Any]], count: int, seed: int) 
         elif kind == 2:
             arrays = hostile_arrays()
             message = dict(valid[int(rng.integers(len(valid)))])
-            inner = message["observation"] = dict(message.get("observation") or {})
-            into = message if rng.random() < 0.5 else inner
-            into[str(rng.choice([*into, "more"]))] = arrays[int(rng.integers(len(arrays)))]
+            message[str(rng.choice([*message, "more"]))] = arrays[int(rng.integers(len(arrays)))]
             yield packed(message)
         elif kind <= 5:
             yield packed(changed(valid[int(rng.integers(len(valid)))], rng))

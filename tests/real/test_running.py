@@ -21,7 +21,7 @@ from zarr.storage import ZipStore
 from tests.real.fakes import HOME, LIMITS, SIM, FakeArm, FakeCamera, bench, command_faults
 from tests.real.server_support import INSTRUCTIONS, SIZE, write_checkpoint
 from unified_video_action.real import dry_run, running
-from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
+from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control, Phase
 from unified_video_action.real.robot import ArmCommand, Setup
@@ -53,7 +53,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
     robot = running.read_robot(
-        options("--robot", "sim", "--server", "tcp://x:1", "--blend", "latest", "--smooth", "--plan-rate", "4")
+        options("--robot", "sim", "--server", "ws://x:1", "--blend", "latest", "--smooth", "--plan-rate", "4")
     )
     assert robot["loop"]["blend"] == "latest" and robot["loop"]["smooth"] == 3 and robot["loop"]["plan_rate"] == 4
     assert "episode_seconds" not in robot["loop"] and "auto_resume" not in robot["loop"]
@@ -131,7 +131,7 @@ class Server:
 
     def again(self) -> None:
         port = self.endpoint.rsplit(":", 1)[1]
-        self.process, _ = start_server_process(self._checkpoint, ("--device", "cpu", "--zmq-port", port))
+        self.process, _ = start_server_process(self._checkpoint, ("--device", "cpu", "--port", port))
 
 
 @pytest.fixture(scope="module")

@@ -223,7 +223,7 @@ def test_a_task_without_a_simulator_is_named(run: Callable[..., dict[str, Any]],
 def test_the_server_is_timed_alone(script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     script["main"](["--only", "server", "--calls", "10", "--json", str(tmp_path / "server.json")])
     doors = json.loads((tmp_path / "server.json").read_text())["server"]
-    assert set(doors) == {"zmq", "websocket", "umi"}
+    assert set(doors) == {"websocket", "umi"}
     for row in doors.values():
         assert 0 < row["median_ms"] <= row["p99_ms"] and row["bytes"] > 4 * 224 * 224 * 3
     for arguments, message in (

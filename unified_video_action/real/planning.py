@@ -12,7 +12,7 @@ import numpy as np
 from unified_video_action.real.chunks import BadPlan, Chunks, read_plan
 from unified_video_action.real.observer import Observer
 from unified_video_action.real.planner import Planner, PlannerError
-from unified_video_action.real.server.errors import BAD_REQUEST, POLICY_FAILED
+from unified_video_action.real.serving.requests import BAD_REQUEST, POLICY_FAILED
 from unified_video_action.real.statistics import Statistics
 from unified_video_action.real.watchdog import Reason, Stop
 
