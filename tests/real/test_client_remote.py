@@ -63,7 +63,6 @@ def test_it_knows_the_policy_and_plans(caplog: pytest.LogCaptureFixture) -> None
             for name, value in step.items():
                 np.testing.assert_array_equal(value, seen[name][index])
         np.testing.assert_array_equal(session.going_on[0][0].weights, np.float32([1, 0.5]))
-        assert planner.timing["round_trip_ms"] > planner.timing["infer_ms"] >= 0
         core._clients[0].note("a", "are the units right?")
         caplog.clear()
         for _ in range(2):

@@ -21,10 +21,10 @@ from zarr.storage import ZipStore
 from tests.real.fakes import HOME, LIMITS, SIM, FakeArm, FakeCamera, bench, command_faults
 from tests.real.server_support import INSTRUCTIONS, SIZE, write_checkpoint
 from unified_video_action.real import dry_run, running
-from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control, Phase
 from unified_video_action.real.robot import ArmCommand, Setup
+from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.watchdog import LoopSettings, Timeouts
 
 ROOT = Path(__file__).parents[2]

@@ -42,7 +42,6 @@ from omegaconf.errors import OmegaConfBaseException
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.real import dry_run
 from unified_video_action.real.chunks import BLENDS
-from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.limits import SafetyLimits
 from unified_video_action.real.loop import Control
 from unified_video_action.real.observer import hand_of
@@ -50,6 +49,7 @@ from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.recorder import EpisodeRecorder
 from unified_video_action.real.robot import RobotError, Setup
 from unified_video_action.real.safety import SafetyStop
+from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.watchdog import LoopSettings
 
 log = logging.getLogger(__name__)

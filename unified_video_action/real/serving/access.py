@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hmac
 import ipaddress
@@ -24,7 +25,7 @@ SHORTEST = 16  # characters of a key
 MAKE = """python -c 'import secrets; print(secrets.token_urlsafe())' > KEY"""
 CONNECTIONS = 64  # that have not shaken hands, and as many that have
 SHARE = 16  # of the files that this process may open
-LOG_SECONDS = 10.0  # between two lines about full waiting rooms
+LOG_SECONDS = 10.0  # between two lines about the same thing
 
 
 def resolve(host: str) -> str:
@@ -90,7 +91,7 @@ class Limiter:
         self.most = CONNECTIONS if files < 0 else max(4, min(CONNECTIONS, files // SHARE))
         self.open: set[ServerConnection] = set()  # that have shaken hands
         self._silent: dict[ServerConnection, None] = {}  # oldest first
-        self._logged = -LOG_SECONDS
+        self._logged: dict[str, float] = {}
 
     def shaken(self, connection: ServerConnection) -> None:
         """A connection asked for something."""
@@ -99,13 +100,28 @@ class Limiter:
     def accepted(self, connection: ServerConnection) -> None:
         """There is a connection that asked for nothing yet."""
         self._silent[connection] = None
-        while len(self._silent) > self.most:
-            oldest = next(iter(self._silent))
+        if len(self._silent) > self.most:
+            self._say(f"more than {self.most} connections say nothing: the oldest are closed")
+            self._drop_oldest()
+
+    def loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """For an event loop whose server survives it when no file is left for a connection."""
+        if "socket.accept()" not in context["message"]:
+            loop.default_exception_handler(context)
+            return
+        self._say(f"a connection could not be accepted ({context['exception'].strerror}); this goes on")
+        self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        if oldest := next(iter(self._silent), None):
             self.shaken(oldest)
             oldest.transport.abort()
-            if time.monotonic() - self._logged >= LOG_SECONDS:
-                self._logged = time.monotonic()
-                log.warning("more than %d connections say nothing: the oldest are closed", self.most)
+
+    def _say(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self._logged.get(what, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[what] = now
+            log.warning("%s", what)
 
 
 class LimitedConnection(ServerConnection):

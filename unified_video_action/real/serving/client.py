@@ -73,7 +73,6 @@ class RemotePlanner(Planner):
         self, endpoint: str, key: str | None = None, connect_seconds: float = 10.0, plan_seconds: float = 5.0
     ) -> None:
         self.endpoint, self.plan_seconds = endpoint, plan_seconds
-        self.timing: dict[str, float] = {}  # of the newest plan, in ms: infer_ms, wait_ms and round_trip_ms
         self._headers = None if key is None else {"Authorization": SCHEME + key}
         self._episode: dict[str, Any] = {}  # the newest reset
         self._connection: ClientConnection | None = None
@@ -93,7 +92,6 @@ class RemotePlanner(Planner):
         request: dict[str, Any] = dict(observation)
         if going_on is not None:
             request |= {"prefix": going_on.actions, "prefix_weights": going_on.weights}
-        begun = time.monotonic()
         with self._lock:
             if not self._episode:
                 raise PlannerError("plan without an episode: call reset(seed, text) first")
@@ -109,7 +107,6 @@ class RemotePlanner(Planner):
             raise Answered(POLICY_FAILED, text)
         for note in list(answer.get("server_notes", []))[:MOST_NOTES]:
             log.warning("%s: %s", self.endpoint, shown(note, 300))
-        self.timing = {**answer.get("server_timing", {}), "round_trip_ms": 1e3 * (time.monotonic() - begun)}
         return actions.astype(np.float32)
 
     def close(self) -> None:
@@ -160,7 +157,9 @@ class RemotePlanner(Planner):
             return PolicyDescription.from_json(data)
         except (PlannerError, ValueError) as error:
             self._drop()
-            raise PlannerError(str(error) if isinstance(error, PlannerError) else f"{self.endpoint}: {error}") from error
+            raise PlannerError(
+                str(error) if isinstance(error, PlannerError) else f"{self.endpoint}: {error}"
+            ) from error
 
     def _ready(self) -> ClientConnection:
         """The connection or, where it was lost, another one to a server of the same policy."""

@@ -17,19 +17,12 @@ import numpy as np
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.messages import few, shown
 from unified_video_action.real.serving.histories import histories
-from unified_video_action.real.serving.requests import (
-    BAD_REQUEST,
-    BUSY,
-    NO_EPISODE,
-    POLICY_FAILED,
-    STOPPING,
-    Refused,
-    RequestSpec,
-)
+from unified_video_action.real.serving.requests import BAD_REQUEST, BUSY, NO_EPISODE, POLICY_FAILED, STOPPING, Refused
 from unified_video_action.real.smoothing import moving_average
 
 if TYPE_CHECKING:
     from unified_video_action.inference.session import PolicySession
+    from unified_video_action.real.serving.requests import RequestSpec
 
 log = logging.getLogger(__name__)
 STOP_SECONDS = 30.0  # in which a plan under way may be finished when the server stops
@@ -124,8 +117,6 @@ class Core:
         smooth: bool = False,
         instruction: str | None = None,
     ) -> None:
-        if max_clients < 1:
-            raise ValueError(f"max_clients={max_clients}: expected at least 1")
         self.spec, self.description, self.max_clients, self.smooth = spec, spec.description, max_clients, smooth
         self.instruction = spec.text(instruction)
         self._session = session
@@ -215,17 +206,20 @@ class Core:
             work, client, future = job
             if future.set_running_or_notify_cancel():  # otherwise nobody waits for it any more
                 self._running = future
-                self._do(work, client, future)
+                result = self._done(work, client)
+                if not future.done():  # else the server was stopped meanwhile, and waited long enough
+                    future.set_exception(result) if isinstance(result, Refused) else future.set_result(result)
                 self._running = None
             client.pending -= 1
 
-    def _do(self, work: Callable[[], Any], client: Client, future: Future) -> None:
+    def _done(self, work: Callable[[], Any], client: Client) -> Any:
+        """What comes of the work, or why nothing does."""
         try:
             if self._stopping:
-                raise Refused(STOPPING, "the server is stopping")
+                return Refused(STOPPING, "the server is stopping")
             if client.closed:
-                raise Refused(NO_EPISODE, f"{client.name} was disconnected: reset first")
-            result = work()
+                return Refused(NO_EPISODE, f"{client.name} was disconnected: reset first")
+            return work()
         except Exception as error:  # whatever a policy does, the server goes on
             if not isinstance(error, Refused):
                 log.exception("the policy failed for %s", client.name)
@@ -234,11 +228,7 @@ class Core:
             if error.code == POLICY_FAILED:
                 log.error("%s: %s", client.name, error.text)
                 self._failed, self._last_error = self._failed + 1, (error.text, time.monotonic())
-            if not future.done():
-                future.set_exception(error)
-            return
-        if not future.done():  # the server was stopped meanwhile, and waited long enough
-            future.set_result(result)
+            return error
 
     def _reset(self, client: Client, seed: int, text: str | None) -> None:
         client.has_episode = False
@@ -305,10 +295,7 @@ class Core:
 
     def line(self) -> str:
         """The health in one line, for the log."""
-        facts = self.health()
-        times = facts["infer_ms"]
+        facts, times = self.health(), self.health()["infer_ms"]
         speed = f", {times['median']:.1f} ms a plan (p99 {times['p99']:.1f})" if times else ""
-        return (
-            f"{len(facts['clients'])} of {self.max_clients} clients, {facts['plans']} plans{speed}, "
-            f"{facts['failed']} failed, {facts['refused']} messages refused"
-        )
+        counts = f"{facts['failed']} failed, {facts['refused']} messages refused"
+        return f"{len(facts['clients'])} of {self.max_clients} clients, {facts['plans']} plans{speed}, {counts}"

@@ -49,7 +49,9 @@ def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool)
         )
     if not all(SMALLEST <= side <= LARGEST for side in came):
         sides = f"{SMALLEST} to {LARGEST} pixels"
-        raise Refused(BAD_REQUEST, f"{got}, expected {wanted}; those of its proportions are resized from {sides} a side")
+        raise Refused(
+            BAD_REQUEST, f"{got}, expected {wanted}; those of its proportions are resized from {sides} a side"
+        )
     frames = _bytes(name, frames, wanted)
     fit = Fit((height, width), crop=False)
     return np.stack([fit(each) for each in frames.reshape(-1, *came, 3)]).reshape(*frames.shape[:-3], *entry.shape)

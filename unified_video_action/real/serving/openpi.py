@@ -69,7 +69,7 @@ class OpenpiHandler:
         self._episodes = 0
         self._resets = False  # whether the client says itself when an episode begins
         self._answered = time.monotonic()
-        self._previous_ms: float | None = None
+        self._previous: dict[str, float] = {}  # timing of the message before
         self._rate = RateWatch(core.description.step_seconds)
 
     async def answer(self, data: bytes) -> bytes:
@@ -79,14 +79,13 @@ class OpenpiHandler:
         prompt, step, reset = self._orders(message)
         found, unknown = self._found(message)
         begins_only = reset and not found
-        missing = [] if begins_only else [name for name in self._spec.entries if name not in found]
-        if missing:
+        missing = [name for name in self._spec.entries if name not in found]
+        if missing and not begins_only:
             raise Refused(BAD_REQUEST, f"{few(missing)} missing: got {few(message)}")
         if unknown:
             self._client.note("names", f"this policy does not read {few(unknown)}")
         if reset or self._begins(prompt, step):
-            seed = message.get(SEED, self._episodes)
-            await asyncio.wrap_future(self._client.reset(seed, prompt))
+            await asyncio.wrap_future(self._client.reset(message.get(SEED, self._episodes), prompt))
             self._window.clear()
             self._rate.clear()
             self._prompt, self._episodes, self._resets = prompt, self._episodes + 1, self._resets or reset
@@ -97,10 +96,8 @@ class OpenpiHandler:
         plan = await asyncio.wrap_future(self._client.plan(history, message.get(PREFIX), message.get(WEIGHTS)))
         self._answered = time.monotonic()
         self._rate.answered(self._answered)
-        timing = {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms}
-        if self._previous_ms is not None:
-            timing["prev_total_ms"] = self._previous_ms
-        self._previous_ms = 1e3 * (self._answered - begun)
+        timing = {"infer_ms": plan.infer_ms, "wait_ms": plan.wait_ms} | self._previous
+        self._previous = {"prev_total_ms": 1e3 * (self._answered - begun)}
         answer = {"actions": plan.actions, "server_timing": timing}
         return pack(answer | ({"server_notes": list(plan.notes)} if plan.notes else {}))
 
@@ -147,8 +144,8 @@ class OpenpiHandler:
             return made
         steps = self._window.add(made, step)
         if said := self._rate.asked(now, steps):
-            counted = f", or serve with --query-steps, which is {steps}, or have it send step" if step is None else ""
-            self._client.note("rate", said + counted)
+            remedy = f", or serve with --query-steps, which is {steps}, or have it send step" if step is None else ""
+            self._client.note("rate", said + remedy)
         return self._window.history()
 
     def _entry(self, name: str, value: Any, entry: ObservationEntry) -> np.ndarray:
@@ -161,8 +158,8 @@ class OpenpiHandler:
                 self._client.note(f"size of {name}", f"{sent}: frames of {sizes}, as trained")
             return frames
         if not isinstance(value, np.ndarray | np.number) or value.dtype.kind not in "fiu":
-            came = type(value).__name__
-            raise Refused(BAD_REQUEST, f"{sent}: got a {came}, expected an array of numbers {entry.shape}")
+            what = f"{sent}: got a {type(value).__name__}, expected an array of numbers {entry.shape}"
+            raise Refused(BAD_REQUEST, what)
         value = np.atleast_1d(value)
         if value.ndim > 2 or value.shape[-1:] != entry.shape:
             raise Refused(BAD_REQUEST, f"{sent}: got {value.shape}, expected {entry.shape}")
@@ -194,6 +191,7 @@ async def listen(
         OSError: the port is taken.
     """
     limiter = Limiter()
+    asyncio.get_running_loop().set_exception_handler(limiter.loop_error)
     steps = query_steps or core.description.action_steps
     metadata = {
         "policy": core.description.name,
@@ -211,7 +209,7 @@ async def listen(
             core.refused(f"wrong_key: {_peer(connection)}")
             return connection.respond(http.HTTPStatus.UNAUTHORIZED, "send the header Authorization: Api-Key KEY\n")
         if request.path == "/status":
-            answer = connection.respond(http.HTTPStatus.OK, json.dumps(core.health(), indent=1) + "\n")
+            answer = connection.respond(http.HTTPStatus.OK, json.dumps(core.health(), indent=1))
             del answer.headers["Content-Type"]  # assignment adds one
             answer.headers["Content-Type"] = "application/json"
             return answer

@@ -77,11 +77,11 @@ class Units:
 
     def unusual(self, name: str, values: np.ndarray) -> str | None:
         """What to note about values (n, d) that are allowed; None: nothing."""
-        at_edge = (np.abs(self.low) <= UNUSUAL * self._width).all() or (np.abs(self.high) <= UNUSUAL * self._width).all()
-        if (outside := _outside(values, *self._usual)) is None:
-            if not self._width.any() or not at_edge or not self._next_to_zero(values):
-                return None
+        outside = _outside(values, *self._usual)
+        if outside is None and self._width.any() and self._next_to_zero(values) and self._next_to_zero(self.low):
             outside = 0, values[-1, 0]  # in the corner of the range, as metres are of a table in pixels
+        if outside is None:
+            return None
         place, value = outside
         return (
             f"{name}: got {value:.6g} at place {place}, at the edge or outside of the training data's "
