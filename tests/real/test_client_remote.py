@@ -108,13 +108,6 @@ def test_a_second_one_is_refused_by_name_or_waits_for_its_slot() -> None:
             assert second.plan(observe(second.description)).shape == (16, 10)
 
 
-def test_who_connects_right_after_another_has_closed_is_let_in() -> None:
-    with instant_core() as (core, _), serve(core) as ports:
-        for _ in range(20):
-            with RemotePlanner(endpoint(ports)) as planner:
-                planner.reset(0, TEXT)
-
-
 def test_nobody_there_is_said_in_time() -> None:
     begun = time.monotonic()
     with pytest.raises(PlannerError, match=r"ws://127\.0\.0\.1:9: no answer within 0.3 s; is the server running"):

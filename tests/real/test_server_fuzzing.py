@@ -1,6 +1,6 @@
 """Thousands of malformed messages for what reads them: each is answered, nothing is run, memory stays flat.
 
-Over sockets: tests/faults/test_server.py.
+`UVA_FAULTS=full` gives each protocol 10,000 of them. What no message is: tests/faults/test_server.py.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from unified_video_action.real.serving.openpi import OpenpiHandler
 from unified_video_action.real.serving.requests import Refused
 from unified_video_action.real.serving.umi_arx import UmiHandler
 
-MESSAGES = 4_000  # for each protocol, to what reads them
+MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 3_000  # for each protocol
 GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
 PEAK = 256 * 2**20  # and at any time
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel

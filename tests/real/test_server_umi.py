@@ -65,7 +65,7 @@ def test_a_umi_client_that_was_restarted_is_let_in_at_once() -> None:
                 client.send_pyobj(message)
                 assert client.recv_pyobj().shape == (16, 10)
         assert len(session.resets) == 10
-        until(lambda: not core.health()["clients"], "the place becomes free")
+        until(lambda: not core.health()["clients"], "the slot becomes free")
 
 
 def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,15 +78,6 @@ def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCapture
                 assert caplog.text.count("control steps come at 8 Hz, those of the training data at 20 Hz") == heard
             client.send_pyobj(message | {"timestamp": np.zeros(16)})
             assert "timestamp: expected the growing times" in client.recv_pyobj()
-
-
-@pytest.mark.parametrize("protocol", range(6))
-def test_umis_messages_are_read_in_every_pickle_protocol(protocol: int) -> None:
-    message, _ = umi_message()
-    with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
-        with umi_client(ports["umi"]) as client:
-            client.send_pyobj(message, protocol=protocol)
-            np.testing.assert_allclose(client.recv_pyobj()[0, :3], message["robot0_eef_pos"][-1], rtol=1e-6)
 
 
 def test_umis_task_name_chooses_the_instruction() -> None:
@@ -146,15 +137,10 @@ def test_umis_client_finds_its_configuration(tmp_path) -> None:
     with instant_core() as (core, _), serve(core, *given):
         config = yaml.safe_load(path.read_text())
     assert "Run the client with -f 20." in path.read_text().splitlines()[0]
-    task = config["task"]
-    assert task["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "relative"}
-    obs = task["shape_meta"]["obs"]
-    assert obs["camera0_rgb"]["shape"] == [3, SIZE, SIZE] and obs["camera0_rgb"]["type"] == "rgb"
-    assert {name: (entry["shape"], entry["horizon"]) for name, entry in obs.items() if name in STATES} == {
-        name: ([width], 16) for name, width in zip(STATES, (3, 6, 1, 6))
-    }
-    assert task["dataset"]["dataset_path"] and config["policy"]["obs_encoder"]["model_name"]
-    assert task["shape_meta"]["action"]["shape"] == [10]
+    assert config["task"]["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "relative"}
+    obs = config["task"]["shape_meta"]["obs"]
+    assert obs["camera0_rgb"]["shape"] == [3, SIZE, SIZE]
+    assert {name: entry["horizon"] for name, entry in obs.items()} == dict.fromkeys(("camera0_rgb", *STATES), 16)
 
 
 def test_the_protocol_is_offered_where_it_is_asked_for_and_to_this_machine_alone(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from websockets.sync.client import connect
 
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve
 from unified_video_action.compat.openpi_messages import pack, unpack
-from unified_video_action.messages import few, shown
+from unified_video_action.messages import shown
 from unified_video_action.real.serving.requests import MOST_CHARACTERS, Refused
 
 FORGED = "x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00\ud800"
@@ -18,7 +18,6 @@ def test_what_is_not_printable_is_escaped_and_what_is_long_is_cut() -> None:
     assert shown(FORGED, 100) == r"x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00\ud800"
     assert shown("fold the Tüchlein") == "fold the Tüchlein"
     assert shown("a" * 61) == "a" * 57 + "..." and shown("a" * 60) == "a" * 60
-    assert few(["a", "b\n"]) == r"a, b\n" and few(range(9), 3) == "0, 1, 2 and 6 more" and few([]) == "nothing"
     assert Refused("bad_request", FORGED).text == shown(FORGED, 100)
     assert len(Refused("bad_request", "\n" * 10**6).text) == MOST_CHARACTERS
 

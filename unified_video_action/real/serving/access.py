@@ -112,6 +112,11 @@ class Limiter:
         self._say(f"a connection could not be accepted ({context['exception'].strerror}); this goes on")
         self._drop_oldest()
 
+    def close(self) -> None:
+        """End all that asked for nothing."""
+        while self._silent:
+            self._drop_oldest()
+
     def _drop_oldest(self) -> None:
         if oldest := next(iter(self._silent), None):
             self.shaken(oldest)

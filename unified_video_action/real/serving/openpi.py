@@ -255,7 +255,7 @@ async def listen(
                 client.close()
 
     quiet = logging.getLogger(f"{__name__}.connections")
-    quiet.setLevel(logging.CRITICAL)  # of connections that are none; what matters is logged here
+    quiet.setLevel(logging.CRITICAL)  # what matters is logged here
     async with serve(
         talk,
         address,
@@ -272,6 +272,7 @@ async def listen(
         create_connection=partial(LimitedConnection, limiter=limiter),
     ) as server:
         yield server.sockets[0].getsockname()[1], server.wait_closed()
+        limiter.close()
 
 
 async def _slot(core: Core, name: str, queue: bool, connection: ServerConnection) -> Client:
