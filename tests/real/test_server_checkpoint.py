@@ -170,9 +170,9 @@ def test_a_policy_without_language_is_served_and_smoothed(pusht: Path) -> None:
             planner.reset(3)
             expected = moving_average(planned(pusht, [seen], 3, None)[0])
             np.testing.assert_allclose(planner.plan(seen), expected, atol=1e-2)
-            with pytest.raises(PlannerError, match="agent_pos: got 9000 at place 1, expected -"):
+            with pytest.raises(PlannerError, match="agent_pos: got 9000 at index 1, expected -"):
                 planner.plan(seen | {"agent_pos": np.array([[0.0, 9000.0]])})
-            with pytest.raises(PlannerError, match="prefix: got 9000 at place 1, but the training data has 0 to 512"):
+            with pytest.raises(PlannerError, match="prefix: got 9000 at index 1, but the training data has 0 to 512"):
                 planner.plan(seen, Continuation(np.array([[0.0, 9000.0]]), np.ones(1)))
 
 

@@ -1,4 +1,4 @@
-"""A client whose control steps are longer or shorter than those of the training data is told so; others are not."""
+"""A client whose control steps are longer or shorter than those of the training data is warned; others are not."""
 
 import pytest
 

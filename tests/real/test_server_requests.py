@@ -134,15 +134,15 @@ def test_what_may_be_in_the_datas_units_is_allowed(low: list[float], high: list[
 
 def test_metres_in_the_corner_of_a_range_that_begins_at_zero_are_noted() -> None:
     spec = pushing([0.0, 0.0], [512.0, 512.0])
-    assert "0.3 at place 0" in spec.unusual(spec.observation(at(spec, METRES)))["agent_pos"]
+    assert "0.3 at index 0" in spec.unusual(spec.observation(at(spec, METRES)))["agent_pos"]
     assert not spec.unusual(spec.observation(at(spec, [3.0, 200.0])))
 
 
 def test_no_single_value_may_leave_the_range_by_twice_its_width() -> None:
     spec = pushing([0.0, 5.0], [500.0, 5.0], steps=2)
     said = refusal(spec.observation, at(spec, [0.0, 5.0], [6000.0, 5.0]))
-    assert "agent_pos: got 6000 at place 0, expected -1001 to 1501, since the training data has 0 to 500" in said
-    assert "place 1" in refusal(spec.observation, at(spec, [0.0, 7.0], [0.0, 5.0]))
+    assert "agent_pos: got 6000 at index 0, expected -1001 to 1501, since the training data has 0 to 500" in said
+    assert "index 1" in refusal(spec.observation, at(spec, [0.0, 7.0], [0.0, 5.0]))
     unknown = RequestSpec(spec.description)
     unknown.observation(at(spec, [6000.0, 5.0], [0.0, 5.0]))
     assert "1e+06" in refusal(unknown.observation, at(spec, [2e6, 0.0], [0.0, 5.0]))

@@ -57,8 +57,8 @@ def read_key(address: str, file: Path | None, environment: Mapping[str, str] = o
             f"give it by --key-file KEY or ${VARIABLE}"
         )
     if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
-        place = f"--key-file {file}" if file is not None else f"${VARIABLE}"
-        raise ValueError(f"{place}: a key has at least {SHORTEST} printable ASCII characters; make one: {MAKE}")
+        source = f"--key-file {file}" if file is not None else f"${VARIABLE}"
+        raise ValueError(f"{source}: a key has at least {SHORTEST} printable ASCII characters; make one: {MAKE}")
     return key
 
 

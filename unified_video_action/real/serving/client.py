@@ -66,7 +66,7 @@ class RemotePlanner(Planner):
         plan_seconds: for an answer, but that of `reset`, which has a minute.
 
     Raises:
-        PlannerError: there is no server of ours in time.
+        PlannerError: no such server answers in time.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class RemotePlanner(Planner):
         except ValueError as error:
             raise PlannerError(f"{self.endpoint}: {error}; {ANOTHER}") from error
         if not isinstance(message, dict):
-            raise PlannerError(f"{self.endpoint}: an answer that is no map; {ANOTHER}")
+            raise PlannerError(f"{self.endpoint}: an answer that is not a map; {ANOTHER}")
         return message
 
     def _drop(self) -> None:
@@ -212,7 +212,7 @@ class RemotePlanner(Planner):
 
 
 def _code(connection: ClientConnection) -> str:
-    """The word for an error that the server just told, which it closes the connection with."""
+    """The code word of an error that the server just sent, with which it closes the connection."""
     with suppress(TimeoutError, ConnectionClosed):
         connection.recv(timeout=CLOSE_SECONDS)
     return connection.close_reason or POLICY_FAILED

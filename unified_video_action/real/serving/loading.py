@@ -70,11 +70,11 @@ def describe(folder: Path) -> PolicyDescription:
 
     Raises:
         FileNotFoundError: no such folder, or no configuration in it.
-        ValueError: a configuration that does not fit together, named by its place.
+        ValueError: a configuration that does not fit together, named by its key.
     """
     config = read_checkpoint_config(folder)
-    for place in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy", "model", "vae"):
-        _section(config, folder / CONFIG, *place.split("."))
+    for key in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy", "model", "vae"):
+        _section(config, folder / CONFIG, *key.split("."))
     task = config["task"]
     meta = task["shape_meta"]
     horizon = build_dataclass(Horizon, task["horizon"], "task.horizon")

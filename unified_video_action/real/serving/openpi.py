@@ -289,7 +289,7 @@ async def _slot(core: Core, name: str, queue: bool, connection: ServerConnection
 
 
 async def _end(connection: ServerConnection, error: Refused, hello: bytes | None = None) -> None:
-    """Say why, and close. Without a hello before it, an error is no answer that openpi's clients understand."""
+    """Say why, and close. Without a hello before it, openpi's clients do not understand an error."""
     with suppress(ConnectionClosed):
         if hello is not None:
             await connection.send(hello)

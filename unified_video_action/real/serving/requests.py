@@ -55,7 +55,7 @@ class Units:
         """Refuse values (n, d) that cannot be in the data's units.
 
         They cannot where a dimension is always farther outside of its range than the range is wide, or where all
-        numbers are next to zero and the range is not, as with metres in place of pixels.
+        numbers are next to zero and the range is not, as with metres for pixels.
 
         Raises:
             Refused: with value, range and remedy.
@@ -67,25 +67,25 @@ class Units:
         if self._next_to_zero(values):
             wrong |= ((values < self._usual[0]) | (values > self._usual[1])).all(0)
         if wrong.any():
-            place = int(np.argmax(wrong))
+            index = int(np.argmax(wrong))
             raise Refused(
                 BAD_REQUEST,
-                f"{name}: got {values[-1, place]:.6g} at place {place}, but the training data has "
-                f"{self.low[place]:.6g} to {self.high[place]:.6g} there: these are other units. Send {name} in the "
+                f"{name}: got {values[-1, index]:.6g} at index {index}, but the training data has "
+                f"{self.low[index]:.6g} to {self.high[index]:.6g} there: these are other units. Send {name} in the "
                 "units of the training data (pixels of its table are not metres, degrees are not radians)",
             )
 
     def unusual(self, name: str, values: np.ndarray) -> str | None:
         """What to note about values (n, d) that are allowed; None: nothing."""
-        outside = _outside(values, *self._usual)
+        outside, where = _outside(values, *self._usual), "outside"
         if outside is None and self._width.any() and self._next_to_zero(values) and self._next_to_zero(self.low):
-            outside = 0, values[-1, 0]  # in the corner of the range, as metres are of a table in pixels
+            outside, where = (0, values[-1, 0]), "at the edge"  # as metres are of a table in pixels
         if outside is None:
             return None
-        place, value = outside
+        index, value = outside
         return (
-            f"{name}: got {value:.6g} at place {place}, at the edge or outside of the training data's "
-            f"{self.low[place]:.6g} to {self.high[place]:.6g} (are the units right?)"
+            f"{name}: got {value:.6g} at index {index}, {where} of the training data's "
+            f"{self.low[index]:.6g} to {self.high[index]:.6g} (are the units right?)"
         )
 
     def _next_to_zero(self, values: np.ndarray) -> bool:
@@ -162,7 +162,7 @@ class RequestSpec:
         """An instruction, or None.
 
         Raises:
-            Refused: it is no text, empty, too long, or the policy follows none.
+            Refused: not a text, empty, too long, or the policy follows none.
         """
         if given is None:
             return None
@@ -176,7 +176,7 @@ class RequestSpec:
         return given
 
     def seed(self, given: Any) -> int:
-        """Raises Refused for what is no whole number of 63 bits."""
+        """Raises Refused for anything but a whole number of 63 bits."""
         if type(given) is not int or not 0 <= given < SEEDS:
             raise _bad("seed", str(given)[:30] if type(given) is int else _kind(given), "0 to 2**63 - 1")
         return given
@@ -198,11 +198,11 @@ class RequestSpec:
         trained, of_hand = self._trained.get(name), self._of_hand(name)
         low, high = self._bounds[name]
         if (outside := _outside(value, low, high)) is not None:
-            place, worst = outside
-            wanted = f"{low[place]:.6g} to {high[place]:.6g}"
+            index, worst = outside
+            wanted = f"{low[index]:.6g} to {high[index]:.6g}"
             if trained is not None:
-                wanted += f", since the training data has {trained.low[place]:.6g} to {trained.high[place]:.6g}"
-            raise _bad(name, f"{worst:.6g} at place {place}", f"{wanted} (are the units right?)")
+                wanted += f", since the training data has {trained.low[index]:.6g} to {trained.high[index]:.6g}"
+            raise _bad(name, f"{worst:.6g} at index {index}", f"{wanted} (are the units right?)")
         if trained is not None and not of_hand:
             trained.check(name, value)
         return value.astype(np.float32)

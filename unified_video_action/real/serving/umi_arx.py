@@ -178,8 +178,8 @@ class UmiHandler:
         before, known.newest = known.newest, sparse[-1]
         if before is None or len(frames) == self._core.description.horizon.history or before.shape != sparse[0].shape:
             return 0
-        places = [index for index, each in enumerate(sparse) if np.array_equal(each, before)]
-        return len(frames) - 1 - places[0] if len(places) == 1 else 0  # a scene at rest tells nothing
+        matches = [index for index, each in enumerate(sparse) if np.array_equal(each, before)]
+        return len(frames) - 1 - matches[0] if len(matches) == 1 else 0  # a scene at rest tells nothing
 
 
 def require_one_hand(description: PolicyDescription) -> None:

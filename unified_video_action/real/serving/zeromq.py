@@ -33,7 +33,7 @@ class Handler(Protocol):
         """The answer to a message on the connection of that name. Raises nothing."""
 
     def refuse(self, text: str) -> bytes:
-        """The answer to what is no message."""
+        """The answer to anything that is not a message."""
 
     def left(self, identity: bytes) -> None:
         """The connection of that name was closed."""
