@@ -1,6 +1,7 @@
 """What `eval_real.py serve` says and returns when an option is wrong or a part of it dies."""
 
 import argparse
+import asyncio
 import socket
 import subprocess
 import sys
@@ -68,16 +69,12 @@ def test_a_mistake_is_one_line_of_eval_real(tmp_path: Path) -> None:
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no such folder" in done.stderr
 
 
-def _kill_websocket(core: Core, made: PolicyServer) -> None:
-    made._loop.call_soon_threadsafe(next(iter(made._handlers.values())).gen.ag_frame.f_locals["server"].close)
+def _kill_task(name: str) -> Callable[[Core, PolicyServer], None]:
+    def kill(core: Core, made: PolicyServer) -> None:
+        (task,) = [each for each in asyncio.all_tasks(made._loop) if each.get_coro().__name__ == name]
+        made._loop.call_soon_threadsafe(task.cancel)
 
-
-def _kill_umi(core: Core, made: PolicyServer) -> None:
-    handler = made._handlers["umi"].gen.ag_frame.f_locals["handler"]
-    handler.refuse = None  # an error nobody foresaw
-    with socket.create_connection(("127.0.0.1", made.ports["umi"])) as client:
-        client.sendall(b"\x01\x00\x01\x00\x02\x00a")  # a message by ZeroMQ's oldest protocol
-        threading.Event().wait(0.3)
+    return kill
 
 
 def _kill_inference(core: Core, made: PolicyServer) -> None:
@@ -87,7 +84,11 @@ def _kill_inference(core: Core, made: PolicyServer) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     ("kill", "said"),
-    [(_kill_websocket, "websocket handler"), (_kill_umi, "umi handler"), (_kill_inference, "inference")],
+    [
+        (_kill_task("wait_closed"), "websocket handler"),
+        (_kill_task("_run"), "umi handler"),
+        (_kill_inference, "inference"),
+    ],
     ids=["websocket", "umi", "inference"],
 )
 def test_a_server_of_which_a_part_died_says_so_and_ends(

@@ -193,12 +193,10 @@ async def listen(
     limiter = Limiter()
     asyncio.get_running_loop().set_exception_handler(limiter.loop_error)
     steps = query_steps or core.description.action_steps
-    metadata = {
-        "policy": core.description.name,
-        "description": core.description.to_json(),
-        "query_steps": steps,
-        "episode_after_pause_s": PAUSE_SECONDS,
-    }
+    metadata = pack(
+        {"policy": core.description.name, "description": core.description.to_json()}
+        | {"query_steps": steps, "episode_after_pause_s": PAUSE_SECONDS}
+    )
 
     def admit(connection: ServerConnection, request: Request) -> Response | None:
         """What is answered over HTTP; None lets the connection in."""
@@ -223,7 +221,7 @@ async def listen(
         limiter.open.add(connection)
         try:
             client = await _slot(core, name, queue, connection)
-            await connection.send(pack(metadata))
+            await connection.send(metadata)
             handler = OpenpiHandler(core, client, steps)
             async for message in connection:
                 if isinstance(message, str):
@@ -241,7 +239,7 @@ async def listen(
             core.refused(str(error))
             if client is not None:
                 client.close()  # before the closing handshake, which may take seconds
-            await _end(connection, error, None if client else pack(metadata))
+            await _end(connection, error, None if client else metadata)
         except ConnectionClosed as error:
             if error.sent is not None and error.sent.code == TOO_BIG:
                 log.warning("%s: closed: %s", name, error.sent.reason)
