@@ -125,8 +125,7 @@ class Core:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Client, Future] | None] = queue.SimpleQueue()
         self._running: Future | None = None
         self._stopping = False
-        self._started = time.monotonic()
-        self._begun: float | None = None  # when the plan under way was begun
+        self._started, self._begun = time.monotonic(), None  # the server, and the plan under way
         self._times: deque[float] = deque(maxlen=REMEMBERED)  # ms
         self._plans = self._failed = self._refused = 0
         self._last_error: tuple[str, float] | None = None

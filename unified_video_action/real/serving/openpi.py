@@ -297,5 +297,4 @@ async def _end(connection: ServerConnection, error: Refused, hello: bytes | None
 
 
 def _peer(connection: ServerConnection) -> str:
-    host, port, *_ = connection.remote_address
-    return f"{host}:{port}"
+    return "{}:{}".format(*connection.remote_address)

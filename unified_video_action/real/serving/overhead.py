@@ -83,11 +83,8 @@ def measure(repeats: int = 300, frames: int = 4, size: int = 224) -> dict[str, d
                 ask()
                 taken = 1e3 * (time.perf_counter() - begun)
                 times[name].append(taken - core.health()["infer_ms"]["last"])
+    ranks = {name: np.quantile(each[WARM_UP:], (0.5, 0.99)) for name, each in times.items()}
     return {
-        name: {
-            "median_ms": float(np.median(each[WARM_UP:])),
-            "p99_ms": float(np.quantile(each[WARM_UP:], 0.99)),
-            "bytes": float(sizes[name]),
-        }
-        for name, each in times.items()
+        name: {"median_ms": float(median), "p99_ms": float(p99), "bytes": float(sizes[name])}
+        for name, (median, p99) in ranks.items()
     }

@@ -22,12 +22,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
-from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.serving import openpi
 from unified_video_action.real.serving.access import VARIABLE, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
@@ -80,7 +78,9 @@ def start(args: argparse.Namespace) -> int:
     try:
         with load_core(args) as core, PolicyServer(core, args) as server:
             if args.ready_file:
-                write_ready(args.ready_file, server.ports, core.description)
+                part = args.ready_file.with_name(args.ready_file.name + ".part")
+                part.write_text(json.dumps({"ports": server.ports, "description": core.description.to_json()}))
+                part.replace(args.ready_file)  # at once, so that a reader sees all of it or nothing
             log.info("serving %s; Ctrl-C ends", core.description.name)
             return _watch(core, server)
     except KeyboardInterrupt:  # before it served
@@ -220,13 +220,6 @@ def _watch_parent() -> None:
     while os.read(0, 4096):
         log.debug("the parent says something")
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def write_ready(file: Path, ports: Mapping[str, int], description: PolicyDescription) -> None:
-    """Write at once, so that a reader sees all of it or nothing."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps({"ports": ports, "description": description.to_json()}))
-    part.replace(file)
 
 
 def main() -> None:

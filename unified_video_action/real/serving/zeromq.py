@@ -9,11 +9,14 @@ import struct
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, closing, suppress
 from logging import getLogger
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
+
+if TYPE_CHECKING:
+    from unified_video_action.real.serving.umi_arx import UmiHandler
 
 log = getLogger(__name__)
 WAITING = 4  # messages of one connection that are kept until they are read
@@ -26,21 +29,8 @@ IDLE_BYTES = 64  # between two looks that are no more than libzmq's sign of life
 RECEIVED = 128  # offset of tcpi_bytes_received (64 bits) in Linux's struct tcp_info
 
 
-class Handler(Protocol):
-    most_bytes: int  # of a good message
-
-    async def answer(self, identity: bytes, data: memoryview) -> bytes:
-        """The answer to a message on the connection of that name. Raises nothing."""
-
-    def refuse(self, text: str) -> bytes:
-        """The answer to anything that is not a message."""
-
-    def left(self, identity: bytes) -> None:
-        """The connection of that name was closed."""
-
-
 @asynccontextmanager
-async def listen(handler: Handler, address: str, port: int) -> AsyncIterator[tuple[int, Coroutine]]:
+async def listen(handler: UmiHandler, address: str, port: int) -> AsyncIterator[tuple[int, Coroutine]]:
     """Listen for REQ clients; yields the port, and what has to run for them to be answered.
 
     One message is answered after the other. A message that is too long, or that has parts without an end, ends its
@@ -65,7 +55,7 @@ async def listen(handler: Handler, address: str, port: int) -> AsyncIterator[tup
             server.disable_monitor()
 
 
-async def _run(server: zmq.asyncio.Socket, handler: Handler, parts: PartLimit) -> None:
+async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, parts: PartLimit) -> None:
     def look() -> None:
         for identity in parts.ended():
             handler.left(identity)
