@@ -1,8 +1,8 @@
 """Serve a policy to robots, or run one on an arm.
 
-    python eval_real.py serve --checkpoint outputs/my_run/checkpoints/latest       openpi, ZeroMQ and UMI clients
+    python eval_real.py serve --checkpoint outputs/my_run/checkpoints/latest       openpi's and umi-arx's clients
     python eval_real.py run --robot sim --checkpoint ... --dry-run                 show what would be sent
-    python eval_real.py run --robot arx5 --server tcp://192.168.1.7:8766           plans come from another machine
+    python eval_real.py run --robot arx5 --server ws://192.168.1.7:8000            plans come from another machine
 
 docs/real_robot.md has the checklist of a first run, and what each stop means.
 """
@@ -14,12 +14,12 @@ import sys
 
 def parse_arguments() -> argparse.Namespace:
     from unified_video_action.real.control import running
-    from unified_video_action.real.server import serving
+    from unified_video_action.real.serving import server
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="serve | run")
     for name, module, what in (
-        ("serve", serving, "answer clients with plans of a checkpoint"),
+        ("serve", server, "answer clients with plans of a checkpoint"),
         ("run", running, "control an arm"),
     ):
         command = commands.add_parser(

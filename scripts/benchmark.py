@@ -187,7 +187,7 @@ def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, A
 
 def benchmark_server(calls: int, results: dict[str, Any]) -> dict[str, Any]:
     """The policy server's doors with a policy that answers at once."""
-    from unified_video_action.real.server.overhead import measure
+    from unified_video_action.real.serving.overhead import measure
 
     measured = measure(calls)
     log.info("\nRound trips over loopback less the policy's time: 4 frames of 224 px and 4 states, %d calls", calls)

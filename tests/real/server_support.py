@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from unified_video_action.inference.continuation import Continuation
 from unified_video_action.policy.build import build_policy
 from unified_video_action.poses import KINDS, HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
-from unified_video_action.real.server import serving
-from unified_video_action.real.server.core import Core
-from unified_video_action.real.server.requests import RequestSpec
+from unified_video_action.real.serving.core import Core
+from unified_video_action.real.serving.requests import RequestSpec
+from unified_video_action.real.serving.server import PolicyServer, add_arguments
 from unified_video_action.spec import Horizon
 
 INSTRUCTIONS = ("put the cup on the saucer", "fold the towel")
@@ -74,8 +75,8 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
 def options(*given: str) -> Namespace:
     """Options of `eval_real.py serve`."""
     parser = ArgumentParser()
-    serving.add_arguments(parser)
-    return parser.parse_args(given)
+    add_arguments(parser)
+    return parser.parse_args(("--checkpoint", ".", *given))
 
 
 def describe(size: int = SIZE, follows_text: bool = True) -> PolicyDescription:
@@ -137,14 +138,14 @@ def instant_core(
 
 
 @contextmanager
-def open_doors(core: Core, *given: str) -> Iterator[dict[str, int]]:
-    """Ports of the doors that these options open."""
-    args = options("--port", "0", "--zmq-port", "0", "--umi-port", "0", *given)
-    opened = serving.doors(core, args, serving.Access.of(args))
-    for door in opened.values():
-        door.start()
-    try:
-        yield {name: door.port for name, door in opened.items()}
-    finally:
-        for door in opened.values():
-            door.stop()
+def serve(core: Core, *given: str) -> Iterator[dict[str, int]]:
+    """Ports of a server with these options."""
+    with PolicyServer(core, options("--port", "0", "--umi-port", "0", *given)) as server:
+        yield server.ports
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)

@@ -19,13 +19,13 @@ import pytest
 from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, FakeCamera, bench, command_faults
 from tests.real.server_support import INSTRUCTIONS, SIZE, write_checkpoint
 from unified_video_action.instantiate import build_dataclass
-from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.control import dry_run, running
 from unified_video_action.real.control.limits import SafetyLimits
 from unified_video_action.real.control.loop import Control
 from unified_video_action.real.control.watchdog import LoopSettings, Phase, Timeouts
 from unified_video_action.real.robots.archive import RECORDS, Recording
 from unified_video_action.real.robots.interface import ArmCommand, Setup
+from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 
 ROOT = Path(__file__).parents[2]
 NEEDS_SIM = pytest.mark.skipif(find_spec("mujoco") is None, reason="MuJoCo is not installed: no simulated arm")
@@ -58,7 +58,7 @@ def plans_of(counts: dict[str, int]) -> int:
 
 def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
     robot = running.read_robot(
-        options("--robot", "sim", "--server", "tcp://x:1", "--blend", "latest", "--smooth", "--plan-rate", "4")
+        options("--robot", "sim", "--server", "ws://x:1", "--blend", "latest", "--smooth", "--plan-rate", "4")
     )
     assert robot["loop"]["blend"] == "latest" and robot["loop"]["smooth"] == 3 and robot["loop"]["plan_rate"] == 4
     assert "episode_seconds" not in robot["loop"] and "auto_resume" not in robot["loop"]
@@ -135,7 +135,7 @@ class Server:
 
     def again(self) -> None:
         port = self.endpoint.rsplit(":", 1)[1]
-        self.process, _ = start_server_process(self._checkpoint, ("--device", "cpu", "--zmq-port", port))
+        self.process, _ = start_server_process(self._checkpoint, ("--device", "cpu", "--port", port))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-"""Ten thousand malformed messages for what reads them: each is answered, nothing is run, memory stays flat.
+"""Thousands of malformed messages for what reads them: each is answered, nothing is run, memory stays flat.
 
-Over sockets: tests/faults/test_server.py.
+`UVA_FAULTS=full` gives each protocol 10,000 of them. What no message is: tests/faults/test_server.py.
 """
 
+import asyncio
 import logging
 import os
 import resource
@@ -17,13 +18,12 @@ import pytest
 from tests.real import fuzzing
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe
 from unified_video_action.compat import plain_pickle
-from unified_video_action.compat.openpi_messages import pack, unpack
-from unified_video_action.real.server.desk import Desk
-from unified_video_action.real.server.errors import Refused
-from unified_video_action.real.server.openpi_desk import OpenpiDesk
-from unified_video_action.real.server.umi_desk import UmiDesk
+from unified_video_action.compat.openpi_messages import unpack
+from unified_video_action.real.serving.openpi import OpenpiHandler
+from unified_video_action.real.serving.requests import Refused
+from unified_video_action.real.serving.umi_arx import UmiHandler
 
-MESSAGES = 10_000  # for each door, to what reads them
+MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 3_000  # for each protocol
 GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
 PEAK = 256 * 2**20  # and at any time
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
@@ -52,7 +52,7 @@ sys.addaudithook(Watch.hook)
 @pytest.fixture
 def sentinel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A file that hostile messages try to make."""
-    monkeypatch.setattr(logging.getLogger("unified_video_action.real.server"), "level", logging.ERROR)
+    monkeypatch.setattr(logging.getLogger("unified_video_action.real.serving"), "level", logging.ERROR)
     path = tmp_path / "made"
     Watch.heard.clear()
     yield str(path)
@@ -85,18 +85,13 @@ def bombard(messages: Iterator[bytes], send: Callable[[bytes], bool], check: Cal
     assert peak() - max(before, highest) < PEAK
 
 
-def zmq_messages() -> list[dict[str, Any]]:
-    plan = {"kind": "plan", "client": "a", "observation": observe(DESCRIPTION)}
-    going_on = {"actions": np.zeros((4, 10), np.float32), "weights": np.ones(4)}
-    reset = {"kind": "reset", "client": "a", "name": "robot", "seed": 1, "text": TEXT}
-    return [plan, plan | going_on, reset, {"kind": "describe"}, {"kind": "health"}, {"kind": "close", "client": "a"}]
-
-
 def openpi_messages() -> list[dict[str, Any]]:
     whole = observe(DESCRIPTION)
     single = {name: value[-1] for name, value in whole.items()} | {"prompt": TEXT}
     own = {"observation/image": np.zeros((SIZE, SIZE, 3), np.uint8), "observation/state": np.zeros(16), "prompt": TEXT}
-    return [single, single | {"step": 5}, whole | {"prompt": TEXT}, own]
+    prefix = {"prefix": np.zeros((4, 10), np.float32), "prefix_weights": np.ones(4)}
+    begins = {"reset": True, "seed": 1, "prompt": TEXT}
+    return [single, single | {"step": 5}, whole | {"prompt": TEXT} | prefix, own, begins, whole | begins]
 
 
 def umi_messages() -> list[dict[str, Any]]:
@@ -106,58 +101,32 @@ def umi_messages() -> list[dict[str, Any]]:
     return [message, message | {"task_name": "cup"}]
 
 
-def test_zeromqs_requests(sentinel: str) -> None:
-    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
-        desk = Desk(core, lease=0.0)
-        answers: list[bytes] = []
-
-        def ask(message: bytes) -> dict[str, Any]:
-            answers.clear()
-            desk.handle(b"a", message, answers.append)
-            while not answers:
-                pass
-            return unpack(answers[0], 2**20)
-
-        def check() -> None:
-            assert ask(pack({"kind": "reset", "client": "b", "text": TEXT})) == {"ok": True}
-            good = {"kind": "plan", "client": "b", "observation": observe(DESCRIPTION)}
-            assert ask(pack(good))["actions"].shape == (16, 10)
-
-        bombard(fuzzing.msgpack_messages(zmq_messages(), MESSAGES, 1), lambda each: "error" in ask(each), check)
-
-
 def test_openpis_messages(sentinel: str) -> None:
-    with instant_core(DESCRIPTION) as (core, _):
+    with instant_core(DESCRIPTION) as (core, _), asyncio.Runner() as runner:
         client = core.open("fuzzer")
+        handler = OpenpiHandler(core, client, 8)  # one connection, as though it were never closed
 
-        def refused(message: bytes, desk: OpenpiDesk) -> bool:
+        def refused(message: bytes) -> bool:
             try:
-                desk.answer(message)
+                runner.run(handler.answer(message))
             except Refused as error:
                 assert error.code in ("bad_request", "no_episode") and error.text
                 return True
             return False
 
         def check() -> None:
-            answer = OpenpiDesk(core, client, 8).answer(fuzzing.packed(openpi_messages()[0]))
+            answer = runner.run(OpenpiHandler(core, client, 8).answer(fuzzing.packed(openpi_messages()[0])))
             assert unpack(answer, 2**20)["actions"].shape == (16, 10)
 
-        desk = OpenpiDesk(core, client, 8)  # one connection, as though it were never closed
-        messages = fuzzing.msgpack_messages(openpi_messages(), MESSAGES, 2)
-        bombard(messages, lambda each: refused(each, desk), check)
+        bombard(fuzzing.msgpack_messages(openpi_messages(), MESSAGES, 2), refused, check)
 
 
 def test_umis_pickles(sentinel: str) -> None:
-    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
-        desk = UmiDesk(core)
-        answers: list[bytes] = []
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), asyncio.Runner() as runner:
+        handler = UmiHandler(core)
 
         def ask(message: bytes) -> np.ndarray | str:
-            answers.clear()
-            desk.handle(b"a", message, answers.append)
-            while not answers:
-                pass
-            return plain_pickle.read(answers[0], 2**20)
+            return plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20)
 
         def check() -> None:
             assert ask(plain_pickle.write(umi_messages()[0])).shape == (16, 10)
@@ -174,12 +143,10 @@ def test_every_hostile_pickle_is_refused(kind: str, sentinel: str) -> None:
         "an array that lies": fuzzing.array_pickles(),
     }[kind]
     Watch.on = True
-    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _):
-        desk, answers = UmiDesk(core), []
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), asyncio.Runner() as runner:
+        handler = UmiHandler(core)
         for message in hostile:
-            desk.handle(b"a", message, answers.append)
-        assert len(answers) == len(hostile)
-        assert all(isinstance(plain_pickle.read(answer, 2**20), str) for answer in answers)
+            assert isinstance(plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20), str)
         assert core.health()["plans"] == 0 and core.health()["refused"] == len(hostile)
 
 

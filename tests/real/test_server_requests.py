@@ -8,10 +8,8 @@ import pytest
 
 from tests.real.server_support import SIZE, describe, observe
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
-from unified_video_action.real.server.errors import BAD_REQUEST, Refused
-from unified_video_action.real.server.frames import as_trained
-from unified_video_action.real.server.requests import RequestSpec
-from unified_video_action.real.server.window import Window, picked
+from unified_video_action.real.serving.histories import Window, as_trained, picked
+from unified_video_action.real.serving.requests import BAD_REQUEST, Refused, RequestSpec
 from unified_video_action.spec import Horizon
 
 DESCRIPTION = describe()
@@ -67,30 +65,90 @@ def test_all_names_and_no_others_are_needed(given: Any) -> None:
     assert refusal(SPEC.observation, given).startswith("observation: got ")
 
 
-def test_states_have_the_range_of_the_data_with_a_wide_margin() -> None:
-    entries = {"image": ObservationEntry("rgb", (16, 16, 3), 4), "agent_pos": ObservationEntry("low_dim", (2,), 1)}
-    description = PolicyDescription("pushing", entries, Horizon(), 2, 8, False)
-    spec = RequestSpec(description, {"agent_pos": (np.array([0.0, 5.0]), np.array([500.0, 5.0]))})
-    good = observe(description) | {"agent_pos": np.array([[1500.0, 5.9]])}
-    spec.observation(good)
-    said = refusal(spec.observation, good | {"agent_pos": np.array([[6000.0, 5.0]])})
-    assert "agent_pos: got 6000 at place 0, expected -1001 to 1501, since the training data has 0 to 500" in said
-    assert "place 1" in refusal(spec.observation, good | {"agent_pos": np.array([[0.0, 7.0]])})
-    unknown = RequestSpec(description)
-    unknown.observation(good)
-    assert "1e+06" in refusal(unknown.observation, good | {"agent_pos": np.array([[2e6, 0.0]])})
+# -- ranges and units --------------------------------------------------------------------------------------------------
+
+TABLE = (np.array([13.5, 32.9]), np.array([496.1, 510.9]))  # pixels
 
 
-def test_a_state_outside_of_the_data_that_is_still_allowed_is_spoken_of_as_metres_for_pixels() -> None:
-    entries = {"image": ObservationEntry("rgb", (16, 16, 3), 4), "agent_pos": ObservationEntry("low_dim", (2,), 1)}
-    spec = RequestSpec(
-        PolicyDescription("pushing", entries, Horizon(), 2, 8, False),
-        {"agent_pos": (np.array([1.04, 14.47]), np.array([497.5, 511.0]))},
-    )
-    said = spec.unusual({"agent_pos": np.array([[0.3, 0.25]])})
-    expected = "agent_pos: got 0.25 at place 1, outside of the training data's 14.47 to 511 (are the units right?)"
-    assert said == {"agent_pos": expected}
-    assert spec.unusual({"agent_pos": np.array([[-5.0, 515.0]])}) == {}  # by a hundredth
+def pushing(low: Any = TABLE[0], high: Any = TABLE[1], steps: int = 1) -> RequestSpec:
+    """A policy of one state, whose actions are in the same units."""
+    low, high = np.array(low, float), np.array(high, float)
+    entries = {
+        "image": ObservationEntry("rgb", (16, 16, 3), 4),
+        "agent_pos": ObservationEntry("low_dim", low.shape, steps),
+    }
+    description = PolicyDescription("pushing", entries, Horizon(), len(low), 8, False, continues=True)
+    return RequestSpec(description, {"agent_pos": (low, high), "action": (low, high)})
+
+
+def at(spec: RequestSpec, *states: list[float]) -> dict[str, np.ndarray]:
+    return observe(spec.description) | {"agent_pos": np.array(states, float)}
+
+
+METRES = [0.3, 0.25]
+
+
+@pytest.mark.parametrize("state", [METRES, [0.0, 0.0], [1200.0, 300.0], [-600.0, 300.0]])
+def test_a_state_in_other_units_is_refused_with_value_range_and_remedy(state: list[float]) -> None:
+    spec = pushing(steps=2)
+    said = refusal(spec.observation, at(spec, state, state))
+    assert said.startswith("agent_pos: got ") and "the training data has" in said and "units" in said
+    assert ("13.5 to 496.1" in said) or ("32.9 to 510.9" in said)
+    prefix = np.tile(np.array(state, np.float32), (5, 1))
+    said = refusal(spec.prefix, prefix, np.ones(5))
+    assert said.startswith("prefix: got ") and "the training data has" in said
+
+
+@pytest.mark.parametrize(
+    ("states", "noted"),
+    [
+        ([[250.0, 250.0], [260.0, 250.0]], False),
+        ([[-5.0, 515.0], [-5.0, 515.0]], True),  # slightly outside
+        ([[900.0, 250.0], [900.0, 250.0]], True),  # not by the range's width
+        ([[1200.0, 250.0], [250.0, 250.0]], True),  # but it was inside a moment ago
+        ([[0.3, 100.0], [0.3, 100.0]], True),  # at the edge of the table, not next to the origin
+    ],
+)
+def test_a_state_outside_of_the_data_is_allowed_and_noted(states: list[list[float]], noted: bool) -> None:
+    spec = pushing(steps=2)
+    checked = spec.observation(at(spec, *states))
+    np.testing.assert_array_equal(checked["agent_pos"], np.float32(states))
+    said = spec.unusual(checked)
+    assert bool(said) == noted and all("(are the units right?)" in text for text in said.values())
+    assert spec.prefix(np.float32(states), np.ones(2)) is not None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "state"),
+    [
+        ([-1.0, -2.0], [1.0, 2.0], [0.0, 0.0]),  # zero is amidst the data
+        ([0.001, 0.002], [0.3, 0.5], [0.0, 0.0]),  # or a little beside it
+        ([5.0, 5.0], [5.0, 5.0], [5.9, 4.2]),  # data that never varied
+        ([0.0, 0.99], [1.0, 1.0], [0.5, 0.9]),  # or hardly, in one number
+    ],
+)
+def test_what_may_be_in_the_datas_units_is_allowed(low: list[float], high: list[float], state: list[float]) -> None:
+    spec = pushing(low, high)
+    spec.observation(at(spec, state))
+
+
+def test_metres_in_the_corner_of_a_range_that_begins_at_zero_are_noted() -> None:
+    spec = pushing([0.0, 0.0], [512.0, 512.0])
+    assert "0.3 at index 0" in spec.unusual(spec.observation(at(spec, METRES)))["agent_pos"]
+    assert not spec.unusual(spec.observation(at(spec, [3.0, 200.0])))
+
+
+def test_no_single_value_may_leave_the_range_by_twice_its_width() -> None:
+    spec = pushing([0.0, 5.0], [500.0, 5.0], steps=2)
+    said = refusal(spec.observation, at(spec, [0.0, 5.0], [6000.0, 5.0]))
+    assert "agent_pos: got 6000 at index 0, expected -1001 to 1501, since the training data has 0 to 500" in said
+    assert "index 1" in refusal(spec.observation, at(spec, [0.0, 7.0], [0.0, 5.0]))
+    unknown = RequestSpec(spec.description)
+    unknown.observation(at(spec, [6000.0, 5.0], [0.0, 5.0]))
+    assert "1e+06" in refusal(unknown.observation, at(spec, [2e6, 0.0], [0.0, 5.0]))
+
+
+# -- the rest of a request ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,38 +164,29 @@ def test_a_state_outside_of_the_data_that_is_still_allowed_is_spoken_of_as_metre
         (np.zeros((3, 10), np.float32), np.full(3, np.nan)),
         (np.full((3, 10), np.inf), np.ones(3)),
         (np.full((3, 10), 1e9), np.ones(3)),
+        (np.full((3, 10), 300.0), np.ones(3)),  # no metres
         (np.zeros((3, 10), np.int64), np.ones(3)),
         ([[0.0] * 10], [1.0]),
     ],
 )
-def test_a_bad_continuation_is_refused(actions: Any, weights: Any) -> None:
-    assert refusal(SPEC.continuation, actions, weights)
+def test_a_bad_prefix_is_refused(actions: Any, weights: Any) -> None:
+    assert refusal(SPEC.prefix, actions, weights)
 
 
 def test_a_policy_that_does_not_continue_says_so() -> None:
     description = PolicyDescription("no", DESCRIPTION.observations, Horizon(), 10, 8, False)
-    assert RequestSpec(description).continuation(None, None) is None
-    assert "send none" in refusal(RequestSpec(description).continuation, np.zeros((1, 10)), np.ones(1))
+    assert RequestSpec(description).prefix(None, None) is None
+    assert "send none" in refusal(RequestSpec(description).prefix, np.zeros((1, 10)), np.ones(1))
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x" * 1001, 7, b"fold", ["fold"]])
+@pytest.mark.parametrize("text", ["", "  ", "x" * 1001, 7, b"fold", ["fold"], "a\nb", "a\x00", "\ud800"])
 def test_a_bad_instruction_is_refused(text: Any) -> None:
     assert refusal(SPEC.text, text).startswith("text: got ")
-
-
-@pytest.mark.parametrize("text", ["a\nb", "a\x00", "\ud800"])
-def test_an_instruction_is_printable(text: str) -> None:
-    assert "printable" in refusal(SPEC.text, text)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", None, True])
 def test_a_bad_seed_is_refused(seed: Any) -> None:
     assert refusal(SPEC.seed, seed).startswith("seed: got ")
-
-
-def test_messages_are_bounded_by_what_the_policy_reads() -> None:
-    raw = sum(value.nbytes for value in observe(DESCRIPTION).values())
-    assert raw < SPEC.most_bytes < raw + 100_000
 
 
 def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
@@ -158,7 +207,7 @@ def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
         (np.full((1, 16, 16, 3), -0.1), "outside [0, 1]"),
         (np.zeros((1, 16, 16, 3), np.int64), "int64"),
         (np.zeros((1, 16, 16, 4), np.uint8), "(1, 16, 16, 4)"),
-        (np.zeros((0, 16, 16, 3), np.uint8), "no frames"),
+        (np.zeros((0, 16, 16, 3), np.uint8), "(0, 16, 16, 3)"),
         (np.zeros((16, 16), np.uint8), "(16, 16)"),
         (np.zeros((1, 24, 24, 3), np.uint8), "24 x 24"),
         ("picture", "a str"),

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, open_doors
+from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve
 from unified_video_action.compat.openpi_messages import pack, unpack
-from unified_video_action.messages import few, shown
-from unified_video_action.real.server.errors import MOST_CHARACTERS, Refused
+from unified_video_action.messages import shown
+from unified_video_action.real.serving.requests import MOST_CHARACTERS, Refused
 
 FORGED = "x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00\ud800"
 
@@ -18,11 +18,6 @@ def test_what_is_not_printable_is_escaped_and_what_is_long_is_cut() -> None:
     assert shown(FORGED, 100) == r"x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00\ud800"
     assert shown("fold the Tüchlein") == "fold the Tüchlein"
     assert shown("a" * 61) == "a" * 57 + "..." and shown("a" * 60) == "a" * 60
-    assert len(shown("\n" * 60)) == 60
-    assert few(["a", "b\n"]) == r"a, b\n" and few(range(9), 3) == "0, 1, 2 and 6 more" and few([]) == "nothing"
-
-
-def test_an_error_is_one_line_of_bounded_length() -> None:
     assert Refused("bad_request", FORGED).text == shown(FORGED, 100)
     assert len(Refused("bad_request", "\n" * 10**6).text) == MOST_CHARACTERS
 
@@ -37,7 +32,7 @@ def test_names_of_observations_cannot_forge_lines_of_the_log(known: bool, caplog
     names = [FORGED.replace("\ud800", str(index)) for index in range(100)]
     message = {name: value[-1] for name, value in observe(describe()).items()} if known else {}
     message |= {"prompt": INSTRUCTIONS[0]} | dict.fromkeys(names, np.zeros(1))
-    with instant_core() as (core, _), open_doors(core) as ports:
+    with instant_core() as (core, _), serve(core) as ports:
         with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
             client.recv()
             client.send(pack(message))
@@ -50,20 +45,12 @@ def test_names_of_observations_cannot_forge_lines_of_the_log(known: bool, caplog
     assert clean(lines) and any(r"x\n2026" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["observation", "more", FORGED.replace("\ud800", "")])
-def test_zeromqs_field_names_and_texts_cannot_either(name: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("changed", [{"prompt": FORGED[:-1]}, {"reset": FORGED[:-1]}, {FORGED[:-1]: {FORGED[:-1]: 1}}])
+def test_nor_can_its_texts(changed: dict, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="unified_video_action")
-    from unified_video_action.real.server.desk import Desk
-
-    with instant_core() as (core, _):
-        answers: list[bytes] = []
-        forged = FORGED.replace("\ud800", "")
-        for message in (
-            {"kind": "plan", "client": "a", name: {forged: 1}},
-            {"kind": "reset", "client": "a", "text": forged},
-            {"kind": "reset", "client": forged},
-            {"kind": forged},
-        ):
-            Desk(core).handle(b"a", pack(message), answers.append)
-        assert len(answers) == 4 and clean([unpack(each, 2**20)["error"] for each in answers])
+    with instant_core() as (core, _), serve(core) as ports:
+        with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
+            client.recv()
+            client.send(pack(changed))
+            assert clean([client.recv()])
     assert clean([record.getMessage() for record in caplog.records])

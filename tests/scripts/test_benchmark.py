@@ -135,8 +135,9 @@ def test_timing_counts_the_new_frames(script: dict[str, Any]) -> None:
 
 
 def test_the_stopwatch_leaves_the_engine_as_it_was(script: dict[str, Any]) -> None:
-    from unified_video_action.evaluation.timing import Bench
     from unified_video_action.inference.engine import Engine
+
+    from unified_video_action.evaluation.timing import Bench
 
     engine = Engine(script["make_policy"](CONFIG, None))
     before = set(vars(engine))
@@ -156,9 +157,10 @@ def test_fast_and_naive_plans_agree(run: Callable[..., dict[str, Any]]) -> None:
 
 
 def test_the_comparison_notices_a_difference(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from unified_video_action.inference.engine import Engine
+
     from unified_video_action.evaluation import inference_timing
     from unified_video_action.evaluation.timing import Bench
-    from unified_video_action.inference.engine import Engine
 
     encode = Engine.encode
     monkeypatch.setattr(Engine, "encode", lambda engine, frames: encode(engine, 255 - frames))
@@ -223,7 +225,7 @@ def test_a_task_without_a_simulator_is_named(run: Callable[..., dict[str, Any]],
 def test_the_server_is_timed_alone(script: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     script["main"](["--only", "server", "--calls", "10", "--json", str(tmp_path / "server.json")])
     doors = json.loads((tmp_path / "server.json").read_text())["server"]
-    assert set(doors) == {"zmq", "websocket", "umi"}
+    assert set(doors) == {"websocket", "umi"}
     for row in doors.values():
         assert 0 < row["median_ms"] <= row["p99_ms"] and row["bytes"] > 4 * 224 * 224 * 3
     for arguments, message in (

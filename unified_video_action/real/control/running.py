@@ -2,7 +2,7 @@
 
     run --robot sim --checkpoint DIR --dry-run     look at what would be sent, and confirm it: needed once
     run --robot sim --checkpoint DIR               the policy runs in a process of its own on this machine
-    run --robot arx5 --server tcp://HOST:8766      the policy runs on another machine (eval_real.py serve)
+    run --robot arx5 --server ws://HOST:8000       the policy runs on another machine (eval_real.py serve)
 
 The operator types, each followed by Enter:
 
@@ -40,7 +40,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unified_video_action.instantiate import build_dataclass, instantiate
-from unified_video_action.real.client import RemotePlanner, start_server_process, stop_server_process
 from unified_video_action.real.control import dry_run
 from unified_video_action.real.control.chunks import BLENDS
 from unified_video_action.real.control.limits import SafetyLimits
@@ -50,6 +49,7 @@ from unified_video_action.real.control.watchdog import LoopSettings
 from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.robots.interface import RobotError, Setup
 from unified_video_action.real.robots.recorder import EpisodeRecorder
+from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
 
 log = logging.getLogger(__name__)
 
@@ -66,9 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--robot", required=True, help="sim, arx5, or a YAML file with the sections setup, safety and loop")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--checkpoint", type=Path, help="folder of a checkpoint, to run on this machine")
-    where.add_argument("--server", metavar="tcp://HOST:PORT", help="a running eval_real.py serve")
-    add("--keys", type=Path, metavar="FOLDER", help="this machine's CURVE keys for --server")
-    add("--key-file", type=Path, metavar="FILE", help="the server's key, where it asks for one without CURVE")
+    where.add_argument("--server", metavar="ws://HOST:PORT", help="a running eval_real.py serve")
+    add("--key-file", type=Path, metavar="FILE", help="the server's key, where it asks for one")
     add("--task", metavar="TEXT", help="the instruction, for a policy that follows one")
     add("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
     add("--sampler", help="with --checkpoint: kind and steps, such as ddim10 (default: the checkpoint's)")
@@ -156,7 +155,7 @@ def _planner(args: argparse.Namespace, stack: ExitStack) -> RemotePlanner:
         stack.callback(stop_server_process, process)
     elif args.sampler or args.steps or args.device:
         raise ValueError("--sampler, --steps and --device are the server's: give them to eval_real.py serve")
-    planner = RemotePlanner(endpoint, key=key, keys=args.keys, plan_seconds=FIRST_PLAN)
+    planner = RemotePlanner(endpoint, key, plan_seconds=FIRST_PLAN)
     stack.callback(planner.close)
     return planner
 

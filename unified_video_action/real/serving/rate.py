@@ -30,14 +30,14 @@ class RateWatch:
         self._intervals.clear()
         self._asked = 0.0
 
-    def asked(self, now: float, fewest: int, most: int) -> str | None:
-        """A request came, `fewest` to `most` control steps after the one before; what is to be said of it, if anything.
+    def asked(self, now: float, steps: int) -> str | None:
+        """A request came, that many control steps after the one before (0: not known); what to note, if anything.
 
         Args:
             now: seconds of a steady clock.
         """
-        if self._asked and self._trained is not None:
-            self._intervals.append(((now - self._answered) / most, (now - self._asked) / fewest))
+        if self._asked and self._trained is not None and steps:
+            self._intervals.append(((now - self._answered) / steps, (now - self._asked) / steps))
         self._asked = self._answered = now
         if len(self._intervals) < INTERVALS:
             return None
@@ -48,7 +48,7 @@ class RateWatch:
         self._answered = now
 
     def judge(self, seconds: float, bound: str = "") -> str | None:
-        """What is to be said of control steps of that length, if anything.
+        """What is to be noted about control steps of that length, if anything.
 
         Args:
             bound: "no more than " where they may be longer, so that their rate is no more than what is said.

@@ -1,0 +1,198 @@
+"""umi-arx's protocol over real sockets, with a client that speaks as umi-arx's does."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+import zmq
+
+from tests.real.server_support import INSTRUCTIONS, SIZE, STATES, instant_core, serve, until
+from unified_video_action.compat import plain_pickle
+from unified_video_action.real.planner import ObservationEntry, PolicyDescription
+from unified_video_action.real.serving import umi_arx
+from unified_video_action.real.serving.umi_arx import UmiHandler
+from unified_video_action.spec import Horizon
+
+TEXT = INSTRUCTIONS[0]
+SECONDS = 20
+
+
+@contextmanager
+def umi_client(port: int) -> Iterator[zmq.Socket]:
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger, client.rcvtimeo = 0, 1000 * SECONDS
+        client.connect(f"tcp://127.0.0.1:{port}")
+        yield client
+
+
+def umi_message(steps: int = 16, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """What umi-arx sends, and the frames (T, H, W, 3) that it saw."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(256, size=(steps, SIZE, SIZE, 3), dtype=np.uint8)
+    message = {"camera0_rgb": np.moveaxis(frames.astype(np.float32) / 255, -1, 1)}  # (T, 3, H, W)
+    for name, width in zip(STATES, (3, 6, 1, 6)):
+        message[name] = rng.uniform(-0.5, 0.5, (steps, width))
+    return message, frames
+
+
+@pytest.mark.parametrize("steps", [4, 13, 16, 20])
+def test_umis_client_gets_plans(steps: int) -> None:
+    message, frames = umi_message(steps)
+    with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as client:
+            client.send_pyobj(message)
+            actions = client.recv_pyobj()
+    assert isinstance(actions, np.ndarray) and actions.shape == (16, 10) and actions.dtype == np.float32
+    chosen = range(4) if steps == 4 else range(steps - 13, steps, 4)
+    for index, step in zip(chosen, session.recalled[0], strict=True):
+        np.testing.assert_array_equal(step["camera0_rgb"], frames[index])
+        np.testing.assert_allclose(step["robot0_eef_pos"], message["robot0_eef_pos"][index], rtol=1e-6)
+    np.testing.assert_allclose(actions[0, :3], message["robot0_eef_pos"][-1], rtol=1e-6)
+
+
+def test_a_umi_client_that_was_restarted_is_let_in_at_once() -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
+        for _ in range(10):
+            with umi_client(ports["umi"]) as client:
+                client.send_pyobj(message)
+                assert client.recv_pyobj().shape == (16, 10)
+        assert len(session.resets) == 10
+        until(lambda: not core.health()["clients"], "the slot becomes free")
+
+
+def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCaptureFixture) -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as client:
+            for step, heard in ((0.05, 0), (0.058, 0), (0.125, 1), (0.125, 1)):
+                client.send_pyobj(message | {"timestamp": 5.0 + step * np.arange(16)})
+                assert client.recv_pyobj().shape == (16, 10)
+                assert caplog.text.count("control steps come at 8 Hz, those of the training data at 20 Hz") == heard
+            client.send_pyobj(message | {"timestamp": np.zeros(16)})
+            assert "timestamp: expected the growing times" in client.recv_pyobj()
+
+
+def test_umis_task_name_chooses_the_instruction() -> None:
+    message, _ = umi_message()
+    with instant_core() as (core, session), serve(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as client:
+            client.send_pyobj(message)
+            assert "--task" in client.recv_pyobj()
+            for name in ("uva_towel", "uva_towel", "the cup", "a mouse", INSTRUCTIONS[1]):
+                client.send_pyobj(message | {"task_name": name})
+                answer = client.recv_pyobj()
+                assert isinstance(answer, str) == (name == "a mouse")
+        assert [text for _, _, text in session.resets] == [INSTRUCTIONS[1], INSTRUCTIONS[0], INSTRUCTIONS[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"camera0_rgb": np.zeros((16, 3, 32, 32), np.float32)}, "camera0_rgb: got frames of 32 x 32"),
+        ({"camera0_rgb": np.full((16, 3, SIZE, SIZE), 255.0)}, "outside [0, 1]"),
+        ({"robot0_eef_pos": np.zeros((7, 3))}, "robot0_eef_pos: got 7 steps, expected 4, or 16"),
+        ({"robot0_eef_pos": np.zeros((16, 2))}, "robot0_eef_pos: got float64 (4, 2)"),
+        ({"robot0_eef_pos": np.full((16, 3), np.inf)}, "not finite"),
+        ({"robot0_eef_pos": [1.0, 2.0]}, "robot0_eef_pos: got a list"),
+        ({"task_name": 7}, "task_name: a int"),
+    ],
+)
+def test_umis_client_gets_errors_as_texts(change: dict[str, Any], said: str) -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as client:
+            client.send_pyobj(message | change)
+            answer = client.recv_pyobj()
+            assert isinstance(answer, str) and said in answer
+            client.send_pyobj({name: message[name] for name in list(message)[1:]})
+            assert "camera0_rgb is missing" in client.recv_pyobj()
+            client.send_pyobj(message)
+            assert client.recv_pyobj().shape == (16, 10)
+
+
+def test_a_second_umi_client_is_refused_by_name_until_the_first_is_silent() -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
+        with umi_client(ports["umi"]) as first, umi_client(ports["umi"]) as second:
+            first.send_pyobj(message)
+            assert first.recv_pyobj().shape == (16, 10)
+            second.send_pyobj(message)
+            assert "1 of 1 clients are connected: UMI client" in second.recv_pyobj()
+            core._clients[0].used -= 10
+            second.send_pyobj(message)
+            assert second.recv_pyobj().shape == (16, 10)
+
+
+def test_umis_client_finds_its_configuration(tmp_path) -> None:
+    path = tmp_path / "latest.yaml"
+    given = ("--allow-umi-pickle", "--umi-client-yaml", str(path))
+    with instant_core() as (core, _), serve(core, *given):
+        config = yaml.safe_load(path.read_text())
+    assert "Run the client with -f 20." in path.read_text().splitlines()[0]
+    assert config["task"]["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "relative"}
+    obs = config["task"]["shape_meta"]["obs"]
+    assert obs["camera0_rgb"]["shape"] == [3, SIZE, SIZE]
+    assert {name: entry["horizon"] for name, entry in obs.items()} == dict.fromkeys(("camera0_rgb", *STATES), 16)
+
+
+def test_the_protocol_is_offered_where_it_is_asked_for_and_to_this_machine_alone(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("k" * 16)
+    everywhere = ("--host", "0.0.0.0", "--key-file", str(key))
+    with instant_core() as (core, _):
+        with serve(core, *everywhere) as ports:
+            assert set(ports) == {"websocket"}
+        with serve(core, *everywhere, "--allow-umi-pickle") as ports:
+            socket.create_connection(("127.0.0.2", ports["websocket"])).close()
+            socket.create_connection(("127.0.0.1", ports["umi"])).close()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.2", ports["umi"]))
+
+
+def test_a_policy_that_moves_no_hand_is_not_offered_to_it() -> None:
+    description = PolicyDescription(
+        "pushing", {"image": ObservationEntry("rgb", (64, 64, 3), 4)}, Horizon(), 2, 8, False
+    )
+    with instant_core(description) as (core, _), pytest.raises(ValueError, match="task.hand"):
+        serve(core, "--allow-umi-pickle").__enter__()
+
+
+@pytest.mark.parametrize(("period", "heard"), [(0.4, 0), (1.0, 1)])
+def test_the_clients_rate_is_read_from_histories_that_overlap(
+    period: float, heard: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """8 control steps lie between two requests: 0.4 s at 20 Hz, 1 s at the client's default of 8 Hz."""
+    message, _ = umi_message(16 + 8 * 15)
+    now = [100.0]
+    monkeypatch.setattr(umi_arx, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with instant_core(instruction=TEXT) as (core, _), asyncio.Runner() as runner:
+        handler = UmiHandler(core)
+        for start in range(0, 8 * 15, 8):
+            history = {name: values[start : start + 16] for name, values in message.items()}
+            answer = runner.run(handler.answer(b"a", plain_pickle.write(history)))
+            assert plain_pickle.read(answer, 2**20).shape == (16, 10)
+            now[0] += period
+    assert caplog.text.count("run it with -f 20 (its default is 8 Hz)") == 1  # on connecting
+    assert caplog.text.count("control steps come at no more than 8 Hz, those of the training data at 20 Hz") == heard
+    assert "Traceback" not in caplog.text
+
+
+def test_a_scene_at_rest_tells_no_rate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    message, frames = umi_message()
+    message["camera0_rgb"][:] = message["camera0_rgb"][0]
+    now = [100.0]
+    monkeypatch.setattr(umi_arx, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with instant_core(instruction=TEXT) as (core, _), asyncio.Runner() as runner:
+        handler = UmiHandler(core)
+        for _ in range(15):
+            runner.run(handler.answer(b"a", plain_pickle.write(message)))
+            now[0] += 1.0
+    assert "control steps come at" not in caplog.text

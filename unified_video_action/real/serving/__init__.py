@@ -1,0 +1,1 @@
+"""The policy server and its client: openpi's websocket protocol, and an adapter for umi-arx's client."""

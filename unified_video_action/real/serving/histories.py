@@ -1,0 +1,143 @@
+"""Frames and states as clients send them, made into the histories that a policy was trained on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+
+from unified_video_action.dataset.frame_fit import Fit
+from unified_video_action.real.planner import ObservationEntry
+from unified_video_action.real.serving.requests import BAD_REQUEST, Refused
+from unified_video_action.spec import Horizon
+
+SMALLEST, LARGEST = 16, 512  # pixels of a side that is resized
+ROUNDING = 1e-3  # by which a float frame may leave [0, 1]
+
+
+def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool) -> np.ndarray:
+    """uint8 (..., H, W, 3).
+
+    Args:
+        frames: (..., h, w, 3) or (..., 3, h, w), uint8 or floating point in [0, 1].
+        resize: another size of the same proportions is resized, as clients that always send one size need it.
+
+    Raises:
+        Refused: something else.
+    """
+    height, width, _ = entry.shape
+    wanted = f"RGB frames of {width} x {height} pixels, uint8 or floating point in [0, 1]"
+    if not isinstance(frames, np.ndarray):
+        raise Refused(BAD_REQUEST, f"{name}: got a {type(frames).__name__}, expected an array, {wanted}")
+    if not 3 <= frames.ndim <= 4 or 3 not in (frames.shape[-1], frames.shape[-3]) or not frames.size:
+        raise Refused(BAD_REQUEST, f"{name}: got {frames.dtype} {frames.shape}, expected {wanted}")
+    came = pixels(frames)
+    if frames.shape[-1] != 3:
+        frames = np.moveaxis(frames, -3, -1)  # (..., h, w, 3)
+    if came == (height, width):
+        return _bytes(name, frames, wanted)
+    got = f"{name}: got frames of {came[1]} x {came[0]} pixels"
+    if not resize:
+        raise Refused(BAD_REQUEST, f"{got}, expected {wanted}")
+    if abs(came[0] * width - came[1] * height) > max(came[0] * width, came[1] * height) / 50:
+        raise Refused(
+            BAD_REQUEST,
+            f"{got}, whose proportions are not those of {wanted}; crop them as the training data was, or pad them: "
+            f"openpi_client.image_tools.resize_with_pad(image, {height}, {width})",
+        )
+    if not all(SMALLEST <= side <= LARGEST for side in came):
+        sides = f"{SMALLEST} to {LARGEST} pixels"
+        raise Refused(
+            BAD_REQUEST, f"{got}, expected {wanted}; those of its proportions are resized from {sides} a side"
+        )
+    frames = _bytes(name, frames, wanted)
+    fit = Fit((height, width), crop=False)
+    return np.stack([fit(each) for each in frames.reshape(-1, *came, 3)]).reshape(*frames.shape[:-3], *entry.shape)
+
+
+def pixels(frames: np.ndarray) -> tuple[int, int]:
+    """Height and width of frames (..., h, w, 3) or (..., 3, h, w)."""
+    return frames.shape[-3:-1] if frames.shape[-1] == 3 else frames.shape[-2:]
+
+
+def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:
+    """uint8 (..., h, w, 3), contiguous; k / 255 becomes k."""
+    if frames.dtype.kind != "f" and frames.dtype != np.uint8:
+        raise Refused(BAD_REQUEST, f"{name}: got {frames.dtype} {frames.shape}, expected {wanted}")
+    # Not a number is neither above nor below; both comparisons are false for it.
+    if frames.dtype != np.uint8 and not (frames.min() >= -ROUNDING and frames.max() <= 1 + ROUNDING):
+        raise Refused(BAD_REQUEST, f"{name}: got values outside [0, 1], expected {wanted}")
+    if frames.dtype == np.uint8 and frames.flags.c_contiguous:
+        return frames
+    if frames.dtype.kind == "f" and frames.dtype != np.float32:
+        frames = frames.astype(np.float32)
+    made = np.empty(frames.shape, np.uint8)
+    for one, into in zip(frames.reshape(-1, *frames.shape[-3:]), made.reshape(-1, *frames.shape[-3:])):
+        cv2.merge([_scaled(one[..., colour]) for colour in range(3)], into)  # several times as fast as a copy by NumPy
+    return made
+
+
+def _scaled(plane: np.ndarray) -> np.ndarray:
+    """One colour (h, w) as uint8."""
+    return plane if plane.dtype == np.uint8 else cv2.convertScaleAbs(plane, alpha=255.0)
+
+
+class Window:
+    """A history for a client that sends one observation at a time.
+
+    Args:
+        query_steps: control steps between two observations of a client that does not count them.
+    """
+
+    def __init__(self, horizon: Horizon, entries: Mapping[str, ObservationEntry], query_steps: int) -> None:
+        self._offsets, self._entries, self._query_steps = horizon.history_offsets, entries, query_steps
+        self._seen: deque[tuple[int, Mapping[str, np.ndarray]]] = deque()  # steps grow
+
+    def clear(self) -> None:
+        self._seen.clear()
+
+    def goes_back(self, step: int | None) -> bool:
+        """Whether a step is not after the newest one, as at the start of another episode."""
+        return step is not None and bool(self._seen) and step <= self._seen[-1][0]
+
+    def add(self, observation: Mapping[str, np.ndarray], step: int | None = None) -> int:
+        """Entry -> (*shape), seen at a control step; returns how many steps after the one before, 0 for the first."""
+        before = self._seen[-1][0] if self._seen else None
+        if step is None:
+            step = 0 if before is None else before + self._query_steps
+        self._seen.append((step, observation))
+        while len(self._seen) > 1 and self._seen[1][0] <= step + self._offsets[0]:
+            self._seen.popleft()  # the next one is old enough for the oldest frame of every plan to come
+        return 0 if before is None else step - before
+
+    def history(self) -> dict[str, np.ndarray]:
+        """Entry -> (steps, *shape): for every time of the history the newest observation that is not newer than it;
+        the oldest one for times before that."""
+        now = self._seen[-1][0]
+        chosen = [self._at(now + offset) for offset in self._offsets]
+        return {
+            name: np.stack([each[name] for each in chosen[len(chosen) - entry.steps :]])
+            for name, entry in self._entries.items()
+        }
+
+    def _at(self, step: int) -> Mapping[str, np.ndarray]:
+        return next((seen for at, seen in reversed(self._seen) if at <= step), self._seen[0][1])
+
+
+def picked(values: np.ndarray, offsets: tuple[int, ...], steps: int) -> np.ndarray | None:
+    """Of a history (T, ...) with one entry per control step those `steps` that a policy reads; one that has just them
+    already as it is; None for another length."""
+    if len(values) == steps:
+        return values
+    return values[[offset - 1 for offset in offsets[-steps:]]] if len(values) > -offsets[0] else None
+
+
+def histories(observation: Mapping[str, np.ndarray], frames: int) -> list[dict[str, np.ndarray]]:
+    """Entry -> (steps, ...) becomes one observation per frame of the history, oldest first; where an entry has fewer
+    steps, which are the newest, its oldest one stands for those before."""
+    return [
+        {name: values[max(len(values) - frames + index, 0)] for name, values in observation.items()}
+        for index in range(frames)
+    ]
