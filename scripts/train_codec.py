@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from unified_video_action.dataset.replay_buffer import ReplayBuffer
 from unified_video_action.vae.base import FrameCodec
-from unified_video_action.vae.patch_mlp import PatchMLP
-from unified_video_action.vae.pusht_tiny import CHANNELS, PATCH, PushTTiny
+from unified_video_action.vae.patch_mlp import PATCH, PatchMLP
+from unified_video_action.vae.pusht_tiny import CHANNELS, PushTTiny
 
 log = logging.getLogger("train_codec")
 FRAMES_AT_A_TIME = 500

@@ -4,7 +4,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.workspace.fakes import FakePolicy, Points, training_settings
-from unified_video_action.evaluation.matrix_rate import matrix_rate
+from unified_video_action.evaluation.timing import matrix_rate
 from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 from unified_video_action.workspace.batches import StepBatches
 from unified_video_action.workspace.survey import Survey

@@ -54,8 +54,7 @@ class Engine:
         self.inputs = FoldedInputs(self.model.mar.inputs)
         self.mar = self._in_precision(self.model.mar)
         self.action_trunk = self._in_precision(self.model.action_head.trunk)
-        plain_arithmetic = self.device.type == "cpu" and self.dtype == torch.float32
-        self.codec = policy.codec.for_acting() if plain_arithmetic else policy.codec
+        self.codec = policy.codec
         self._encode = self._part("VAE encode", self._run_encode)
         self._latent = self._part("transformer", self._run_transformer)
         self._actions = self._part("action diffusion", self._run_actions)

@@ -11,10 +11,9 @@ from torch import Tensor
 from unified_video_action.compat import kl16
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.compat.torch_archive import load_checkpoint
-from unified_video_action.vae import kl_forward
-from unified_video_action.vae.base import FrameCodec, Moments, untrained
-from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
+from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
 
+KL16_URL = "https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=1"
 SCALE = 0.2325  # latents of natural images come to about unit deviation
 
 
@@ -79,20 +78,13 @@ class AutoencoderKL(FrameCodec):
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:
-        mean, logvar = self.parameters_of(images).chunk(2, dim=1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        mean, logvar = self.network.quant_conv(self.network.encoder(images)).chunk(2, dim=1)
         return Moments(mean, torch.clamp(logvar, -30.0, 20.0))
 
-    def parameters_of(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) -> mean and log-variance of the posterior, (N, 2C, h, w)."""
-        return kl_forward.encode(self.network, images)
-
     def decode_images(self, z: Tensor) -> Tensor:
-        return kl_forward.decode(self.network, z)
+        z = z.contiguous(memory_format=torch.channels_last)
+        return self.network.decoder(self.network.post_quant_conv(z))
 
     def named_weights(self) -> dict[str, Tensor]:
         return self.network.state_dict()
-
-    def for_acting(self) -> FrameCodec:
-        from unified_video_action.vae.kl_acting import ActingAutoencoderKL
-
-        return ActingAutoencoderKL(self)

@@ -1,4 +1,4 @@
-"""How long training takes: its step by part, beside what its matrix products take; its loader; several processes."""
+"""How long training takes: its step by part, its loader, several processes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.evaluation.matrix_rate import matrix_rate
-from unified_video_action.evaluation.products import Products, time_products
-from unified_video_action.evaluation.timing import Bench, Times, noise
+from unified_video_action.evaluation.synthetic import SyntheticWindows
+from unified_video_action.evaluation.timing import Bench, Times, matrix_rate
 from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
@@ -28,17 +27,15 @@ Measured = dict[str, Any]
 def time_training(
     policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, workers: int = 0, compiled: bool = False
 ) -> Measured:
-    """Time optimiser steps of one process on latents that are noise. Changes the policy's weights.
+    """Time optimiser steps of one process on synthetic windows. Changes the policy's weights.
 
     Returns:
         ms: rows of a step's parts and its total; a step is `batch` samples. samples_per_second; matrix_tflops: rate of
         a large matrix product; mfu: share of it that the model's own operations reach; waiting: share of the time in
-        which the step waits for its batch; products_ms: time of the matrix products of the step, as it is without
-        torch.compile, each measured by itself; over_products: forward and backward pass, optimiser and average as a
-        multiple of that.
+        which the step waits for its batch.
     """
     policy.train()
-    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
+    batches = StepBatches(SyntheticWindows(policy), policy, training, seed=0)
     survey = Survey(policy, batches)
     loader = batches.loader(0, 1 + bench.warmup + bench.repeats, workers, bench.device.type == "cuda")
     optimizer, ema = build_optimizer(policy.model, training.optimizer), Ema(policy.model, training.ema)
@@ -67,17 +64,12 @@ def time_training(
         return {**times, "total": sum(times.values())}
 
     steps.extend(next(loader).unpack(bench.device))
-    with Products() as products:  # before they are compiled: what is compiled hides them
-        forward()
-        backward()
-    optimizer.zero_grad()
     prepare_for_training(policy.model, bench.device, compiled)
     rows = bench.summarise(measure)
     total, size = rows["total"]["median"] / 1000, training.batch_size
     modes = [mode.name for _, _, mode in batches.whole(0)]
     flops = sum(survey.work[name].flops for name in modes)
     peak = matrix_rate(bench.device, bench.precision)
-    products_time = time_products(bench, products)
     return {
         "batch": size,
         "ms": rows,
@@ -86,8 +78,6 @@ def time_training(
         "tflop_per_sample": flops / size / 1e12,
         "mfu": flops / total / peak,
         "waiting": rows["waiting"]["median"] / 1000 / total,
-        "products_ms": 1000 * products_time,
-        "over_products": (total - rows["waiting"]["median"] / 1000) / products_time,
     }
 
 
@@ -106,7 +96,7 @@ def time_loader(
     for _ in range(first):
         next(loader)
     began = time.perf_counter()
-    rows = Bench(bench.device, None, bench.repeats, 0).summarise(lambda: {"total": bench.time(lambda: next(loader))})
+    rows = Bench(bench.device, "no", bench.repeats, 0).summarise(lambda: {"total": bench.time(lambda: next(loader))})
     rate = bench.repeats * training.batch_size / (time.perf_counter() - began)
     found = {"batch": training.batch_size, "ms": rows, "samples_per_second": rate}
     return found | ({"samples_per_second_per_worker": rate / workers} if workers else {})
@@ -130,7 +120,7 @@ def time_scaling(
     world = accelerator.num_processes
     if world == 1:
         raise ValueError("--only scaling compares processes: torchrun --nproc-per-node N scripts/benchmark.py ...")
-    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
+    batches = StepBatches(SyntheticWindows(policy), policy, training, seed=0)
     survey = Survey(policy, batches)
     alone = 0.0
     if accelerator.is_main_process:
@@ -158,33 +148,3 @@ def time_scaling(
         "efficiency": together / (world * alone) if alone else None,
     }
 
-
-class NoiseDataset:
-    """Endless random training batches of a policy's shapes, with latents in place of frames."""
-
-    def __init__(self, policy: UnifiedVideoActionPolicy) -> None:
-        self.policy = policy
-
-    def __len__(self) -> int:
-        return 2**20
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        spec, horizon, names = self.policy.model.spec, self.policy.horizon, self.policy.observations
-        batch, latent = len(keys), (spec.latent.channels, spec.latent.height, spec.latent.width)
-
-        def rows(name: str, steps: int) -> Tensor:
-            return torch.stack([noise(self.policy, name, steps) for _ in keys])  # (B, steps, D)
-
-        return {
-            "history": {camera: torch.randn(batch, horizon.history, *latent) for camera in names.cameras},
-            "future": {camera: torch.randn(batch, horizon.future, *latent) for camera in names.cameras},
-            "action": rows("action", horizon.actions),
-            "history_action": rows("action", horizon.actions),
-            "low_dim": {name: rows(name, horizon.history) for name in names.low_dim},
-            "future_low_dim": {name: rows(name, horizon.actions) for name in names.predicted},
-            "auxiliary": torch.randn(batch, horizon.history + horizon.future, spec.auxiliary_dim),
-            "text": torch.randn(batch, spec.text_dim),
-            "action_is_pad": torch.zeros(batch, horizon.actions, dtype=torch.bool),
-            "frame_is_pad": torch.zeros(batch, horizon.future, dtype=torch.bool),
-            "has_action": torch.ones(batch, dtype=torch.bool),
-        }
