@@ -99,6 +99,7 @@ def time_sampler(policy: UnifiedVideoActionPolicy, config: dict[str, Any], sampl
     """Median milliseconds of the action head, and of a whole plan, of a session that acts in one environment."""
     import numpy as np
 
+    from unified_video_action.evaluation.inference_timing import stopwatch
     from unified_video_action.evaluation.timing import Bench
     from unified_video_action.inference.session import PolicySession
 
@@ -111,7 +112,7 @@ def time_sampler(policy: UnifiedVideoActionPolicy, config: dict[str, Any], sampl
     def measure() -> dict[str, float]:
         for _ in range(policy.action_steps):
             session.observe(observation)
-        with bench.stopwatch(session.engine) as times:
+        with stopwatch(bench, session.engine) as times:
             total = bench.time(session.plan)
         return {"head": times["action diffusion"], "plan": total}
 

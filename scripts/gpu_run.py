@@ -191,7 +191,7 @@ def latency_commands(options: Namespace, minutes: float) -> list[Command]:
         benchmark(options, f"latency_{steps}", "--only", "latency", "--sampler", f"ancestral{steps}") for steps in STEPS
     ]
     launches = [] if options.device == "cpu" else [benchmark(options, "launches", "--only", "launches")]
-    return [benchmark(options, "naive", "--compare", "naive"), *times, *launches]
+    return [benchmark(options, "naive", "--only", "naive"), *times, *launches]
 
 
 def latency_figures(options: Namespace) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def rate_commands(options: Namespace, minutes: float) -> list[Command]:
 
 def rate_figures(options: Namespace) -> dict[str, Any]:
     rows = {path.stem: read_json(path)["training"] for path in sorted(options.output.glob("rate_*.json"))}
-    wanted = ("samples_per_second", "matrix_tflops", "mfu", "waiting", "over_products")
+    wanted = ("samples_per_second", "matrix_tflops", "mfu", "waiting")
     return {name: {key: row[key] for key in wanted} for name, row in rows.items()}
 
 

@@ -44,11 +44,10 @@ def test_the_work_of_a_head_is_what_its_sizes_say(policy) -> None:
     products = token * WIDTH + 2 * WIDTH**2 + 3 * WIDTH**2 + 2 * WIDTH**2 + WIDTH * 2 * token + DIM * WIDTH
     assert head.operations >= 2 * rows * steps * (products - DIM * WIDTH)
     assert head.operations <= 2 * rows * steps * (products + 256 * WIDTH + WIDTH**2)
-    uses = {name.removeprefix("model.video_head.net."): count for name, count in head.uses.items()}
-    assert uses["input_proj.weight"] == uses["blocks.0.mlp.0.weight"] == steps
-    assert not any(name.startswith("codec.") for name in parts["transformer"].uses)
-    assert all(name.startswith("codec.") for name in parts["VAE encode"].uses)
-    assert parts["transformer"].uses  # written out, so that attention counts as well
+    net, codec = policy.model.video_head.net, set(policy.codec.modules())
+    assert head.uses[net.input_proj] == head.uses[net.blocks[0].mlp[0]] == steps
+    assert parts["VAE encode"].uses.keys() <= codec and not parts["transformer"].uses.keys() & codec
+    assert parts["transformer"].operations > 0
 
 
 def test_a_floor_is_the_larger_of_arithmetic_and_reading(policy) -> None:
