@@ -42,8 +42,7 @@ def convert(source: Path, target: Path) -> None:
         ValueError: `source` is damaged, refused, or of no known kind.
     """
     from unified_video_action.compat import kl16
-    from unified_video_action.compat.published import PAPER_SPEC, read_published
-    from unified_video_action.compat.reference_spec import infer_network
+    from unified_video_action.compat.published import PAPER_SPEC, infer_network, read_published
     from unified_video_action.compat.tensors import shapes_of, unwrapped
     from unified_video_action.compat.torch_archive import load_checkpoint
 

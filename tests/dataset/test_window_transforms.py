@@ -10,7 +10,7 @@ import torch
 from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
 from tests.reseed import tensor_list
 from tests.shrunk import read
-from unified_video_action.compat.reference_spec import infer_spec
+from unified_video_action.compat.published import infer_spec
 from unified_video_action.dataset.build import build_dataset, predicted_states
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
 from unified_video_action.dataset.pose_windows import (

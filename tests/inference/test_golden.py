@@ -5,8 +5,8 @@ from safetensors.torch import load_file
 
 from tests.inference.test_session import SmallCodec
 from tests.reseed import GOLDEN, MODEL_SEED, reseed
+from unified_video_action.compat.published import infer_spec
 from unified_video_action.compat.reference_names import load_reference
-from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.compat.tensors import shapes_of
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.inference.engine import Engine

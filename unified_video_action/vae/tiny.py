@@ -5,16 +5,17 @@ Weights: madebyollin/taef2 on the Hugging Face hub.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.compat.taef2 import split_hub_names
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
 
 REPOSITORY, FILE = "madebyollin/taef2", "taef2.safetensors"
+HUB_NAME = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")
 URL = f"https://huggingface.co/{REPOSITORY}/resolve/main/{FILE}"
 WIDTH, CHANNELS, POOLED = 64, 32, 256
 LOGVAR = -30.0  # no posterior: a sample is the mean, within 3e-7
@@ -81,10 +82,16 @@ def build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, Block(), conv(WIDTH, 3))
 
 
+def _our_name(hub: re.Match[str]) -> str:
+    """`encoder.layers.<i>.` -> `encoder.<i>.`; the hub counts the decoder's layers without its leading bound."""
+    part, index = hub.groups()
+    return f"{part}.{int(index) + (part == 'decoder')}."
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights named `encoder.<index>...` and `decoder.<index>...`, from a folder of two files or from one file."""
     if path.is_file():
-        return split_hub_names(read_safetensors(path))
+        return {HUB_NAME.sub(_our_name, name): x for name, x in read_safetensors(path).items()}
     parts = {part: path / f"taef2_{part}.safetensors" for part in ("encoder", "decoder")}
     return {f"{part}.{name}": x for part, file in parts.items() for name, x in read_safetensors(file).items()}
 

@@ -147,4 +147,3 @@ def time_scaling(
         "samples_per_second": {"one": alone, "all": together},
         "efficiency": together / (world * alone) if alone else None,
     }
-

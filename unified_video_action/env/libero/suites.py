@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.compat.numpy_archive import read_array
+from unified_video_action.compat.zip_archive import read_array
 from unified_video_action.env.libero.installation import package_folder
 
 
