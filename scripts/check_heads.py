@@ -5,9 +5,9 @@
 
 Needs no data: a configuration's model, at its own width and with its own heads, optimiser, rate and warm-up, trains on
 synthetic windows of its shapes. Wide models are made shallow, with small frames and few trained video tokens, so that a
-CPU can do it; the output says so. For every head of actions or states it shows how much its condition varies over samples
-(spread; near 0 its output does not depend on the input) and the share of units that are ever above 0 (live). Exit status
-1: a head is deaf.
+CPU can do it; the output says so. For every head of actions or states it shows how much its condition varies over
+samples (spread; near 0 its output does not depend on the input) and the share of units that are ever above 0 (live).
+Exit status 1: a head is deaf.
 """
 
 from __future__ import annotations

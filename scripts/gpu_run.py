@@ -76,7 +76,7 @@ def parts(options: Namespace) -> list[Part]:
 
 
 def read_figures(options: Namespace, results: str) -> dict[str, Any]:
-    """Of JSON its content, of an evaluation its metrics, of metrics.jsonl the newest value of each, of a log its end."""
+    """Of JSON its content or its metrics, of metrics.jsonl the newest value of each, of a log its last line."""
     figures: dict[str, Any] = {}
     for path in sorted(options.output.glob(results)) if results else []:
         if path.suffix == ".json":

@@ -26,13 +26,9 @@ def test_a_shipped_recipe_is_healthy(script: dict[str, Any], tmp_path: Path) -> 
 def test_a_rate_without_fan_in_that_is_too_high_is_called_deaf(
     script: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    bad = [
-        "training.optimizer.fan_in=null",
-        "training.optimizer.learning_rate=0.005",
-        "training.schedule.warmup_steps=20",
-    ]
+    bad = ["optimizer.fan_in=null", "optimizer.learning_rate=0.005", "schedule.warmup_steps=20"]
     options = ["--config-name", "uva_pusht_mini", "--steps", "60", "--batch-size", "2", "--depth", "1"]
-    assert script["main"]([*options, *bad]) == 1
+    assert script["main"]([*options, *(f"training.{each}" for each in bad)]) == 1
     assert "the action head no longer depends on its input" in caplog.text
 
 

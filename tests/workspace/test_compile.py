@@ -62,7 +62,7 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
     spec = ModelSpec(Horizon(), LatentShape(4, 4, 4), action_dim=2, auxiliary_dim=6)
     head = HeadConfig(width=16, depth=1)
     model = UVA(spec, ModelConfig(TransformerConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), head, head))
-    prepare_for_training(model, torch.device("cpu"), compiled=True, sharded=sharded)
+    prepare_for_training(model, compiled=True, sharded=sharded)
     compiled = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
     if sharded:
         lists = ("mar.encoder.blocks", "mar.decoder.blocks", "video_head.net.blocks", "action_head.net.blocks")

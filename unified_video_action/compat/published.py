@@ -137,7 +137,7 @@ def _policy_settings(settings: Mapping[str, Any], source: str) -> dict[str, Any]
     return policy
 
 
-# -- sizes of a published model, read off its tensors -------------------------------------------------------------------
+# -- sizes of a published model, read off its tensors ------------------------------------------------------------------
 
 
 def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, default: int | None = None) -> int:

@@ -18,7 +18,7 @@ from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.packing import Packed, pack, scale_latents
 from unified_video_action.workspace.settings import TrainingSettings
 from unified_video_action.workspace.signals import leave_signals_to_parent
-from unified_video_action.workspace.worker_memory import SharedRing, keep_freed_memory
+from unified_video_action.workspace.worker_memory import SharedRing
 
 Key = tuple[int, int]  # (window index, sample seed)
 PREFETCH = 4  # steps that each worker prepares ahead
@@ -158,5 +158,4 @@ class StepBatches(Dataset):
 def _begin_work(worker: int) -> None:
     """Called in each worker, which has its own copy of the StepBatches."""
     leave_signals_to_parent()
-    keep_freed_memory()
     get_worker_info().dataset.ring = SharedRing(RING)

@@ -64,7 +64,7 @@ def time_training(
         return {**times, "total": sum(times.values())}
 
     steps.extend(next(loader).unpack(bench.device))
-    prepare_for_training(policy.model, bench.device, compiled)
+    prepare_for_training(policy.model, compiled)
     rows = bench.summarise(measure)
     total, size = rows["total"]["median"] / 1000, training.batch_size
     modes = [mode.name for _, _, mode in batches.whole(0)]

@@ -1,25 +1,9 @@
-"""Memory that a process uses again: touching new pages costs a loader's worker more than reading, converting and
-packing a batch, and a training step on a CPU up to a third of its time.
-
-So freed memory stays with the process, and the blocks that it shares with the training process go round in a ring.
-"""
+"""Memory that a loader's worker shares with the training process and uses again: fresh pages cost more than a batch."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-
 import torch
 from torch import Tensor
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
-
-
-def keep_freed_memory() -> None:
-    """Let this process reuse what it frees, large tensors too, in place of returning it to the system (Linux)."""
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(M_MMAP_MAX, 0)
-        library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class SharedRing:
