@@ -45,8 +45,11 @@ def cut(config: dict[str, Any], depth: int | None) -> str:
 
 def trained_alike(config: dict[str, Any]) -> str:
     """What decides the health of a configuration's heads; equal for those of which one run is enough."""
-    training = {key: config["training"][key] for key in ("optimizer", "schedule", "mode_mix")}
-    return json.dumps([config["model"], training, config["vae"], config["policy"]["relative_frames"]], sort_keys=True)
+    model, training = json.loads(json.dumps(config["model"])), config["training"]
+    for head in ("video_head", "action_head"):
+        del model[head]["sample_clamp"]  # concerns sampling alone
+    recipe = [training[key] for key in ("optimizer", "schedule", "mode_mix")]
+    return json.dumps([model, recipe, config["vae"], config["policy"]["relative_frames"]], sort_keys=True)
 
 
 def check(config: dict[str, Any], steps: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:

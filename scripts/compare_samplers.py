@@ -34,6 +34,8 @@ SAMPLERS = ("ddim100", "ddim16", "ddim10", "ddim5", "ancestral16", "dpm16")
 START_SEED = 200_000  # evaluations start at 100,000
 PLANS_PER_EPISODE = 8
 ROWS = 256  # chunks drawn at a time
+SCORES = [f"{score}{end}" for score in ("mean_score", "success_rate") for end in ("", "_low", "_high")]
+COLUMNS = ("energy", "energy_error", "shift", "spread", "head_ms", "plan_ms", *SCORES)
 
 Table = dict[str, dict[str, Any]]  # sampler -> figures
 
@@ -164,22 +166,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The table, for people and for pages."""
     table: Table = results["samplers"]
-    scored = "mean_score" in table[results["reference"]]
-    head = ["sampler", "energy", "shift", "spread", "head ms", "plan ms"]
-    if scored:
-        head += ["mean score (95 %)", "success rate (95 %)"]
-    rows = []
+    columns = [name for name in COLUMNS if name in table[results["reference"]]]
+    lines = [["sampler", *(name.replace("_", " ") for name in columns)], ["---"] * (1 + len(columns))]
     for sampler, row in table.items():
-        cells = [
-            sampler + (" (again)" if sampler == results["reference"] else ""),
-            f"{row['energy']:.4f} ± {row['energy_error']:.4f}",
-            *(f"{row[name]:.3f}" for name in ("shift", "spread")),
-            *(f"{row[name]:.1f}" for name in ("head_ms", "plan_ms")),
-        ]
-        for name in ("mean_score", "success_rate") if scored else ():
-            cells.append(f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})")
-        rows.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+        again = " (again)" if sampler == results["reference"] else ""
+        lines.append([sampler + again, *(f"{row[name]:.4g}" for name in columns)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
