@@ -6,6 +6,8 @@ A frame of that table is a few flat shapes on white, so 128 linear components of
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ class PushTTiny(PatchCodec):
     Random weights are random orthogonal components.
     """
 
-    name = "pusht_tiny"
+    name = Path(__file__).stem  # one name for this file, its weights and its configuration
     channels = CHANNELS
 
     def _build(self) -> None:
