@@ -82,6 +82,15 @@ class FrameCodec(nn.Module, ABC):
 
     A subclass sets `name`, `channels` and `downsample`, implements `encode_images` and `decode_images`, and ends its
     constructor with `self.freeze()`. Latents are `(z - shift) * scale`, with z the posterior's mean or a sample of it.
+    Every codec has the argument `weights`: a file, None for the usual place, or "random", the same every time.
+
+    Args:
+        image_size: side of the square images that are encoded, in pixels.
+        posterior: "mean" or "sample".
+
+    Raises:
+        FileNotFoundError: no weights; the message names the remedy.
+        ValueError: a bad option, or weights with tensors that are missing, extra or misshapen.
     """
 
     name: str  # what configurations and messages call it

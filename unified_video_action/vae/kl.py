@@ -47,13 +47,8 @@ class AutoencoderKL(FrameCodec):
 
     Args:
         weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
-            kl16.ckpt in `$UVA_DATA_DIR/vae`; "random" is an untrained network, the same every time.
-        image_size: side of the square images that are encoded, in pixels.
-        posterior: "mean" or "sample" (the paper samples, also at inference).
-
-    Raises:
-        FileNotFoundError: no weights; the message has the public address and the option.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+            kl16.ckpt in `$UVA_DATA_DIR/vae`.
+        posterior: the paper's code has "sample", also at inference.
     """
 
     name = "kl"

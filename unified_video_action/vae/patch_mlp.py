@@ -25,16 +25,10 @@ SCALE = 2.0  # most of a table is empty: so the latents of whole frames have a v
 
 
 class PatchCodec(FrameCodec):
-    """(3, S, S) <-> (channels, S/16, S/16), a cell for each patch. Subclasses code patches in `_build`'s modules.
+    """(3, S, S) <-> (channels, S/16, S/16), a cell for each patch, without a posterior: a sample is the mean.
 
     Args:
-        weights: a safetensors file; None takes the one in the package; "random" is untrained, the same every time.
-        image_size: side of the square images that are encoded, in pixels; the packaged weights are made for 96.
-        posterior: "mean" or "sample", which are the same here.
-
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+        weights: a safetensors file of scripts/train_codec.py; None takes the one in the package, made for 96 px.
     """
 
     downsample = PATCH

@@ -107,18 +107,11 @@ def from_hub() -> Path:
 
 
 class TAEF2(FrameCodec):
-    """Tiny autoencoder: (3, S, S) <-> (32, S/8, S/8), without a posterior (mean only).
+    """(3, S, S) <-> (32, S/8, S/8), without a posterior: a sample is the mean.
 
     Args:
         weights: one safetensors file (as on the hub), or a folder with taef2_encoder.safetensors and
-            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub; "random" is an
-            untrained network, the same every time.
-        image_size: side of the square images that are encoded, in pixels.
-        posterior: "mean" or "sample"; the same here.
-
-    Raises:
-        FileNotFoundError: no weights; the message has the public address and the option.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub.
     """
 
     name = "taef2"
