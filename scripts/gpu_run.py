@@ -1,4 +1,4 @@
-"""What docs/performance.md owes to a GPU, as one command that may be interrupted and typed again.
+"""What docs/performance.md reports of a GPU, as one command that may be interrupted and typed again.
 
     python scripts/gpu_run.py --minutes 12 --data $UVA_DATA_DIR --output outputs/gpu
     PYTHONPATH=. python scripts/gpu_run.py --data pusht.zip --wheels wheels --collect results
@@ -8,11 +8,9 @@
 It is made for a machine with one GPU, few packages (torch, numpy, safetensors, accelerate, einops and timm) and little
 time. Packages that are missing come as wheels from a folder; nothing is downloaded. The parts are done in the order of
 --list. Each has a time limit; one that fails or takes too long is recorded, and the next begins. Training gets all
-that the parts after it do not need. The same command with the same --output goes on where it was: finished parts are
-left out, training and evaluations continue. Results are in results.json, whole after every part, and a log of each.
-
-With less than 6 minutes everything is done in little. On a CPU it is a rehearsal: a few steps of uva_pusht_mini in
-place of the larger models, on a few scripted demonstrations.
+that the parts after it do not need. The same command with the same --output goes on where it was. Results are in
+results.json, whole after every part, and a log of each. With less than 6 minutes everything is done in little. On a
+CPU it is a rehearsal: a few steps of uva_pusht_mini in place of the larger models, on scripted demonstrations.
 """
 
 from __future__ import annotations
@@ -97,12 +95,8 @@ def test_commands(options: Namespace, minutes: float) -> list[Command]:
 
 
 def data_words(options: Namespace) -> tuple[str, ...]:
-    if options.device == "cpu":
-        kinds = ("--scripted-only", "--scripted", "3")
-    elif options.human_only:
-        kinds = ("--human-only",)
-    else:
-        kinds = ("--scripted", "4") if options.brief else ()
+    kinds = ("--human-only",) if options.human_only else ("--scripted", "4") if options.brief else ()
+    kinds = ("--scripted-only", "--scripted", "3") if options.device == "cpu" else kinds
     return ("scripts/train_pusht.py", "--config-name", options.small, "--data", str(options.output / "data"), *kinds)
 
 
@@ -194,8 +188,7 @@ def trained_minutes(options: Namespace) -> float:
 def loader_processes() -> int:
     """As many as cores and shared memory allow; with 0 training prepares its batches itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = Path("/dev/shm")
-    room = shutil.disk_usage(shared).free // SHARED if shared.is_dir() else 0
+    room = shutil.disk_usage("/dev/shm").free // SHARED if os.path.isdir("/dev/shm") else 0
     return max(0, min(14, cores - 2, room))
 
 
@@ -263,8 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("Interrupted; the same command goes on.")
     finally:
         collect()
-        run.tell_owed()
-        log.info("docs/performance.md lists what needs several GPUs, a display or a robot.")
+        run.log_owed()
 
 
 def parse_arguments(arguments: list[str] | None) -> Namespace:
@@ -291,9 +283,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
         value = getattr(options, name)
         setattr(options, name, value and value.expanduser().resolve())
     options.brief = options.device == "cpu" or options.minutes < BRIEF
-    options.small, options.large = (
-        ("uva_pusht_mini", "uva_pusht_mini") if options.device == "cpu" else ("uva_pusht_small", "uva_pusht")
-    )
+    models = ("uva_pusht_mini", "uva_pusht_mini") if options.device == "cpu" else ("uva_pusht_small", "uva_pusht")
+    options.small, options.large = models
     names = [part.name for part in parts(options)]
     options.parts = options.parts.split(",") if options.parts else names
     if unknown := set(options.parts) - set(names):
