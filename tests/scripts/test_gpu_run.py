@@ -90,6 +90,24 @@ def test_a_file_or_a_folder_of_demonstrations_is_taken(script: ModuleType, tmp_p
     assert (tmp_path / "other" / "pusht.zip").read_text() == script.ARCHIVES[1]
 
 
+def test_figures_are_read_from_what_the_parts_leave(script: ModuleType, tmp_path: Path) -> None:
+    left = {
+        "train/metrics.jsonl": '{"step": 1, "a": 1}\n{"step": 2, "b": 3}\n',
+        "train/evaluation/step_7/policy/results.json": '{"metrics": {"mean_score": 1}, "episodes": []}',
+        "latency/naive.json": '{"policy_16": {"ratio": 0.5}}',
+    }
+    for name, text in left.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    options = script.parse_arguments(["--output", str(tmp_path)])
+    figures = {part.name: part.figures() for part in script.parts(options) if part.name != "tests"}
+    assert {name: found for name, found in figures.items() if found} == {
+        "train": {"step": 2, "a": 1, "b": 3},
+        "evaluate": {"results": {"mean_score": 1}},
+        "latency": {"naive": {"policy_16": {"ratio": 0.5}}},
+    }
+
+
 @pytest.mark.parametrize("words", [["--parts", "tests,nothing"], ["--minutes", "0"], ["--train-minutes", "-1"]])
 def test_bad_options_are_named(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
