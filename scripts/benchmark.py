@@ -3,16 +3,16 @@
     python scripts/benchmark.py --config-name uva_pusht_small
     python scripts/benchmark.py --checkpoint outputs/run/checkpoints/latest --sampler ddim10 --json times.json
     python scripts/benchmark.py --config-name uva_pusht --device cuda --precision bf16 vae.weights=random
-    python scripts/benchmark.py --config-name uva_pusht --only training training.batch_size=2 vae.weights=random
     python scripts/benchmark.py --config-name uva_pusht_mini --only loader --workers 1
     torchrun --nproc-per-node 2 scripts/benchmark.py --config-name uva_pusht_mini --only scaling
     python scripts/benchmark.py --config-name uva_pusht_mini --only steadiness --calls 10000
     python scripts/benchmark.py --config-name uva_lift --only simulator --calls 200
     python scripts/benchmark.py --only server    what eval_real.py serve adds to a plan
-    python scripts/benchmark.py --config-name uva_pusht --compare naive --repeats 5 --json naive.json vae.weights=random
+    python scripts/benchmark.py --config-name uva_pusht --only naive --repeats 5 vae.weights=random
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
-first where there is none. Where Hydra is not installed, --config takes the configuration that
+first where there is none. `naive` times plans of one environment in the steady state, in turns with those of the plain
+pipeline, which encodes all frames of the history. Where Hydra is not installed, --config takes the configuration that
 `python train.py --config-name=... --cfg job --resolve` prints.
 """
 
@@ -24,21 +24,18 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unified_video_action.workspace import commands
 
 if TYPE_CHECKING:
-    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-
-    from unified_video_action.dataset.window_dataset import WindowDataset
-    from unified_video_action.evaluation.timing import Bench
+    from unified_video_action.policy.base import BasePolicy
 
 log = logging.getLogger("benchmark")
 ALONE = ("simulator", "server")  # not of a policy
-PARTS = ("latency", "training", "loader", "scaling", "steadiness", "launches", *ALONE)
+PARTS = ("latency", "training", "loader", "scaling", "naive", "steadiness", "launches", *ALONE)
 
 
 def read_config(options: argparse.Namespace) -> dict[str, Any]:
@@ -49,15 +46,13 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
     import yaml
 
-    path = options.config or options.checkpoint / "config.yaml"
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load((options.config or options.checkpoint / "config.yaml").read_text())
 
 
-def make_policy(config: dict[str, Any], checkpoint: Path | None) -> UnifiedVideoActionPolicy:
-    from unified_video_action.policy.unified_video_action_policy import CHANGE
-
+def make_policy(config: dict[str, Any], checkpoint: Path | None = None) -> BasePolicy:
     from unified_video_action.dataset.normalizer import Normalizer
     from unified_video_action.policy.build import build_policy, load_policy
+    from unified_video_action.policy.uva_transform import CHANGE
 
     if checkpoint:
         return load_policy(checkpoint)
@@ -72,154 +67,113 @@ def make_policy(config: dict[str, Any], checkpoint: Path | None) -> UnifiedVideo
         return build_policy({**config, "vae": {**config["vae"], "weights": "random"}}, normalizer)
 
 
-def open_data(config: dict[str, Any], policy: UnifiedVideoActionPolicy) -> WindowDataset:
-    """The training data, read as training reads it."""
-    from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
-    from unified_video_action.instantiate import build_dataclass
+def show(title: str, found: Mapping[str, Any], rows: Mapping[str, Mapping[str, float]] | None = None) -> None:
+    """Milliseconds by part with each part's share of the total, then other figures, to four digits."""
 
-    dataset = build_dataset(config)
-    open_frames(dataset, build_dataclass(DataSettings, config.get("data", {}), "data"), policy.codec)
-    return dataset
+    def text(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {text(each)}" for name, each in value.items())
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-
-def table(title: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """Milliseconds by part, and each part's share of the total, as text."""
-    width = max(map(len, (title, *rows)))
-    lines = [f"{title:{width}}  {'median':>10} {'min':>10} {'max':>10}   share"]
-    for part, times in rows.items():
-        share = times["median"] / rows["total"]["median"]
-        lines.append(f"{part:{width}}  {times['median']:10.2f} {times['min']:10.2f} {times['max']:10.2f}  {share:5.0%}")
-    return "\n".join(lines)
-
-
-def shown(value: Any) -> str:
-    """A figure as text, to four digits."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {shown(each)}" for name, each in value.items())
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    log.info("\n%-24s %s", title, f"{'median':>10} {'min':>10} {'max':>10}   share" if rows else "")
+    for part, row in (rows or {}).items():
+        share = row["median"] / rows["total"]["median"]
+        log.info("%-24s %10.2f %10.2f %10.2f  %5.0f%%", part, row["median"], row["min"], row["max"], 100 * share)
+    for name, value in found.items():
+        log.info("%s: %s", name, text(value))
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure, show tables on the way, and return everything."""
+    """Measure, show on the way, and return everything."""
     import torch
 
     from unified_video_action.env_runner.results import git_commit, machine, versions
+    from unified_video_action.evaluation import inference_timing
     from unified_video_action.evaluation.floors import floors
-    from unified_video_action.evaluation.inference_timing import count_launches, peak_memory, time_steadiness
-    from unified_video_action.evaluation.timing import Bench, time_latency
-    from unified_video_action.instantiate import build_dataclass
-    from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-    from unified_video_action.workspace.training_timing import time_loader, time_scaling, time_training
+    from unified_video_action.evaluation.timing import Bench
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    bench = Bench(torch.device(device), dtype, options.repeats, options.warmup)
+    results: dict[str, Any] = {"machine": machine(), "versions": versions()}
     if options.only == ["server"]:
-        return benchmark_server(options.calls, {"machine": machine(), "versions": versions()})
+        from unified_video_action.real.serving.overhead import measure
+
+        results["server"] = measure(options.calls)
+        show(f"Round trips over loopback less the policy's time, {options.calls} calls", results["server"])
+        return results
     config = read_config(options)
     if options.only == ["simulator"]:
-        return benchmark_simulator(config, options.calls, {"machine": machine(), "versions": versions()})
-    policy = make_policy(config, options.checkpoint).to(bench.device)
+        from unified_video_action.env_runner.rollout import time_simulator
 
-    where = {**machine(), "threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
-    parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    samplers = [f"{sampler.kind}{sampler.steps}" for sampler in policy.config.samplers(options.sampler)]
-    results: dict[str, Any] = {
-        "machine": where,
-        "versions": versions(),
+        if not config["task"].get("env"):
+            raise ValueError("the configuration has no simulator: task.env is not set")
+        results["simulator"] = time_simulator(config["task"]["env"], options.calls)
+        show(f"The simulator, {options.calls} random steps, one process", results["simulator"])
+        return results
+
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    bench = Bench(torch.device(device), options.precision, options.repeats, options.warmup)
+    policy = make_policy(config, options.checkpoint).to(bench.device)
+    image = policy.task.cameras[0].size
+    samplers = (f"{sampler.kind}{sampler.steps}" for sampler in policy.config.samplers(options.sampler))
+    where = {"threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
+    results["machine"] |= where
+    results |= {
         "commit": git_commit(),
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "samplers": dict(zip(("actions", "frames"), samplers)),
         "batch": options.batch,
         "repeats": options.repeats,
     }
-    log.info("\n".join(f"{name}: {value}" for name, value in where.items()))
-    log.info("model: %.2f M parameters, %d video tokens", parameters / 1e6, policy.model.spec.tokens)
-    log.info("sampler: %s for actions, %s for frames", *samplers)
-    image = tuple(config["task"]["shape_meta"]["obs"][policy.observations.main]["shape"][1:])
-    if options.compare:
-        return results | compare(policy, bench, image, trained=options.checkpoint is not None)
+    show("policy", results)
+    if "naive" in options.only:
+        if not options.checkpoint:
+            inference_timing.wake(policy)
+        compared = inference_timing.compare_naive(policy, bench, image)
+        show("plans of one environment, and of the plain pipeline", compared)
+        results |= compared
     if "steadiness" in options.only:
-        steady = results["steadiness"] = time_steadiness(policy, bench, image, options.calls, options.sampler)
-        log.info("\nSteadiness over %d plans with remembered frames", options.calls)
-        log.info("\n".join(f"{name}: {value:.3f}" for name, value in steady.items()))
+        steady = inference_timing.time_steadiness(policy, bench, image, options.calls, options.sampler)
+        results["steadiness"] = steady
+        show("plans with remembered frames", steady)
     if "launches" in options.only:
-        results["launches"] = count_launches(policy, bench, image)
-        for name, row in results["launches"].items():
-            log.info("\n%-10s %s", name, shown(row))
+        results["launches"] = inference_timing.count_launches(policy, bench, image)
+        show("launches", results["launches"])
     if "latency" in options.only:
-        results["latency_ms"] = time_latency(policy, bench, image, options.batch, options.sampler)
+        latency = inference_timing.time_latency(policy, bench, image, options.batch, options.sampler)
+        results["latency_ms"] = latency
         results["floor_ms"] = floors(policy, image, options.precision, options.batch, options.sampler)
-        log.info("\nLatency in ms, for %d environments at a time, over %d repeats", options.batch, options.repeats)
-        for title, rows in results["latency_ms"].items():
-            log.info("\n%s", table(title, rows))
+        for title, rows in latency.items():
+            show(title, {}, rows)
+    for part in ("training", "loader", "scaling"):
+        if part in options.only:
+            found = results[part] = throughput(part, options, config, policy, bench)
+            figures = {name: value for name, value in found.items() if name != "ms"}
+            show(f"{part}, ms per batch", figures, found["ms"])
+    results["peak_memory_mib"] = inference_timing.peak_memory(bench.device)
+    return results
+
+
+def throughput(part: str, options: argparse.Namespace, config: dict, policy: Any, bench: Any) -> dict[str, Any]:
+    """Time training, its loader, or several processes."""
+    from unified_video_action.dataset.build import build_dataset
+    from unified_video_action.instantiate import build_dataclass
+    from unified_video_action.workspace import training_timing
+    from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+
     training = build_dataclass(TrainingSettings, config["training"], "training")
     trainer = build_dataclass(TrainerSettings, config.get("trainer", {}), "trainer")
     at_once = min(training.batch_size, trainer.micro_batch or training.batch_size)  # as training does
     training = dataclasses.replace(training, batch_size=options.training_batch or at_once)
-    trainer = dataclasses.replace(trainer, device=bench.device.type, precision=options.precision)
-    throughput: dict[str, Callable[[], dict[str, Any]]] = {
-        "training": lambda: time_training(policy, bench, training, options.workers, trainer.compile),
-        "loader": lambda: time_loader(policy, bench, training, open_data(config, policy), options.workers),
-        "scaling": lambda: time_scaling(policy, bench, training, trainer),
-    }
-    for part in (part for part in throughput if part in options.only):
-        measured = results[part] = throughput[part]()
-        log.info("\n%s", table(f"{part}, ms per batch of {training.batch_size}", measured["ms"]))
-        log.info("\n".join(f"{name}: {shown(value)}" for name, value in measured.items() if name != "ms"))
-    results["peak_memory_mib"] = peak_memory(bench.device)
-    return results
-
-
-def benchmark_simulator(config: dict[str, Any], steps: int, results: dict[str, Any]) -> dict[str, Any]:
-    """The task's simulator alone; no policy is built."""
-    from unified_video_action.env_runner.rollout import time_simulator
-
-    if not config["task"].get("env"):
-        raise ValueError("the configuration has no simulator: task.env is not set")
-    measured = time_simulator(config["task"]["env"], steps)
-    log.info("\nThe simulator of %s, %d random steps, one process", config.get("name", "the task"), steps)
-    log.info("\n".join(f"{name}: {shown(value)}" for name, value in measured.items()))
-    return {**results, "simulator": measured}
-
-
-def benchmark_server(calls: int, results: dict[str, Any]) -> dict[str, Any]:
-    """The policy server's doors with a policy that answers at once."""
-    from unified_video_action.real.serving.overhead import measure
-
-    measured = measure(calls)
-    log.info("\nRound trips over loopback less the policy's time: 4 frames of 224 px and 4 states, %d calls", calls)
-    for door, row in measured.items():
-        log.info(
-            "%-10s median %.2f ms, p99 %.2f ms, %.1f MB a request",
-            door, row["median_ms"], row["p99_ms"], row["bytes"] / 1e6,
-        )  # fmt: skip
-    return {**results, "server": measured}
-
-
-def compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], trained: bool) -> dict[str, Any]:
-    """The session against the same pipeline without its measures, in turns."""
-    from unified_video_action.evaluation.inference_timing import compare_naive, peak_memory, wake
-
-    if not trained:
-        wake(policy)
-    compared = compare_naive(policy, bench, image)
-    frames = next(iter(compared.values()))
-    log.info(
-        "\nOne environment in the steady state: after %d executed actions %d of %d history frames are new, the others "
-        "are remembered. Medians of %d plans each way, in turns. The naive pipeline encodes all frames.",
-        policy.action_steps, frames["new_frames"], frames["history_frames"], bench.repeats,
-    )  # fmt: skip
-    for name, row in compared.items():
-        log.info(
-            "%-10s fast %.1f ms, naive %.1f ms, ratio %.3f, largest difference of normalised actions %.1e",
-            name, row["fast_ms"], row["naive_ms"], row["ratio"], row["max_abs_diff"],
-        )  # fmt: skip
-    memory = peak_memory(bench.device)
-    log.info("peak memory, both pipelines in one process: %.0f MiB", memory)
-    return {**compared, "peak_memory_mib": memory}
+    if part == "training":
+        return training_timing.time_training(policy, bench, training, options.workers, trainer.compile)
+    if part == "scaling":
+        trainer = dataclasses.replace(trainer, device=bench.device.type, precision=bench.precision)
+        return training_timing.time_scaling(policy, bench, training, trainer)
+    dataset = build_dataset(config)
+    encoders = {"codec": getattr(policy, "codec", None), "text": policy.text}
+    type(policy).open_data({"data": {}, **config}, dataset, encoders, progress=True)
+    return training_timing.time_loader(policy, bench, training, dataset, options.workers)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -228,22 +182,20 @@ def main(arguments: list[str] | None = None) -> None:
     what.add_argument("--config-name", help="a configuration of config/; Hydra overrides may follow")
     what.add_argument("--config", type=Path, help="a resolved configuration file")
     what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
-    parser.add_argument("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
-    parser.add_argument("--compare", choices=("naive",), help="only time plans with and without what makes them fast")
-    parser.add_argument("--calls", type=int, default=1000, help="plans, simulator steps or round trips (1000)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's choice)")
-    parser.add_argument("--batch", type=int, default=1, help="environments that are planned for at a time")
-    parser.add_argument(
-        "--training-batch", type=int, help="samples of a training step (default: one micro-batch of the configuration)"
-    )
-    parser.add_argument("--workers", type=int, default=0, help="loader processes; 0: none (default)")
-    parser.add_argument("--sampler", help="kind and steps: ancestral100, ddim10, dpm16 (default: the configuration's)")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
+    add = parser.add_argument
+    add("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
+    add("--calls", type=int, default=1000, help="plans, simulator steps or round trips (1000)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
+    add("--threads", type=int, help="CPU threads (default: torch's choice)")
+    add("--batch", type=int, default=1, help="environments that are planned for at a time")
+    add("--training-batch", type=int, help="samples of a training step (default: a micro-batch of the configuration)")
+    add("--workers", type=int, default=0, help="loader processes; 0: none (default)")
+    add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16 (default: the configuration's)")
+    add("--repeats", type=int, default=20)
+    add("--warmup", type=int, default=3)
+    add("--json", type=Path, help="also write the results here")
+    add("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
     options = parser.parse_intermixed_args(arguments)
     options.only = options.only or ["latency", "training"]
     for part in ALONE:

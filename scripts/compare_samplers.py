@@ -26,13 +26,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+
+    from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 
 log = logging.getLogger("compare_samplers")
 SAMPLERS = ("ddim100", "ddim16", "ddim10", "ddim5", "ancestral16", "dpm16")
 START_SEED = 200_000  # evaluations start at 100,000
 PLANS_PER_EPISODE = 8
 ROWS = 256  # chunks drawn at a time
+SCORES = [f"{score}{end}" for score in ("mean_score", "success_rate") for end in ("", "_low", "_high")]
+COLUMNS = ("energy", "energy_error", "shift", "spread", "head_ms", "plan_ms", *SCORES)
 
 Table = dict[str, dict[str, Any]]  # sampler -> figures
 
@@ -46,7 +49,7 @@ def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int
     from unified_video_action.env_runner.simulators import EnvProcesses
     from unified_video_action.inference.session import PolicySession
 
-    runner, horizon, names = config["task"]["env_runner"], policy.horizon, policy.observations
+    runner, horizon, names = config["task"]["env_runner"], policy.task.horizon, policy.task
     action_steps, max_steps = runner.get("action_steps", policy.action_steps), runner.get("max_steps", 300)
     wanted = min(PLANS_PER_EPISODE, math.ceil(max_steps / action_steps))  # of each episode, if it is long enough
     episodes = math.ceil(count / wanted)
@@ -98,19 +101,19 @@ def time_sampler(policy: UnifiedVideoActionPolicy, config: dict[str, Any], sampl
     """Median milliseconds of the action head, and of a whole plan, of a session that acts in one environment."""
     import numpy as np
 
+    from unified_video_action.evaluation.inference_timing import stopwatch
     from unified_video_action.evaluation.timing import Bench
     from unified_video_action.inference.session import PolicySession
 
     bench, session = Bench(policy.device, repeats=repeats), PolicySession(policy, sampler=sampler)
     session.reset()
-    meta = config["task"]["shape_meta"]["obs"]
-    observation = {name: np.zeros((*meta[name]["shape"][1:], 3), np.uint8) for name in policy.observations.cameras}
-    observation |= {name: np.zeros(meta[name]["shape"], np.float32) for name in policy.observations.low_dim}
+    observation = {camera.name: np.zeros((*camera.size, 3), np.uint8) for camera in policy.task.cameras}
+    observation |= {name: np.zeros(width, np.float32) for name, width in policy.task.states.items()}
 
     def measure() -> dict[str, float]:
         for _ in range(policy.action_steps):
             session.observe(observation)
-        with bench.stopwatch(session.engine) as times:
+        with stopwatch(bench, session.policy) as times:
             total = bench.time(session.plan)
         return {"head": times["action diffusion"], "plan": total}
 
@@ -162,22 +165,12 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 def markdown(results: dict[str, Any]) -> str:
     """The table, for people and for pages."""
     table: Table = results["samplers"]
-    scored = "mean_score" in table[results["reference"]]
-    head = ["sampler", "energy", "shift", "spread", "head ms", "plan ms"]
-    if scored:
-        head += ["mean score (95 %)", "success rate (95 %)"]
-    rows = []
+    columns = [name for name in COLUMNS if name in table[results["reference"]]]
+    lines = [["sampler", *(name.replace("_", " ") for name in columns)], ["---"] * (1 + len(columns))]
     for sampler, row in table.items():
-        cells = [
-            sampler + (" (again)" if sampler == results["reference"] else ""),
-            f"{row['energy']:.4f} ± {row['energy_error']:.4f}",
-            *(f"{row[name]:.3f}" for name in ("shift", "spread")),
-            *(f"{row[name]:.1f}" for name in ("head_ms", "plan_ms")),
-        ]
-        for name in ("mean_score", "success_rate") if scored else ():
-            cells.append(f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})")
-        rows.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+        again = " (again)" if sampler == results["reference"] else ""
+        lines.append([sampler + again, *(f"{row[name]:.4g}" for name in columns)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -88,9 +88,13 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         if len(other) != len(dataset):
             raise ValueError(f"--other {path}: {len(other)} windows, --data has {len(dataset)}: not the same episodes")
         answers[name] = inverse_dynamics.recorded_actions(other, indices)
-    return {
-        name: inverse_dynamics.pose_errors(chunk, true, recorded, hand).summary() for name, chunk in answers.items()
-    }
+    episodes = dataset.episodes()[indices]
+
+    def summaries(chunk: Any) -> dict[str, Any]:
+        errors = zip(("position_cm", "rotation_deg"), inverse_dynamics.pose_errors(chunk, true, recorded, hand))
+        return {kind: inverse_dynamics.summary(values, episodes) for kind, values in errors}
+
+    return {name: summaries(chunk) for name, chunk in answers.items()}
 
 
 def main() -> None:

@@ -52,24 +52,19 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def replaced(value: Any, paths: Mapping[str, str]) -> Any:
-    """A configuration or a text with every path of the mapping replaced."""
-    if isinstance(value, Mapping):
-        return {key: replaced(entry, paths) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [replaced(entry, paths) for entry in value]
-    if isinstance(value, str):
-        for path, other in paths.items():
-            value = value.replace(path, other)
-    return value
+    """A configuration or a list of texts with every path of the mapping replaced."""
+    text = json.dumps(value, ensure_ascii=False)
+    for path, other in paths.items():
+        text = text.replace(json.dumps(path, ensure_ascii=False)[1:-1], other)
+    return json.loads(text)
 
 
-def machine_paths(value: Any, place: str = "") -> list[str]:
-    """Places of a configuration whose values are paths of this machine."""
-    if isinstance(value, Mapping):
-        return [found for key, entry in value.items() for found in machine_paths(entry, f"{place}.{key}".strip("."))]
-    if isinstance(value, list):
-        return [found for number, entry in enumerate(value) for found in machine_paths(entry, f"{place}[{number}]")]
-    return [f"{place}: {value}"] if isinstance(value, str) and MACHINE_PATH.search(value) else []
+def machine_paths(value: Any, name: str = "") -> list[str]:
+    """Values that are paths of this machine, with their places."""
+    from unified_video_action.untrusted import leaves
+
+    found = ((place, leaf) for place, leaf in leaves(value, name) if isinstance(leaf, str))
+    return [f"{place}: {leaf}" for place, leaf in found if MACHINE_PATH.search(leaf)]
 
 
 def shipped_config(config: dict[str, Any], results: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -133,49 +128,34 @@ def stored(tensors: Mapping[str, Tensor], dtype: str) -> tuple[dict[str, Tensor]
     return kept, {"dtype": dtype, "values": parameters, "largest_change_of_a_weight": change}
 
 
-def evaluated(
-    results: Mapping[str, Any], folder: Path, trained: Mapping[str, Tensor], kept: Mapping[str, Tensor]
-) -> str:
-    """Which weights an evaluation is of: those kept here, or those they come from. Raises ValueError if neither."""
-    from unified_video_action.compat.tensors import digest
-
-    values = results.get("facts", {}).get("digest")
-    if values == digest(kept):
-        return "as stored here"
-    if values == digest(trained):
-        return "in float32, before they were stored"
-    raise ValueError(f"--evaluation {folder} is of other weights ({values}) than the averaged ones of --checkpoint")
-
-
 def describe_evaluation(
-    results: Mapping[str, Any], weights: str, output: Path, config: Mapping[str, Any]
+    results: Mapping[str, Any], weights: Mapping[str, str], output: Path, config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The part of metrics.json that an evaluation gives."""
-    metrics, runner = dict(results["metrics"]), config["task"]["env_runner"]
-    intervals: dict[str, Any] = {"level": results["intervals"]["level"]}
+    """The part of metrics.json that an evaluation gives.
+
+    Args:
+        weights: digest of weights that it may be of -> what they are.
+
+    Raises:
+        ValueError: it is of others.
+    """
+    if (digest := results.get("facts", {}).get("digest")) not in weights:
+        raise ValueError(f"--evaluation is of other weights ({digest}) than the averaged ones of --checkpoint")
+    metrics, runner, methods = dict(results["metrics"]), config["task"]["env_runner"], results["intervals"]
+    intervals: dict[str, Any] = {"level": methods["level"]}
     for name in [name.removesuffix("_low") for name in metrics if name.endswith("_low")]:
-        kind = "mean_max" if name.startswith("mean_max_") else name
         ends = {end: metrics.pop(f"{name}_{end}") for end in ("low", "high")}
-        intervals[name] = {**ends, "method": results["intervals"][kind]}
-    return {
-        **metrics,
-        "intervals": intervals,
-        "evaluation": {
-            "command": f"python eval_sim.py --checkpoint {output_name(output)}",
-            "weights": weights,
-            "start_seed": runner["start_seed"],
-            "max_steps": runner["max_steps"],
-            "action_steps": runner["action_steps"],
-            "sampler": config["policy"]["sampler"],
-            **{name: results[name] for name in ("created", "commit", "machine", "versions")},
-        },
-    }
-
-
-def output_name(output: Path) -> str:
-    """The folder as a command in the project's folder names it."""
+        intervals[name] = {**ends, "method": methods["mean_max" if name.startswith("mean_max_") else name]}
     output = output.resolve()
-    return str(output.relative_to(ROOT)) if output.is_relative_to(ROOT) else f"checkpoints/{output.name}"
+    folder = output.relative_to(ROOT) if output.is_relative_to(ROOT) else f"checkpoints/{output.name}"
+    evaluation = {
+        "command": f"python eval_sim.py --checkpoint {folder}",
+        "weights": weights[digest],
+        **{name: runner[name] for name in ("start_seed", "max_steps", "action_steps")},
+        "sampler": config["policy"]["sampler"],
+        **{name: results[name] for name in ("created", "commit", "machine", "versions")},
+    }
+    return {**metrics, "intervals": intervals, "evaluation": evaluation}
 
 
 def readme(name: str, metrics: Mapping[str, Any]) -> str:
@@ -214,7 +194,7 @@ def export(options: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     from unified_video_action.compat.checkpoint_files import listed, verify
-    from unified_video_action.compat.tensors import read_safetensors, write_safetensors
+    from unified_video_action.compat.tensors import digest, read_safetensors, write_safetensors
     from unified_video_action.env_runner.preparation import METRICS
     from unified_video_action.untrusted import read_checkpoint_config
     from unified_video_action.workspace.checkpoint import read_state, written_whole
@@ -224,19 +204,17 @@ def export(options: argparse.Namespace) -> None:
         raise FileExistsError(f"{output} exists already; --replace replaces it")
     for name in ("config.yaml", "normalizer.json", "trainer_state.json"):
         if not (checkpoint / name).is_file():
-            raise FileNotFoundError(
-                f"--checkpoint {checkpoint}: {name} is missing; give a checkpoint of a training run"
-            )
+            raise FileNotFoundError(f"--checkpoint {checkpoint}: {name} is missing; give one of a training run")
     verify(checkpoint, "ema")
     trained = read_checkpoint_config(checkpoint)
     averaged = read_safetensors(checkpoint / "ema.safetensors")
     weights, storage = stored(averaged, options.dtype)
     results = json.loads((options.evaluation / "results.json").read_text()) if options.evaluation else None
     config = shipped_config(trained, results)
-    which = evaluated(results, options.evaluation, averaged, weights) if results else ""
+    kinds = {digest(averaged): "in float32, before they were stored", digest(weights): "as stored here"}
     state, batch = read_state(checkpoint), trained["training"]["batch_size"]
     metrics = {
-        **(describe_evaluation(results, which, output, config) if results else {}),
+        **(describe_evaluation(results, kinds, output, config) if results else {}),
         "training": {
             "commands": training_commands(checkpoint, options.training_command, trained),
             **{"steps": state["step"], "batch_size": batch, "samples": state["step"] * batch, "seed": trained["seed"]},

@@ -1,4 +1,4 @@
-"""What docs/performance.md owes to a GPU, as one command that may be interrupted and typed again.
+"""What docs/performance.md reports of a GPU, as one command that may be interrupted and typed again.
 
     python scripts/gpu_run.py --minutes 12 --data $UVA_DATA_DIR --output outputs/gpu
     PYTHONPATH=. python scripts/gpu_run.py --data pusht.zip --wheels wheels --collect results
@@ -8,11 +8,9 @@
 It is made for a machine with one GPU, few packages (torch, numpy, safetensors, accelerate, einops and timm) and little
 time. Packages that are missing come as wheels from a folder; nothing is downloaded. The parts are done in the order of
 --list. Each has a time limit; one that fails or takes too long is recorded, and the next begins. Training gets all
-that the parts after it do not need. The same command with the same --output goes on where it was: finished parts are
-left out, training and evaluations continue. Results are in results.json, whole after every part, and a log of each.
-
-With less than 6 minutes everything is done in little. On a CPU it is a rehearsal: a few steps of uva_pusht_mini in
-place of the larger models, on a few scripted demonstrations.
+that the parts after it do not need. The same command with the same --output goes on where it was. Results are in
+results.json, whole after every part, and a log of each. With less than 6 minutes everything is done in little. On a
+CPU it is a rehearsal: a few steps of uva_pusht_mini in place of the larger models, on scripted demonstrations.
 """
 
 from __future__ import annotations
@@ -32,7 +30,6 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 from unified_video_action.workspace.commands import ROOT
 from unified_video_action.workspace.parts import Command, NotHere, Part, Parts, pack, read_json
@@ -54,45 +51,52 @@ REHEARSAL = (  # of training, on a CPU
 def parts(options: Namespace) -> list[Part]:
     """What there is to do, the most valuable first; times are those of one GPU."""
 
-    def part(name: str, about: str, minutes: float, commands: Any, figures: Any, *needs: str) -> Part:
-        return Part(name, about, minutes, partial(commands, options), partial(figures, options), needs)
+    def part(name: str, about: str, minutes: float, commands: Any, results: str, *needs: str) -> Part:
+        """`results`: files in the output folder whose content is kept as the part's figures."""
+        return Part(name, about, minutes, partial(commands, options), partial(read_figures, options, results), needs)
 
-    collecting = 0.5 if options.human_only else 1.5
-    policy_figures, planner_figures = (partial(rollout_figures, name) for name in ("policy", "planner"))
+    def rollouts(name: str, *planner: str) -> Any:
+        return partial(rollout_commands, name=name, more=planner)
+
+    planner = rollouts("planner", "--planner", "2" if options.brief else "16")
+    evaluation, large = "train/evaluation/*", options.large
     return [
-        part("tests", "the tests that need a GPU", 0.7, test_commands, test_figures),
-        part("data", "demonstrations and their latents", collecting, data_commands, data_figures),
-        part("train", f"{options.small}, in the time that is left", 0.0, train_commands, train_figures),
-        part("export", "its weights in half precision, in pieces", 0.3, export_commands, export_figures, "train"),
-        part("evaluate", "episodes of it", 0.7, policy_commands, policy_figures, "export"),
-        part("world_model", "its world model on held-out windows", 1.2, world_commands, world_figures, "export"),
-        part("planner", "the same with a planner", 0.7, planner_commands, planner_figures, "export"),
-        part("latency", f"plans of {options.large}, 16 and 100 steps", 1.2, latency_commands, latency_figures),
-        part("training_rate", f"samples per second of {options.large}", 0.7, rate_commands, rate_figures),
+        part("tests", "the tests that need a GPU", 0.7, test_commands, "logs/tests.txt"),
+        part("data", "demonstrations and their latents", 0.5 if options.human_only else 1.5, data_commands, ""),
+        part("train", f"{options.small}, in the time that is left", 0.0, train_commands, "train/metrics.jsonl"),
+        part("export", "its weights, in half precision", 0.3, export_commands, "train/stored/metrics.json", "train"),
+        part("evaluate", "episodes of it", 0.7, rollouts("policy"), f"{evaluation}/policy/results.json", "export"),
+        part("world_model", "its world model", 1.2, world_commands, f"{evaluation}/world_model/*.json", "export"),
+        part("planner", "with a planner", 0.7, planner, f"{evaluation}/planner/results.json", "export"),
+        part("latency", f"plans of {large}, 16 and 100 steps", 1.2, latency_commands, "latency/*.json"),
+        part("training_rate", f"samples per second of {large}", 0.7, rate_commands, "rate/*.json"),
     ]
+
+
+def read_figures(options: Namespace, results: str) -> dict[str, Any]:
+    """Of JSON its content or its metrics, of metrics.jsonl the newest value of each, of a log its last line."""
+    figures: dict[str, Any] = {}
+    for path in sorted(options.output.glob(results)) if results else []:
+        if path.suffix == ".json":
+            content = read_json(path)
+            figures[path.stem] = content.get("metrics", content)
+        elif path.suffix == ".jsonl":
+            for line in path.read_text().splitlines():
+                figures |= json.loads(line)
+        else:
+            figures[path.stem] = path.read_text().strip().splitlines()[-1]
+    return figures
 
 
 def test_commands(options: Namespace, minutes: float) -> list[Command]:
     if not can_import("pytest", options):
         raise NotHere("pytest is not installed")
-    words = ("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", f"--junitxml={options.output / 'tests.xml'}")
-    return [Command((*words, *CUDA_TESTS))]
-
-
-def test_figures(options: Namespace) -> dict[str, Any]:
-    suite = ElementTree.parse(options.output / "tests.xml").getroot().find("testsuite")
-    faults = [case for case in suite.iter("testcase") if case.find("failure") is not None]
-    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    return counts | {"failed": [case.get("name") for case in faults]}
+    return [Command(("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *CUDA_TESTS))]
 
 
 def data_words(options: Namespace) -> tuple[str, ...]:
-    if options.device == "cpu":
-        kinds = ("--scripted-only", "--scripted", "3")
-    elif options.human_only:
-        kinds = ("--human-only",)
-    else:
-        kinds = ("--scripted", "4") if options.brief else ()
+    kinds = ("--human-only",) if options.human_only else ("--scripted", "4") if options.brief else ()
+    kinds = ("--scripted-only", "--scripted", "3") if options.device == "cpu" else kinds
     return ("scripts/train_pusht.py", "--config-name", options.small, "--data", str(options.output / "data"), *kinds)
 
 
@@ -101,28 +105,13 @@ def data_commands(options: Namespace, minutes: float) -> list[Command]:
     return [Command((*data_words(options), "--prepare", *options.overrides))]
 
 
-def data_figures(options: Namespace) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in (options.output / "data" / "pusht").glob("*.zip")}
-
-
 def train_commands(options: Namespace, minutes: float) -> list[Command]:
     """Train until a little before the limit, or for --train-minutes."""
     start = 0.3 if options.brief else 0.75  # minutes to start in, and to save and validate at the end
     total = options.train_minutes or trained_minutes(options) + max(minutes - start, 0.1)
-    if options.device == "cpu":
-        settings = REHEARSAL
-    else:
-        settings = (f"trainer.num_workers={loader_processes()}",)
+    settings = REHEARSAL if options.device == "cpu" else (f"trainer.num_workers={loader_processes()}",)
     words = ("--train-only", "--minutes", f"{total:.2f}", "--run", str(options.output / "train"), *settings)
     return [Command((*data_words(options), *words, *options.overrides), grace=SAVING)]
-
-
-def train_figures(options: Namespace) -> dict[str, Any]:
-    """The newest value of every metric."""
-    figures: dict[str, Any] = {"minutes": trained_minutes(options)}
-    for line in (options.output / "train" / "metrics.jsonl").read_text().splitlines():
-        figures |= json.loads(line)
-    return figures
 
 
 def export_commands(options: Namespace, minutes: float) -> list[Command]:
@@ -133,18 +122,12 @@ def export_commands(options: Namespace, minutes: float) -> list[Command]:
     made += ["--human-only"] if options.human_only else []
     words = ("--checkpoint", str(options.output / "train" / "checkpoints" / "latest"), "--output", str(stored(options)))
     words += ("--dtype", "float16", "--max-mb", "60", "--replace")
-    return [
-        Command(("scripts/export_checkpoint.py", *words, "--training-command", shlex.join([*made, *options.overrides])))
-    ]
+    command = shlex.join([*made, *options.overrides])
+    return [Command(("scripts/export_checkpoint.py", *words, "--training-command", command))]
 
 
-def export_figures(options: Namespace) -> dict[str, Any]:
-    return read_json(stored(options) / "metrics.json")
-
-
-def rollouts(options: Namespace, name: str, *more: str) -> list[Command]:
+def rollout_commands(options: Namespace, minutes: float, name: str, more: tuple[str, ...]) -> list[Command]:
     """eval_sim.py on the stored weights, or the rest of what an earlier call has begun."""
-    require_weights(options)
     folder = measured(options, name)
     results, begun = folder / "results.json", (folder / "journal.json").is_file()
     if folder.exists() and not begun and not results.is_file():
@@ -155,31 +138,16 @@ def rollouts(options: Namespace, name: str, *more: str) -> list[Command]:
     return [Command((*words, *more, *few, *(["--resume"] if begun else [])), results)]
 
 
-def policy_commands(options: Namespace, minutes: float) -> list[Command]:
-    return rollouts(options, "policy")
-
-
-def planner_commands(options: Namespace, minutes: float) -> list[Command]:
-    return rollouts(options, "planner", "--planner", "2" if options.brief else "16")
-
-
-def rollout_figures(name: str, options: Namespace) -> dict[str, Any]:
-    return read_json(measured(options, name) / "results.json").get("metrics", {})
-
-
 def world_commands(options: Namespace, minutes: float) -> list[Command]:
-    require_weights(options)
+    folder = measured(options, "world_model")
     amount = ("--windows", "16", "--samples", "2") if options.brief else ("--windows", "500", "--samples", "8")
-    words = ("--checkpoint", str(stored(options)), "--output", str(measured(options, "world_model")))
-    return [Command(("scripts/evaluate_world_model.py", *words, "--device", options.device, *amount))]
-
-
-def world_figures(options: Namespace) -> dict[str, Any]:
-    return {path.name: read_json(path) for path in sorted(measured(options, "world_model").glob("*.json"))}
+    words = ("--checkpoint", str(stored(options)), "--output", str(folder), "--device", options.device)
+    return [Command(("scripts/evaluate_world_model.py", *words, *amount))]
 
 
 def benchmark(options: Namespace, name: str, *more: str) -> Command:
     on_cpu, makes = options.device == "cpu", options.output / f"{name}.json"
+    makes.parent.mkdir(parents=True, exist_ok=True)
     words = ("scripts/benchmark.py", "--config-name", options.large, "--device", options.device, *more)
     words += ("--precision", "no" if on_cpu else "bf16", "--json", str(makes))
     words += ("--repeats", "3", "--warmup", "1") if options.brief else ()
@@ -187,32 +155,16 @@ def benchmark(options: Namespace, name: str, *more: str) -> Command:
 
 
 def latency_commands(options: Namespace, minutes: float) -> list[Command]:
-    times = [
-        benchmark(options, f"latency_{steps}", "--only", "latency", "--sampler", f"ancestral{steps}") for steps in STEPS
-    ]
-    launches = [] if options.device == "cpu" else [benchmark(options, "launches", "--only", "launches")]
-    return [benchmark(options, "naive", "--compare", "naive"), *times, *launches]
-
-
-def latency_figures(options: Namespace) -> dict[str, Any]:
-    naive = read_json(options.output / "naive.json")
-    figures = {name: row for name, row in naive.items() if name.startswith("policy_")}
-    for steps in STEPS:
-        times = read_json(options.output / f"latency_{steps}.json").get("latency_ms", {})
-        figures[f"ancestral{steps}_ms"] = {plan: rows["total"]["median"] for plan, rows in times.items()}
-    return figures | {"launches": read_json(options.output / "launches.json").get("launches")}
+    wanted = {f"latency/ancestral{n}": ("--only", "latency", "--sampler", f"ancestral{n}") for n in STEPS}
+    wanted = {"latency/naive": ("--only", "naive"), **wanted}
+    wanted |= {} if options.device == "cpu" else {"latency/launches": ("--only", "launches")}
+    return [benchmark(options, name, *words) for name, words in wanted.items()]
 
 
 def rate_commands(options: Namespace, minutes: float) -> list[Command]:
     sizes, workers = (("2",), "0") if options.device == "cpu" else (("32", "128"), "4")
     common = ("--only", "training", "--workers", workers, "--training-batch")
-    return [benchmark(options, f"rate_{size}", *common, size) for size in sizes]
-
-
-def rate_figures(options: Namespace) -> dict[str, Any]:
-    rows = {path.stem: read_json(path)["training"] for path in sorted(options.output.glob("rate_*.json"))}
-    wanted = ("samples_per_second", "matrix_tflops", "mfu", "waiting", "over_products")
-    return {name: {key: row[key] for key in wanted} for name, row in rows.items()}
+    return [benchmark(options, f"rate/batch_{size}", *common, size) for size in sizes]
 
 
 def stored(options: Namespace) -> Path:
@@ -221,14 +173,11 @@ def stored(options: Namespace) -> Path:
 
 
 def measured(options: Namespace, name: str) -> Path:
-    """Where measures of the exported weights go."""
-    steps = read_json(stored(options) / "metrics.json").get("training", {}).get("steps", 0)
-    return options.output / "train" / "evaluation" / f"step_{steps:08d}" / name
-
-
-def require_weights(options: Namespace) -> None:
+    """Folder of a measure of the exported weights."""
     if not (stored(options) / "config.yaml").is_file():
         raise NotHere("there are no weights yet: the part export makes them")
+    steps = read_json(stored(options) / "metrics.json").get("training", {}).get("steps", 0)
+    return options.output / "train" / "evaluation" / f"step_{steps:08d}" / name
 
 
 def trained_minutes(options: Namespace) -> float:
@@ -239,8 +188,7 @@ def trained_minutes(options: Namespace) -> float:
 def loader_processes() -> int:
     """As many as cores and shared memory allow; with 0 training prepares its batches itself."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    shared = Path("/dev/shm")
-    room = shutil.disk_usage(shared).free // SHARED if shared.is_dir() else 0
+    room = shutil.disk_usage("/dev/shm").free // SHARED if os.path.isdir("/dev/shm") else 0
     return max(0, min(14, cores - 2, room))
 
 
@@ -308,8 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("Interrupted; the same command goes on.")
     finally:
         collect()
-        run.tell_owed()
-        log.info("docs/performance.md lists what needs several GPUs, a display or a robot.")
+        run.log_owed()
 
 
 def parse_arguments(arguments: list[str] | None) -> Namespace:
@@ -336,9 +283,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
         value = getattr(options, name)
         setattr(options, name, value and value.expanduser().resolve())
     options.brief = options.device == "cpu" or options.minutes < BRIEF
-    options.small, options.large = (
-        ("uva_pusht_mini", "uva_pusht_mini") if options.device == "cpu" else ("uva_pusht_small", "uva_pusht")
-    )
+    models = ("uva_pusht_mini", "uva_pusht_mini") if options.device == "cpu" else ("uva_pusht_small", "uva_pusht")
+    options.small, options.large = models
     names = [part.name for part in parts(options)]
     options.parts = options.parts.split(",") if options.parts else names
     if unknown := set(options.parts) - set(names):

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import unfold
 from tqdm import tqdm
 
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.vae.base import FrameCodec
-from unified_video_action.vae.patch_mlp import PatchMLP
-from unified_video_action.vae.pusht_tiny import CHANNELS, PATCH, PushTTiny
+from unified_video_action.vae.patch_mlp import PATCH, PatchMLP
+from unified_video_action.vae.pusht_tiny import CHANNELS, PushTTiny
 
 log = logging.getLogger("train_codec")
 FRAMES_AT_A_TIME = 500
@@ -56,7 +56,7 @@ def images_of(location: str | Path, held_out: bool, most: int | None = None) -> 
 
 def patches_of(images: Tensor) -> Tensor:
     """Images (N, 3, S, S) -> their patches (n, 768), channel first."""
-    return unfold(images, PATCH, stride=PATCH).transpose(1, 2).flatten(0, 1)
+    return rearrange(images, "n c (h p) (w q) -> (n h w) (c p q)", p=PATCH, q=PATCH)
 
 
 def fit_linear(parts: Iterator[Tensor]) -> PushTTiny:

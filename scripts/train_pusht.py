@@ -13,7 +13,6 @@ it goes on where it was; the minutes already trained count. The figures are thos
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import shlex
@@ -25,6 +24,7 @@ from typing import Any
 
 from unified_video_action.env_runner.results import SETTINGS
 from unified_video_action.workspace.commands import ROOT, hydra_value, inside, run, try_run
+from unified_video_action.workspace.parts import read_json
 
 log = logging.getLogger("train_pusht")
 KINDS = ("human_only", "scripted_only", "actions_only")  # options that make another result
@@ -97,10 +97,6 @@ def own_command(options: argparse.Namespace) -> str:
     return shlex.join([*words, *options.overrides])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def ship(options: argparse.Namespace, dtype: str) -> None:
     """Evaluate the weights as they will be stored, then store them with what they scored."""
     folder = options.run.resolve()
@@ -115,22 +111,16 @@ def ship(options: argparse.Namespace, dtype: str) -> None:
         interrupted = (evaluation / SETTINGS).is_file()
         if not interrupted:
             shutil.rmtree(evaluation, ignore_errors=True)  # of another number of episodes
-        run(
-            ROOT / "eval_sim.py",
-            *("--checkpoint", stored),
-            *("--n-episodes", str(options.episodes), "--films", str(options.films)),
-            *("--output", evaluation),
-            *(["--resume"] if interrupted else []),
-        )
+        amount = ("--n-episodes", str(options.episodes), "--films", str(options.films))
+        resume = ["--resume"] if interrupted else []
+        run(ROOT / "eval_sim.py", "--checkpoint", stored, *amount, "--output", evaluation, *resume)
     run(script, *common, "--output", options.output.resolve(), "--evaluation", evaluation)
     log.info("\nReport: %s", evaluation / "report.html")
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--config-name", help="as for train.py (default: uva_pusht_small on a GPU, else uva_pusht_mini)"
-    )
+    parser.add_argument("--config-name", help="(default: uva_pusht_small on a GPU, else uva_pusht_mini)")
     parser.add_argument("--recipe", help="of config/recipe (default: that of --config-name)")
     parser.add_argument("--minutes", type=float, help="to train, all parts of the run together (default: the recipe's)")
     parser.add_argument("--episodes", type=int, default=500, help="to evaluate, on unseen seeds (default: 500)")
@@ -186,14 +176,12 @@ def main(arguments: list[str] | None = None) -> None:
     ]
     if not options.train_only:  # training makes latents too, where there are none
         run(ROOT / "scripts" / "cache_latents.py", *settings)
-    if options.prepare:
-        return
-    budget = f"trainer.time_budget_minutes={options.minutes:g}"
-    run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
-    if options.train_only:
-        return
-    ship(options, recipe["dtype"])
-    log.info("Shipped: %s", options.output)
+    if not options.prepare:
+        budget = f"trainer.time_budget_minutes={options.minutes:g}"
+        run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
+    if not (options.prepare or options.train_only):
+        ship(options, recipe["dtype"])
+        log.info("Shipped: %s", options.output)
 
 
 if __name__ == "__main__":

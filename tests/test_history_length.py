@@ -12,12 +12,12 @@ from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env_runner.preparation import build_runner
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 CONFIG = Path(__file__).parents[1] / "config"
 PIXELS = 2e-3  # of a table of 512: rounding of the session's engine against the policy
-READS_HISTORY = "mar.inputs.history_proj.weight"
+READS_HISTORY = "mar.inputs.history_projs.0.weight"
 SHRUNK = (
     "vae.weights=random",
     "task.dataset.val_ratio=0.25",
@@ -72,7 +72,8 @@ def test_any_length_of_history_trains_and_plays(history: int, pusht_store: Path,
     stored, trained = policy.model.state_dict(), workspace.policy.model.state_dict()
     assert all(torch.equal(stored[name], trained[name]) for name in trained)
     assert not torch.equal(stored[READS_HISTORY], before)  # what reads the history has learned
-    assert before.shape[1] == policy.model.spec.token_dim * max(1, history // policy.horizon.future)  # frames in a slot
+    frames = max(1, history // policy.task.horizon.future)  # in a slot
+    assert before.shape[1] == policy.model.spec.token_dim * frames
 
     for parameter in policy.model.parameters():  # after two steps, what it saw hardly matters yet
         parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))

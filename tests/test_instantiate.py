@@ -13,7 +13,7 @@ from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import _interfaces, build_dataclass, check_node, instantiate, resolve_class
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.policy.config import PolicyConfig
+from unified_video_action.policy.config import UVAConfig
 from unified_video_action.real.robots.interface import Setup
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 from unified_video_action.text.clip import ClipText
@@ -255,9 +255,9 @@ def test_wrong_values_are_named_with_their_place(node, message):
 
 def test_a_dataclass_that_may_be_absent_is_filled_too():
     planner = {"candidates": 4, "score": {"_target_": "unified_video_action.anything.Score"}}
-    assert build_dataclass(PolicyConfig, {"planner": planner}, "policy").planner.candidates == 4
-    assert build_dataclass(PolicyConfig, {"planner": None}, "policy").planner is None
+    assert build_dataclass(UVAConfig, {"planner": planner}, "policy").planner.candidates == 4
+    assert build_dataclass(UVAConfig, {"planner": None}, "policy").planner is None
     with pytest.raises(ValueError, match=r"policy.planner.candidate: PlannerConfig has no such field"):
-        build_dataclass(PolicyConfig, {"planner": {"candidate": 4}}, "policy")
+        build_dataclass(UVAConfig, {"planner": {"candidate": 4}}, "policy")
     with pytest.raises(ValueError, match=r"policy.planner.score: PlannerConfig needs a value"):
-        build_dataclass(PolicyConfig, {"planner": {"candidates": 4}}, "policy")
+        build_dataclass(UVAConfig, {"planner": {"candidates": 4}}, "policy")

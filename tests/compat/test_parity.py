@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.reseed import GOLDEN, MODEL_SEED, VAE_SEED, reseed
+from unified_video_action.compat.published import infer_spec
 from unified_video_action.compat.reference_names import load_reference, reference_name
-from unified_video_action.compat.reference_spec import infer_spec
 from unified_video_action.compat.tensors import shapes_of
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import draw_noise

@@ -9,7 +9,7 @@ import torch
 from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
 from tests.reseed import tensor_list
 from tests.shrunk import read
-from unified_video_action.compat.reference_spec import infer_spec
+from unified_video_action.compat.published import infer_spec
 from unified_video_action.dataset.build import build_dataset, predicted_states
 from unified_video_action.dataset.formats.umi import UmiSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
@@ -34,9 +34,9 @@ from unified_video_action.dataset.transforms import (
     poses_between,
     rows_between,
 )
-from unified_video_action.policy.build import model_spec, observation_spec
+from unified_video_action.policy.uva_transform import model_spec
 from unified_video_action.poses import HandSpec, distance, from_vector
-from unified_video_action.spec import Horizon, LatentShape
+from unified_video_action.spec import Horizon, LatentShape, TaskSpec
 
 CAMERA = "camera0_rgb"
 RIGHT = np.pi / 2
@@ -312,12 +312,10 @@ def test_a_hand_knows_its_shapes(recording) -> None:
 
 def test_the_configuration_has_the_sizes_of_the_published_model() -> None:
     config = read("uva_umi_multi")
-    horizon = Horizon(**config["task"]["horizon"])
-    observations = observation_spec(config["task"]["shape_meta"], horizon)
-    spec = model_spec(config, observations, LatentShape(16, 16, 16))
+    spec = model_spec(TaskSpec.parse(config["task"]), LatentShape(16, 16, 16))
     assert spec == infer_spec(tensor_list("umi"), different_history_freq=True, shift_action=False)
     single = read("uva_umi")
-    assert model_spec(single, observations, LatentShape(16, 16, 16)).text_dim == 0
+    assert model_spec(TaskSpec.parse(single["task"]), LatentShape(16, 16, 16)).text_dim == 0
 
 
 @pytest.mark.parametrize("option", [{"down_sample": 0}, {"history_frequency": "often"}, {"latency": {"pose": "1"}}])

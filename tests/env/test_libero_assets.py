@@ -17,7 +17,7 @@ from tests.libero_recording import LIBERO, libero_cache  # noqa: F401
 
 pytest.importorskip("libero", reason=LIBERO)
 
-from unified_video_action.compat.numpy_archive import read_array
+from unified_video_action.compat.zip_archive import read_array
 from unified_video_action.env.libero.env import LiberoEnv
 from unified_video_action.env.libero.installation import PARTS, cache_folder, find_assets, find_task, load_suite
 

@@ -1,7 +1,6 @@
 """scripts/gpu_run.py: which commands its parts are, what it takes with it, and a rehearsal of the first part."""
 
 import json
-import logging
 import shlex
 import subprocess
 import sys
@@ -91,6 +90,24 @@ def test_a_file_or_a_folder_of_demonstrations_is_taken(script: ModuleType, tmp_p
     assert (tmp_path / "other" / "pusht.zip").read_text() == script.ARCHIVES[1]
 
 
+def test_figures_are_read_from_what_the_parts_leave(script: ModuleType, tmp_path: Path) -> None:
+    left = {
+        "train/metrics.jsonl": '{"step": 1, "a": 1}\n{"step": 2, "b": 3}\n',
+        "train/evaluation/step_7/policy/results.json": '{"metrics": {"mean_score": 1}, "episodes": []}',
+        "latency/naive.json": '{"policy_16": {"ratio": 0.5}}',
+    }
+    for name, text in left.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    options = script.parse_arguments(["--output", str(tmp_path)])
+    figures = {part.name: part.figures() for part in script.parts(options) if part.name != "tests"}
+    assert {name: found for name, found in figures.items() if found} == {
+        "train": {"step": 2, "a": 1, "b": 3},
+        "evaluate": {"results": {"mean_score": 1}},
+        "latency": {"naive": {"policy_16": {"ratio": 0.5}}},
+    }
+
+
 @pytest.mark.parametrize("words", [["--parts", "tests,nothing"], ["--minutes", "0"], ["--train-minutes", "-1"]])
 def test_bad_options_are_named(script: ModuleType, words: list[str], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
@@ -98,17 +115,11 @@ def test_bad_options_are_named(script: ModuleType, words: list[str], capsys: pyt
     assert words[0] in capsys.readouterr().err
 
 
-def test_the_list(script: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
-        script.main(["--list"])
-    assert caplog.text.index("train ") < caplog.text.index("export") < caplog.text.index("latency")
-
-
 def test_a_rehearsal_of_the_tests_is_recorded_and_kept(tmp_path: Path) -> None:
     words = ["--parts", "tests", "--device", "cpu", "--output", tmp_path / "run", "--collect", tmp_path / "kept"]
     run = subprocess.run([sys.executable, "scripts/gpu_run.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())["tests"]
-    assert record["state"] == "done" and record["figures"]["tests"] > 5 and record["figures"]["failures"] == 0
+    assert record["state"] == "done" and "passed" in record["figures"]["tests"]
     assert "Still owed: data, train, export" in run.stdout
     assert (tmp_path / "kept" / "results.tar.gz").is_file()

@@ -56,7 +56,7 @@ def test_every_instruction_is_computed_once(weights: str) -> None:
 
 
 def test_a_filled_cache_file_does_without_weights(weights: str, tmp_path: Path) -> None:
-    cache = tmp_path / "features" / "text.safetensors"
+    cache = tmp_path / "features" / "text.json"
     first = ClipText(weights, cache=str(cache)).encode(TEXTS)
     again = ClipText("/nowhere", cache=str(cache))
     assert torch.equal(again.encode(TEXTS), first)
@@ -66,7 +66,7 @@ def test_a_filled_cache_file_does_without_weights(weights: str, tmp_path: Path) 
 
 
 def test_a_cache_of_other_weights_is_refused(weights: str, tmp_path: Path) -> None:
-    cache = tmp_path / "text.safetensors"
+    cache = tmp_path / "text.json"
     ClipText(weights, cache=str(cache)).encode(TEXTS)
     other = {name: tensor * 1.1 for name, tensor in load_file(weights).items()}
     save_file(other, tmp_path / "other.safetensors")
@@ -75,7 +75,7 @@ def test_a_cache_of_other_weights_is_refused(weights: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="tokens=20"):
         ClipText(weights, tokens=20, cache=str(cache))
     cache.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"text\.safetensors is not a cache"):
+    with pytest.raises(ValueError, match=r"text\.json holds no features"):
         ClipText(weights, cache=str(cache))
 
 

@@ -18,14 +18,12 @@ def test_missing_weights_stop_with_path_address_and_option(monkeypatch: pytest.M
         AutoencoderKL(weights=str(tmp_path / "nowhere.ckpt"))
 
 
-def test_names_map_onto_the_network_both_ways() -> None:
+def test_names_map_onto_the_network() -> None:
     ldm = {name: torch.zeros(shape) for name, shape in tensor_list("vae").items()}
     with torch.device("meta"):
         network = build_network()
     ours = kl16.to_diffusers(ldm)
     assert {name: x.shape for name, x in ours.items()} == {name: x.shape for name, x in network.state_dict().items()}
-    back = kl16.to_ldm(ours, list(ldm))
-    assert {name: tuple(x.shape) for name, x in back.items()} == tensor_list("vae")
 
 
 def test_wrong_weights_are_listed(tmp_path: Path) -> None:

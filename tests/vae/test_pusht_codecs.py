@@ -9,9 +9,8 @@ import torch
 from scripts.train_codec import fit_linear, fit_mlp, images_of, main, measure, to_images
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.spec import LatentShape
-from unified_video_action.vae import patch_mlp, pusht_tiny
 from unified_video_action.vae.base import FrameCodec
-from unified_video_action.vae.patch_mlp import PatchMLP
+from unified_video_action.vae.patch_mlp import PatchMLP, packaged_weights
 from unified_video_action.vae.pusht_tiny import PushTTiny
 
 MOST_BYTES = 6_000_000
@@ -33,8 +32,7 @@ def images() -> torch.Tensor:
 
 
 def test_packaged_weights_are_small_and_make_the_documented_latents(codec):
-    packaged = {PushTTiny: pusht_tiny.PACKAGED_WEIGHTS, PatchMLP: patch_mlp.PACKAGED_WEIGHTS}[type(codec)]
-    assert packaged.stat().st_size <= MOST_BYTES
+    assert packaged_weights(codec.name).stat().st_size <= MOST_BYTES
     channels = codec.channels
     assert codec.latent_shape == LatentShape(channels, 6, 6)
     latents = codec.encode(torch.zeros(2, 3, 3, 96, 96, dtype=torch.uint8))

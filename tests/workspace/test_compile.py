@@ -62,7 +62,7 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
     spec = ModelSpec(Horizon(), LatentShape(4, 4, 4), action_dim=2, auxiliary_dim=6)
     head = HeadConfig(width=16, depth=1)
     model = UVA(spec, ModelConfig(TransformerConfig(dim=16, encoder_depth=1, decoder_depth=1, heads=2), head, head))
-    prepare_for_training(model, torch.device("cpu"), compiled=True, sharded=sharded)
+    prepare_for_training(model, compiled=True, sharded=sharded)
     compiled = {name for name, module in model.named_modules() if module._compiled_call_impl is not None}
     if sharded:
         lists = ("mar.encoder.blocks", "mar.decoder.blocks", "video_heads.0.net.blocks", "action_head.net.blocks")
@@ -72,8 +72,8 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_compiled_transformer_drops_what_the_eager_one_drops(checkpointing):
-    config = TransformerConfig(16, 1, 1, 2, dropout=0.2, attention_dropout=0.2, gradient_checkpointing=checkpointing)
+def test_a_compiled_transformer_computes_what_the_eager_one_does(checkpointing):
+    config = TransformerConfig(16, 1, 1, 2, dropout=0.0, attention_dropout=0.0, gradient_checkpointing=checkpointing)
     torch.manual_seed(0)
     stack = Stack(1, config)
     x = torch.randn(2, 5, 16)

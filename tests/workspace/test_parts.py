@@ -27,7 +27,7 @@ def do(parts: list[Part], folder: Path, seconds: float = 60, **changes) -> dict:
     after = changes.pop("after", lambda: None)
     run = Parts(parts, folder, {})
     run.do(wanted, time.monotonic() + seconds, changes.pop("scale", 1.0), after)
-    run.tell_owed()
+    run.log_owed()
     return run.records
 
 

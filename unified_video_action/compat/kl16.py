@@ -76,13 +76,3 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         is_projection = ".attentions." in target and tensor.ndim == 4
         renamed[target] = tensor[:, :, 0, 0] if is_projection else tensor
     return renamed
-
-
-def to_ldm(state: Mapping[str, Tensor], ldm_names: list[str]) -> dict[str, Tensor]:
-    """The inverse of `to_diffusers`, for the LDM names listed."""
-    renamed = {}
-    for name in ldm_names:
-        tensor = state[diffusers_name(name)]
-        is_projection = ".attn" in name and tensor.ndim == 2
-        renamed[name] = tensor[:, :, None, None] if is_projection else tensor
-    return renamed

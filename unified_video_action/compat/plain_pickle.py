@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import numpy as np
 from unified_video_action.compat.pickle_reader import CODE, Allowed, Built, Reader, Rules, UnsafePickleError, plain
 
 INSTRUCTIONS = 2000  # most in one message; an array takes about 40
-LARGE = 4096  # bytes
 NUMBERS = r"[<>|=]?(b1|[iu][1248]|f[248])"
 
 
@@ -95,33 +95,6 @@ IN_MESSAGES = NUMPY | {
 MESSAGES = Rules(IN_MESSAGES, CODE | {"EMPTY_SET", "ADDITEMS", "FROZENSET"}, INSTRUCTIONS, (str,))
 
 
-class Slices:
-    """A file to read from; what is read in large pieces, as an array's data is, is not copied."""
-
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._whole, self._at = memoryview(data), 0
-
-    def read(self, count: int) -> bytes | memoryview:
-        piece = self._whole[self._at : self._at + count]
-        self._at += len(piece)
-        return piece if len(piece) >= LARGE else bytes(piece)
-
-    def readline(self) -> bytes:
-        """Up to and including the end of the line, or all that is left."""
-        pieces, end = [], b""
-        while not end and self._at < len(self._whole):
-            piece, end, _ = bytes(self._whole[self._at : self._at + LARGE]).partition(b"\n")
-            pieces.append(piece + end)
-            self._at += len(pieces[-1])
-        return b"".join(pieces)
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, position: int) -> None:
-        self._at = position
-
-
 def read(data: bytes | memoryview, most_bytes: int) -> Any:
     """What a pickled message holds: dicts, lists, tuples, texts, numbers and NumPy arrays of numbers.
 
@@ -131,7 +104,7 @@ def read(data: bytes | memoryview, most_bytes: int) -> Any:
     if len(data) > most_bytes:
         raise ValueError(f"a pickle of {len(data)} bytes: the most is {most_bytes}")
     try:
-        return plain(Reader(Slices(data), MESSAGES).load())
+        return plain(Reader(BytesIO(data), MESSAGES).load())
     except UnsafePickleError as error:
         raise ValueError(
             f"a pickle that asks for {error.what}: refused, and nothing of it was run. Plain dicts, lists, texts, "

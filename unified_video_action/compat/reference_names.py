@@ -1,4 +1,4 @@
-"""Tensor names of the paper's published code, and ours, both ways.
+"""Tensor names of the paper's published code, and ours.
 
 The published model has the same parts as ours under other names; no tensor changes shape. Every checkpoint with
 proprioception has `proprioception_image_proj_cond`, though only models with a wrist camera use it.
@@ -7,11 +7,10 @@ proprioception has `proprioception_image_proj_cond`, though only models with a w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of, unwrapped
@@ -117,24 +116,6 @@ def to_ours(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
     used = {name: tensor for name, tensor in state.items() if name in wanted or name not in UNUSED}
     require_same(wanted, shapes_of(used), source)
     return {our_name(name): tensor for name, tensor in used.items()}
-
-
-def to_reference(state: Mapping[str, Tensor], names: Iterable[str] = ()) -> dict[str, Tensor]:
-    """Our tensors -> the published model's, for export.
-
-    Args:
-        state: our model's tensors. names: published names that must be there; of those we have no tensor for, only
-            the ones that the published code never uses may be listed, and become zeros.
-    """
-    _published_shapes(shapes_of(state))
-    exported = {reference_name(name): tensor for name, tensor in state.items()}
-    for name in names:
-        if name in exported:
-            continue
-        if name not in UNUSED:
-            raise ValueError(f"cannot export {name}: the model has no such part")
-        exported[name] = torch.zeros_like(exported[name.replace("proprioception_image_proj_cond", "z_proj_cond")])
-    return exported
 
 
 def load_reference(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -1,4 +1,7 @@
-"""The zip file that torch.save writes: one folder, nothing compressed. Read without torch, and without much memory."""
+"""The zip file that torch.save writes: one folder, nothing compressed. Read without torch, and without much memory.
+
+Also an array of numbers in one, such as LIBERO's start states.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,11 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+
+import numpy as np
+
+from unified_video_action.compat.pickle_reader import DAMAGE, Reader, UnsafePickleError, plain
+from unified_video_action.compat.plain_pickle import MESSAGES
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip entry; the last two are the lengths of its name and extra field
 DIRECTORY = 1 << 23  # bytes, most of the zip's list of entries; a tensor takes about 80
@@ -81,3 +89,23 @@ class ZipArchive:
         if start + info.file_size > self.size:
             raise ValueError(f"storage {name[:80]!r} reaches beyond the end of the file")
         return start, info.file_size
+
+
+def read_array(path: str | Path) -> np.ndarray:
+    """The array in `path`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, something other than an array of numbers, or a pickle that asks for anything else.
+    """
+    try:
+        found = plain(Reader(io.BytesIO(ZipArchive(Path(path)).read("data.pkl")), MESSAGES).load())
+    except UnsafePickleError as error:
+        raise ValueError(
+            f"{path} is no stored array of numbers: it asks for {error.what}; nothing of it was run"
+        ) from error
+    except (ValueError, zipfile.BadZipFile, *DAMAGE) as error:
+        raise ValueError(f"{path} is no stored array of numbers: {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path} is no stored array of numbers: it holds a {type(found).__name__}")
+    return found

@@ -1,13 +1,18 @@
-"""What the fast path of acting brings, measured against the plain one, and how steady it is."""
+"""How long a policy takes to act: by part (rows of the paper's Table VII and those of frame generation), against the
+plain pipeline, and how steadily.
+
+Times do not depend on what the weights are or what the frames show, so observations are noise.
+"""
 
 from __future__ import annotations
 
-import copy
 import gc
 import os
 import re
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from unified_video_action.evaluation.timing import Bench
+from unified_video_action.evaluation.timing import Bench, Rows, Times, part_of
 from unified_video_action.inference.session import PolicySession
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
-from unified_video_action.vae.base import FrameCodec, Moments
-from unified_video_action.vae.kl import AutoencoderKL
+from unified_video_action.policy.base import BasePolicy
 
 COMPARED = {"policy_100": "ancestral100", "policy_16": "ancestral16"}
 LAUNCH = re.compile(r"cu(da)?(LaunchKernel|GraphLaunch)")  # the profiler's names of calls that start kernels
@@ -30,7 +33,86 @@ SETTLING = 0.1  # share of a series of calls after which memory must not grow an
 Observed = dict[str, np.ndarray]
 
 
-def wake(policy: UnifiedVideoActionPolicy) -> None:
+@contextmanager
+def stopwatch(bench: Bench, policy: BasePolicy) -> Iterator[Times]:
+    """Within the context the parts of an accelerated policy add their seconds to the mapping."""
+    times: Times = {}
+    replay = policy.model.replay
+
+    def timed(name: Any, function: Callable, *tensors: Tensor | None) -> Any:
+        results: list = []
+        seconds = bench.time(lambda: results.append(replay(name, function, *tensors)))
+        times[part_of(name)] = times.get(part_of(name), 0.0) + seconds
+        return results[0]
+
+    policy.model.replay = timed
+    try:
+        yield times
+    finally:
+        policy.model.replay = replay
+
+
+def random_observations(policy: BasePolicy, image: tuple[int, int]) -> Iterator[Observed]:
+    """Endless frames of (height, width) `image` and states within the normaliser's limits, all different."""
+    rng = np.random.default_rng(0)
+    states = {name: policy.normalizer.scale(name).cpu() for name in policy.task.states}
+    while True:
+        frames = {name: rng.integers(256, size=(*image, 3), dtype=np.uint8) for name in policy.task.camera_names}
+        normalised = {name: torch.from_numpy(rng.uniform(-1, 1, len(scale))).float() for name, scale in states.items()}
+        yield frames | {name: policy.normalizer.unnormalize(name, x).cpu().numpy() for name, x in normalised.items()}
+
+
+def no_instruction(policy: BasePolicy) -> Tensor | None:
+    """A feature (text_dim,) of nothing, for a policy that wants one."""
+    text_dim = policy.task.text_dim
+    return torch.zeros(text_dim, device=policy.device) if text_dim else None
+
+
+def new_frames(policy: BasePolicy) -> int:
+    """Frames of the history that a plan in the steady state has not seen before."""
+    return sum(-policy.action_steps < offset for offset in policy.task.horizon.history_offsets)
+
+
+def time_latency(
+    policy: BasePolicy, bench: Bench, image: tuple[int, int], batch: int = 1, sampler: str | None = None
+) -> dict[str, Rows]:
+    """Time planning in `batch` environments with frames of (height, width) `image`.
+
+    Returns:
+        rows of a plan whose history is all new, of one that remembers frames of the plan before it, and of a plan with
+        imagined frames.
+    """
+    policy.eval()
+    session = PolicySession(policy, slots=batch, sampler=sampler, precision=bench.precision)
+    observation, history = next(random_observations(policy, image)), policy.task.horizon.history_offsets
+
+    def observe(steps: int) -> None:
+        for slot in range(batch):
+            for _ in range(steps):
+                session.observe(observation, slot)
+
+    def measure(predict: Callable[[], Any], remember: bool = False) -> Times:
+        for slot in range(batch):
+            session.reset(slot, text=no_instruction(policy))
+        observe(1 - history[0])
+        if remember:
+            session.plan()
+            observe(policy.action_steps)
+        with stopwatch(bench, session.policy) as times:
+            total = bench.time(predict)
+        return {**times, "total": total}
+
+    return {
+        f"policy, {len(history)} new frames": bench.summarise(lambda: measure(session.plan)),
+        f"policy, {new_frames(policy)} new frames": bench.summarise(lambda: measure(session.plan, remember=True)),
+        "policy and video": bench.summarise(lambda: measure(session.imagine)),
+    }
+
+
+# -- the session against the plain pipeline ----------------------------------------------------------------------------
+
+
+def wake(policy: BasePolicy) -> None:
     """Give weights that an untrained model starts at zero random values, so that its output depends on its input."""
     for parameter in policy.model.parameters():
         if not parameter.any():
@@ -38,31 +120,37 @@ def wake(policy: UnifiedVideoActionPolicy) -> None:
             torch.nn.init.normal_(parameter, std=std, generator=torch.Generator(parameter.device).manual_seed(0))
 
 
-def random_observations(policy: UnifiedVideoActionPolicy, image: tuple[int, int]) -> Iterator[Observed]:
-    """Endless frames of (height, width) `image` and states within the normaliser's limits, all different."""
-    rng = np.random.default_rng(0)
-    states = {name: policy.normalizer.scale(name).cpu() for name in policy.observations.low_dim}
-    while True:
-        frames = {name: rng.integers(256, size=(*image, 3), dtype=np.uint8) for name in policy.observations.cameras}
-        normalised = {name: torch.from_numpy(rng.uniform(-1, 1, len(scale))).float() for name, scale in states.items()}
-        yield frames | {name: policy.normalizer.unnormalize(name, x).numpy() for name, x in normalised.items()}
+class Pair:
+    """A session and the plain pipeline of one policy that observe the same environment.
 
+    The plain pipeline encodes all frames of its history in every plan and runs the model as it is.
+    """
 
-class NaivePlanner:
-    """The same policy without the session's measures: every plan encodes all frames of its history with the codec's
-    network as it is, runs the unfolded input stage, and denoises step by step."""
+    def __init__(self, policy: BasePolicy, bench: Bench, image: tuple[int, int], sampler: str) -> None:
+        self.policy, self.bench, self.sampler = policy, bench, sampler
+        self.text, self.generator = no_instruction(policy), torch.Generator().manual_seed(0)
+        self.session = PolicySession(policy, sampler=sampler, precision=bench.precision)
+        self.session.reset(seed=0, text=self.text)
+        self.source, self.seen = random_observations(policy, image), []
+        self.oldest = policy.task.horizon.history_offsets[0] - 1
+        self.observe(-self.oldest)
 
-    def __init__(self, policy: UnifiedVideoActionPolicy, bench: Bench, sampler: str, text: Tensor | None) -> None:
-        parts = policy.normalizer, policy.observations, policy.config
-        self.policy = UnifiedVideoActionPolicy(policy.model, naive_codec(policy.codec), *parts).eval()
-        self.bench, self.sampler, self.text = bench, sampler, text
-        self.generator = torch.Generator().manual_seed(0)
+    def observe(self, steps: int) -> None:
+        for each in islice(self.source, steps):
+            self.seen.append(each)
+            self.session.observe(each)
+        del self.seen[: self.oldest]
 
-    def plan(self, seen: list[Observed]) -> np.ndarray:
-        """The newest observation last -> (1, A, D)."""
-        history = [seen[offset - 1] for offset in self.policy.horizon.history_offsets]
-        obs: dict[str, Any] = {name: torch.from_numpy(np.stack([s[name] for s in history]))[None] for name in seen[-1]}
-        for name in self.policy.observations.cameras:
+    def fast(self) -> np.ndarray:
+        return self.session.plan()
+
+    def slow(self) -> np.ndarray:
+        """(1, A, D)"""
+        history = [self.seen[offset - 1] for offset in self.policy.task.horizon.history_offsets]
+        obs: dict[str, Any] = {
+            name: torch.from_numpy(np.stack([s[name] for s in history]))[None] for name in history[0]
+        }
+        for name in self.policy.task.camera_names:
             obs[name] = obs[name].permute(0, 1, 4, 2, 3)  # (1, H, 3, h, w)
         if self.text is not None:
             obs["text"] = self.text[None]
@@ -70,24 +158,8 @@ class NaivePlanner:
             return self.policy.predict_action(obs, [self.generator], self.sampler)["action_pred"].cpu().numpy()
 
 
-def naive_codec(codec: FrameCodec) -> FrameCodec:
-    """A codec without measures of its own: kl-f16 through diffusers' forward pass, in the default memory layout."""
-    if not isinstance(codec, AutoencoderKL):
-        return codec
-    codec = copy.deepcopy(codec)
-    network = codec.network.to(memory_format=torch.contiguous_format)
-
-    def encode_images(images: Tensor) -> Moments:
-        return Moments(*network.encode(images).latent_dist.parameters.chunk(2, dim=1))
-
-    codec.encode_images = encode_images
-    return codec
-
-
-def compare_naive(
-    policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int]
-) -> dict[str, dict[str, float]]:
-    """Time plans for one environment in the steady state, by the session and without its measures, in turns.
+def compare_naive(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> dict[str, dict[str, float]]:
+    """Time plans for one environment in the steady state, by the session and by the plain pipeline, in turns.
 
     In the steady state `action_steps` observations are new since the last plan; the session encodes the frames of its
     history that are among them and remembers the others.
@@ -100,9 +172,8 @@ def compare_naive(
     return {name: _compare(policy, bench, image, sampler) for name, sampler in COMPARED.items()}
 
 
-def _compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], sampler: str) -> dict[str, float]:
-    pair, horizon = Pair(policy, bench, image, sampler), policy.horizon
-    scale = policy.normalizer.scale("action").cpu().numpy()
+def _compare(policy: BasePolicy, bench: Bench, image: tuple[int, int], sampler: str) -> dict[str, float]:
+    pair, scale = Pair(policy, bench, image, sampler), policy.normalizer.scale("action").cpu().numpy()
 
     def plan_both() -> tuple[float, float, float]:
         """Milliseconds of either, and how far apart their plans are."""
@@ -120,43 +191,16 @@ def _compare(policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, i
         "naive_ms": naive_ms,
         "ratio": fast_ms / naive_ms,
         "max_abs_diff": max(apart),
-        "new_frames": sum(-policy.action_steps < offset for offset in horizon.history_offsets),
-        "history_frames": horizon.history,
+        "new_frames": new_frames(policy),
+        "history_frames": policy.task.horizon.history,
     }
 
 
-class Pair:
-    """A session and a naive planner of one policy that observe the same environment."""
-
-    def __init__(self, policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], sampler: str) -> None:
-        text = no_instruction(policy)
-        self.session = PolicySession(policy, sampler=sampler, precision=bench.precision)
-        self.naive = NaivePlanner(policy, bench, sampler, text)
-        self.session.reset(seed=0, text=text)
-        self.source, self.seen = random_observations(policy, image), []
-        self.oldest = policy.horizon.history_offsets[0] - 1
-        self.observe(-self.oldest)
-
-    def observe(self, steps: int) -> None:
-        for _ in range(steps):
-            self.seen.append(next(self.source))
-            self.session.observe(self.seen[-1])
-        del self.seen[: self.oldest]
-
-    def fast(self) -> np.ndarray:
-        return self.session.plan()
-
-    def slow(self) -> np.ndarray:
-        return self.naive.plan(self.seen)
-
-
-def count_launches(
-    policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int]
-) -> dict[str, dict[str, dict[str, int]]]:
+def count_launches(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> dict[str, dict[str, dict[str, int]]]:
     """What a plan in the steady state asks of a CUDA device, for 100 and for 16 ancestral steps.
 
     Returns:
-        for the session (`fast`) and without its measures (`naive`): `kernels` that the device runs, and `launches`, the
+        for the session (`fast`) and the plain pipeline (`naive`): `kernels` that the device runs, and `launches`, the
         host's calls that start them; a graph with all its kernels is one.
 
     Raises:
@@ -187,14 +231,11 @@ def _launches(plan: Callable[[], Any]) -> dict[str, int]:
     }
 
 
-def no_instruction(policy: UnifiedVideoActionPolicy) -> Tensor | None:
-    """A feature (text_dim,) of nothing, for a policy that wants one."""
-    text_dim = policy.model.spec.text_dim
-    return torch.zeros(text_dim, device=policy.device) if text_dim else None
+# -- over many plans ---------------------------------------------------------------------------------------------------
 
 
 def time_steadiness(
-    policy: UnifiedVideoActionPolicy, bench: Bench, image: tuple[int, int], calls: int, sampler: str | None = None
+    policy: BasePolicy, bench: Bench, image: tuple[int, int], calls: int, sampler: str | None = None
 ) -> dict[str, float]:
     """Plan `calls` times for one environment in the steady state.
 
@@ -205,14 +246,11 @@ def time_steadiness(
     policy.eval()
     session = PolicySession(policy, sampler=sampler, precision=bench.precision)
     session.reset(text=no_instruction(policy))
-    source = random_observations(policy, image)
-    kept = [next(source) for _ in range(64)]  # making them anew would take longer than planning
+    kept = cycle(list(islice(random_observations(policy, image), 64)))  # making them anew would take longer
     seconds, memory = np.empty(calls), []
-    step = 0
     for call in range(-bench.warmup, calls):
-        for _ in range(policy.action_steps):
-            session.observe(kept[step % len(kept)])
-            step += 1
+        for each in islice(kept, policy.action_steps):
+            session.observe(each)
         if call == int(SETTLING * calls):
             memory.append(used_memory(bench.device))
         took = bench.time(session.plan)
@@ -220,14 +258,14 @@ def time_steadiness(
             seconds[call] = took
     memory.append(used_memory(bench.device))
     p50, p99 = np.percentile(1000 * seconds, [50, 99])
-    (resident, allocated), (resident_later, allocated_later) = memory
+    resident, on_device = (later - before for before, later in zip(*memory, strict=True))
     return {
         "calls": calls,
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "ratio": float(p99 / p50),
-        "resident_growth_mib": resident_later - resident,
-        "device_growth_mib": allocated_later - allocated,
+        "resident_growth_mib": resident,
+        "device_growth_mib": on_device,
     }
 
 

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.evaluation.bootstrap import Bootstrap
+from unified_video_action.policy.base import BasePolicy
 from unified_video_action.poses import HandSpec, distance
 
 SEED = 20260602  # of the noise, the same every time
-RESAMPLES = 1000  # of the windows, for the intervals
 CENTIMETRES = 100.0
-
-
-@dataclass(frozen=True)
-class PoseErrors:
-    """Errors of poses at every step of a chunk, seen from the pose of the newest observation.
-
-    `position` (windows, A) centimetres, `rotation` (windows, A) degrees; NaN where a step lies beyond the episode.
-    """
-
-    position: np.ndarray
-    rotation: np.ndarray
-
-    def summary(self) -> dict[str, dict[str, float | int | list[float | None]]]:
-        """position_cm and rotation_deg: mean over steps and windows with its 95 % interval, median, 90th percentile,
-        and the mean at every step."""
-        return {"position_cm": _summary(self.position), "rotation_deg": _summary(self.rotation)}
 
 
 def windows_of(dataset: WindowDataset, count: int) -> list[int]:
@@ -42,7 +26,7 @@ def windows_of(dataset: WindowDataset, count: int) -> list[int]:
 
 @torch.no_grad()
 def predict(
-    policy: UnifiedVideoActionPolicy,
+    policy: BasePolicy,
     dataset: WindowDataset,
     indices: Sequence[int],
     hide_history: bool = True,
@@ -68,8 +52,13 @@ def predict(
     return predicted, true, recorded
 
 
-def pose_errors(predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, hand: HandSpec) -> PoseErrors:
-    """Errors of actions (windows, A, 10) that name poses of one hand.
+def pose_errors(
+    predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, hand: HandSpec
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors of actions (windows, A, 10) that name poses of one hand, seen from the pose of the newest observation.
+
+    Returns:
+        of positions in centimetres and of rotations in degrees, (windows, A); NaN where a step lies beyond the episode.
 
     Raises:
         ValueError: actions that are no poses.
@@ -77,7 +66,25 @@ def pose_errors(predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, h
     here = np.broadcast_to(np.eye(4), (len(predicted), 4, 4))  # distances are the same wherever they are seen from
     position, rotation = distance(hand.targets(predicted, here)[0], hand.targets(true, here)[0])
     missing = np.where(recorded, 0.0, np.nan)
-    return PoseErrors(CENTIMETRES * position + missing, np.degrees(rotation) + missing)
+    return CENTIMETRES * position + missing, np.degrees(rotation) + missing
+
+
+def summary(errors: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
+    """Mean over steps and windows with its 95 % interval over `episodes` (windows,), median, 90th percentile, and the
+    mean at every step, of errors (windows, A)."""
+    known = ~np.isnan(errors).all(axis=1)
+    errors, steps = errors[known], ~np.isnan(errors).all(axis=0)
+    windows = np.nanmean(errors, axis=1)  # (windows,)
+    found = Bootstrap(episodes[known], SEED).mean(windows)
+    return {
+        "mean": found["value"],
+        "low": found["low"],
+        "high": found["high"],
+        "median": float(np.median(windows)),
+        "p90": float(np.percentile(windows, 90)),
+        "windows": len(windows),
+        "by_step": [float(np.nanmean(errors[:, i])) if known else None for i, known in enumerate(steps)],
+    }
 
 
 def recorded_actions(dataset: WindowDataset, indices: Sequence[int], batch_size: int = 16) -> np.ndarray:
@@ -100,20 +107,3 @@ def standing_still(true: np.ndarray, hand: HandSpec) -> np.ndarray:
 def _batches(dataset: WindowDataset, indices: Sequence[int], size: int) -> Iterator[dict]:
     for first in range(0, len(indices), size):
         yield dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in indices[first : first + size]])
-
-
-def _summary(errors: np.ndarray) -> dict[str, float | int | list[float | None]]:
-    errors = errors[~np.isnan(errors).all(axis=1)]
-    windows = np.nanmean(errors, axis=1)  # (windows,)
-    rng = np.random.default_rng(SEED)
-    means = [windows[rng.integers(len(windows), size=len(windows))].mean() for _ in range(RESAMPLES)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return {
-        "mean": float(windows.mean()),
-        "low": float(low),
-        "high": float(high),
-        "median": float(np.median(windows)),
-        "p90": float(np.percentile(windows, 90)),
-        "windows": len(windows),
-        "by_step": [float(step[~np.isnan(step)].mean()) if (~np.isnan(step)).any() else None for step in errors.T],
-    }

@@ -10,9 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from unified_video_action.model.attention import SelfAttention
 from unified_video_action.model.config import TransformerConfig
-from unified_video_action.model.dropout import Dropout
 from unified_video_action.model.inputs import InputStage, ModelInputs, Visibility, join_positions
 from unified_video_action.spec import ModelSpec
 
@@ -32,13 +30,11 @@ class Stack(nn.Module):
                 proj_drop=config.dropout,
                 attn_drop=config.attention_dropout,
                 norm_layer=norm,
-                attn_layer=SelfAttention,
             )
             for _ in range(depth)
         )
         for block in self.blocks:
             block.attn.fused_attn = config.fused_attention
-            block.attn.proj_drop, block.mlp.drop1, block.mlp.drop2 = (Dropout(config.dropout) for _ in range(3))
         self.norm = norm(config.dim)
         self.gradient_checkpointing = config.gradient_checkpointing
 

@@ -147,9 +147,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
     ) -> UnifiedVideoActionPolicy:
         encoders = encoders or cls.build_encoders(config)
         policy, codec = _policy_config(config), encoders["codec"]
-        for name in (CHANGE + camera for camera in task.predicted_cameras if policy.relative_frames):
-            if name not in normalizer:
-                raise ValueError(f"policy.relative_frames: normalizer.json has no {name}; train from scratch")
         model_config = build_dataclass(ModelConfig, config["model"], "model")
         model = UVA(model_spec(task, codec.latent_shape, config["model"].get("patch_size", 1)), model_config)
         return cls(task, model, codec, normalizer, policy, encoders.get("text"))

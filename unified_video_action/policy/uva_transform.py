@@ -106,6 +106,9 @@ class UVATransform:
 
     def _change_scales(self) -> Tensor:
         """(P, 1, 1, 1, 1): what changes of each predicted camera's latents are multiplied by."""
+        for name in self.task.predicted_cameras:
+            if CHANGE + name not in self.normalizer:
+                raise ValueError(f"policy.relative_frames: the normaliser has no {CHANGE + name}; train from scratch")
         scales = [self.normalizer.scale(CHANGE + name).reshape(()) for name in self.task.predicted_cameras]
         return torch.stack(scales).reshape(-1, 1, 1, 1, 1)
 

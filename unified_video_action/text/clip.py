@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unified_video_action.compat.tensors import load_exactly
@@ -38,7 +37,7 @@ class ClipText:
     Args:
         weights: safetensors file in open_clip's layout; None downloads it from the hub.
         tokens: length every instruction is padded or cut to, as the paper's code does.
-        cache: safetensors file to read features from and add new ones to.
+        cache: JSON file to read features from and add new ones to.
     """
 
     def __init__(self, weights: str | None = None, tokens: int = 30, cache: str | None = None) -> None:
@@ -48,10 +47,10 @@ class ClipText:
         self.tokens = tokens
         self.cache = Path(cache) if cache else None
         self._features: dict[str, Tensor] = {}
-        self._key: str | None = None  # what the remembered features depend on
+        self._key: str | None = None  # of the weights that made the remembered features, where known
         self._tower: nn.Module | None = None
         if self.cache and self.cache.exists():
-            self._read_cache()
+            self.remember(self.cache.read_bytes(), str(self.cache))
 
     def encode(self, instructions: Sequence[str]) -> Tensor:
         """Instructions, n strings -> features (n, width), float32; width is 512 for the published weights.
@@ -70,9 +69,9 @@ class ClipText:
     def to_json(self, instructions: Sequence[str]) -> str:
         """The features of these instructions, for a checkpoint that is to follow them without the tower's weights."""
         features = dict(zip(instructions, self.encode(instructions).tolist(), strict=True))
-        return json.dumps({"tokens": self.tokens, "features": features})
+        return json.dumps({"tokens": self.tokens, "weights": self._key, "features": features})
 
-    def remember(self, text: str, source: str) -> None:
+    def remember(self, text: str | bytes, source: str) -> None:
         """Take in what `to_json` wrote to the file `source`.
 
         Raises:
@@ -81,12 +80,13 @@ class ClipText:
         try:
             known = json.loads(text)
             features = {name: torch.tensor(values) for name, values in known["features"].items()}
-            tokens = known["tokens"]
+            tokens, key = known["tokens"], known.get("weights")
         except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             raise ValueError(f"{source} holds no features of instructions ({repr(error)[:200]})") from error
         if tokens != self.tokens:
             raise ValueError(f"{source} holds features of {tokens} tokens, but text.tokens={self.tokens}")
         self._features |= features
+        self._key, self._source = key, source
 
     @torch.no_grad()
     def _remember(self, texts: list[str]) -> None:
@@ -97,7 +97,10 @@ class ClipText:
         ids = SimpleTokenizer()(texts, context_length=self.tokens)  # (n, tokens)
         self._features |= dict(zip(texts, self._tower(ids), strict=True))
         if self.cache:
-            self._write_cache()
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.cache.with_name(f"{self.cache.name}.{os.getpid()}.tmp")
+            temporary.write_text(self.to_json(list(self._features)))
+            temporary.replace(self.cache)
 
     def _load(self) -> None:
         path = Path(self.weights) if self.weights else download()
@@ -105,29 +108,11 @@ class ClipText:
             raise FileNotFoundError(
                 f"CLIP text weights {path} are missing. Download {URL} and name the file with text.weights=FILE"
             )
-        key = f"{hashlib.sha256(path.read_bytes()).hexdigest()} {self.tokens}"
+        key = hashlib.sha256(path.read_bytes()).hexdigest()
         if self._key not in (None, key):
-            raise ValueError(f"{self.cache} holds features of other CLIP weights than {path}: delete it")
+            raise ValueError(f"{self._source} holds features of other CLIP weights than {path}: delete it")
         self._key = key
         self._tower = build_tower(path, self.tokens)
-
-    def _read_cache(self) -> None:
-        try:
-            with safe_open(self.cache, framework="pt") as file:
-                metadata = file.metadata() or {}
-                self._features = {text: file.get_tensor(text) for text in file.keys()}
-            self._key = metadata["key"]
-        except Exception as error:
-            raise ValueError(f"{self.cache} is not a cache of text features ({error}): delete it") from error
-        if not self._key.endswith(f" {self.tokens}"):
-            raise ValueError(f"{self.cache} holds features of another length than text.tokens={self.tokens}: delete it")
-
-    def _write_cache(self) -> None:
-        self.cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.cache.with_name(f"{self.cache.name}.{os.getpid()}.tmp")
-        features = {text: feature.contiguous() for text, feature in self._features.items()}
-        save_file(features, temporary, metadata={"key": self._key})
-        temporary.replace(self.cache)
 
 
 def download() -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.spec import LatentShape
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -62,11 +62,35 @@ def untrained() -> Iterator[None]:
         yield
 
 
+def in_data_folder(*names: str) -> Path | None:
+    """The first of `names` that exists in `${UVA_DATA_DIR}/vae`, or None."""
+    folder = os.environ.get("UVA_DATA_DIR")
+    paths = [Path(folder) / "vae" / name for name in names] if folder else []
+    return next((path for path in paths if path.exists()), None)
+
+
+def missing(codec: str, looked_for: str | Path, url: str) -> FileNotFoundError:
+    """The error to raise when a codec's weights are nowhere: path, public home, and the options that help."""
+    return FileNotFoundError(
+        f"no weights for the {codec} codec: {looked_for} does not exist. Download {url} and name the file with "
+        f"vae.weights=PATH, or put it into $UVA_DATA_DIR/vae; vae.weights=random starts from random weights."
+    )
+
+
 class FrameCodec(nn.Module, ABC):
     """A frozen autoencoder for single frames.
 
     A subclass sets `name`, `channels` and `downsample`, implements `encode_images` and `decode_images`, and ends its
     constructor with `self.freeze()`. Latents are `(z - shift) * scale`, with z the posterior's mean or a sample of it.
+    Every codec has the argument `weights`: a file, None for the usual place, or "random", the same every time.
+
+    Args:
+        image_size: side of the square images that are encoded, in pixels.
+        posterior: "mean" or "sample".
+
+    Raises:
+        FileNotFoundError: no weights; the message names the remedy.
+        ValueError: a bad option, or weights with tensors that are missing, extra or misshapen.
     """
 
     name: str  # what configurations and messages call it
@@ -99,24 +123,6 @@ class FrameCodec(nn.Module, ABC):
     @abstractmethod
     def decode_images(self, z: Tensor) -> Tensor:
         """Unscaled latents (N, C, h, w) -> images (N, 3, S, S) in about [-1, 1]."""
-
-    def for_acting(self) -> FrameCodec:
-        """A codec that computes the same on a CPU in float32, sooner if there is a way; it shares the weights."""
-        return self
-
-    def load(self, weights: str | None, packaged: Path) -> None:
-        """Load a file of scripts/train_codec.py, or the packaged one when None.
-
-        Raises:
-            FileNotFoundError: no such weights. ValueError: tensors that are missing, extra or misshapen.
-        """
-        path = Path(weights) if weights else packaged
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no weights for the {self.name} codec: {path} does not exist; give a file that "
-                f"scripts/train_codec.py wrote as vae.weights=PATH, or null for the packaged ones"
-            )
-        load_exactly(self, read_safetensors(path), str(path))
 
     def freeze(self) -> None:
         self.requires_grad_(False)

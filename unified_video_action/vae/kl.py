@@ -11,10 +11,9 @@ from torch import Tensor
 from unified_video_action.compat import kl16
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.compat.torch_archive import load_checkpoint
-from unified_video_action.vae import kl_forward
-from unified_video_action.vae.base import FrameCodec, Moments, untrained
-from unified_video_action.vae.download import KL16_URL, in_data_folder, missing
+from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
 
+KL16_URL = "https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=1"
 SCALE = 0.2325  # latents of natural images come to about unit deviation
 
 
@@ -48,13 +47,8 @@ class AutoencoderKL(FrameCodec):
 
     Args:
         weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
-            kl16.ckpt in `$UVA_DATA_DIR/vae`; "random" is an untrained network, the same every time.
-        image_size: side of the square images that are encoded, in pixels.
-        posterior: "mean" or "sample" (the paper samples, also at inference).
-
-    Raises:
-        FileNotFoundError: no weights; the message has the public address and the option.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+            kl16.ckpt in `$UVA_DATA_DIR/vae`.
+        posterior: the paper's code has "sample", also at inference.
     """
 
     name = "kl"
@@ -79,20 +73,13 @@ class AutoencoderKL(FrameCodec):
         self.freeze()
 
     def encode_images(self, images: Tensor) -> Moments:
-        mean, logvar = self.parameters_of(images).chunk(2, dim=1)
+        images = images.contiguous(memory_format=torch.channels_last)
+        mean, logvar = self.network.quant_conv(self.network.encoder(images)).chunk(2, dim=1)
         return Moments(mean, torch.clamp(logvar, -30.0, 20.0))
 
-    def parameters_of(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) -> mean and log-variance of the posterior, (N, 2C, h, w)."""
-        return kl_forward.encode(self.network, images)
-
     def decode_images(self, z: Tensor) -> Tensor:
-        return kl_forward.decode(self.network, z)
+        z = z.contiguous(memory_format=torch.channels_last)
+        return self.network.decoder(self.network.post_quant_conv(z))
 
     def named_weights(self) -> dict[str, Tensor]:
         return self.network.state_dict()
-
-    def for_acting(self) -> FrameCodec:
-        from unified_video_action.vae.kl_acting import ActingAutoencoderKL
-
-        return ActingAutoencoderKL(self)

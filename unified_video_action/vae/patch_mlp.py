@@ -1,65 +1,99 @@
-"""A compact codec for frames of the pushing table: a small network each way for every 16 x 16 patch.
+"""Compact codecs for frames of the pushing table: every 16 x 16 patch is coded by itself.
 
-A patch of such a frame holds a few flat shapes, so 32 numbers hold it where a linear codec takes 128: a token is a
-small part of a transformer's width. Patches are coded one by one, so where nothing moves, latents do not change.
-`scripts/train_codec.py` trains it on demonstrations; the weights are part of the package.
+A patch of such a frame holds a few flat shapes, so few numbers hold it, and where nothing moves latents do not change.
+`scripts/train_codec.py` trains the codecs on demonstrations; the weights are part of the package.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import fold, unfold
 
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.vae.base import FrameCodec, Moments, untrained
-from unified_video_action.vae.pusht_tiny import CERTAIN
 
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "patch_mlp.safetensors"
-CHANNELS, PATCH, WIDTH = 32, 16, 512
+PATCH = 16  # pixels along a patch's side
+VALUES = 3 * PATCH**2
+CERTAIN = -30.0  # log-variance of a posterior without spread
+CHANNELS, WIDTH = 32, 512  # of the MLP codec
 SCALE = 2.0  # most of a table is empty: so the latents of whole frames have a variance of about 1
 
 
-class PatchMLP(FrameCodec):
-    """(3, S, S) <-> (32, S/16, S/16), a cell for each patch.
+class PatchCodec(FrameCodec):
+    """(3, S, S) <-> (channels, S/16, S/16), a cell for each patch, without a posterior: a sample is the mean.
 
     Args:
-        weights: a safetensors file; None takes the one in the package; "random" is untrained, the same every time.
-        image_size: side of the square images that are encoded, in pixels; trained for 96.
-        posterior: "mean" or "sample", which are the same here.
-
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+        weights: a safetensors file of scripts/train_codec.py; None takes the one in the package, made for 96 px.
     """
+
+    downsample = PATCH
+    initial_scale: float | Sequence[float] = 1.0
+
+    def __init__(self, weights: str | None = None, image_size: int = 96, posterior: str = "mean") -> None:
+        super().__init__(image_size, posterior, self.initial_scale)
+        with untrained():
+            self._build()
+        if weights != "random":
+            path = Path(weights) if weights else packaged_weights(self.name)
+            if not path.is_file():
+                raise FileNotFoundError(
+                    f"no weights for the {self.name} codec: {path} does not exist; give a file that "
+                    f"scripts/train_codec.py wrote as vae.weights=PATH, or null for the packaged ones"
+                )
+            load_exactly(self, read_safetensors(path), str(path))
+        self.freeze()
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Make the modules and buffers."""
+
+    @abstractmethod
+    def encode_patches(self, patches: Tensor) -> Tensor:
+        """(..., 768), channel first -> (..., channels)."""
+
+    @abstractmethod
+    def decode_patches(self, z: Tensor) -> Tensor:
+        """(..., channels) -> (..., 768)."""
+
+    def encode_images(self, images: Tensor) -> Moments:
+        patches = rearrange(images, "n c (h p) (w q) -> n h w (c p q)", p=PATCH, q=PATCH)
+        mean = rearrange(self.encode_patches(patches), "n h w c -> n c h w")
+        return Moments(mean, torch.full_like(mean, CERTAIN))
+
+    def decode_images(self, z: Tensor) -> Tensor:
+        patches = self.decode_patches(rearrange(z, "n c h w -> n h w c"))
+        return rearrange(patches, "n h w (c p q) -> n c (h p) (w q)", p=PATCH, q=PATCH)
+
+
+class PatchMLP(PatchCodec):
+    """A small network each way: 32 numbers a patch, a small part of a transformer's width."""
 
     name = "patch_mlp"
     channels = CHANNELS
-    downsample = PATCH
+    initial_scale = SCALE
 
-    def __init__(self, weights: str | None = None, image_size: int = 96, posterior: str = "mean") -> None:
-        super().__init__(image_size, posterior, SCALE)
-        values = 3 * PATCH**2
-        with untrained():
-            self.encoder, self.decoder = _network(values, CHANNELS), _network(CHANNELS, values)
-        if weights != "random":
-            self.load(weights, PACKAGED_WEIGHTS)
-        self.freeze()
+    def _build(self) -> None:
+        self.encoder, self.decoder = _network(VALUES, CHANNELS), _network(CHANNELS, VALUES)
+
+    def encode_patches(self, patches: Tensor) -> Tensor:
+        return self.encoder(patches)
+
+    def decode_patches(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
 
     def named_weights(self) -> dict[str, Tensor]:
         """In half precision, to which training has rounded them."""
         return {name: tensor.half() for name, tensor in self.state_dict().items()}
 
-    def encode_images(self, images: Tensor) -> Moments:
-        patches = unfold(images, PATCH, stride=PATCH).transpose(1, 2)  # (N, h*w, 768)
-        side = images.shape[-1] // PATCH
-        mean = self.encoder(patches).transpose(1, 2).unflatten(2, (side, side))  # (N, 32, h, w)
-        return Moments(mean, torch.full_like(mean, CERTAIN))
 
-    def decode_images(self, z: Tensor) -> Tensor:
-        patches = self.decoder(z.flatten(2).transpose(1, 2))  # (N, h*w, 768)
-        return fold(patches.transpose(1, 2), z.shape[-1] * PATCH, PATCH, stride=PATCH)  # (N, 3, S, S)
+def packaged_weights(name: str) -> Path:
+    """File of the weights that come with the package."""
+    return Path(__file__).parent / "weights" / f"{name}.safetensors"
 
 
 def _network(inputs: int, outputs: int) -> nn.Sequential:

@@ -5,23 +5,18 @@ Weights: madebyollin/taef2 on the Hugging Face hub.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from unified_video_action.compat.taef2 import split_hub_names
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
-from unified_video_action.vae.base import FrameCodec, Moments, untrained
-from unified_video_action.vae.download import (
-    TAEF2_FILE,
-    TAEF2_REPOSITORY,
-    TAEF2_URL,
-    from_hub,
-    in_data_folder,
-    missing,
-)
+from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
 
+REPOSITORY, FILE = "madebyollin/taef2", "taef2.safetensors"
+HUB_NAME = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")
+URL = f"https://huggingface.co/{REPOSITORY}/resolve/main/{FILE}"
 WIDTH, CHANNELS, POOLED = 64, 32, 256
 LOGVAR = -30.0  # no posterior: a sample is the mean, within 3e-7
 
@@ -87,27 +82,36 @@ def build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, Block(), conv(WIDTH, 3))
 
 
+def _our_name(hub: re.Match[str]) -> str:
+    """`encoder.layers.<i>.` -> `encoder.<i>.`; the hub counts the decoder's layers without its leading bound."""
+    part, index = hub.groups()
+    return f"{part}.{int(index) + (part == 'decoder')}."
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights named `encoder.<index>...` and `decoder.<index>...`, from a folder of two files or from one file."""
     if path.is_file():
-        return split_hub_names(read_safetensors(path))
+        return {HUB_NAME.sub(_our_name, name): x for name, x in read_safetensors(path).items()}
     parts = {part: path / f"taef2_{part}.safetensors" for part in ("encoder", "decoder")}
     return {f"{part}.{name}": x for part, file in parts.items() for name, x in read_safetensors(file).items()}
 
 
+def from_hub() -> Path:
+    """Download the weights (once; cached). Raises FileNotFoundError when they cannot be had."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(REPOSITORY, FILE))
+    except (OSError, ValueError) as error:  # offline, no such file, or a read-only cache
+        raise missing("taef2", f"{FILE} in the Hugging Face cache ({error})", URL) from error
+
+
 class TAEF2(FrameCodec):
-    """Tiny autoencoder: (3, S, S) <-> (32, S/8, S/8), without a posterior (mean only).
+    """(3, S, S) <-> (32, S/8, S/8), without a posterior: a sample is the mean.
 
     Args:
         weights: one safetensors file (as on the hub), or a folder with taef2_encoder.safetensors and
-            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub; "random" is an
-            untrained network, the same every time.
-        image_size: side of the square images that are encoded, in pixels.
-        posterior: "mean" or "sample"; the same here.
-
-    Raises:
-        FileNotFoundError: no weights; the message has the public address and the option.
-        ValueError: weights with tensors that are missing, extra or misshapen.
+            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub.
     """
 
     name = "taef2"
@@ -117,12 +121,11 @@ class TAEF2(FrameCodec):
     def __init__(self, weights: str | None = None, image_size: int = 96, posterior: str = "mean") -> None:
         super().__init__(image_size, posterior, scale=[1 / deviation for deviation in DEVIATION], shift=MEAN)
         if weights and weights != "random" and not Path(weights).exists():
-            raise missing(self.name, weights, TAEF2_URL)
+            raise missing(self.name, weights, URL)
         with untrained():
             self.encoder, self.decoder = build_encoder(), build_decoder()
         if weights != "random":
-            path = Path(weights) if weights else in_data_folder("taef2", TAEF2_FILE)
-            path = path or from_hub(self.name, TAEF2_REPOSITORY, TAEF2_FILE)
+            path = Path(weights) if weights else in_data_folder("taef2", FILE) or from_hub()
             load_exactly(self, read_weights(path), str(path))
         self.freeze()
 

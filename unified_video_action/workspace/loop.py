@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from unified_video_action.evaluation.matrix_rate import matrix_rate
+from unified_video_action.evaluation.timing import matrix_rate
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.accelerator import PATIENCE

@@ -123,7 +123,7 @@ class Parts:
     def done(self, part: Part) -> bool:
         return self.records.get(part.name, {}).get("state") == "done"
 
-    def tell_owed(self) -> None:
+    def log_owed(self) -> None:
         """Say which parts are not done, and how to do them by hand."""
         owed = [part for part in self.parts if not self.done(part)]
         log.info("\nResults: %s", self.folder / "results.json")

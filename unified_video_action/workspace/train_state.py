@@ -23,7 +23,6 @@ from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.sharding import laid_out, own_part, shard, whole, whole_of_part, without_sync
-from unified_video_action.workspace.worker_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,7 +60,7 @@ class TrainState:
             for term, prefixes in heads.items()
             if term in terms
         }
-        prepare_for_training(self.model, accelerator.device, trainer.compile, self.sharded)
+        prepare_for_training(self.model, trainer.compile, self.sharded)
         forward = TrainingForward(trained)
         if self.sharded:
             every = tuple(prefix for prefixes in heads.values() for prefix in prefixes)
@@ -206,15 +205,12 @@ class _Touched(torch.autograd.Function):
         return gradient, *map(torch.zeros_like, ctx.others)
 
 
-def prepare_for_training(model: nn.Module, device: torch.device, compiled: bool, sharded: bool = False) -> None:
-    """Make the steps of a model on `device` fast, in place; names of tensors stay.
+def prepare_for_training(model: nn.Module, compiled: bool, sharded: bool = False) -> None:
+    """Where `compiled`, let `torch.compile` make kernels for the outermost modules that are called, in place.
 
-    On a CPU the process keeps the memory that a step frees, for the next one. Where `compiled`, `torch.compile` makes
-    kernels for the outermost modules that are called. Of a model that will be `sharded` it makes them for the blocks of
-    its lists, one by one: parameters are gathered between two of them.
+    Names of tensors stay. Of a model that will be `sharded` it makes them for the blocks of its lists, one by one:
+    parameters are gathered between two of them.
     """
-    if device.type == "cpu":
-        keep_freed_memory()
     if not compiled:
         return
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))

@@ -1,4 +1,4 @@
-"""How long training takes: its step by part, beside what its matrix products take; its loader; several processes."""
+"""How long training takes: its step by part, its loader, several processes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,32 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.evaluation.matrix_rate import matrix_rate
-from unified_video_action.evaluation.products import Products, time_products
-from unified_video_action.evaluation.timing import Bench, Times, noise
-from unified_video_action.policy.unified_video_action_policy import UnifiedVideoActionPolicy
+from unified_video_action.evaluation.synthetic import SyntheticWindows
+from unified_video_action.evaluation.timing import Bench, Times, matrix_rate
+from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.survey import Survey
-from unified_video_action.workspace.trainee import Trainee, prepare_for_training
+from unified_video_action.workspace.train_state import TrainState, count_flops, prepare_for_training
 
 Measured = dict[str, Any]
 
 
 def time_training(
-    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, workers: int = 0, compiled: bool = False
+    policy: BasePolicy, bench: Bench, training: TrainingSettings, workers: int = 0, compiled: bool = False
 ) -> Measured:
-    """Time optimiser steps of one process on latents that are noise. Changes the policy's weights.
+    """Time optimiser steps of one process on synthetic windows. Changes the policy's weights.
 
     Returns:
         ms: rows of a step's parts and its total; a step is `batch` samples. samples_per_second; matrix_tflops: rate of
         a large matrix product; mfu: share of it that the model's own operations reach; waiting: share of the time in
-        which the step waits for its batch; products_ms: time of the matrix products of the step, as it is without
-        torch.compile, each measured by itself; over_products: forward and backward pass, optimiser and average as a
-        multiple of that.
+        which the step waits for its batch.
     """
     policy.train()
-    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
-    survey = Survey(policy, batches)
+    batches = StepBatches(SyntheticWindows(policy), policy, training, seed=0)
+    flops = count_flops(policy, batches.first())
     loader = batches.loader(0, 1 + bench.warmup + bench.repeats, workers, bench.device.type == "cuda")
     optimizer, ema = build_optimizer(policy.model, training.optimizer), Ema(policy.model, training.ema)
     losses: dict[str, Tensor] = {}
@@ -48,7 +44,7 @@ def time_training(
     def forward() -> None:
         inputs = steps[-1]
         with bench.autocast():
-            losses.update(policy(inputs.batch, inputs.draws, inputs.weights))
+            losses.update(policy(inputs.batch, inputs.weights))
 
     def backward() -> None:
         losses["loss"].backward()
@@ -59,25 +55,19 @@ def time_training(
         ema.update(1)
 
     def measure() -> Times:
-        times = {"waiting": bench.time(lambda: steps.extend(next(loader).unpack(bench.device)))}
+        times = {"waiting": bench.time(lambda: steps.extend(part.to(bench.device) for part in next(loader)))}
         times["forward"] = bench.time(forward)
         times["backward"] = bench.time(backward)
         times["optimizer and EMA"] = bench.time(update)
         del steps[:-1]
         return {**times, "total": sum(times.values())}
 
-    steps.extend(next(loader).unpack(bench.device))
-    with Products() as products:  # before they are compiled: what is compiled hides them
-        forward()
-        backward()
-    optimizer.zero_grad()
-    prepare_for_training(policy.model, bench.device, compiled)
+    steps.extend(part.to(bench.device) for part in next(loader))
+    prepare_for_training(policy.model, compiled)
     rows = bench.summarise(measure)
     total, size = rows["total"]["median"] / 1000, training.batch_size
-    modes = [mode.name for _, _, mode in batches.whole(0)]
-    flops = sum(survey.work[name].flops for name in modes)
+    flops *= size
     peak = matrix_rate(bench.device, bench.precision)
-    products_time = time_products(bench, products)
     return {
         "batch": size,
         "ms": rows,
@@ -86,13 +76,11 @@ def time_training(
         "tflop_per_sample": flops / size / 1e12,
         "mfu": flops / total / peak,
         "waiting": rows["waiting"]["median"] / 1000 / total,
-        "products_ms": 1000 * products_time,
-        "over_products": (total - rows["waiting"]["median"] / 1000) / products_time,
     }
 
 
 def time_loader(
-    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, dataset: WindowDataset, workers: int
+    policy: BasePolicy, bench: Bench, training: TrainingSettings, dataset: WindowDataset, workers: int
 ) -> Measured:
     """Time the making of batches from stored data, as fast as they are asked for.
 
@@ -106,15 +94,13 @@ def time_loader(
     for _ in range(first):
         next(loader)
     began = time.perf_counter()
-    rows = Bench(bench.device, None, bench.repeats, 0).summarise(lambda: {"total": bench.time(lambda: next(loader))})
+    rows = Bench(bench.device, "no", bench.repeats, 0).summarise(lambda: {"total": bench.time(lambda: next(loader))})
     rate = bench.repeats * training.batch_size / (time.perf_counter() - began)
     found = {"batch": training.batch_size, "ms": rows, "samples_per_second": rate}
     return found | ({"samples_per_second_per_worker": rate / workers} if workers else {})
 
 
-def time_scaling(
-    policy: UnifiedVideoActionPolicy, bench: Bench, training: TrainingSettings, trainer: TrainerSettings
-) -> Measured:
+def time_scaling(policy: BasePolicy, bench: Bench, training: TrainingSettings, trainer: TrainerSettings) -> Measured:
     """Time steps of this process alone and of all processes together, each with `training.batch_size` samples.
 
     All processes that torchrun has started call this; while the first one works alone the others wait.
@@ -130,22 +116,21 @@ def time_scaling(
     world = accelerator.num_processes
     if world == 1:
         raise ValueError("--only scaling compares processes: torchrun --nproc-per-node N scripts/benchmark.py ...")
-    batches = StepBatches(NoiseDataset(policy), policy, training, seed=0)
-    survey = Survey(policy, batches)
+    batches = StepBatches(SyntheticWindows(policy), policy, training, seed=0)
     alone = 0.0
     if accelerator.is_main_process:
         times = time_training(copy.deepcopy(policy).to(accelerator.device), bench, training)
         alone = times["samples_per_second"]
     accelerator.wait_for_everyone()
-    trainee = Trainee(policy, training, trainer, accelerator, survey)
-    trainee.train()
+    state = TrainState(policy, training, trainer, accelerator, batches.loss_terms())
+    state.train()
     loader = batches.loader(0, bench.warmup + bench.repeats)
 
     def step() -> None:
-        (inputs,) = next(loader).unpack(accelerator.device)
+        (inputs,) = (part.to(accelerator.device) for part in next(loader))
         weights = {name: torch.tensor(world * weight) for name, weight in inputs.weights.items()}
-        trainee.backward(inputs, weights, last=True)
-        trainee.update(1, training.optimizer.learning_rate, batches.modes(0))
+        state.backward(inputs, weights, last=True)
+        state.update(1, training.optimizer.learning_rate, weights)
 
     rows = bench.summarise(lambda: {"total": bench.time(step)})
     together = world * training.batch_size * 1000 / rows["total"]["median"]
@@ -157,34 +142,3 @@ def time_scaling(
         "samples_per_second": {"one": alone, "all": together},
         "efficiency": together / (world * alone) if alone else None,
     }
-
-
-class NoiseDataset:
-    """Endless random training batches of a policy's shapes, with latents in place of frames."""
-
-    def __init__(self, policy: UnifiedVideoActionPolicy) -> None:
-        self.policy = policy
-
-    def __len__(self) -> int:
-        return 2**20
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> dict[str, Any]:
-        spec, horizon, names = self.policy.model.spec, self.policy.horizon, self.policy.observations
-        batch, latent = len(keys), (spec.latent.channels, spec.latent.height, spec.latent.width)
-
-        def rows(name: str, steps: int) -> Tensor:
-            return torch.stack([noise(self.policy, name, steps) for _ in keys])  # (B, steps, D)
-
-        return {
-            "history": {camera: torch.randn(batch, horizon.history, *latent) for camera in names.cameras},
-            "future": {camera: torch.randn(batch, horizon.future, *latent) for camera in names.cameras},
-            "action": rows("action", horizon.actions),
-            "history_action": rows("action", horizon.actions),
-            "low_dim": {name: rows(name, horizon.history) for name in names.low_dim},
-            "future_low_dim": {name: rows(name, horizon.actions) for name in names.predicted},
-            "auxiliary": torch.randn(batch, horizon.history + horizon.future, spec.auxiliary_dim),
-            "text": torch.randn(batch, spec.text_dim),
-            "action_is_pad": torch.zeros(batch, horizon.actions, dtype=torch.bool),
-            "frame_is_pad": torch.zeros(batch, horizon.future, dtype=torch.bool),
-            "has_action": torch.ones(batch, dtype=torch.bool),
-        }

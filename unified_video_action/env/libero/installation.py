@@ -26,7 +26,7 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from unified_video_action.compat.numpy_archive import read_array
+from unified_video_action.compat.zip_archive import read_array
 from unified_video_action.env.mujoco_rendering import prepare_rendering
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
