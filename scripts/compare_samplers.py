@@ -76,9 +76,9 @@ def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int
     def stacked(name: str) -> Tensor:
         return torch.from_numpy(np.stack([[step[name] for step in history] for history in histories]))
 
-    frames = {camera: stacked(camera).movedim(-1, -3) for camera in names.cameras}  # (n, H, 3, h, w)
-    states = {name: stacked(name).float().to(policy.device) for name in names.low_dim}  # (n, H, d)
-    return {"latents": {camera: policy.encode(frame) for camera, frame in frames.items()}, **states}
+    frames = {camera: stacked(camera).movedim(-1, -3) for camera in names.camera_names}  # (n, H, 3, h, w)
+    states = {name: stacked(name).float().to(policy.device) for name in names.states}  # (n, H, d)
+    return {camera: policy.encode(frame) for camera, frame in frames.items()} | states
 
 
 def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, draws: int, seed: int) -> Tensor:
@@ -87,12 +87,11 @@ def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, dr
 
     generator = torch.Generator().manual_seed(seed)
     scale = policy.normalizer.scale("action")
-    count, chunks = len(next(iter(obs["latents"].values()))), []
+    count, chunks = len(next(iter(obs.values()))), []
     for start in range(0, count, max(ROWS // draws, 1)):
         rows = slice(start, start + max(ROWS // draws, 1))
-        latents = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs["latents"].items()}
-        states = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs.items() if name != "latents"}
-        made = policy.predict_action({"latents": latents, **states}, generator, sampler)["action_pred"]
+        repeated = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs.items()}
+        made = policy.predict_action(repeated, generator, sampler)["action_pred"]
         chunks.append((made * scale).flatten(1).unflatten(0, (-1, draws)))
     return torch.cat(chunks)
 

@@ -81,7 +81,7 @@ def test_a_published_policy_becomes_a_folder_that_loads(tmp_path: Path) -> None:
     assert (config.policy.action_steps, config.policy.temperature, config.policy.iterations) == (6, 0.9, 2)
     assert config.task.env._target_.endswith("PushTEnv")  # it can be evaluated
     with torch.no_grad():
-        obs = {"latents": {"image": torch.zeros(1, 4, 16, 16, 16)}}
+        obs = {"image": torch.zeros(1, 4, 16, 16, 16)}
         assert policy.predict_action(obs, torch.Generator().manual_seed(0))["action"].shape == (1, 6, 2)
     with pytest.raises(FileExistsError, match="out exists"):
         convert(tmp_path / "pusht.ckpt", tmp_path / "out")
@@ -120,7 +120,7 @@ def test_mar_becomes_the_start_of_a_run(tmp_path: Path, caplog: pytest.LogCaptur
     assert [path.name for path in (tmp_path / "start").iterdir()] == ["ema.safetensors"]
     with safe_open(tmp_path / "start" / "ema.safetensors", "pt") as file:
         names = set(file.keys())
-    assert {"mar.encoder.blocks.0.attn.qkv.weight", "video_head.net.input_proj.weight"} <= names
+    assert {"mar.encoder.blocks.0.attn.qkv.weight", "video_heads.0.net.input_proj.weight"} <= names
     assert "class_emb.weight" in caplog.text
     assert "init_allow_missing=[action_head,mar.decoder_spatial_position,mar.decoder_temporal_position" in caplog.text
 

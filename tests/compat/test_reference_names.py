@@ -90,7 +90,7 @@ def test_values_travel_and_unused_tensors_are_left() -> None:
     state = {key: torch.randn(shape) for key, shape in shapes.items()}
     expected = {our_name(key): shape for key, shape in shapes.items() if key not in UNUSED}
     ours = to_ours(state, expected, "umi")
-    assert torch.equal(ours["mar.inputs.history_proj.weight"], state["z_proj_cond.weight"])
+    assert torch.equal(ours["mar.inputs.history_projs.0.weight"], state["z_proj_cond.weight"])
     assert torch.equal(ours["proprio_head.trunk.interpolate.bias"], state["diffproploss.interpolate.bias"])
     assert set(UNUSED) <= set(state) and len(ours) == len(state) - len(UNUSED)
 
@@ -189,7 +189,7 @@ def test_a_new_model_starts_from_what_fits_of_mar() -> None:
         "fake_latent",
         "mask_token",
     ]
-    assert {"mar.inputs.future_proj.weight", "video_head.net.final.linear.bias"} <= set(found.tensors)
+    assert {"mar.inputs.future_projs.0.weight", "video_heads.0.net.final.linear.bias"} <= set(found.tensors)
     assert set(found.tensors) | set(found.kept) == set(expected)
     assert {name.split(".")[0] for name in found.kept} == {"mar", "action_head"}
     with pytest.raises(ValueError, match="mar: no tensor fits"):

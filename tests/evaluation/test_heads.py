@@ -1,5 +1,6 @@
 """Health of heads: seen where they are well, where they are deaf, and whatever the trunk's activations are."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +9,15 @@ from torch import nn
 
 from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
 from unified_video_action.evaluation.heads import heads_health, warnings
+from unified_video_action.model.task_modes import TASK_MODES
 
 MODES = ("policy", "video", "forward_dynamics")
+
+
+def measure(policy: Any, batch: dict[str, Any], modes: Sequence[str]) -> dict[str, float]:
+    """Health of a policy that was trained in these modes."""
+    policy.trained = tuple(TASK_MODES[name] for name in modes)
+    return heads_health(policy, batch)
 
 
 @pytest.fixture
@@ -33,19 +41,19 @@ def batch(policy: Any, obs: dict[str, torch.Tensor]) -> dict[str, Any]:  # noqa:
 
 
 def test_a_head_that_listens_is_well(policy: Any, batch: dict[str, Any]) -> None:
-    health = heads_health(policy, batch, MODES)
+    health = measure(policy, batch, MODES)
     assert set(health) == {"action_live", "action_spread", "video_explained", "video_explained_other"}
     assert health["action_live"] > 0.3 and health["action_spread"] > 0.01  # of random weights
     assert not warnings(health | {"action_spread": 0.1})
-    assert health == heads_health(policy, batch, MODES)
-    assert set(heads_health(policy, batch, ["video"])) == {"video_explained", "video_explained_other"}
-    assert set(heads_health(policy, batch, ["inverse_dynamics"])) == {"action_live", "action_spread"}
+    assert health == measure(policy, batch, MODES)
+    assert set(measure(policy, batch, ["video"])) == {"video_explained", "video_explained_other"}
+    assert set(measure(policy, batch, ["inverse_dynamics"])) == {"action_live", "action_spread"}
 
 
 def test_dead_units_and_a_condition_of_its_own_are_seen(policy: Any, batch: dict[str, Any]) -> None:
     trunk = policy.model.action_head.trunk
     nn.init.constant_(trunk.fc[0].bias, -1000.0)
-    health = heads_health(policy, batch, ["policy"])
+    health = measure(policy, batch, ["policy"])
     assert health["action_live"] == 0 and health["action_spread"] < 1e-4
     (warning,) = warnings(health)
     assert "the action head no longer depends on its input (spread 0.000, live units 0.0%)" in warning
@@ -55,13 +63,13 @@ def test_dead_units_and_a_condition_of_its_own_are_seen(policy: Any, batch: dict
 def test_units_are_counted_whatever_the_activation_is(policy: Any, batch: dict[str, Any]) -> None:
     policy.model.action_head.trunk.fc[1] = nn.SiLU()
     nn.init.constant_(policy.model.action_head.trunk.fc[0].bias, -1000.0)
-    assert heads_health(policy, batch, ["policy"])["action_live"] == 0
+    assert measure(policy, batch, ["policy"])["action_live"] == 0
 
 
 @pytest.mark.parametrize("prediction", ["sample", "v", "epsilon"])
 def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str, Any], prediction: str) -> None:
     """A network that looks up each sample's tokens by its condition, and says the mean of the others otherwise."""
-    head = policy.model.video_head
+    head = policy.model.video_heads[0]
     head.diffusion.prediction = prediction
     asked: list[tuple[torch.Tensor, torch.Tensor]] = []
     loss = head.loss
@@ -83,6 +91,6 @@ def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str
         return torch.cat([x0, x0], dim=-1)
 
     head.loss, head.net.forward = kept, knows
-    health = heads_health(policy, batch, ["forward_dynamics"])
+    health = measure(policy, batch, ["forward_dynamics"])
     assert health["video_explained"] == pytest.approx(1, abs=0.01)
     assert health["video_explained_other"] < 0.5

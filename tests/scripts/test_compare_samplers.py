@@ -56,7 +56,7 @@ class Dice:
 def test_chunks_are_drawn_for_each_observation_and_normalised(script: dict[str, Any], draws: int) -> None:
     dice = Dice()
     positions = torch.tensor([[[10.0, 20.0]], [[30.0, 40.0]], [[50.0, 60.0]]])
-    obs = {"latents": {"image": torch.zeros(3, 4, 1, 1, 1)}, "agent_pos": positions}
+    obs = {"image": torch.zeros(3, 4, 1, 1, 1), "agent_pos": positions}
     chunks = {
         seed: script["draw"](dice, obs, sampler, draws, seed)
         for seed, sampler in enumerate(("ddim8", "ddim8", "ddim2"))

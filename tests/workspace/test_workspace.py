@@ -90,7 +90,7 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, config):
     assert weights.keys() == policy.model.state_dict().keys()
     assert any(not torch.equal(v, workspace.policy.model.state_dict()[name]) for name, v in weights.items())
     sample = workspace.dataset.__getitems__([(0, 0), (5, 1)])
-    obs = {"latents": sample["history"], **sample["low_dim"]}
+    obs = {**sample["history"], **sample["low_dim"]}
     made = policy.predict_action(obs, torch.Generator().manual_seed(0))
     assert made["action"].shape == (2, 4, 2) and torch.isfinite(made["action"]).all()
 

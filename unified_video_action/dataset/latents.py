@@ -100,7 +100,7 @@ class LatentCache:
             return codec.moments(batch)  # (1, n, C, h, w)
 
         def produce(variant: str, start: int, stop: int) -> dict[str, np.ndarray]:
-            moments = vars(encode(variant, start, stop))
+            moments = encode(variant, start, stop)._asdict()
             return {name: _to_half(moments[name], f"{path}, rows {start} to {stop}") for name in layout}
 
         path = Path(path)
