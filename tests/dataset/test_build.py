@@ -10,7 +10,8 @@ import torch
 import zarr
 from omegaconf import OmegaConf
 
-from unified_video_action.dataset.build import DataSettings, build_dataset, open_frames
+from unified_video_action.dataset.build import DataSettings, build_dataset
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 from unified_video_action.vae.tiny import TAEF2
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +79,8 @@ def test_what_does_not_fit_is_named(config, place, value, message):
 )
 def test_settings_choose_where_frames_come_from(config, toy_codec, tmp_path, frames, dtype):
     dataset = build_dataset(config)
-    open_frames(dataset, DataSettings(frames, str(tmp_path / "caches"), n_views=2), toy_codec(), progress=False)
+    settings = {**config, "data": {"frames": frames, "cache_dir": str(tmp_path / "caches"), "n_views": 2}}
+    UnifiedVideoActionPolicy.open_data(settings, dataset, {"codec": toy_codec(), "text": None}, progress=False)
     assert dataset[(0, 0)]["history"]["image"].dtype == dtype
     assert (tmp_path / "caches").exists() == (frames != "decoded")
 

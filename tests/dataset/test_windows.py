@@ -10,7 +10,7 @@ from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
 from tests.reseed import tensor_list
 from tests.shrunk import read
 from unified_video_action.compat.published import infer_spec
-from unified_video_action.dataset.build import build_dataset, predicted_states
+from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.formats.umi import UmiSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
 from unified_video_action.dataset.sequence import (
@@ -274,13 +274,15 @@ def test_a_task_predicts_the_states_that_say_so(recording) -> None:
     }
     meta = config["task"]["shape_meta"]
     meta["obs"]["robot0_gripper_width"]["predict"] = True
-    assert predicted_states(meta) == (("robot0_gripper_width", "robot0_eef_rot_axis_angle_wrt_start"), 7)
+    task = TaskSpec.parse(config["task"])
+    assert task.predicted_states == ("robot0_gripper_width", "robot0_eef_rot_axis_angle_wrt_start")
+    assert task.predicted_state_dim == 7
     meta["proprio_output_dim"] = 6
     with pytest.raises(ValueError, match=r"proprio_output_dim=6, but .* say predict, have 7 numbers; leave it out"):
         build_dataset(config)
     for entry in meta["obs"].values():
         entry.pop("predict", None)
-    assert predicted_states(meta)[1] == 6, "a published checkpoint's, which does not say which"
+    assert TaskSpec.parse(config["task"]).predicted_state_dim == 6, "a published checkpoint's, which does not say which"
     with pytest.raises(ValueError, match="proprio_output_dim=6, but the states have 16 numbers; mark those"):
         build_dataset(config)
     meta["proprio_output_dim"] = 16

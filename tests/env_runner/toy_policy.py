@@ -32,6 +32,5 @@ class ToySession:
 class ToyPolicy(torch.nn.Module):
     """What a runner asks of a policy besides its session."""
 
-    horizon = SimpleNamespace(future_offsets=(4, 8, 12, 16))
-    observations = SimpleNamespace(cameras=("image",))
+    task = SimpleNamespace(horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)), camera_names=("image",))
     config = SimpleNamespace(plan_first=True)
