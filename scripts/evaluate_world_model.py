@@ -105,10 +105,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if dataset.instructions:
         dataset.use_text(policy.encode_text(dataset.instructions))
     reader = preparation.build_reader(config)
-    modes = [mode.name for mode in policy.trained]
     windows = HeldOutWindows(policy, dataset, options.windows, options.rows, progress=True)
-    model = WorldModel(policy, windows, modes, reader, progress=True)
-    health = heads_health(policy, windows.part(range(min(len(windows), options.rows))), modes)
+    model = WorldModel(policy, windows, reader, progress=True)
+    health = heads_health(policy, windows.part(range(min(len(windows), options.rows))))
     found = {
         "checkpoint": str(options.checkpoint),
         **model.measure(options.samples),
@@ -130,7 +129,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     results.write_json(output / "world_model.json", found)
     shown = HeldOutWindows(policy, dataset, SHOWN)
-    drawn = draw_sheet(output / "world_model.png", WorldModel(policy, shown, modes, reader))
+    drawn = draw_sheet(output / "world_model.png", WorldModel(policy, shown, reader))
     write_world_model_report(output / "world_model.html", found, output / "world_model.png" if drawn else None)
     log.info("\nWritten to %s", output)
     return found

@@ -34,3 +34,4 @@ class ToyPolicy(torch.nn.Module):
 
     task = SimpleNamespace(horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)), camera_names=("image",))
     config = SimpleNamespace(plan_first=True)
+    imagines = True

@@ -18,7 +18,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def world(policy: Oracle, store: Path, modes=tuple(TASK_MODES), reader=Oracle.reader) -> WorldModel:
-    return WorldModel(policy, HeldOutWindows(policy, held_out(store), 12, rows=5), modes, reader)
+    policy.trained = tuple(TASK_MODES[name] for name in modes)
+    return WorldModel(policy, HeldOutWindows(policy, held_out(store), 12, rows=5), reader)
 
 
 @pytest.fixture(scope="module")

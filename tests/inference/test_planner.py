@@ -68,7 +68,7 @@ def test_states_are_those_of_forward_dynamics(policy, observations) -> None:  # 
     assert np.ptp(imagined.states, axis=0).max() > 1e-3 and imagined.frames is None
 
 
-@pytest.mark.parametrize("options", [{}, {"text_dim": 5, "text_tokens": 2}, {"history_actions": True}])
+@pytest.mark.parametrize("options", [{}, {"text_dim": 5}, {"history_actions": True}])
 @pytest.mark.parametrize("needs", ["states", "frames"])
 def test_one_candidate_is_the_policy_without_a_planner(observations, options, needs) -> None:  # noqa: F811
     policy = make_policy(auxiliary_dim=6, **options)

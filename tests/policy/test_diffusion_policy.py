@@ -18,12 +18,12 @@ from unified_video_action.workspace.batches import map_leaves
 NETWORKS = ["unet", "transformer"]
 TASK = TaskSpec(
     Horizon(history=2, future=0, stride=1),
-    (Camera("image", (32, 32), True), Camera("wrist", (32, 32), False)),
+    (Camera("image", (44, 44), True), Camera("wrist", (44, 44), False)),
     action_dim=2,
     states={"agent_pos": 2},
     state_steps=2,
 )
-SMALL = dict(encoder="resnet10t", crop=28, widths=(16, 32), step_embed=16, width=32, depth=2, heads=2, dropout=0.0)
+SMALL = dict(encoder="resnet10t", crop=40, widths=(16, 32), step_embed=16, width=32, depth=2, heads=2, dropout=0.0)
 
 
 def make_policy(network: str, task: TaskSpec = TASK, **changes: Any) -> DiffusionPolicy:
@@ -35,7 +35,7 @@ def make_policy(network: str, task: TaskSpec = TASK, **changes: Any) -> Diffusio
 
 def make_batch(count: int = 4) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
-    frames = torch.randint(256, (2, count, 2, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    frames = torch.randint(256, (2, count, 2, 3, 44, 44), dtype=torch.uint8, generator=generator)
     return {
         "history": dict(zip(("image", "wrist"), frames)),
         "low_dim": {"agent_pos": 512 * torch.rand(count, 2, 2, generator=generator)},
@@ -116,7 +116,7 @@ def test_what_is_random_depends_on_a_samples_seed_alone() -> None:
     for name in ("t", "noise"):
         assert torch.equal(whole[name][2:], part[name])
     assert torch.equal(whole["history"]["image"][2:], part["history"]["image"])
-    assert whole["history"]["image"].shape == (4, 2, 3, 28, 28) and whole["t"].unique().numel() > 1
+    assert whole["history"]["image"].shape == (4, 2, 3, 40, 40) and whole["t"].unique().numel() > 1
 
 
 def test_padded_actions_do_not_count() -> None:
@@ -156,7 +156,8 @@ def test_published_sizes() -> None:
     [
         ({"network": "mlp"}, "network must be unet or transformer, got 'mlp'"),
         ({"sampler": "ddim200"}, "more steps than the chain of 100"),
-        ({"crop": 40}, r"crop=40 is larger than the frames of image, \(32, 32\)"),
+        ({"crop": 50}, r"crop=50 is larger than the frames of image, \(44, 44\)"),
+        ({"crop": 32}, "of 32 px frames a resnet leaves one cell"),
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),
         ({"widths": (8, 8, 8, 8, 8, 8)}, "6 levels need a multiple of 32 actions"),
     ],

@@ -118,7 +118,7 @@ class EnvRunner:
         planner: Planner | None = None,
         try_in_simulator: bool = False,
         films: int = 3,
-        imagine: bool = True,
+        imagine: bool | None = None,
         title: str = "Evaluation",
         facts: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
@@ -136,7 +136,7 @@ class EnvRunner:
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
             films: episodes with a rollout video, spread from the best to the worst.
-            imagine: show in the videos what the policy imagines; off for one that never learned to.
+            imagine: show in the videos what the policy imagines; default where it has learned to.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
             journal: keep finished episodes in `output_dir` while it runs, in a file of each process, so that it can be
@@ -161,6 +161,7 @@ class EnvRunner:
             kept.begin()
         mine = [seed for seed in self.seeds if seed not in finished][rank::size]
         acting = Acting(policy, sampler, planner, try_in_simulator)
+        imagine = policy.imagines if imagine is None else imagine
         was_training = policy.training
         policy.eval()
         try:

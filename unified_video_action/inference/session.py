@@ -6,14 +6,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_video_action.inference.continuation import Continuation
+from unified_video_action.inference.episode import Episode, Frame, Step
 from unified_video_action.inference.planner import Planner, repeated
 from unified_video_action.policy.base import BasePolicy
 
@@ -23,35 +22,6 @@ Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float 
 
 IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
 PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
-
-
-@dataclass
-class Step:
-    """One observation, and what the policy made of its frames once it was asked."""
-
-    observation: dict[str, np.ndarray]
-    encoded: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # camera -> what `encode_frames` gave
-
-
-@dataclass
-class Episode:
-    """The memory of one slot."""
-
-    recent: deque[Step]  # the newest last; as many as a history reaches back
-    executed: deque[np.ndarray]  # the newest actions (D,), as many as a chunk has
-    acting: torch.Generator
-    imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
-    planning: torch.Generator
-    slot: int
-    seed: int
-    text: Tensor | None  # (text_dim,)
-    coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
-    recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
-    going_on: Continuation | None = None  # what the next plan keeps to
-
-    @property
-    def knows_past(self) -> bool:
-        return len(self.executed) == self.executed.maxlen
 
 
 class PolicySession:
@@ -344,12 +314,6 @@ class PolicySession:
         encoded = self.policy.encode_frames(frames.unsqueeze(1))  # each (n, 1, ...)
         for row, step in enumerate(new):
             step.encoded[camera] = type(encoded)(*(part[row, 0] for part in encoded))
-
-
-class Frame(NamedTuple):
-    """A frame as it is, for policies that keep nothing else of it."""
-
-    pixels: Tensor  # uint8 (3, H, W)
 
 
 def _transposed(rows: Sequence[Sequence[tuple[Tensor, ...]]]) -> Iterator[list[list[Tensor]]]:

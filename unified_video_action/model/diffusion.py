@@ -38,7 +38,7 @@ def draw_noise(shape: Sequence[int], draws: int, generator: Generators, device: 
     """
     if generator is None or (not isinstance(generator, Sequence) and generator.device.type != "cpu"):
         return torch.stack([randn(shape, generator, torch.empty((), device=device)) for _ in range(draws)])
-    noise = torch.empty(draws, *shape, pin_memory=device.type == "cuda")
+    noise = torch.empty(draws, *shape, pin_memory=device.type != "cpu")
     for draw in noise:
         draw.copy_(randn(shape, generator, draw))
     return noise

@@ -3,7 +3,7 @@
 What a mode hides and what it learns is a row of `TASK_MODES`; no other file compares mode names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +38,19 @@ TASK_MODES: dict[str, TaskMode] = {
         ),
     )
 }
+
+
+def require_trained(trained: Sequence[TaskMode], name: str) -> None:
+    """Raise ValueError for a task mode where none of the trained ones has the same inputs and learns the same."""
+    mode = TASK_MODES[name]
+    alike = [other for other in trained if other.inputs == mode.inputs]
+    frames, actions = (any(getattr(other, what) for other in alike) for what in ("learns_frames", "learns_actions"))
+    if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
+        raise ValueError(
+            f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
+            f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
+            f"{', '.join(other.name for other in trained)})"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from unified_video_action.policy.diffusion_networks import CausalTransformer, Co
 from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText
 
+RESNET_STRIDE = 32  # pixels for each cell of its last feature map
 SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}
 
 
@@ -122,6 +123,12 @@ class DiffusionPolicy(BasePolicy):
         for camera in task.cameras:
             if config.crop is not None and config.crop > min(camera.size):
                 raise ValueError(f"policy.crop={config.crop} is larger than the frames of {camera.name}, {camera.size}")
+            side = config.image_size or config.crop or min(camera.size)
+            if config.encoder.startswith("resnet") and side <= RESNET_STRIDE:
+                raise ValueError(
+                    f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
+                    f"than {RESNET_STRIDE}, a larger policy.image_size, or another policy.encoder"
+                )
         self.model = DiffusionNetwork(task, config)
         self._frozen = {"normalizer": normalizer}  # moves with the policy, but is no weight of it
         self._schedule = DDPMScheduler(config.diffusion_steps, beta_schedule="squaredcos_cap_v2")

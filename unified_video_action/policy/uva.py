@@ -17,7 +17,7 @@ from unified_video_action.instantiate import build_dataclass, check_node, instan
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.masking import TrainingDraws, draw_training
-from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode, require_trained
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.base import (
     BasePolicy,
@@ -290,15 +290,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         Raises:
             ValueError: no mode that it was trained in has the same inputs and learns the same.
         """
-        mode = TASK_MODES[name]
-        alike = [other for other in self.trained if other.inputs == mode.inputs]
-        frames, actions = (any(getattr(other, what) for other in alike) for what in ("learns_frames", "learns_actions"))
-        if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
-            raise ValueError(
-                f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
-                f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
-                f"{', '.join(other.name for other in self.trained)})"
-            )
+        require_trained(self.trained, name)
 
     @torch.no_grad()
     def _run(

@@ -82,6 +82,8 @@ class LiberoSource(StoreSource):
 def libero_files(location: str) -> list[Path]:
     """The file that `location` names, or those in the folder, by name. Raises FileNotFoundError when there are none."""
     path = Path(expand(location))
+    if not path.exists():
+        raise FileNotFoundError(f"{location}: no such file or folder")
     return find_files(path, [".hdf5"], CACHES) if path.is_dir() else [path]
 
 
