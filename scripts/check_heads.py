@@ -48,7 +48,7 @@ def trained_alike(config: dict[str, Any]) -> str:
     model, training = json.loads(json.dumps(config["model"])), config["training"]
     for head in ("video_head", "action_head"):
         del model[head]["sample_clamp"]  # concerns sampling alone
-    recipe = [training[key] for key in ("optimizer", "schedule", "mode_mix")]
+    recipe = [training[key] for key in ("optimizer", "schedule")]
     return json.dumps([model, recipe, config["vae"], config["policy"]["relative_frames"]], sort_keys=True)
 
 

@@ -71,8 +71,6 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     config = read_checkpoint_config(args.checkpoint)
     if not config["task"].get("hand"):
         raise ValueError(f"{args.checkpoint}: its task has no hand (task.hand): its actions are no poses of a camera")
-    if not config["training"]["mode_mix"]["quotas"].get("inverse_dynamics"):
-        log.warning("this run never trained inverse dynamics (training.mode_mix.quotas): its errors say little")
     hand = build_dataclass(HandSpec, config["task"]["hand"], "task.hand")
     dataset = open_dataset(config, args.data)
     if dataset.instructions:

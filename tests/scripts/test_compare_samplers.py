@@ -46,7 +46,7 @@ class Dice:
 
     def predict_action(self, obs: dict[str, Any], generator: torch.Generator, sampler: str) -> dict[str, torch.Tensor]:
         position = obs["agent_pos"]  # (B, 1, 2)
-        assert len(position) == len(obs["latents"]["image"])
+        assert len(position) == len(obs["image"])
         self.rows += (len(position),)
         noise = torch.randn(len(position), 16, 2, generator=generator)
         return {"action_pred": position + noise / int(sampler.removeprefix("ddim")) * torch.tensor([2.0, 4.0])}
