@@ -5,6 +5,7 @@ import sys
 
 import gymnasium
 import pytest
+import torch.utils.flop_counter  # noqa: F401 - triton, which crashes when numba's LLVM is there before it
 
 import unified_video_action
 from unified_video_action.dataset.window_dataset import WindowDataset
