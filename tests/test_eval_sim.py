@@ -13,6 +13,7 @@ import pytest
 
 import eval_sim
 from tests.small_run import write_run
+from unified_video_action.compat.old_checkpoints import UVA
 from unified_video_action.env_runner.results import Journal
 from unified_video_action.env_runner.rollout import Episode
 
@@ -42,7 +43,7 @@ CONFIG = {
         "action_head": HEAD,
     },
     "vae": {"_target_": "unified_video_action.vae.pusht_tiny.PushTTiny", "weights": "random"},
-    "policy": {"sampler": "ddim2", "video_sampler": "ddim2"},
+    "policy": {"_target_": UVA, "sampler": "ddim2", "video_sampler": "ddim2"},
 }
 
 

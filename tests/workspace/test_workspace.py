@@ -122,8 +122,8 @@ def test_changes_of_frames_have_a_scale_of_their_own(tmp_path, config, caplog):
     workspace.run()
     stored = load_policy(tmp_path / "run" / "checkpoints" / "latest").normalizer.fields()["change_image"]
     batch = workspace.dataset.__getitems__([(index, 0) for index in range(len(workspace.dataset))])
-    inputs = workspace.policy._training_inputs(batch)
-    squares = inputs.future.square().mean(2)  # (B, F, h, w), of scaled changes
+    inputs = workspace.policy.transform.training_inputs(batch)
+    squares = inputs.future[:, 0].square().mean(2)  # (B, F, h, w), of scaled changes
     assert (squares.square().sum() / squares.sum()).item() == pytest.approx(1, abs=1e-3)
     assert stored["offset"] == 0 and torch.equal(stored["scale"], workspace.normalizer.scale("change_image"))
 

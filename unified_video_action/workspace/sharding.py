@@ -25,13 +25,19 @@ def shard(module: nn.Module, device: torch.device, always_used: Collection[str])
         always_used: names of the parameters that every forward pass uses.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for block_name, block in blocks_of_lists(module):
+        if {f"{block_name}.{name}" for name, _ in block.named_parameters()} <= set(always_used):
+            fully_shard(block, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def blocks_of_lists(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What is called one after the other: elements of lists, with their names, that have a `forward` and parts."""
     for list_name, blocks in module.named_modules():
         if isinstance(blocks, nn.ModuleList):
             for place, block in enumerate(blocks):
-                names = {f"{list_name}.{place}.{name}" for name, _ in block.named_parameters()}
-                if names and names <= set(always_used):
-                    fully_shard(block, mesh=mesh)
-    fully_shard(module, mesh=mesh)
+                if type(block).forward is not nn.Module.forward and any(True for _ in block.children()):
+                    yield f"{list_name}.{place}", block
 
 
 @contextmanager

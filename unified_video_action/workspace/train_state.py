@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,15 @@ from unified_video_action.workspace.batches import MicroBatch
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.sharding import laid_out, own_part, shard, whole, whole_of_part, without_sync
+from unified_video_action.workspace.sharding import (
+    blocks_of_lists,
+    laid_out,
+    own_part,
+    shard,
+    whole,
+    whole_of_part,
+    without_sync,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -213,8 +220,7 @@ def prepare_for_training(model: nn.Module, compiled: bool, sharded: bool = False
     """
     if not compiled:
         return
-    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
-    for module in chain.from_iterable(lists) if sharded else _outermost_called(model):
+    for module in (block for _, block in blocks_of_lists(model)) if sharded else _outermost_called(model):
         module.compile(dynamic=False)
 
 
