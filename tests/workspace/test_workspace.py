@@ -248,7 +248,9 @@ def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, config, workers
     store = workspace.dataset._reader.caches
     (row_store,) = [group["mean"] for camera in store.values() for group in camera["image"]._stores.values()][:1]
     row_store._checked[:] = False  # which the measure of latents has read
-    row_store._file.write_bytes(row_store._file.read_bytes()[:-1] + b"?")
+    with row_store.path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
     with pytest.raises(StoreError, match="is damaged: its checksum is another. Delete this folder") as error:
         workspace.run()
     assert "Traceback" not in str(error.value)
