@@ -120,6 +120,6 @@ def test_a_rehearsal_of_the_tests_is_recorded_and_kept(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "scripts/gpu_run.py", *words], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     record = json.loads((tmp_path / "run" / "results.json").read_text())["tests"]
-    assert record["state"] == "done" and "passed" in record["figures"]["tests"]
+    assert record["state"] == "done" and "skipped" in record["figures"]["tests"]  # without a GPU, all of them
     assert "Still owed: data, train, export" in run.stdout
     assert (tmp_path / "kept" / "results.tar.gz").is_file()

@@ -312,6 +312,6 @@ def test_the_presets_action_head_stays_alive_on_small_batches(pusht_store, tmp_p
         workspace = TrainUnifiedVideoActionWorkspace(compose("uva_pusht_mini", overrides))
     workspace.run()
     batch = workspace.dataset.validation().__getitems__([(index, index) for index in range(32)])
-    health = heads_health(workspace.policy.eval(), batch, ["policy"])
+    health = heads_health(workspace.policy.eval(), batch)
     assert (health["action_live"] > 0.3 and health["action_spread"] > 0.05) is lives
     assert bool(warnings(health)) is not lives
