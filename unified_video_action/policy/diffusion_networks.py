@@ -192,5 +192,5 @@ class CausalTransformer(nn.Module):
         """x (B, A, D), t (B,), cond (B, H, width) -> (B, A, D)."""
         seen = torch.cat([self.step(t).unsqueeze(1), self.embed_cond(cond)], dim=1)  # (B, 1 + H, w)
         memory = self.encoder(seen + self.cond_position)
-        x = self.decoder(self.embed(x) + self.position, memory, tgt_mask=self.causal)
+        x = self.decoder(self.embed(x) + self.position, memory, tgt_mask=self.causal, tgt_is_causal=True)
         return self.head(x)
