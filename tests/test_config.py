@@ -18,6 +18,8 @@ from unified_video_action.workspace.train_unified_video_action_workspace import 
 
 CONFIG = Path(__file__).parents[1] / "config"
 NAMES = sorted(path.stem for path in CONFIG.glob("uva_*.yaml"))
+DIFFUSION_POLICIES = sorted(path.stem for path in CONFIG.glob("dp_*.yaml"))
+BEYOND_THE_PAPER = [name for name in NAMES if name in ("uva_lift", "uva_pusht_small") or name.endswith("_mini")]
 SIBLINGS = ("uva_pusht_small", "uva_pusht_mini", "uva_pusht_m_mini")  # of one recipe beyond the paper
 GROUPS = {
     group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml")) for group in ("model", "vae", "training")
@@ -34,7 +36,7 @@ def untrained(config: dict):
     return build_policy(config, Normalizer.identity({"action": 2, "agent_pos": 2}))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + DIFFUSION_POLICIES)
 def test_every_configuration_is_accepted(name):
     config = read(name)
     check_config(config)
@@ -53,6 +55,12 @@ def test_every_configuration_is_accepted(name):
 def test_every_group_composes_with_every_configuration(group, option):
     for name in NAMES:
         check_config(read(name, f"{group}={option}"))
+
+
+@pytest.mark.parametrize("option", ["diffusion_unet", "diffusion_transformer"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in BEYOND_THE_PAPER])
+def test_diffusion_policy_learns_every_task_of_the_paper(name, option):
+    check_config(read(name, f"policy={option}"))
 
 
 def test_the_preset_is_the_papers_recipe():

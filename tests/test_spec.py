@@ -12,11 +12,12 @@ def test_default_horizon_is_the_papers():
     assert horizon.history_action_offsets == tuple(range(-16, 0))
 
 
-@pytest.mark.parametrize("field", ["history", "stride", "actions"])
+@pytest.mark.parametrize("field", ["history", "future", "stride", "actions"])
 @pytest.mark.parametrize("value", [0, -1, 2.5, True])
 def test_bad_horizons_name_the_field_and_value(field, value):
     with pytest.raises(ValueError, match=rf"Horizon.{field}.*{value}"):
-        Horizon(**{field: value})
+        horizon = Horizon(**{field: value})
+        ModelSpec(horizon, LatentShape(16, 12, 12), action_dim=2)  # no future: a model of frames refuses it
 
 
 def test_tokens_follow_from_the_latent_and_the_patch():

@@ -9,18 +9,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _require_positive(spec: object, *names: str) -> None:
+def require_integers(config: object, *names: str, least: int = 1) -> None:
+    """Raises ValueError, naming the field and its value, for one that is no integer or below `least`."""
     for name in names:
-        value = getattr(spec, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{type(spec).__name__}.{name} must be a positive integer, got {value!r}")
-
-
-def _require_not_negative(spec: object, *names: str) -> None:
-    for name in names:
-        value = getattr(spec, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ValueError(f"{type(spec).__name__}.{name} must be an integer >= 0, got {value!r}")
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            wanted = "a positive integer" if least == 1 else f"an integer >= {least}"
+            raise ValueError(f"{type(config).__name__}.{name} must be {wanted}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -34,8 +29,8 @@ class Horizon:
     action_offset: int = 0  # first action at now + action_offset
 
     def __post_init__(self) -> None:
-        _require_positive(self, "history", "stride", "actions")
-        _require_not_negative(self, "future")
+        require_integers(self, "history", "stride", "actions")
+        require_integers(self, "future", least=0)
         if not isinstance(self.action_offset, int):
             raise ValueError(f"Horizon.action_offset must be an integer, got {self.action_offset!r}")
 
@@ -157,7 +152,7 @@ class LatentShape:
     width: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, *(field.name for field in fields(self)))
+        require_integers(self, *(field.name for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -179,11 +174,13 @@ class ModelSpec:
     auxiliary_dim: int = 0  # regression targets per frame, in training only (beyond the paper); 0: none
 
     def __post_init__(self) -> None:
-        _require_positive(self, "action_dim", "patch_size", "text_tokens", "views", "predicted_views")
-        _require_positive(self.horizon, "future")
+        require_integers(self, "action_dim", "patch_size", "text_tokens", "views", "predicted_views")
+        require_integers(self.horizon, "future")
         if self.predicted_views > self.views:
             raise ValueError(f"ModelSpec.predicted_views {self.predicted_views} exceeds its {self.views} views")
-        _require_not_negative(self, "proprio_dim", "proprio_steps", "proprio_output_dim", "text_dim", "auxiliary_dim")
+        require_integers(
+            self, "proprio_dim", "proprio_steps", "proprio_output_dim", "text_dim", "auxiliary_dim", least=0
+        )
         for side in ("height", "width"):
             if getattr(self.latent, side) % self.patch_size:
                 raise ValueError(

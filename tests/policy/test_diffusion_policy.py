@@ -146,6 +146,11 @@ def test_a_session_plans_as_the_policy_does() -> None:
         session.imagine()
 
 
+def test_a_precision_it_does_not_compute_in_is_refused() -> None:
+    with pytest.raises(ValueError, match="precision='bf16': DiffusionPolicy computes in float32 alone"):
+        PolicySession(make_policy("unet"), precision="bf16")
+
+
 def test_published_sizes() -> None:
     task = TaskSpec(Horizon(2, 0, 1), (Camera("image", (96, 96), True),), 2, {"agent_pos": 2}, 2)
     sizes = {"unet": 262.7, "transformer": 20.2}  # millions, encoder included

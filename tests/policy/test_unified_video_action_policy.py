@@ -172,6 +172,11 @@ def test_bad_options_are_refused(make_policy, options, message):
         make_policy(**options)
 
 
+def test_an_unknown_precision_is_refused_by_name(make_policy):
+    with pytest.raises(ValueError, match="precision='half': expected one of no, bf16, fp16"):
+        make_policy().accelerated("half")
+
+
 def test_missing_observations_are_named(make_policy, obs):
     policy = make_policy()
     with pytest.raises(ValueError, match="'image' is missing"):

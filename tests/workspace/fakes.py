@@ -8,13 +8,16 @@ import logging
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 from unified_video_action.policy.base import BasePolicy, LossTerm, Share
+from unified_video_action.spec import Horizon, TaskSpec
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import (
@@ -61,7 +64,8 @@ class FakePolicy(BasePolicy):
     heads = {"video": ("video.",), "action": ("action.",)}
 
     def __init__(self, dropout: float = 0.0, mode_mix: ModeMix | None = None) -> None:
-        super().__init__()
+        task = TaskSpec(Horizon(), (), action_dim=2)
+        super().__init__(task, Normalizer.identity({"action": 2}), SimpleNamespace(action_steps=1))
         self.mode_mix = mode_mix or ModeMix()
         layers = [nn.Linear(6, 16), nn.LayerNorm(16), nn.Dropout(dropout), nn.SiLU()]
         self.model = nn.ModuleDict(
@@ -90,7 +94,7 @@ class FakePolicy(BasePolicy):
         video = [i for i, mode in enumerate(modes) if mode.learns_frames]
         action = [i for i, mode in enumerate(modes) if mode.learns_actions]
         rows = {"video": torch.tensor(video).long(), "action": torch.tensor(action).long()}
-        return {**batch, "noise": torch.stack(noise), "rows": rows}
+        return {**batch, "noise": torch.stack(noise), "rows": rows, "task_mode": [mode.name for mode in modes]}
 
     def validation_batches(self, batch):
         modes = [TASK_MODES[name] for name, share in self.mode_mix.quotas.items() if share > 0]

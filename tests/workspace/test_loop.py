@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.workspace.fakes import (
     Points,
@@ -20,6 +21,7 @@ from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.faults import NonFiniteLoss
 from unified_video_action.workspace.loop import FINISHED, OUT_OF_TIME, Periodic
 from unified_video_action.workspace.settings import OptimizerSettings, ScheduleSettings
+from unified_video_action.workspace.train_state import count_flops
 
 
 def assert_equal(mine: dict, theirs: dict) -> None:
@@ -91,8 +93,9 @@ def test_a_loss_that_is_not_a_number_names_its_samples_and_is_not_saved(tmp_path
     assert not multiprocessing.active_children()
     message = str(caught.value)
     assert f"the loss of step {step} is not finite: loss nan" in message
-    for index, seed in healthy.batches.whole(step):
-        assert re.search(rf"index {index}, seed {seed}: points.zarr, episode {index // 10}", message)
+    modes = healthy.batches.policy.mode_mix.modes(step, 12, healthy.batches.seed)
+    for (index, seed), mode in zip(healthy.batches.whole(step), modes, strict=True):
+        assert re.search(rf"index {index}, seed {seed}, mode {mode.name}: points.zarr, episode {index // 10}", message)
     assert re.search(r"index 17, .*episode 1, step 7  <- not finite: x", message)
     assert message.count("<- not finite") == 1
     last = ckpt.checkpoints(tmp_path / "checkpoints")[-1]
@@ -193,3 +196,39 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_anew(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint in .*: step_00000002: model.safetensors is damaged"):
         build_loop(tmp_path).run()
     assert weights.read_bytes() == data
+
+
+def test_waiting_for_the_loader_is_counted_and_computing_is_not(tmp_path, monkeypatch):
+    loop, clock, seen = build_loop(tmp_path), [0.0], []
+    monkeypatch.setattr("unified_video_action.workspace.loop.time.perf_counter", lambda: clock[0])
+    first = loop.batches.first()
+
+    def slow():
+        for _ in range(5):
+            clock[0] += 2
+            yield [first]
+
+    for (micro_batch,) in loop.on_device(slow()):
+        seen.append(micro_batch.batch["x"])
+        clock[0] += 5
+    assert loop.waited == 5 * 2 and all(torch.equal(each, first.batch["x"]) for each in seen) and len(seen) == 5
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_steps_arrive_on_the_device(tmp_path):
+    loop = build_loop(tmp_path, trainer=trainer_settings(device="cuda"))
+    pinned = loop.batches.first().pin_memory()
+    ((moved,),) = loop.on_device(iter([[pinned]]))
+    assert moved.batch["x"].device.type == "cuda" and torch.equal(moved.batch["x"].cpu(), pinned.batch["x"])
+
+
+def test_operations_are_those_of_a_real_pass_and_nothing_is_computed_or_changed(tmp_path):
+    loop = build_loop(tmp_path, dropout=0.5)
+    policy, first = loop.state.policy, loop.batches.first()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    counted = count_flops(policy, first)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+    assert policy.training and all(p.grad is None and p.device.type == "cpu" for p in policy.parameters())
+    with FlopCounterMode(display=False) as counter:
+        policy(first.batch, first.weights)["loss"].backward()
+    assert counted == counter.get_total_flops() / 12 == loop.flops_per_sample > 0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unified_video_action.model.task_modes import ModeMix
+from unified_video_action.spec import require_integers
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,7 @@ class TransformerConfig:
     fused_attention: bool = True  # scaled_dot_product_attention; False writes it out: faster if tiny, on a CPU
 
     def __post_init__(self) -> None:
-        for name in ("dim", "encoder_depth", "decoder_depth", "heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"TransformerConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        require_integers(self, "dim", "encoder_depth", "decoder_depth", "heads")
         if self.dim % self.heads:
             raise ValueError(f"TransformerConfig.heads {self.heads} does not divide dim {self.dim}")
         for name in ("dropout", "attention_dropout"):
@@ -48,11 +47,9 @@ class HeadConfig:
     sample_clamp: float | None = None  # bound on predicted x0; None: the paper's, 1 for actions and none for video
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "diffusion_steps", "noise_draws", "pool"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"HeadConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"HeadConfig.rows must be a positive integer or null, got {self.rows!r}")
+        require_integers(self, "width", "depth", "diffusion_steps", "noise_draws", "pool")
+        if self.rows is not None:
+            require_integers(self, "rows")
         if self.chunk not in ("rows", "vector"):
             raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
         if self.prediction not in ("epsilon", "v", "sample"):

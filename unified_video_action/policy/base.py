@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from unified_video_action.dataset.build import DataSettings
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.instantiate import build_dataclass, instantiate
+from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.diffusion import Generators
 from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText
@@ -57,31 +57,63 @@ class Share:
 class BasePolicy(nn.Module, ABC):
     """A policy that trains on batches of windows and acts on histories of observations.
 
+    Args:
+        config: what `policy` in a configuration says, a dataclass of the kind `CONFIG` with `action_steps`.
+        text: makes features of instructions; None: they are given, or the task has none.
+        frozen: further modules that move with the policy but are no parameters or weights of it, such as a codec.
+
     Attributes:
         model: what is trained and saved; everything else of a policy is frozen.
-        config: what `policy` in a configuration says.
-        text: makes features of instructions; None: they are given, or the task has none.
+        action_steps: actions of a chunk that are executed before the next one is asked for.
         loss_scale: factors of loss terms; 1 where not named.
         heads: loss term -> beginnings of the names of the model's parameters that it alone trains. A step without
             that term leaves them as they are.
+
+    Raises:
+        ValueError: more action_steps than a chunk has actions.
     """
 
+    CONFIG: ClassVar[type]
     GROUPS: ClassVar[frozenset[str]] = frozenset()  # groups of a configuration that it reads, besides task and policy
-    task: TaskSpec
     model: nn.Module
-    config: Any
-    normalizer: Normalizer
-    text: ClipText | None = None
-    action_steps: int  # actions of a chunk that are executed before the next one is asked for
     loss_scale: Mapping[str, float] = {}
     heads: Mapping[str, tuple[str, ...]] = {}
     imagines: bool = False  # has learned frames, so `predict_action_and_video` can be asked for those of its plans
 
+    def __init__(
+        self, task: TaskSpec, normalizer: Normalizer, config: Any, text: ClipText | None = None, **frozen: nn.Module
+    ) -> None:
+        super().__init__()
+        self.task, self.config, self.text, self.action_steps = task, config, text, config.action_steps
+        self._frozen = {"normalizer": normalizer, **frozen}
+        if config.action_steps > task.horizon.actions:
+            raise ValueError(
+                f"policy.action_steps {config.action_steps} exceeds the chunk of {task.horizon.actions} actions"
+            )
+
+    @property
+    def normalizer(self) -> Normalizer:
+        return self._frozen["normalizer"]
+
+    def _apply(self, fn, *args, **kwargs):
+        for module in self._frozen.values():
+            module._apply(fn, *args, **kwargs)
+        return super()._apply(fn, *args, **kwargs)
+
     # -- from configurations -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def read_config(cls, config: Config) -> Any:
+        """`policy` of a configuration as a `CONFIG`. Raises ValueError for a key or value that it does not take."""
+        settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
+        return build_dataclass(cls.CONFIG, settings, "policy")
 
     @classmethod
     def check_config(cls, config: Config) -> None:
         """Raise ValueError for values that the policy does not accept; nothing is loaded."""
+        cls.read_config(config)
+        if config.get("text"):
+            check_node(config["text"], ClipText, "text")
 
     @classmethod
     def build_encoders(cls, config: Config) -> dict[str, Any]:

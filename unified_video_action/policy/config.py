@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from unified_video_action.model.samplers import Sampler
+from unified_video_action.spec import require_integers
 
 LOSS_TERMS = ("video", "action", "proprio", "auxiliary")
 
@@ -21,8 +22,7 @@ class PlannerConfig:
     candidates: int = 16  # plans of the policy for each environment; 1: no choice
 
     def __post_init__(self) -> None:
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"PlannerConfig.candidates must be a positive integer, got {self.candidates!r}")
+        require_integers(self, "candidates")
         if not isinstance(self.score, Mapping) or "_target_" not in self.score:
             raise ValueError(f"PlannerConfig.score must be a mapping with _target_, got {self.score!r}")
 
@@ -44,10 +44,7 @@ class UVAConfig:
     planner: PlannerConfig | None = None  # choose among several plans; None: execute the first one
 
     def __post_init__(self) -> None:
-        if not isinstance(self.action_steps, int) or self.action_steps < 1:
-            raise ValueError(f"UVAConfig.action_steps must be a positive integer, got {self.action_steps!r}")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
-            raise ValueError(f"UVAConfig.iterations must be a positive integer, got {self.iterations!r}")
+        require_integers(self, "action_steps", "iterations")
         for name, factor in self.loss_scale.items():
             if name not in LOSS_TERMS or not factor >= 0:
                 raise ValueError(

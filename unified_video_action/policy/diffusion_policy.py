@@ -15,7 +15,6 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.instantiate import build_dataclass
 from unified_video_action.model.diffusion import Generators, randn
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.policy.base import (
@@ -28,7 +27,7 @@ from unified_video_action.policy.base import (
     require_observations,
 )
 from unified_video_action.policy.diffusion_networks import CausalTransformer, ConditionalUnet1d, ObservationEncoder
-from unified_video_action.spec import TaskSpec
+from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.text.clip import ClipText
 
 RESNET_STRIDE = 32  # pixels for each cell of its last feature map
@@ -62,9 +61,7 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         if self.network not in ("unet", "transformer"):
             raise ValueError(f"DiffusionConfig.network must be unet or transformer, got {self.network!r}")
-        for name in ("action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"DiffusionConfig.{name} must be a positive integer, got {getattr(self, name)!r}")
+        require_integers(self, "action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads")
         _sampler(self.sampler, self.diffusion_steps)
 
 
@@ -104,17 +101,13 @@ class DiffusionPolicy(BasePolicy):
         ValueError: a configuration that does not fit the task.
     """
 
+    CONFIG = DiffusionConfig
     GROUPS = frozenset({"text"})
 
     def __init__(
         self, task: TaskSpec, normalizer: Normalizer, config: DiffusionConfig, text: ClipText | None = None
     ) -> None:
-        super().__init__()
-        self.task, self.config, self.text, self.action_steps = task, config, text, config.action_steps
-        if config.action_steps > task.horizon.actions:
-            raise ValueError(
-                f"policy.action_steps {config.action_steps} exceeds the chunk of {task.horizon.actions} actions"
-            )
+        super().__init__(task, normalizer, config, text)
         if task.states and task.state_steps != task.horizon.history:
             raise ValueError(
                 f"task.shape_meta.obs: DiffusionPolicy reads states at every step of the history, got "
@@ -130,27 +123,14 @@ class DiffusionPolicy(BasePolicy):
                     f"than {RESNET_STRIDE}, a larger policy.image_size, or another policy.encoder"
                 )
         self.model = DiffusionNetwork(task, config)
-        self._frozen = {"normalizer": normalizer}  # moves with the policy, but is no weight of it
         self._schedule = DDPMScheduler(config.diffusion_steps, beta_schedule="squaredcos_cap_v2")
-
-    @property
-    def normalizer(self) -> Normalizer:
-        return self._frozen["normalizer"]
-
-    def _apply(self, fn, *args, **kwargs):
-        self.normalizer._apply(fn, *args, **kwargs)
-        return super()._apply(fn, *args, **kwargs)
-
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        _config(config)
 
     @classmethod
     def from_config(
         cls, config: Config, task: TaskSpec, normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
     ) -> DiffusionPolicy:
         encoders = encoders or cls.build_encoders(config)
-        return cls(task, normalizer, _config(config), encoders["text"])
+        return cls(task, normalizer, cls.read_config(config), encoders["text"])
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -258,8 +238,3 @@ def _sampler(text: str, longest: int) -> Sampler:
     if sampler.steps > longest:
         raise ValueError(f"sampler {text} has more steps than the chain of {longest}")
     return sampler
-
-
-def _config(config: Config) -> DiffusionConfig:
-    settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
-    return build_dataclass(DiffusionConfig, settings, "policy")

@@ -48,6 +48,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
         text: makes features of instructions; None: they are given.
     """
 
+    CONFIG = UVAConfig
     GROUPS = frozenset({"model", "vae", "text"})
     heads = {"video": ("video_heads.",), "action": ("action_head.",)}
 
@@ -60,17 +61,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
         config: UVAConfig | None = None,
         text: ClipText | None = None,
     ) -> None:
-        super().__init__()
-        self.task, self.model, self.config, self.text = task, model, config or UVAConfig(), text
+        super().__init__(task, normalizer, config or UVAConfig(), text, codec=codec)
+        self.model, self.loss_scale = model, self.config.loss_scale
         self.trained = tuple(TASK_MODES[name] for name, share in model.config.mode_mix.quotas.items() if share > 0)
-        # Frozen parts move with the policy but are no parameters or weights of it.
-        self._frozen = {"codec": codec, "normalizer": normalizer}
         self.transform = UVATransform(task, codec, normalizer, self.config)
-        self.action_steps, self.loss_scale = self.config.action_steps, self.config.loss_scale
-        if self.action_steps > task.horizon.actions:
-            raise ValueError(
-                f"UVAConfig.action_steps {self.action_steps} exceeds the chunk of {task.horizon.actions} actions"
-            )
         if self.config.relative_to is not None and self.config.relative_to not in task.states:
             raise ValueError(
                 f"UVAConfig.relative_to {self.config.relative_to!r} is no low-dim input; "
@@ -85,24 +79,14 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def codec(self) -> FrameCodec:
         return self._frozen["codec"]
 
-    @property
-    def normalizer(self) -> Normalizer:
-        return self._frozen["normalizer"]
-
-    def _apply(self, fn, *args, **kwargs):
-        for module in self._frozen.values():
-            module._apply(fn, *args, **kwargs)
-        return super()._apply(fn, *args, **kwargs)
-
     # -- from configurations -------------------------------------------------------------------------------------------
 
     @classmethod
     def check_config(cls, config: Config) -> None:
+        super().check_config(config)
         build_dataclass(ModelConfig, config["model"], "model")
-        policy, data = _policy_config(config), build_dataclass(DataSettings, config["data"], "data")
         check_node(config["vae"], FrameCodec, "vae")
-        if config.get("text"):
-            check_node(config["text"], ClipText, "text")
+        policy, data = cls.read_config(config), build_dataclass(DataSettings, config["data"], "data")
         if policy.relative_frames and data.frames != "latents":
             raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
 
@@ -113,19 +97,17 @@ class UnifiedVideoActionPolicy(BasePolicy):
 
     @classmethod
     def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Samples get latents (built once) or frames, as `data.frames` says, and features of their instructions."""
+        """Where `data.frames` says so samples get latents, which are built once, in place of frames."""
         settings = build_dataclass(DataSettings, config["data"], "data")
+        if settings.frames != "latents":
+            return super().open_data(config, dataset, encoders, progress)
         open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
-        if settings.frames == "latents":
-            cache = dataset.latents(encoders["codec"], settings.cache_dir, settings.n_views, progress=progress)
-            dataset.use_latents(cache)
-        else:
-            dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+        dataset.use_latents(dataset.latents(encoders["codec"], settings.cache_dir, settings.n_views, progress=progress))
 
     @classmethod
     def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
         """Of states and actions and, for relative frames, of changes of latents, whose size is looked at anyway."""
-        policy = _policy_config(config)
+        policy = cls.read_config(config)
         fields = dataset.fit_normalizer(policy.relative_to).fields()
         if build_dataclass(DataSettings, config["data"], "data").frames == "latents":
             for camera, measured in dataset.measure_latents().items():
@@ -146,10 +128,9 @@ class UnifiedVideoActionPolicy(BasePolicy):
         cls, config: Config, task: TaskSpec, normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
     ) -> UnifiedVideoActionPolicy:
         encoders = encoders or cls.build_encoders(config)
-        policy, codec = _policy_config(config), encoders["codec"]
-        model_config = build_dataclass(ModelConfig, config["model"], "model")
-        model = UVA(model_spec(task, codec.latent_shape, config["model"].get("patch_size", 1)), model_config)
-        return cls(task, model, codec, normalizer, policy, encoders.get("text"))
+        codec, network = encoders["codec"], build_dataclass(ModelConfig, config["model"], "model")
+        model = UVA(model_spec(task, codec.latent_shape, network.patch_size), network)
+        return cls(task, model, codec, normalizer, cls.read_config(config), encoders["text"])
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -337,8 +318,3 @@ class UnifiedVideoActionPolicy(BasePolicy):
             views = {name: self.decode(latents[:, view]) for view, name in enumerate(self.task.predicted_cameras)}
             found |= {"frames": next(iter(views.values())), "views": views, "latents": latents}
         return found
-
-
-def _policy_config(config: Config) -> UVAConfig:
-    settings = {key: value for key, value in config["policy"].items() if key != "_target_"}
-    return build_dataclass(UVAConfig, settings, "policy")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unified_video_action.policy.base import Share
 from unified_video_action.workspace.batches import StepBatches
 
 MOST_ROWS = 64  # samples listed in full
@@ -29,11 +30,13 @@ def non_finite_loss(batches: StepBatches, step: int, terms: Mapping[str, float],
         f"Nothing was saved since the last good checkpoint in {root}. The samples of the step:",
     ]
     rows = batches.whole(step)
-    for index, seed in rows[:MOST_ROWS]:
+    for place, (index, seed) in enumerate(rows[:MOST_ROWS]):
         sample = batches.dataset.__getitems__([(index, seed)])
+        prepared = batches.policy.prepare(sample, Share(step, place, batches.batch_size, batches.seed))
+        mode = "".join(f", mode {name}" for name in prepared.get("task_mode", ()))
         bad = sorted(name for name, value in _floats(sample) if not torch.isfinite(value).all())
         fault = f"  <- not finite: {', '.join(bad)}" if bad else ""
-        lines.append(f"  index {index}, seed {seed}: {batches.dataset.describe(index)}{fault}")
+        lines.append(f"  index {index}, seed {seed}{mode}: {batches.dataset.describe(index)}{fault}")
     if len(rows) > MOST_ROWS:
         lines.append(f"  and {len(rows) - MOST_ROWS} more: " + ", ".join(str(index) for index, _ in rows[MOST_ROWS:]))
     return NonFiniteLoss("\n".join(lines))

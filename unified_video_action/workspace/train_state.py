@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,28 +59,23 @@ class TrainState:
         trained = copy.deepcopy(policy) if self.sharded else policy
         trained.to(accelerator.device)
         self.model = trained.model
-        heads = {term: prefixes for term, prefixes in policy.heads.items()}
         for name, parameter in self.model.named_parameters():
-            if any(name.startswith(prefixes) for term, prefixes in heads.items() if term not in terms):
+            if any(name.startswith(prefixes) for term, prefixes in policy.heads.items() if term not in terms):
                 parameter.requires_grad_(False)
-        self.heads = {
-            term: [p for name, p in self.model.named_parameters() if name.startswith(prefixes)]
-            for term, prefixes in heads.items()
-            if term in terms
-        }
         prepare_for_training(self.model, trainer.compile, self.sharded)
         forward = TrainingForward(trained)
         if self.sharded:
-            every = tuple(prefix for prefixes in heads.values() for prefix in prefixes)
+            every = tuple(chain.from_iterable(policy.heads.values()))
             names = {name for name, _ in self.model.named_parameters() if not name.startswith(every)}
             shard(forward, accelerator.device, {f"policy.model.{name}" for name in names})
-            self.heads = {
-                term: [p for name, p in self.model.named_parameters() if name.startswith(heads[term])]
-                for term in self.heads
-            }
         else:
             forward = accelerator.prepare_model(forward)  # DDP looks for parameters that a process has no use for
         self.forward = forward
+        self.heads = {
+            term: [p for name, p in self.model.named_parameters() if name.startswith(prefixes)]
+            for term, prefixes in policy.heads.items()
+            if term in terms
+        }
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = Ema(self.model, training.ema)
