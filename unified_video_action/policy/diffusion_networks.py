@@ -42,7 +42,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, name: str, pretrained: bool, image_size: int | None) -> None:
         super().__init__()
         self.image_size = image_size
-        if name.startswith("resnet"):
+        if "resnet" in name:
             options = dict(num_classes=0, global_pool="", norm_layer=_group_norm)
             self.net = timm.create_model(name, pretrained=pretrained, **options)
             pool = SpatialSoftmax(self.net.num_features)

@@ -117,7 +117,7 @@ class DiffusionPolicy(BasePolicy):
             if config.crop is not None and config.crop > min(camera.size):
                 raise ValueError(f"policy.crop={config.crop} is larger than the frames of {camera.name}, {camera.size}")
             side = config.image_size or config.crop or min(camera.size)
-            if config.encoder.startswith("resnet") and side <= RESNET_STRIDE:
+            if "resnet" in config.encoder and side <= RESNET_STRIDE:
                 raise ValueError(
                     f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
                     f"than {RESNET_STRIDE}, a larger policy.image_size, or another policy.encoder"
