@@ -1,0 +1,108 @@
+"""Tables: their words compose, their figures are right, and what was made is not made again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from scripts import reproduce
+from unified_video_action.workspace import study
+from unified_video_action.workspace.commands import read_config
+from unified_video_action.workspace.study import difference, figure
+from unified_video_action.workspace.study_report import rows_of
+
+
+def test_every_table_composes_at_every_budget(tmp_path):
+    seen = set()
+    for name in study.names():
+        budgets = yaml.safe_load((study.STUDIES / f"{name}.yaml").read_text())["budgets"]
+        for budget in budgets:
+            for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
+                words = tuple(cell.train[:-1])  # without the seed
+                if words and words not in seen:
+                    seen.add(words)
+                    read_config(words[0].removeprefix("--config-name="), words[1:])
+                elif not words:
+                    assert cell.checkpoint.is_dir()
+    assert len(seen) > 40
+
+
+def test_an_interval_covers_the_mean_of_pooled_episodes():
+    found = figure([{"1": 0.0, "2": 1.0}, {"1": 0.5, "2": 0.5, "3": 9.0}])
+    assert found["value"] == pytest.approx(0.5) and found["n"] == 2  # of the episodes that both have
+    assert found["by_seed"] == pytest.approx([0.5, 10 / 3])
+    assert found["low"] == pytest.approx(0.25) and found["high"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "claimed"),
+    [((0.3, 0.31, 0.29), True), ((0.3, -0.3, 0.02), False), ((0.3,), False)],
+    ids=["alike in all trainings", "trainings disagree", "one training"],
+)
+def test_a_difference_is_claimed_only_of_trainings_that_agree(shifts, claimed):
+    other = {str(seed): seed % 7 / 7 for seed in range(50)}
+    found = difference([{key: value + shift for key, value in other.items()} for shift in shifts], [other] * len(shifts))
+    assert found["value"] == pytest.approx(sum(shifts) / len(shifts))
+    assert found["claimed"] is claimed
+
+
+def fake_episodes(path: Path, scores: dict[int, float]) -> None:
+    path.parent.mkdir(parents=True)
+    episodes = [dict(seed=seed, score=score, success=score > 0.9, crashed=None) for seed, score in scores.items()]
+    path.write_text(json.dumps({"episodes": episodes}))
+
+
+def test_missing_cells_are_named_and_pairs_compared(tmp_path):
+    table = study.Study("policies", "small", tmp_path / "policies_small", tmp_path)
+    cells = {cell.name: cell for cell in table.cells()}
+    for seed in range(3):
+        fake_episodes(cells[f"UVA / PushT / seed {seed}"].output / "results.json", {1: 1.0, 2: 0.5, 3: 0.6})
+        fake_episodes(cells[f"DP-C / PushT / seed {seed}"].output / "results.json", {1: 0.8, 2: 0.3, 3: 0.4})
+    results = table.table({"DP-T / PushT / seed 0": "no data"})
+    assert results["missing"].pop("DP-T / PushT / seed 0") == "no data"
+    assert set(results["missing"].values()) == {"not made yet"} and len(results["missing"]) == 17
+    ours, other = results["cells"]
+    assert ours["figures"]["score"]["value"] == pytest.approx(0.7)
+    assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
+    assert other["difference"]["value"] == pytest.approx(-0.2) and other["difference"]["claimed"]
+    assert [row[0] for row in rows_of(results)] == ["", "UVA", "DP-C"]
+
+
+def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):
+    monkeypatch.setattr(study, "STUDIES", tmp_path)
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "title": "Tiny",
+                "measure": "score",
+                "compare": "shown",
+                "rows": {
+                    "shown": [
+                        "--config-name=uva_pusht_mini",
+                        "training=action",
+                        "model.transformer.dim=32",
+                        "model.action_head.width=32",
+                        f"task.dataset.paths=[{pusht_store}]",
+                        "task.env_runner.max_steps=8",
+                        "trainer.validate_every=null",
+                        "trainer.tensorboard=false",
+                        "training.steps=2",
+                        "training.batch_size=4",
+                    ],
+                    "absent": ["--config-name=uva_pusht_mini", "task.dataset.paths=[nowhere.zip]"],
+                },
+                "columns": {"PushT": {}},
+                "budgets": {"smoke": {"says": "a test", "seeds": [0], "episodes": 2}},
+            }
+        )
+    )
+    words = ["tiny", "--output", str(tmp_path / "out" / "tiny"), "--data", str(tmp_path)]
+    assert reproduce.main(words) == 1  # one cell failed
+    results = json.loads((tmp_path / "out/tiny/table.json").read_text())
+    assert [cell["row"] for cell in results["cells"]] == ["shown"]
+    assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
+    assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
+    made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))
+    before = made.stat().st_mtime_ns
+    assert reproduce.main([*words, "--row", "shown"]) == 0 and made.stat().st_mtime_ns == before

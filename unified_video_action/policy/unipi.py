@@ -1,0 +1,45 @@
+"""UniPi (Du et al. 2023), composed of UVA's own modes: a video of what is to come, then the actions that it shows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unified_video_action.model.diffusion import Generators
+from unified_video_action.policy.base import Keep, Observation
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy
+
+
+class UniPiPolicy(UnifiedVideoActionPolicy):
+    """Acts by its video model and its inverse dynamics (the paper's baseline in Table I)."""
+
+    @torch.no_grad()
+    def predict_action(
+        self,
+        obs: Observation,
+        generator: Generators = None,
+        sampler: str | None = None,
+        keep: Keep | None = None,
+        chunks: int = 1,
+    ) -> dict[str, Tensor]:
+        """As `BasePolicy.predict_action`; each of the chunks has a video of its own.
+
+        Raises:
+            ValueError: the model was not trained to imagine, or not to read actions from frames.
+        """
+        if chunks > 1:
+            obs = {name: _repeated(value, chunks) for name, value in obs.items()}
+            keep = None if keep is None else tuple(_repeated(part, chunks) for part in keep)
+            if isinstance(generator, list):
+                generator = [each for each in generator for _ in range(chunks)]
+        imagined = self.predict_video(obs, generator, sampler)["latents"]  # (B, P, F, C, h, w)
+        future = {name: imagined[:, view] for view, name in enumerate(self.task.predicted_cameras)}
+        hide = not self.model.config.masking.inverse_history
+        return self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide, keep=keep)
+
+
+def _repeated(value: object, times: int) -> object:
+    """Each row of a tensor, or of a tuple of tensors, so many times."""
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(times, 0)
+    return type(value)(*(None if part is None else part.repeat_interleave(times, 0) for part in value))

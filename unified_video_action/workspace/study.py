@@ -1,0 +1,282 @@
+"""Tables of the paper, and of questions like its own: rows are trainings, columns tasks or ways to evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from unified_video_action.env_runner.results import bootstrap_interval, wilson_interval, write_json
+from unified_video_action.workspace.commands import ROOT, hydra_value
+
+STUDIES = ROOT / "config" / "reproduce"
+TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
+Values = dict[str, dict[str, float]]  # metric -> key of an episode or window -> value
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a cell is measured: a command, the file that it leaves, and the values in it.
+
+    `command` has {checkpoint}, {output} (a folder) and {episodes}; `resume` are further words for a folder that exists.
+    """
+
+    command: tuple[str, ...]
+    result: str
+    read: Callable[[Any], Values]
+    resume: Callable[[Path], list[str]] = lambda folder: []
+
+
+def _episodes(results: Any) -> Values:
+    kept = [episode for episode in results["episodes"] if episode["crashed"] is None]
+    return {
+        "score": {str(episode["seed"]): float(episode["score"]) for episode in kept},
+        "success": {str(episode["seed"]): float(episode["success"]) for episode in kept},
+    }
+
+
+def _whole(results: Any) -> Values:
+    """Figures of a world model, one a metric; their windows' values are not kept, so they come without pairs."""
+    frames = {f"{row} {name}": row_[name]["value"] for row, row_ in results["frames"].items() for name in row_}
+    ratios = {name: figure["value"] for name, figure in results["ratios"].items()}
+    return {name: {"all": value} for name, value in (frames | ratios).items() if value is not None}
+
+
+MEASURES = {
+    "score": Measure(
+        ("eval_sim.py", "--checkpoint", "{checkpoint}", "--n-episodes", "{episodes}", "--films", "0")
+        + ("--output", "{output}"),
+        "results.json",
+        _episodes,
+        lambda folder: ["--resume"] if (folder / "journal.json").is_file() else [],
+    ),
+    "world_model": Measure(
+        ("scripts/evaluate_world_model.py", "--checkpoint", "{checkpoint}", "--windows", "{episodes}")
+        + ("--output", "{output}"),
+        "world_model.json",
+        _whole,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training seed of a row, measured as a column says."""
+
+    row: str
+    column: str
+    seed: int
+    checkpoint: Path  # in the run's folder; equal words give an equal one, in all tables
+    output: Path  # of its measurement
+    train: list[str]  # empty: the checkpoint is given
+    measure: list[str]
+    prepare: list[str] = field(default_factory=list)
+    makes: Path | None = None  # what `prepare` makes
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} / {self.column} / seed {self.seed}"
+
+
+class Study:
+    """A file of config/reproduce at one budget.
+
+    Args:
+        name: of the file. budget: one of its budgets. output: folder for all its results. data: of demonstrations.
+
+    Raises:
+        ValueError: no such study or budget; its words name a value that nothing gives.
+    """
+
+    def __init__(self, name: str, budget: str, output: Path, data: Path) -> None:
+        path = STUDIES / f"{name}.yaml"
+        if not path.is_file():
+            raise ValueError(f"there is no table {name!r}; there are {', '.join(names())}")
+        self.name, self.budget_name, self.output, self._data = name, budget, output, data
+        self.text = yaml.safe_load(path.read_text())
+        self.text["columns"] = {str(name): about for name, about in self.text["columns"].items()}
+        if budget not in self.text["budgets"]:
+            raise ValueError(f"{name} has no budget {budget!r}; it has {', '.join(self.text['budgets'])}")
+        self.budget = self.text["budgets"][budget]
+        self.metric = self.text["measure"]
+        self.measure = MEASURES[self.text.get("by", self.metric if self.metric in MEASURES else "world_model")]
+        self.rows = self.budget.get("rows", list(self.text["rows"]))
+        self.columns = self.budget.get("columns", list(self.text["columns"]))
+
+    def cells(self) -> Iterator[Cell]:
+        for row in self.rows:
+            for column in self.columns:
+                for seed in self.budget["seeds"]:
+                    yield self._cell(row, column, seed)
+
+    def _cell(self, row: str, column: str, seed: int) -> Cell:
+        about = self.text["columns"][column]
+        values = {"data": str(self._data), "seed": seed} | {k: v for k, v in self.budget.items() if isinstance(v, str)}
+        for found in (self.text, self.budget):
+            values |= found.get("row_values", {}).get(row, {})
+        values |= {key: value for key, value in about.items() if isinstance(value, str | int | float)}
+        words = self.text["rows"][row]
+        if isinstance(words, Mapping):
+            words = words.get(column, words.get("other", []))
+        if isinstance(words, str):  # a checkpoint
+            train, checkpoint = [], ROOT / words
+        else:
+            train = [*words, *about.get("train", []), *self.budget.get("train", []), "seed={seed}"]
+            train = _fill(train, values)
+            name = train[0].removeprefix("--config-name=")
+            run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
+            checkpoint = run / "checkpoints" / "latest"
+        output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
+        values |= {"checkpoint": str(checkpoint), "output": str(output)}
+        measure = _fill(
+            [*self.measure.command, *about.get("evaluate", [])], values | {"episodes": self.budget["episodes"]}
+        )
+        makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
+        return Cell(
+            row, column, seed, checkpoint, output, train, measure, _fill(about.get("prepare", []), values), makes
+        )
+
+    def values(self, cell: Cell) -> Values | None:
+        """What a cell was measured to be; None while it is not."""
+        path = cell.output / self.measure.result
+        return self.measure.read(json.loads(path.read_text())) if path.is_file() else None
+
+    def make(self, cell: Cell) -> str | None:
+        """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
+        cell.output.parent.mkdir(parents=True, exist_ok=True)
+        log = cell.output.with_suffix(".log")
+        if cell.makes is not None and not cell.makes.exists() and (failed := _run(cell.prepare, log)):
+            return failed
+        run = cell.checkpoint.parents[1]
+        done = run / TRAINED
+        if cell.train and not done.is_file():
+            cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
+            if failed := _run(["train.py", *cell.train, cache, f"output_dir={hydra_value(run)}"], log):
+                return failed
+            write_json(done, cell.train)
+        if self.values(cell) is None:
+            return _run([*cell.measure, *self.measure.resume(cell.output)], log)
+        return None
+
+    def table(self, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """All figures: each row and column's mean with its interval, seed by seed, and its difference to `compare`.
+
+        Cells that are missing are named, with why they `failed` where that is known.
+        """
+        found: dict[tuple[str, str], dict[int, Values]] = {}
+        missing = {}
+        for cell in self.cells():
+            if (values := self.values(cell)) is None:
+                missing[cell.name] = (failed or {}).get(cell.name, "not made yet")
+            else:
+                found.setdefault((cell.row, cell.column), {})[cell.seed] = values
+        cells = []
+        for (row, column), by_seed in found.items():
+            figures = {name: figure([each[name] for each in by_seed.values()]) for name in next(iter(by_seed.values()))}
+            entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
+            against = found.get((self.text.get("compare"), column))
+            if against and row != self.text["compare"]:
+                common = sorted(by_seed.keys() & against.keys())
+                if common:
+                    entry["difference"] = difference(
+                        [by_seed[seed][self.metric] for seed in common], [against[seed][self.metric] for seed in common]
+                    )
+            if self.metric == "score":
+                pooled = [value for each in by_seed.values() for value in each["success"].values()]
+                low, high = wilson_interval(int(sum(pooled)), len(pooled))
+                figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
+            cells.append(entry)
+        return {
+            "title": self.text["title"],
+            "budget": self.budget_name,
+            "says": self.budget["says"],
+            "metric": self.metric,
+            "compare": self.text.get("compare"),
+            "paper": self.text.get("paper", {}),
+            "cells": cells,
+            "missing": missing,
+        }
+
+
+def names() -> list[str]:
+    """The tables that can be made."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def describe(name: str) -> str:
+    """A table's name, title and budgets."""
+    text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
+    lines = [f"{name}: {text['title']}"]
+    return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in text["budgets"].items()])
+
+
+def figure(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The mean over training seeds and episodes.
+
+    Its interval is a bootstrap over episodes, each averaged over the training seeds, so it holds for these trainings;
+    `by_seed` shows how far trainings differ.
+    """
+    keys = sorted(set.intersection(*(set(each) for each in by_seed)))
+    means = [float(np.mean([each[key] for each in by_seed])) for key in keys]
+    low, high = bootstrap_interval(means)
+    return {
+        "value": float(np.mean(means)),
+        "low": low,
+        "high": high,
+        "interval": "bootstrap over episodes, of these trainings",
+        "by_seed": [float(np.mean(list(each.values()))) for each in by_seed],
+        "n": len(keys),
+    }
+
+
+def difference(ours: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean of `ours` less `others`, paired by training seed and by episode.
+
+    It is claimed only where both intervals exclude zero: that over episodes, and, of at least two training seeds,
+    Student's over those.
+    """
+    pairs = [{key: one[key] - other[key] for key in one.keys() & other.keys()} for one, other in zip(ours, others)]
+    found = figure(pairs)
+    claimed = found["low"] > 0 or found["high"] < 0
+    trainings = None
+    if len(pairs) > 1:
+        interval = stats.ttest_1samp(found["by_seed"], 0).confidence_interval(0.95)
+        trainings = [float(interval.low), float(interval.high)]
+        claimed = claimed and (trainings[0] > 0 or trainings[1] < 0)
+    return found | {"over_trainings": trainings, "claimed": bool(claimed and len(pairs) > 1)}
+
+
+def _fill(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    try:
+        return [re.sub(r"\{(\w+)\}", lambda at: str(values[at[1]]), str(word)) for word in words]
+    except KeyError as error:
+        raise ValueError(f"nothing gives {{{error.args[0]}}}, which {' '.join(map(str, words))} needs") from error
+
+
+def _run(words: Sequence[str], log: Path) -> str | None:
+    """Run a command of this project, its output at the end of `log`: None, or why it failed."""
+    with log.open("a") as file:
+        file.write(f"\n$ python {shlex.join(words)}\n")
+        file.flush()
+        environment = {"OMP_NUM_THREADS": "1", **os.environ}
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=file, stderr=file, env=environment)
+    if done.returncode == 0:
+        return None
+    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
+    return f"{words[0]} ended with {done.returncode}: {last.strip()[-300:]} ({log})"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
