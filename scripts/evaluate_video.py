@@ -1,0 +1,107 @@
+"""How far imagined clips are from recorded ones as a whole: Frechet distances (paper, Table IV).
+
+    python scripts/evaluate_video.py --checkpoint checkpoints/uva_pusht_small --iterations 1 8
+    python scripts/evaluate_video.py --checkpoint ... --i3d i3d_torchscript.pt      FVD too, as in the paper
+
+Clips are the frames of the policy's horizon, imagined from the history of held-out windows and recorded in them. The
+distance on features of the frame codec needs no download; it compares runs of one codec, not different ones. Rows: the
+codec alone, repeating the newest frame, and the video model with so many steps of generation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.evaluate_world_model import open_dataset
+
+log = logging.getLogger("evaluate_video")
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
+    add("--clips", type=int, default=500, help="how many, spread evenly (default: 500)")
+    add("--iterations", type=int, nargs="+", default=[1, 8], help="steps of generation (default: 1 8)")
+    add("--sampler", help="of frames, such as ddim10 (default: the configuration's)")
+    add("--i3d", type=Path, help="i3d_torchscript.pt, for FVD")
+    add("--rows", type=int, default=64, help="clips at a time (default: 64)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--output", type=Path, required=True, help="folder of the results")
+    options = parser.parse_args(arguments)
+    if min(options.clips - 1, options.rows, *options.iterations) < 1:
+        parser.error("--clips must be at least 2, --rows and --iterations at least 1")
+    return options
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """row -> distance -> its value and interval."""
+    import torch
+
+    from unified_video_action.env_runner import preparation
+    from unified_video_action.evaluation.frechet import I3D, codec_features, frechet_interval
+    from unified_video_action.evaluation.windows import SEED, HeldOutWindows, generators, observation
+    from unified_video_action.policy.build import load_policy
+
+    config = preparation.read_config(options.checkpoint, simulates=False)
+    policy = load_policy(options.checkpoint, options.weights, preparation.choose_device(options.device))
+    if not policy.imagines:
+        raise ValueError(f"{options.checkpoint}: this policy imagines no frames")
+    policy.require_trained("video")
+    i3d = None if options.i3d is None else I3D(options.i3d, policy.device)
+    dataset = open_dataset(config, options.data)
+    if dataset.instructions:
+        dataset.use_text(policy.encode_text(dataset.instructions))
+    windows = HeldOutWindows(policy, dataset, options.clips, options.rows, progress=True)
+    camera = policy.task.predicted_cameras[0]
+    parts = [range(first, min(first + options.rows, len(windows))) for first in range(0, len(windows), options.rows)]
+    latents = windows.batch["future"][camera]  # (N, F, C, h, w)
+    clips = {"codec": torch.cat([policy.decode(latents[part].to(policy.device)).cpu() for part in parts])}
+    clips["still"] = windows.now.unsqueeze(1).expand(-1, latents.shape[1], -1, -1, -1)
+    samplers = {} if options.sampler is None else {"video_sampler": options.sampler}
+    for iterations in options.iterations:
+        policy.config = replace(policy.config, iterations=iterations, **samplers)
+        made = [
+            policy.predict_video(observation(windows.part(part)), generators([SEED + i for i in part]))["frames"].cpu()
+            for part in parts
+        ]
+        clips[f"{iterations} iterations"] = torch.cat(made)
+        log.info("%d iterations: done", iterations)
+    kinds = {"codec features": lambda frames: codec_features(policy.encode(frames.to(policy.device)))}
+    if i3d is not None:
+        kinds["FVD"] = i3d.features
+    found: dict[str, Any] = {row: {} for row in clips}
+    for kind, features in kinds.items():
+        true = features(windows.future)
+        for row, frames in clips.items():
+            found[row][kind] = frechet_interval(true, features(frames), windows.episode)
+    return {"clips": len(windows), "episodes": len(set(windows.episode.tolist())), "rows": found}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    from unified_video_action.env_runner import results
+
+    try:
+        found = measure(options)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"evaluate_video.py: {error}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    facts = {"checkpoint": str(options.checkpoint), "machine": results.machine(), "commit": results.git_commit()}
+    results.write_json(options.output / "video.json", {**facts, **found})
+    log.info("%d clips of %d episodes", found["clips"], found["episodes"])
+    for row, distances in found["rows"].items():
+        for kind, value in distances.items():
+            log.info("%-14s %-16s %.3f (%.3f to %.3f)", row, kind, *(value[end] for end in ("value", "low", "high")))
+
+
+if __name__ == "__main__":
+    main()
