@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -12,8 +11,6 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
-
-log = logging.getLogger(__name__)
 
 PIECE = 2**20  # bytes read at once
 TIMEOUT = 30.0  # seconds without an answer
@@ -52,7 +49,6 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
     if path.exists():
         if file_sha256(path) != sha256:
             raise ValueError(f"{path} exists and differs from {url} (sha256); move it away and run this again")
-        log.info("%s is already there and intact", path)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
@@ -78,9 +74,8 @@ def file_sha256(path: Path) -> str:
 def _fetch(url: str, part: Path, progress: bool) -> None:
     """Append to `part` what it lacks."""
     have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = urlopen(request, timeout=TIMEOUT)
+        answer = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
     except HTTPError as error:
         if have and error.code == 416:  # nothing lies beyond what is here
             return
