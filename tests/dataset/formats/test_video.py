@@ -14,9 +14,8 @@ from unified_video_action.dataset.formats import video_frames
 from unified_video_action.dataset.formats.video_folder import VideoFolderSource
 from unified_video_action.dataset.formats.video_frames import VideoFiles, read_header
 from unified_video_action.dataset.frame_fit import Fit
-from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.store import StoreError
-from unified_video_action.spec import Horizon
 
 FRAMES = numbered_frames(range(60))
 
@@ -253,12 +252,3 @@ def test_upper_case_is_read_and_hidden_files_are_not(folder, caplog):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*.mp4 but ._a.mp4, d.mkv, notes.txt; .*ffmpeg -i FILE NEW.mp4"):
         open_table(folder)
-
-
-def test_samples_are_video_to_learn_from(folder, tmp_path, toy_codec):
-    source = VideoFolderSource(str(folder), image_size=96)
-    dataset = MixtureDataset({"videos": source}, WANTED, Horizon(2, 2, stride=2, actions=4), 0.0, pad_after=2)
-    dataset.use_latents(dataset.latents(toy_codec(), tmp_path / "cache", progress=False))
-    sample = dataset[(5, 0)]
-    assert sample["future"]["image"].shape == (2, 3, 12, 12)
-    assert not sample["has_action"] and sample["action_is_pad"].all()
