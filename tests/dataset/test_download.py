@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.loading import load_script
-from unified_video_action.dataset.download import PUBLIC_FILES, DownloadError, download, file_sha256
+from unified_video_action.dataset.download import PUBLIC_FILES, download, file_sha256
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -22,7 +22,7 @@ def url(file_server, tmp_path):
 
 def test_an_interrupted_download_goes_on_and_is_not_repeated(url, file_server, tmp_path):
     target, file_server.cut = tmp_path / "data" / "got.zip", 1_200_000
-    with pytest.raises(DownloadError, match="1200000 of 3000000 bytes.*run this again"):
+    with pytest.raises(OSError, match="1200000 of 3000000 bytes.*run this again"):
         download(url, target, SHA256, progress=False)
     assert not target.exists()
     file_server.cut = None
@@ -50,7 +50,7 @@ def test_wrong_bytes_are_refused(url, tmp_path):
 
 
 def test_missing_files_and_servers_are_clear_errors(file_server, tmp_path, caplog):
-    with pytest.raises(DownloadError, match="404"):
+    with pytest.raises(OSError, match="404"):
         download(f"{file_server.url}/nothing.zip", tmp_path / "got.zip", SHA256, progress=False)
     with socket.socket() as unused, caplog.at_level(logging.INFO):
         unused.bind(("127.0.0.1", 0))

@@ -65,7 +65,12 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
         future_low_dim=spec.predicted_states,
         **hand,
     )
-    _check_shapes(dataset, spec)
+    found, asked = dataset.shapes(), {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
+    asked |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
+    asked |= {"action": (spec.action_dim,), "auxiliary_dim": spec.auxiliary_dim}
+    for name in sorted(asked.keys() | found.keys()):
+        if asked.get(name) != found.get(name):
+            raise ValueError(f"task.shape_meta.{name} is {asked.get(name)}, but the data has {found.get(name)}")
     return dataset
 
 
@@ -81,15 +86,3 @@ def _hand(task: Mapping[str, Any], spec: TaskSpec) -> HandSpec:
         if KINDS[kind] != spec.states[name]:
             raise ValueError(f"task.shape_meta.obs.{name}: a hand's {kind} has shape [{KINDS[kind]}]")
     return hand
-
-
-def _check_shapes(dataset: WindowDataset, spec: TaskSpec) -> None:
-    found = {f"obs.{name}": (3, *size) for name, size in dataset.frame_shapes().items()}
-    found |= {f"obs.{name}": (width,) for name, width in dataset.low_dim_dims().items()}
-    found |= {"action": (dataset.action_dim,), "auxiliary_dim": dataset.auxiliary_dim}
-    wanted = {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
-    wanted |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
-    wanted |= {"action": (spec.action_dim,), "auxiliary_dim": spec.auxiliary_dim}
-    for name in wanted.keys() | found.keys():
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"task.shape_meta.{name} is {wanted.get(name)}, but the data has {found.get(name)}")

@@ -45,9 +45,6 @@ class CachedRows:
     """One array of a cache, (rows, *row_shape), read at random at the speed of the page cache.
 
     A process and the workers that it forks check each block once. It can be pickled.
-
-    Raises:
-        FileNotFoundError: no such array. StoreError: it is not whole.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,11 +81,7 @@ class CachedRows:
             mapped.flush()  # the rows must reach the disk before the checksum that vouches for them
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows (*rows.shape, *row_shape), in `out` where that is given.
-
-        Raises:
-            ValueError: a row that is not there. StoreError: a damaged block; names it.
-        """
+        """Rows (*rows.shape, *row_shape), in `out` where that is given. Raises StoreError for a damaged block."""
         for row in rows.ravel().tolist():  # faster than NumPy for the few rows of a window
             if not 0 <= row < self.rows:
                 raise ValueError(f"{self.path}: row {row} of {self.rows} cannot be read")
@@ -161,15 +154,12 @@ def fill_cache(
     arrive at once, one builds and the others wait for it. The lock ends with the process that holds it.
 
     Args:
-        key: everything the contents depend on, by name.
+        key: everything the contents depend on, by name; a cache with another key is a StaleCacheError.
         rows: length of every array.
         groups: group name -> layout of its arrays.
         produce: makes the rows of one block.
         rebuild: delete what is there and begin anew; only while no other process uses the cache.
         block: rows that are computed and written together.
-
-    Raises:
-        StaleCacheError: there is a cache with another key, and `rebuild` is not set.
     """
     key = {"format": VERSION, **key, "rows": str(rows), "block": str(block)}
     if rebuild or not _complete(path, key, groups):

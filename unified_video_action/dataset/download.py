@@ -7,17 +7,13 @@ import shutil
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
 PIECE = 2**20  # bytes read at once
 TIMEOUT = 30.0  # seconds without an answer
-
-
-class DownloadError(OSError):
-    """A file that could not be fetched; what has arrived is kept for the next try."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
     """Fetch `url` to `path`, going on where an earlier try stopped; a file that is there already is only verified.
 
     Raises:
-        DownloadError: no connection, or the server refuses or stops.
+        OSError: no connection, or the server refuses or stops; what has arrived is kept for the next try.
         ValueError: the bytes are not those of `sha256`; a partial file is removed, an existing one is left.
     """
     path = Path(path)
@@ -54,10 +50,8 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
     part = path.with_name(path.name + ".part")
     try:
         _fetch(url, part, progress)
-    except (URLError, HTTPException, OSError) as error:
-        raise DownloadError(
-            f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}"
-        ) from error
+    except (HTTPException, OSError) as error:
+        raise OSError(f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}") from error
     found = file_sha256(part)
     if found != sha256:
         part.unlink()
@@ -89,4 +83,4 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
         with open(part, "ab" if have else "wb") as file, tqdm.wrapattr(file, "write", desc=part.stem, **shown) as out:
             shutil.copyfileobj(answer, out, PIECE)
     if total is not None and part.stat().st_size < total:
-        raise DownloadError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+        raise OSError(f"the connection ended after {part.stat().st_size} of {total} bytes")

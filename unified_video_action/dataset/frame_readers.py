@@ -23,17 +23,13 @@ VIEW, PIXELS, POSTERIOR = range(3)  # streams of random numbers drawn from a sam
 
 
 class PixelReader:
-    """uint8 frames (B, T, 3, H, W), decoded from the stores or read from caches, and augmented.
-
-    Args:
-        caches: store's location -> camera -> frames (3, H, W); None: decode.
-    """
+    """uint8 frames (B, T, 3, H, W), decoded from the stores or, if there are any, read from caches, and augmented."""
 
     def __init__(
         self,
         tables: Sequence[Table],
         augmentation: VideoAugmentation | None = None,
-        caches: Mapping[str, Mapping[str, CachedRows]] | None = None,
+        caches: Mapping[str, Mapping[str, CachedRows]] | None = None,  # store's location -> camera -> frames
     ) -> None:
         self.tables, self.augmentation, self.caches = tables, augmentation, caches
 
@@ -41,7 +37,7 @@ class PixelReader:
     def cached(
         cls, tables: Sequence[Table], augmentation: VideoAugmentation | None, folder: str | Path | None, progress: bool
     ) -> PixelReader:
-        """Open the caches of decoded frames of all stores, first decoding what they lack; arguments as below."""
+        """Open the caches of decoded frames of all stores, first decoding what they lack."""
         caches: dict[str, dict[str, CachedRows]] = {}
         for location, (table, *_) in _by_store(tables).items():
             caches[location] = {camera: _cached_frames(table, camera, folder, progress) for camera in table.cameras}
@@ -101,9 +97,6 @@ class LatentReader:
             n_views: the frames as they are and n_views - 1 augmented views of each episode.
             folder: for the caches; None: beside each store (see `cache_path`).
             rebuild: delete caches and encode everything anew.
-
-        Raises:
-            StaleCacheError: a cache of other codec weights, image size or data.
         """
         views = view_names(n_views, augmentation)
         caches: dict[str, dict[str, LatentCache]] = {}

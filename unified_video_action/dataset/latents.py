@@ -90,7 +90,6 @@ class LatentCache:
 
         Raises:
             StaleCacheError: the cache there is of another codec, image size or source.
-            ValueError: a latent that float16 cannot hold.
         """
 
         @lru_cache(maxsize=1)  # the first rows say whether there is a posterior to store; they are encoded once

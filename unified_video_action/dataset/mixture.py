@@ -78,9 +78,6 @@ class MixtureDataset(WindowDataset):
         hand: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
         Others as in `WindowOptions`.
-
-    Raises:
-        ValueError: a bad option, no source, or sources that do not fit together.
     """
 
     def __init__(

@@ -61,9 +61,6 @@ class PushTDataset(MixtureDataset):
             the fields of `PushTSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
         mirror: see `PushTSource`.
         Others as in `MixtureDataset`.
-
-    Raises:
-        FileNotFoundError: no store there. StoreError: damaged or inconsistent. ValueError: a bad option.
     """
 
     def __init__(

@@ -70,12 +70,7 @@ def reach(horizon: Horizon, history_actions: bool = False) -> tuple[int, int]:
 
 
 def window_rows(options: WindowOptions, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All windows over episodes [start, end), both (E,).
-
-    Returns:
-        episode: (W,) position in `starts` of each window's episode.
-        now: (W,) row of its newest observed frame.
-    """
+    """All windows over episodes [start, end), both (E,): position of its episode (W,) and row `now` (W,) of each."""
     cut = []
     for name, most in zip(("pad_before", "pad_after"), reach(options.horizon, options.history_actions), strict=True):
         pad = getattr(options, name)
@@ -92,14 +87,9 @@ def window_rows(options: WindowOptions, starts: np.ndarray, ends: np.ndarray) ->
 def clamp_rows(
     now: np.ndarray, start: np.ndarray, end: np.ndarray, offsets: np.ndarray | tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows at `offsets` from `now`, repeated at the episode's edges, and where they are such repeats.
+    """Rows (B, n) at `offsets` (n,) or (B, n) from `now` (B,), and which of them are padding (B, n).
 
-    Args:
-        now, start, end: (B,) window and its episode [start, end).
-        offsets: (n,) the same for all windows, or (B, n); integers, or floats for what lies between rows.
-
-    Returns:
-        rows (B, n), int64 or float64, and is_pad (B, n) bool, True beyond the episode's ends.
+    Rows beyond the episode [start, end) are its first or last one. Floats lie between rows.
     """
     rows = now[:, None] + np.asarray(offsets)  # (B, n)
     first, last = start[:, None], end[:, None] - 1

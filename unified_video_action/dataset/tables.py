@@ -64,9 +64,6 @@ class Recordings:
         first: (tables,) row at which each of them begins.
         has_action: (tables,) bool.
         low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32.
-
-    Raises:
-        StoreError: actions of another width. ValueError: a latency of what is not recorded.
     """
 
     def __init__(self, tables: Sequence[Table], action_dim: int, options: WindowOptions) -> None:
@@ -98,13 +95,9 @@ class Recordings:
         history_offsets: np.ndarray,
         training: bool,
     ) -> WindowStates:
-        """What windows hold besides frames, transformed.
+        """What windows `now` (B,) of episodes [start, end) hold besides frames, transformed.
 
-        Args:
-            now, start, end: (B,) rows: window and its episode [start, end).
-            seeds: (B,) of the samples.
-            history_offsets: (H,) or (B, H) steps.
-            training: whether transforms may draw anything.
+        `history_offsets` are (H,) or (B, H) steps; transforms may draw something if `training`.
         """
         options, horizon = self.options, self.options.horizon
 
@@ -157,12 +150,7 @@ def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def repeats(windows: list[int], weights: list[float | None]) -> list[float]:
-    """How often each source's windows must occur so that sources have the given shares; at least once each.
-
-    Args:
-        windows: number of windows of each source.
-        weights: their shares, or None for all.
-    """
+    """How often the windows of each source must occur for shares of the given weights, or None; at least once each."""
     if all(weight is None for weight in weights):
         return [1.0] * len(windows)
     if any(weight is None for weight in weights):

@@ -37,13 +37,7 @@ class WindowDataset(Dataset):
     and of sources with instructions `text` (text_dim,), the feature that `use_text` was given. Every random choice is a
     function of the seed.
 
-    Args:
-        tables: sources; those of one store share its split into training and held-out episodes.
-        action_dim: D.
-        Others as in `MixtureDataset`.
-
-    Raises:
-        ValueError: tables that do not fit together, or no episode that is long enough.
+    Tables of one store share its split into training and held-out episodes; the other arguments are `MixtureDataset`'s.
     """
 
     def __init__(
@@ -100,11 +94,7 @@ class WindowDataset(Dataset):
             raise ValueError(f"{places}: no episode is long enough for a window of {self.options.horizon}")
 
     def validation(self) -> WindowDataset:
-        """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches.
-
-        Raises:
-            ValueError: nothing is held out (val_ratio is 0).
-        """
+        """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches."""
         held_out = [
             held if table.mirror is None else held[:0]
             for table, (_, held) in zip(self.tables, self._splits, strict=True)
@@ -132,19 +122,16 @@ class WindowDataset(Dataset):
         """(W,) a number for each window that only windows of its episode share."""
         return np.unique(np.stack([self._table, self._start]), axis=1, return_inverse=True)[1].reshape(-1)
 
-    @property
-    def auxiliary_dim(self) -> int:
-        """K; 0 without auxiliary targets."""
-        return 0 if self._auxiliary is None else self._auxiliary.shape[1]
-
-    def frame_shapes(self) -> dict[str, tuple[int, int]]:
-        """camera -> (H, W) of the stored frames."""
-        table = self.tables[0]
-        return {camera: table.store.frame_shape(name) for camera, name in table.cameras.items()}
-
     def low_dim_dims(self) -> dict[str, int]:
         """name -> d."""
         return {name: values.shape[-1] for name, values in self._recorded.sample(1)[1].history.items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...] | int]:
+        """Shapes of what the sources have, by the names of a task's shape_meta."""
+        table, auxiliary = self.tables[0], self._auxiliary
+        found = {f"obs.{camera}": (3, *table.store.frame_shape(name)) for camera, name in table.cameras.items()}
+        found |= {f"obs.{name}": (width,) for name, width in self.low_dim_dims().items()}
+        return found | {"action": (self.action_dim,), "auxiliary_dim": 0 if auxiliary is None else auxiliary.shape[1]}
 
     # -- caches and instructions ---------------------------------------------------------------------------------------
 
@@ -233,11 +220,7 @@ class WindowDataset(Dataset):
     # -- statistics ----------------------------------------------------------------------------------------------------
 
     def measure_latents(self, windows: int = 512) -> dict[str, LatentStatistics]:
-        """How large the latents of each camera are, and their changes, over windows spread evenly over the samples.
-
-        Raises:
-            ValueError: samples hold frames, not latents.
-        """
+        """How large the latents of each camera are, and their changes, over windows spread evenly over the samples."""
         if not isinstance(self._reader, LatentReader):
             raise ValueError("latents are measured where there are some: data.frames=latents")
         batch = self.__getitems__([(place, place) for place in range(0, len(self), max(1, len(self) // windows))])

@@ -60,33 +60,6 @@ def test_every_frame_is_the_one_that_was_encoded(tmp_path, codec):
         assert np.array_equal(read(files, path, list(numbers)), through[list(numbers)])
 
 
-def test_reading_in_order_decodes_each_frame_once(video, monkeypatch):
-    seeks, seek = [], video_frames._Decoder._seek
-    monkeypatch.setattr(video_frames._Decoder, "_seek", lambda self, time: (seeks.append(time), seek(self, time)))
-    files = VideoFiles()
-    for start in range(0, 60, 15):
-        read(files, video, range(start, start + 15))
-    assert len(seeks) == 1
-    read(files, video, [2])  # back
-    read(files, video, [50])  # far ahead: rather from the key frame before it
-    assert len(seeks) == 3
-
-
-def test_few_files_are_open_and_a_copy_opens_its_own(tmp_path, video):
-    paths = [tmp_path / f"{number}.mp4" for number in range(9)]
-    for path in paths:
-        os.link(video, path)
-    files = VideoFiles(most_open=3)
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    for path in [*paths, *paths]:
-        assert read_numbers(read(files, path, [5])) == [5]
-    assert len(files._decoders) == 3
-    if before:
-        assert len(os.listdir("/proc/self/fd")) <= before + 3
-    copy = pickle.loads(pickle.dumps(files))  # noqa: S301
-    assert not copy._decoders and read_numbers(read(copy, paths[0], [9])) == [9]
-
-
 def test_broken_files_and_times_without_a_frame_are_named(tmp_path, video):
     with pytest.raises(StoreError, match=r"a.mp4: no frame at 1.0500 s, the next one is at 1.1000 s"):
         read(VideoFiles(), video, [10.5])

@@ -127,16 +127,6 @@ def test_missing_places_are_named(tmp_path, monkeypatch, pusht_store):
             open_buffer(tmp_path / "text.zip")
 
 
-def test_decoded_frames_are_kept_within_bounds_and_decoded_once(make_store, monkeypatch):
-    monkeypatch.setattr(module, "FRAMES_IN_MEMORY", 3 * 10 * 96 * 96 * 3)
-    buffer, reads = open_buffer(make_store(chunk=10)), []
-    original = buffer._decode
-    monkeypatch.setattr(buffer, "_decode", lambda *key: reads.append(key) or original(*key))
-    for row in range(150):
-        buffer.frames("img", np.array([row]))
-    assert len(buffer._decoded) == 3 and reads == [("img", start, 10) for start in range(0, 150, 10)]
-
-
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
@@ -394,7 +384,12 @@ def picture_store(make_store) -> Path:
     register_pictures()
     path = make_store(lengths=(15, 25))
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
-    codecs = {"img": JpegCodec(90), "other": JpegCodec(90), "j2k": Jpeg2kCodec(50), "lossless": Jpeg2kCodec(0)}
+    codecs = {
+        "img": JpegCodec(90),
+        "other": JpegCodec(90),
+        "j2k": Jpeg2kCodec(level=50),
+        "lossless": Jpeg2kCodec(level=0),
+    }
     for name, codec in codecs.items():
         data.create_array(name, data=SHOWN, chunks=(1, 48, 64, 3), compressors=codec, overwrite=True)
         file = path / "data" / name / ".zarray"

@@ -43,11 +43,7 @@ class Episodes:
 
 
 class LeRobotFolder:
-    """An opened folder: meta/info.json is read and checked.
-
-    Raises:
-        FileNotFoundError: no such folder, or no meta/info.json. StoreError: another version, or damaged.
-    """
+    """An opened folder: meta/info.json is read and checked."""
 
     def __init__(self, root: Path) -> None:
         self.root, path = root, root / "meta" / "info.json"
@@ -105,10 +101,7 @@ class LeRobotFolder:
         return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *place), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d).
-
-        One file is read at a time.
-        """
+        """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d)."""
         first, parts = np.empty(len(episodes.numbers), np.int64), [{}] * len(episodes.numbers)
         positions: dict[Path, list[int]] = {}
         for position, path in enumerate(episodes.files):
@@ -133,11 +126,7 @@ class LeRobotFolder:
         return first, {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def instructions(self, episodes: Episodes, tasks: np.ndarray) -> tuple[str, ...]:
-        """The task string of each episode, or of each row if a task changes within an episode.
-
-        Args:
-            tasks: (N,) the rows' task_index.
-        """
+        """The task string of each episode, or of each row if a task (N,) changes within an episode."""
         known = self._tasks()
         owner = np.repeat(episodes.numbers, episodes.lengths)  # (N,)
         unknown = ~np.isin(tasks, list(known))

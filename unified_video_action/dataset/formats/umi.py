@@ -74,10 +74,6 @@ class UmiStore(EpisodeStore):
 
     Attributes:
         vectors: array -> float32 (N, d), those of NEEDED and robot0_demo_start_pose.
-
-    Raises:
-        FileNotFoundError: there is no archive.
-        StoreError: an archive is damaged, of two arms, or of another layout.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class ReplayBuffer(EpisodeStore):
         return digest.hexdigest()
 
     def read_vectors(self, name: str, width: int | None = None) -> np.ndarray:
-        """float32 (N, D) of an array of numbers. Raises StoreError: no such array, or a value that cannot be true."""
+        """float32 (N, D) of an array of numbers; D is `width`, where that is given."""
         where = f"{self.location}: data/{name}"
         check_numbers(self._rows_array(name), where, width)
         return as_float32(self._read_rows(f"data/{name}", 0, len(self)), where)

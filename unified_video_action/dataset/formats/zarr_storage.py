@@ -38,10 +38,7 @@ Chunk = tuple[int, ...]  # index in the grid
 
 
 def open_root(location: str) -> zarr.Group:
-    """Open the group that holds meta/episode_ends, read-only; it may be nested in folders.
-
-    Args:
-        location: folder, zip or fsspec URL, as `expand` returns it.
+    """Open the group that holds meta/episode_ends, read-only, in a folder, zip or fsspec URL; it may be nested.
 
     Raises:
         FileNotFoundError: nothing is there. StoreError: something that is not one readable episode store.
