@@ -15,7 +15,7 @@ import zarr
 from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
 from unified_video_action.dataset.formats.pictures import JpegCodec, register_pictures
 
-STEPS, FEW, MANY = 24, 8, 80
+STEPS, FEW, MANY = 24, 8, 160
 FRAMES = numbered_frames(range(STEPS), (224, 224))
 MEASURE = """
 import json, sys
@@ -43,7 +43,7 @@ for kind, few, many, reads in json.loads(sys.argv[1]):
     before = memory()
     kept.append(look(kind, few, 8, reads))
     few_grew, before = memory() - before, memory()
-    kept.append(look(kind, many, 80, reads))
+    kept.append(look(kind, many, 160, reads))
     print(json.dumps([kind, few_grew, memory() - before]))
 """
 
@@ -90,8 +90,8 @@ def test_many_episodes_take_no_more_memory_than_few(tmp_path):
     """A tenth of what their frames would, had they been kept."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc, which this system lacks")
-    makers = {"VideoFolderSource": (videos, 80), "LeRobotSource": (pictures_in_parquet, 80)}
-    makers["PushTSource"] = (pictures_in_zarr, 500)
+    makers = {"VideoFolderSource": (videos, 160), "LeRobotSource": (pictures_in_parquet, 160)}
+    makers["PushTSource"] = (pictures_in_zarr, 1000)
     jobs = [
         [kind, *(str(make(tmp_path / f"{kind}{count}", count)) for count in (FEW, MANY)), reads]
         for kind, (make, reads) in makers.items()
