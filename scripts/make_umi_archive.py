@@ -15,7 +15,7 @@ from pathlib import Path
 from unified_video_action.dataset.demonstrations import require_new_store
 from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
 from unified_video_action.dataset.store import expand
-from unified_video_action.dataset.umi_synthetic import CAMERAS, Scene, write_archive
+from unified_video_action.demos.umi_synthetic import CAMERAS, Scene, write_archive
 
 log = logging.getLogger("make_umi_archive")
 CODECS = {"jpegxl": JpegXlCodec, "jpeg": JpegCodec}

@@ -89,7 +89,6 @@ REACHED = {
     "dataset.frame_fit.Fit": {"Fit"},
     "dataset.formats.lerobot_folder.Episodes": {"Episodes"},
     "dataset.formats.lerobot_folder.LeRobotFolder": {"LeRobotFolder"},
-    "dataset.formats.lerobot_folder.Segments": {"Segments"},
     "dataset.mixture.Source": {
         "LeRobotSource",
         "LiberoSource",

@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from tests.loading import load_script
 from tests.shrunk import SHRUNK, read
-from unified_video_action.dataset import umi_synthetic
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiStore
-from unified_video_action.dataset.umi_synthetic import (
+from unified_video_action.demos import umi_synthetic
+from unified_video_action.demos.umi_synthetic import (
     CAMERA_IN_HAND,
     TABLE,
     TEXELS,

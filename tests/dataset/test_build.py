@@ -1,8 +1,6 @@
 """Datasets from configurations, and the script that fills caches."""
 
-import importlib.util
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +8,10 @@ import torch
 import zarr
 from omegaconf import OmegaConf
 
+from tests.loading import load_script
 from unified_video_action.dataset.build import DataSettings, build_dataset
 from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 from unified_video_action.vae.tiny import TAEF2
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -85,21 +82,8 @@ def test_settings_choose_where_frames_come_from(config, toy_codec, tmp_path, fra
     assert (tmp_path / "caches").exists() == (frames != "decoded")
 
 
-@pytest.mark.parametrize("wrong", [{"frames": "pixels"}, {"n_views": 0}])
-def test_bad_settings_are_named(wrong):
-    with pytest.raises(ValueError, match=f"data.{next(iter(wrong))}"):
-        DataSettings(**wrong)
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("cache_latents", ROOT / "scripts" / "cache_latents.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_script_fills_caches_once_and_says_when_they_are_stale(script, make_store, tmp_path, caplog):
+def test_the_script_fills_caches_once_and_says_when_they_are_stale(make_store, tmp_path, caplog):
+    script = load_script("cache_latents")
     store = make_store(lengths=(30, 26))
     arguments = ["--config-name", "uva_pusht_mini", "task=pusht", f"task.dataset.paths={store}", "--device", "cpu"]
     arguments += ["vae=taef2", "vae.weights=random", "vae.image_size=32", f"data.cache_dir={tmp_path / 'caches'}"]
@@ -116,8 +100,7 @@ def test_the_script_fills_caches_once_and_says_when_they_are_stale(script, make_
         assert script.main(others) == 1
     assert "built for another codec" in caplog.text
     assert script.main([*others, "--rebuild"]) == 0
-
-
-def test_the_script_names_a_wrong_key(script, caplog):
-    assert script.main(["--config-name", "uva_pusht_mini", "data.n_vews=2"]) == 1
-    assert "n_vews" in caplog.text
+    assert script.main([*arguments, "data.n_vews=2"]) == 1 and "n_vews" in caplog.text
+    for wrong in ({"frames": "pixels"}, {"n_views": 0}):
+        with pytest.raises(ValueError, match=f"data.{next(iter(wrong))}"):
+            DataSettings(**wrong)

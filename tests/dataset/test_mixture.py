@@ -1,5 +1,4 @@
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +76,13 @@ def read(places: dict[str, Path], folder: Path, *overrides: str):
         return compose("mixed", [f"hydra.searchpath=[file://{CONFIG}]", *chosen, *overrides])
 
 
-def test_shares_of_the_samples_are_as_asked(places, tmp_path):
+def test_shares_are_as_asked_and_actions_are_the_sources_own(places, tmp_path):
     dataset = build_dataset(read(places, tmp_path))
-    counts = Counter(Path(dataset.describe(index).split(",")[0]).name.split("@")[0] for index in range(len(dataset)))
-    shares = {name: counts[places[name].name] / len(dataset) for name in WEIGHTS}
-    assert shares == pytest.approx({"pusht": 1 / 6, "lerobot": 2 / 6, "videos": 3 / 6}, abs=0.01)
-
-
-def test_has_action_tells_videos_apart_and_actions_are_the_sources_own(places, tmp_path):
-    dataset = build_dataset(read(places, tmp_path))
-    origin = [Path(dataset.describe(index).split(",")[0]).name for index in range(len(dataset))]
-    items = [(index, 0) for index in range(0, len(dataset), 7)]
-    batch, origin = dataset.__getitems__(items), origin[::7]
-    is_video = torch.tensor([name.startswith("videos") for name in origin])
-    assert 0 < is_video.sum() < len(origin) and torch.equal(batch["has_action"], ~is_video)
+    shares = np.bincount(dataset._table) / len(dataset)
+    assert shares.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.01)
+    batch = dataset.__getitems__([(index, 0) for index in range(0, len(dataset), 7)])
+    is_video = torch.from_numpy(dataset._table[::7] == 2)
+    assert 0 < is_video.sum() < len(is_video) and torch.equal(batch["has_action"], ~is_video)
     assert batch["action_is_pad"][is_video].all() and not batch["action_is_pad"][~is_video].all()
     assert (batch["action"][is_video] == 0).all() and (batch["action"][~is_video] != 0).any()
     limits = dataset.fit_normalizer().fields()["action"]  # of the sources with actions, not of zeros

@@ -25,6 +25,7 @@ def test_every_epoch_visits_every_window_once_in_another_order():
     assert sorted(first) == sorted(second) == list(range(30))
     assert first != second
     assert len({seed for _, seed in pairs}) == 60
+    assert pairs != sum(StepBatchSampler(30, 12, seed=1, stop_step=5), [])
 
 
 def test_a_batch_may_be_larger_than_the_dataset():
@@ -32,18 +33,11 @@ def test_a_batch_may_be_larger_than_the_dataset():
     assert np.bincount([index for index, _ in pairs]).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
 
-def test_another_seed_gives_another_order():
-    assert list(StepBatchSampler(100, 8, 0, 0, 2)) != list(StepBatchSampler(100, 8, 1, 0, 2))
-
-
 def test_the_hash_never_changes():
     """Resumed runs rely on these values."""
     values = [int(hash64(0, 0)), int(hash64(42, 7)), int(hash64(-1))]
     assert values == [2391539541053276776, 9565922583761353000, 3303439293501059696]
     assert sample_seed(5, np.arange(3)).tolist() == [int(sample_seed(5, i)) for i in range(3)]
-
-
-def test_seeds_are_63_bit_and_distinct():
     seeds = sample_seed(0, np.arange(100_000))
     assert seeds.dtype == np.int64 and seeds.min() >= 0 and len(np.unique(seeds)) == 100_000
 
@@ -54,20 +48,3 @@ def test_uniform_draws_are_uniform_and_independent_between_streams():
     assert 0 <= first.min() and first.max() < 1
     assert np.allclose(np.histogram(first, 10)[0] / 20_000, 0.1, atol=0.01)
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"n": 0},
-        {"seed": -1},
-        {"global_batch": 0},
-        {"world": 3},
-        {"rank": 2, "world": 2},
-        {"start_step": 5, "stop_step": 4},
-    ],
-)
-def test_bad_arguments_are_named(wrong):
-    name = next(iter(wrong))
-    with pytest.raises(ValueError, match={"world": "global_batch"}.get(name, name)):
-        StepBatchSampler(**{"n": 10, "global_batch": 4, "seed": 0} | wrong)

@@ -12,13 +12,6 @@ from unified_video_action.dataset import fingerprints
 from unified_video_action.dataset.store import Kept, StoreError, as_float32
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.uint8])
-def test_numbers_become_float32(dtype):
-    values = np.array([[1, 2], [3, 250]], dtype)
-    found = as_float32(values, "here")
-    assert found.dtype == np.float32 and np.array_equal(found, values)
-
-
 @pytest.mark.parametrize(
     ("value", "dtype", "message"),
     [

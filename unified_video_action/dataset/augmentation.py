@@ -31,18 +31,18 @@ class VideoAugmentation:
     grayscale_probability: float = 0.0
 
     def __post_init__(self) -> None:
-        jitter = len(self.jitter) == 4 and all(0 <= part <= 1 for part in self.jitter) and self.jitter[3] <= 0.5
-        sharpness = len(self.sharpness) == 2 and 0 <= self.sharpness[0] <= self.sharpness[1]
-        sigma = len(self.blur_sigma) == 2 and 0 < self.blur_sigma[0] <= self.blur_sigma[1]
+        jitter = len(self.jitter) == 4 and 0 <= min(self.jitter) and max(self.jitter) <= 1 and self.jitter[3] <= 0.5
+        sigma, sharpness = self.blur_sigma, self.sharpness
+        checks = {
+            "crop": (0 < self.crop <= 1, "0 < crop <= 1"),
+            "blur_kernel": (self.blur_kernel >= 1 and self.blur_kernel % 2, "a positive odd number"),
+            "blur_sigma": (len(sigma) == 2 and 0 < sigma[0] <= sigma[1], "0 < lowest <= highest"),
+            "sharpness": (len(sharpness) == 2 and 0 <= sharpness[0] <= sharpness[1], "0 <= lowest <= highest"),
+            "jitter": (jitter, "four numbers 0 to 1, the last at most 0.5"),
+        }
         chances = [field.name for field in fields(self) if field.name.endswith("_probability")]
-        for name, right, expected in (
-            ("crop", 0 < self.crop <= 1, "0 < crop <= 1"),
-            ("blur_kernel", self.blur_kernel >= 1 and self.blur_kernel % 2, "a positive odd number"),
-            ("blur_sigma", sigma, "0 < lowest <= highest"),
-            ("sharpness", sharpness, "0 <= lowest <= highest"),
-            ("jitter", jitter, "four numbers 0 to 1, the last at most 0.5"),
-            *((name, 0 <= getattr(self, name) <= 1, "0 to 1") for name in chances),
-        ):
+        checks |= {name: (0 <= getattr(self, name) <= 1, "0 to 1") for name in chances}
+        for name, (right, expected) in checks.items():
             if not right:
                 raise ValueError(f"augmentation.{name}={getattr(self, name)}: expected {expected}")
 
@@ -50,54 +50,38 @@ class VideoAugmentation:
         """uint8 (T, 3, H, W) -> the same shape; every random choice comes from `rng`."""
         crops, corner = rng.random() < self.crop_probability, rng.random(2)
         blurs, sigma = rng.random() < self.blur_probability, rng.uniform(*self.blur_sigma)
-        frames = self._recoloured(frames, rng)
+        video = self._recoloured(torch.from_numpy(np.ascontiguousarray(frames)), rng)  # (T, 3, H, W)
         if not (crops or blurs):
-            return frames
+            return video.numpy()
         # Cropping, resizing and blurring are linear and separable: together they are one matrix for each axis.
         rows, columns = (
             self._matrix(size, place if crops else None, sigma if blurs else None)
-            for size, place in zip(frames.shape[-2:], corner, strict=True)
+            for size, place in zip(video.shape[-2:], corner, strict=True)
         )
-        video = torch.from_numpy(np.ascontiguousarray(frames)).float()
-        video = rows @ video @ columns.T  # (T, 3, H, W)
+        video = rows @ video.float() @ columns.T  # (T, 3, H, W)
         return video.round_().clamp_(0, 255).to(torch.uint8).numpy()
 
-    def _recoloured(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _recoloured(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        from torchvision.transforms.v2 import functional
+
         def chosen(probability: float) -> bool:
             """Draws only where there is a choice: what a seed does to recipes without it never changes."""
             return probability == 1 or (probability > 0 and rng.random() < probability)
 
         if any(self.jitter) and chosen(self.jitter_probability):
-            frames = self._jittered(frames, rng)
-        if not (self.sharpness_probability or self.autocontrast_probability or self.grayscale_probability):
-            return frames
-        from torchvision.transforms.v2 import functional
-
-        video = torch.from_numpy(np.ascontiguousarray(frames))
+            # Factors within 1 +- jitter and a turn of the hue within +- jitter, applied in an order drawn as well.
+            amounts = rng.uniform(-1, 1, 4) * self.jitter + (1, 1, 1, 0)
+            for number in rng.permutation(4):
+                if self.jitter[number]:
+                    adjust = getattr(functional, f"adjust_{('brightness', 'contrast', 'saturation', 'hue')[number]}")
+                    video = adjust(video, float(amounts[number]))
         if chosen(self.sharpness_probability):
             video = functional.adjust_sharpness(video, float(rng.uniform(*self.sharpness)))
         if chosen(self.autocontrast_probability):
             video = functional.autocontrast(video)
         if chosen(self.grayscale_probability):
             video = functional.rgb_to_grayscale(video, num_output_channels=3)
-        return video.numpy()  # (T, 3, H, W)
-
-    def _jittered(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Factors within 1 +- jitter and a turn of the hue within +- jitter, applied in an order drawn as well."""
-        from torchvision.transforms.v2 import functional
-
-        adjust = (
-            functional.adjust_brightness,
-            functional.adjust_contrast,
-            functional.adjust_saturation,
-            functional.adjust_hue,
-        )
-        video = torch.from_numpy(np.ascontiguousarray(frames))
-        amounts = rng.uniform(-1, 1, 4) * self.jitter + (1, 1, 1, 0)
-        for number in rng.permutation(4):
-            if self.jitter[number]:
-                video = adjust[number](video, float(amounts[number]))  # (T, 3, H, W)
-        return video.numpy()
+        return video
 
     def _matrix(self, size: int, place: float | None, sigma: float | None) -> Tensor:
         """(size, size): what happens along one axis; `place` in [0, 1) says where the crop begins, if there is one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,55 +46,43 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
         config = OmegaConf.to_container(config, resolve=True)
     task = config["task"]
     spec = TaskSpec.parse(task)
-    hand = _hand(task, tuple(spec.states))
-    asked = {
-        "horizon": spec.horizon,
-        "wanted": Wanted(
-            spec.camera_names,
-            tuple(spec.states) if hand is None else HAND_STATES,
-            spec.action_dim,
-            bool(spec.auxiliary_dim),
-        ),
-        "low_dim_steps": spec.state_steps or None,
-        "history_actions": spec.history_actions,
-        "future_low_dim": spec.predicted_states,
-    }
-    if hand is not None:
-        asked["hand"] = hand
+    hand = {"hand": _hand(task, spec)} if task.get("hand") else {}
+    low_dim = HAND_STATES if hand else tuple(spec.states)
     width = sum(spec.states[name] for name in spec.predicted_states)
     if width != spec.predicted_state_dim:
         raise ValueError(
             f"task.shape_meta.proprio_output_dim={spec.predicted_state_dim}, but the states have {width} numbers; mark "
             "those that are to be predicted with predict: true"
         )
-    dataset = instantiate(task["dataset"], WindowDataset, "task.dataset", **asked)
-    _check_shapes(dataset, spec)
+    dataset = instantiate(
+        task["dataset"],
+        WindowDataset,
+        "task.dataset",
+        horizon=spec.horizon,
+        wanted=Wanted(spec.camera_names, low_dim, spec.action_dim, bool(spec.auxiliary_dim)),
+        low_dim_steps=spec.state_steps or None,
+        history_actions=spec.history_actions,
+        future_low_dim=spec.predicted_states,
+        **hand,
+    )
+    found, asked = dataset.shapes(), {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
+    asked |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
+    asked |= {"action": (spec.action_dim,), "auxiliary_dim": spec.auxiliary_dim}
+    for name in sorted(asked.keys() | found.keys()):
+        if asked.get(name) != found.get(name):
+            raise ValueError(f"task.shape_meta.{name} is {asked.get(name)}, but the data has {found.get(name)}")
     return dataset
 
 
-def _hand(task: Mapping[str, Any], low_dim: Sequence[str]) -> HandSpec | None:
+def _hand(task: Mapping[str, Any], spec: TaskSpec) -> HandSpec:
     """`task.hand`, which makes all states of the task. Raises ValueError where they do not fit together."""
-    if not task.get("hand"):
-        return None
     hand = build_dataclass(HandSpec, task["hand"], "task.hand")
-    if list(hand.states) != list(low_dim):
+    if list(hand.states) != list(spec.states):
         raise ValueError(
             f"task.hand.states makes {', '.join(hand.states) or 'nothing'}, but the low_dim observations of "
-            f"task.shape_meta are {', '.join(low_dim) or 'none'}; name the same ones, in the same order"
+            f"task.shape_meta are {', '.join(spec.states) or 'none'}; name the same ones, in the same order"
         )
     for name, kind in hand.states.items():
-        if (KINDS[kind],) != tuple(task["shape_meta"]["obs"][name]["shape"]):
+        if KINDS[kind] != spec.states[name]:
             raise ValueError(f"task.shape_meta.obs.{name}: a hand's {kind} has shape [{KINDS[kind]}]")
     return hand
-
-
-def _check_shapes(dataset: WindowDataset, spec: TaskSpec) -> None:
-    found = {f"obs.{name}": (3, *size) for name, size in dataset.frame_shapes().items()}
-    found |= {f"obs.{name}": (width,) for name, width in dataset.low_dim_dims().items()}
-    found |= {"action": (dataset.action_dim,), "auxiliary_dim": dataset.auxiliary_dim}
-    wanted = {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
-    wanted |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
-    wanted |= {"action": (spec.action_dim,), "auxiliary_dim": spec.auxiliary_dim}
-    for name in wanted.keys() | found.keys():
-        if wanted.get(name) != found.get(name):
-            raise ValueError(f"task.shape_meta.{name} is {wanted.get(name)}, but the data has {found.get(name)}")

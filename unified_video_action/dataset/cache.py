@@ -15,13 +15,12 @@ import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
@@ -46,14 +45,11 @@ class CachedRows:
     """One array of a cache, (rows, *row_shape), read at random at the speed of the page cache.
 
     A process and the workers that it forks check each block once. It can be pickled.
-
-    Raises:
-        FileNotFoundError: no such array. StoreError: it is not whole.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self._checksums = path, path.with_suffix(".crc.npy")
-        self._values, self._crc = self._map("r", path), self._map("r", self._checksums)
+        self._values, self._crc = _mapped("r", path), _mapped("r", self._checksums)
         self.rows, self.row_shape, self.dtype = len(self._values), self._values.shape[1:], self._values.dtype
         self.block = int(json.loads((path.parent / "key.json").read_text())["block"])
         if self._crc.shape != (-(-self.rows // self.block),):
@@ -76,26 +72,16 @@ class CachedRows:
 
     def write(self, block: int, values: np.ndarray) -> None:
         """Write the rows of one block, (<= block, *row_shape); they are on disk when this returns."""
-        start, stop = block * self.block, min((block + 1) * self.block, self.rows)
-        if values.shape != (stop - start, *self.row_shape) or values.dtype != self.dtype:
-            raise ValueError(
-                f"{self.path}: block {block} takes {self.dtype} {(stop - start, *self.row_shape)}, got {values.dtype} "
-                f"{values.shape}"
-            )
-        for path, part, given in (
-            (self.path, slice(start, stop), values),
-            (self._checksums, block, zlib.crc32(np.ascontiguousarray(values))),
-        ):
-            mapped = self._map("r+", path)
+        rows = self._rows(block)
+        assert values.dtype == self.dtype and values.shape == (rows.stop - rows.start, *self.row_shape)
+        checksum = zlib.crc32(np.ascontiguousarray(values))
+        for path, part, given in ((self.path, rows, values), (self._checksums, block, checksum)):
+            mapped = _mapped("r+", path)
             mapped[part] = given
             mapped.flush()  # the rows must reach the disk before the checksum that vouches for them
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows (*rows.shape, *row_shape), in `out` where that is given.
-
-        Raises:
-            ValueError: a row that is not there. StoreError: a damaged block; names it.
-        """
+        """Rows (*rows.shape, *row_shape), in `out` where that is given. Raises StoreError for a damaged block."""
         for row in rows.ravel().tolist():  # faster than NumPy for the few rows of a window
             if not 0 <= row < self.rows:
                 raise ValueError(f"{self.path}: row {row} of {self.rows} cannot be read")
@@ -106,28 +92,29 @@ class CachedRows:
 
     def _check(self, block: int) -> None:
         """Compare a block with its checksum."""
-        start, stop = block * self.block, min((block + 1) * self.block, self.rows)
-        if zlib.crc32(self._values[start:stop]) != self._crc[block]:
-            raise StoreError(
-                f"{self.path}: block {block} (rows {start} to {stop - 1}) is damaged: its checksum is another. {REMEDY}"
-            )
+        rows = self._rows(block)
+        if zlib.crc32(self._values[rows]) != self._crc[block]:
+            raise StoreError(f"{self.path}: block {block} (rows {rows.start} to {rows.stop - 1}) is damaged. {REMEDY}")
         self._checked[block] = True
 
-    @staticmethod
-    def _map(mode: str, path: Path) -> np.ndarray:
-        try:
-            mapped = open_memmap(path, mode)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{path}: no cached array here") from error
-        except Exception as error:  # whatever a broken header raises
-            raise StoreError(f"{path}: cut short or damaged ({error}). {REMEDY}") from error
-        return mapped if mode == "r+" else np.asarray(mapped)  # whose items are plain arrays, faster to take
+    def _rows(self, block: int) -> slice:
+        return slice(block * self.block, min((block + 1) * self.block, self.rows))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_values": None, "_crc": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _values=self._map("r", state["path"]), _crc=self._map("r", state["_checksums"]))
+        self.__dict__.update(state, _values=_mapped("r", state["path"]), _crc=_mapped("r", state["_checksums"]))
+
+
+def _mapped(mode: str, path: Path) -> np.ndarray:
+    try:
+        mapped = open_memmap(path, mode)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no cached array here") from error
+    except Exception as error:  # whatever a broken header raises
+        raise StoreError(f"{path}: cut short or damaged ({error}). {REMEDY}") from error
+    return mapped if mode == "r+" else np.asarray(mapped)  # whose items are plain arrays, faster to take
 
 
 Stores = dict[str, dict[str, CachedRows]]  # group -> array name -> rows
@@ -140,14 +127,14 @@ def cache_path(location: str, suffix: str, folder: str | Path | None = None) -> 
     (~/.cache by default), which is logged. Away from its store, a cache's name carries a hash of the store's location.
     """
     name = Path(location.rstrip("/")).name
+    whole = location if is_url(location) else str(Path(location).resolve())
     if folder is None and not is_url(location):
-        beside = Path(location).resolve().parent / f"{name}.{suffix}"
+        beside = Path(whole).parent / f"{name}.{suffix}"
         if beside.exists() or os.access(beside.parent, os.W_OK):
             return beside
     if folder is None:
         folder = user_cache()
         log.info("nothing can be written beside %s; its cache lies in %s", location, folder)
-    whole = location if is_url(location) else str(Path(location).resolve())
     return Path(folder) / f"{name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}.{suffix}"
 
 
@@ -167,20 +154,17 @@ def fill_cache(
     arrive at once, one builds and the others wait for it. The lock ends with the process that holds it.
 
     Args:
-        key: everything the contents depend on, by name.
+        key: everything the contents depend on, by name; a cache with another key is a StaleCacheError.
         rows: length of every array.
         groups: group name -> layout of its arrays.
         produce: makes the rows of one block.
         rebuild: delete what is there and begin anew; only while no other process uses the cache.
         block: rows that are computed and written together.
-
-    Raises:
-        StaleCacheError: there is a cache with another key, and `rebuild` is not set.
     """
     key = {"format": VERSION, **key, "rows": str(rows), "block": str(block)}
     if rebuild or not _complete(path, key, groups):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _exclusive(path):
+        with _locked(path):
             if rebuild and path.exists():
                 shutil.rmtree(path)
             if not _complete(path, key, groups):
@@ -195,8 +179,6 @@ def array_path(path: Path, group: str, name: str) -> Path:
 def _complete(path: Path, key: Mapping[str, str], groups: Mapping[str, Layout]) -> bool:
     """Whether a cache has all blocks of all groups. Raises StaleCacheError if it is there with another key."""
     if not (path / "key.json").exists():
-        if (old := path.with_name(path.name + ".zarr")).exists():
-            log.warning("%s is a cache of an older version, which is not read any more: it can be deleted", old)
         return False
     try:
         found = json.loads((path / "key.json").read_text())
@@ -236,16 +218,11 @@ def _fill(path: Path, key: Mapping[str, str], groups: Mapping[str, Layout], prod
                 bar.update(stop - start)
 
 
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock beside a cache; says so when it has to wait."""
+def _locked(path: Path) -> AcquireReturnProxy:
+    """The lock beside a cache, which the caller holds in a `with`; says so when it has to wait."""
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         log.info("waiting for another process that builds %s", path)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()

@@ -72,30 +72,20 @@ def require_new_store(output: Path) -> None:
 
 @contextlib.contextmanager
 def new_store(output: Path, pictures: Codec | None = None) -> Iterator[DemonstrationStore]:
-    """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left.
-
-    `pictures` as for `DemonstrationStore`.
-    """
+    """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left."""
     require_new_store(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         register_pictures()
         yield DemonstrationStore(partial, pictures)
-        _publish(partial, output)
+        whole = partial
+        if output.suffix == ".zip":
+            whole, files = partial / "packed", [path for path in sorted(partial.rglob("*")) if path.is_file()]
+            with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
+                for path in files:
+                    undated = zipfile.ZipInfo(path.relative_to(partial).as_posix())  # the same bytes whenever it runs
+                    archive.writestr(undated, path.read_bytes())
+        whole.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _publish(folder: Path, output: Path) -> None:
-    """Give the finished store its name at once: the folder itself, or a zip of it."""
-    if output.suffix == ".zarr":
-        folder.rename(output)
-        return
-    packed = folder / "packed"
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for path in files:
-            undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
-            archive.writestr(undated, path.read_bytes())
-    packed.rename(output)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import shutil
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-log = logging.getLogger(__name__)
-
 PIECE = 2**20  # bytes read at once
 TIMEOUT = 30.0  # seconds without an answer
-
-
-class DownloadError(OSError):
-    """A file that could not be fetched; what has arrived is kept for the next try."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +38,20 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
     """Fetch `url` to `path`, going on where an earlier try stopped; a file that is there already is only verified.
 
     Raises:
-        DownloadError: no connection, or the server refuses or stops.
+        OSError: no connection, or the server refuses or stops; what has arrived is kept for the next try.
         ValueError: the bytes are not those of `sha256`; a partial file is removed, an existing one is left.
     """
     path = Path(path)
     if path.exists():
         if file_sha256(path) != sha256:
             raise ValueError(f"{path} exists and differs from {url} (sha256); move it away and run this again")
-        log.info("%s is already there and intact", path)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
         _fetch(url, part, progress)
-    except (URLError, HTTPException, OSError) as error:
-        raise DownloadError(
-            f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}"
-        ) from error
+    except (HTTPException, OSError) as error:
+        raise OSError(f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}") from error
     found = file_sha256(part)
     if found != sha256:
         part.unlink()
@@ -78,9 +68,8 @@ def file_sha256(path: Path) -> str:
 def _fetch(url: str, part: Path, progress: bool) -> None:
     """Append to `part` what it lacks."""
     have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        answer = urlopen(request, timeout=TIMEOUT)
+        answer = urlopen(Request(url, headers={"Range": f"bytes={have}-"} if have else {}), timeout=TIMEOUT)
     except HTTPError as error:
         if have and error.code == 416:  # nothing lies beyond what is here
             return
@@ -94,4 +83,4 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
         with open(part, "ab" if have else "wb") as file, tqdm.wrapattr(file, "write", desc=part.stem, **shown) as out:
             shutil.copyfileobj(answer, out, PIECE)
     if total is not None and part.stat().st_size < total:
-        raise DownloadError(f"the connection ended after {part.stat().st_size} of {total} bytes")
+        raise OSError(f"the connection ended after {part.stat().st_size} of {total} bytes")

@@ -24,8 +24,7 @@ def user_cache() -> Path:
 def hash_files(files: Mapping[str, Path], small: int = SMALL) -> str:
     """sha256 over the names (keys), sizes and whole contents of files; one that is not there counts as absent.
 
-    What is larger than `small` bytes in all is read once, and read again when a name, a size or a time of modification
-    is another: a copy of the files has the same fingerprint, a file changed in place has not.
+    More than `small` bytes in all are read again only when a name, a size or a time of modification is another.
     """
     found = {name: path.stat() if path.exists() else None for name, path in files.items()}
 
@@ -39,13 +38,11 @@ def hash_files(files: Mapping[str, Path], small: int = SMALL) -> str:
                         digest.update(piece)
         return digest.hexdigest()
 
-    total = sum(stat.st_size for stat in found.values() if stat)
-    if total <= small:
-        return contents()
     signature = hashlib.sha256()
     for name, stat in found.items():
         signature.update(f"{name} {stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
-    return remembered(signature.hexdigest(), contents, total)
+    total = sum(stat.st_size for stat in found.values() if stat)
+    return contents() if total <= small else remembered(signature.hexdigest(), contents, total)
 
 
 def remembered(signature: str, contents: Callable[[], str], total: int) -> str:

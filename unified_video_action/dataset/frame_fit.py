@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,11 +31,11 @@ class Fit:
 
     @classmethod
     def parse(cls, image_size: object, crop: bool, where: str) -> Fit:
-        """From a configuration's `image_size`: a number S for S x S, or [H, W], or None."""
-        values = [image_size] * 2 if isinstance(image_size, int) else image_size
-        if values is None:
+        """From a configuration's `image_size`: a number S for S x S, or [H, W], or None. `where` is for messages."""
+        if image_size is None:
             return cls(None, crop)
-        if not isinstance(values, list | tuple) or len(values) != 2 or not all(_positive(value) for value in values):
+        values = image_size if isinstance(image_size, list | tuple) else [image_size] * 2
+        if len(values) != 2 or not all(type(value) is int and value > 0 for value in values):
             raise ValueError(f"{where}: image_size={image_size!r}; expected a number of pixels, or [height, width]")
         return cls(tuple(values), crop)
 
@@ -57,32 +56,24 @@ class Fit:
 
 @dataclass(frozen=True)
 class FrameMask:
-    """Blackens parts of every frame.
-
-    Raises:
-        ValueError: what is no polygon.
-    """
+    """Blackens parts of every frame."""
 
     polygons: tuple[Polygon, ...] = MIRRORS
-
-    def __post_init__(self) -> None:
-        for polygon in self.polygons:
-            if np.ndim(polygon) != 2 or np.shape(polygon)[0] < 3 or np.shape(polygon)[1] != 2:
-                raise ValueError(f"mask: {polygon!r} is no polygon; expected three corners [x, y] or more, 0 to 1")
 
     @classmethod
     def parse(cls, mask: object, where: str) -> FrameMask | None:
         """From a configuration: null, "mirrors" for the published gripper's, or a list of polygons."""
-        if mask is None:
-            return None
-        if mask == "mirrors":
-            return cls()
-        if isinstance(mask, str) or not isinstance(mask, Sequence) or not mask:
-            raise ValueError(f"{where}: mask={mask!r}; expected null, mirrors, or polygons [[[x, y], ...], ...]")
+        if mask is None or mask == "mirrors":
+            return mask and cls()
         try:
-            return cls(tuple(tuple((float(x), float(y)) for x, y in polygon) for polygon in mask))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: mask={mask!r}: expected polygons [[[x, y], ...], ...] ({error})") from error
+            polygons = tuple(tuple((float(x), float(y)) for x, y in polygon) for polygon in mask)
+        except (TypeError, ValueError):
+            polygons = ()
+        if not polygons or min(map(len, polygons)) < 3:
+            raise ValueError(
+                f"{where}: mask={mask!r}; expected null, mirrors, or polygons of three corners or more [[[x, y], ...]]"
+            )
+        return cls(polygons)
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """uint8 (H, W, 3) -> the same shape; the frame given stays as it is."""
@@ -96,10 +87,6 @@ def cropped(frame: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     height, width = round(scale * shape[0]), round(scale * shape[1])
     top, left = (stored_height - height) // 2, (stored_width - width) // 2
     return frame[top : top + height, left : left + width]
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 @lru_cache(maxsize=16)

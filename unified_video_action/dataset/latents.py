@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -61,11 +61,10 @@ class LatentCache:
     """
 
     def __init__(self, stores: Stores, codec: FrameCodec) -> None:
-        self._stores = stores
-        self._scale, self._shift = codec.scale.cpu().clone(), codec.shift.cpu().clone()
-        first = next(iter(stores.values()))
+        self.stores, first = stores, next(iter(stores.values()))
+        self.scale, self.shift = codec.scale.cpu().clone(), codec.shift.cpu().clone()
         self.rows, self.shape = first["mean"].rows, first["mean"].row_shape  # N, (C, h, w)
-        self._samples = codec.posterior == "sample" and "logvar" in first
+        self.samples = codec.posterior == "sample" and "logvar" in first
 
     @classmethod
     def build(
@@ -91,7 +90,6 @@ class LatentCache:
 
         Raises:
             StaleCacheError: the cache there is of another codec, image size or source.
-            ValueError: a latent that float16 cannot hold.
         """
 
         @lru_cache(maxsize=1)  # the first rows say whether there is a posterior to store; they are encoded once
@@ -100,8 +98,15 @@ class LatentCache:
             return codec.moments(batch)  # (1, n, C, h, w)
 
         def produce(variant: str, start: int, stop: int) -> dict[str, np.ndarray]:
-            moments = encode(variant, start, stop)._asdict()
-            return {name: _to_half(moments[name], f"{path}, rows {start} to {stop}") for name in layout}
+            halves = {}
+            for name in layout:
+                values = getattr(encode(variant, start, stop), name)[0]  # (n, C, h, w)
+                half = values.to(torch.float16).cpu()
+                if not torch.isfinite(half).all():
+                    largest = f"latents up to {values.abs().max():.3g}, which float16 cannot hold"
+                    raise ValueError(f"{path}, rows {start} to {stop}: the codec gave {largest}")
+                halves[name] = half.numpy()
+            return halves
 
         path = Path(path)
         if array_path(path, variants[0], "mean").exists() and not rebuild:
@@ -114,30 +119,24 @@ class LatentCache:
         groups = {variant: layout for variant in variants}
         return cls(fill_cache(path, key, rows, groups, produce, rebuild, progress, block), codec)
 
-    def read(self, rows: np.ndarray, variants: Iterable[str], seeds: Sequence[int]) -> StoredLatents:
-        """Latents (B, T, C, h, w), to be scaled.
 
-        Args:
-            rows: (B, T) int64.
-            variants: B names, one for each sample.
-            seeds: B seeds of the posterior's noise, used when the codec's posterior is "sample".
-        """
-        stores = [self._stores[variant] for variant in variants]
-        latents = np.empty((*rows.shape, *self.shape), np.float16)  # (B, T, C, h, w)
-        for own, store, out in zip(rows, stores, latents, strict=True):
-            store["mean"].read(own, out)
-        if self._samples:
-            latents = latents.astype(np.float32)
-            for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
-                deviation = torch.exp(0.5 * torch.from_numpy(store["logvar"].read(own)).float())
-                sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
-                sample += deviation * gaussian(sample[None], [generator])[0]
-        return StoredLatents(torch.from_numpy(latents), self._shift, self._scale)
+def read_latents(parts: Sequence[tuple[LatentCache, str]], rows: np.ndarray, seeds: Sequence[int]) -> StoredLatents:
+    """Latents (B, T, C, h, w), to be scaled.
 
-
-def _to_half(values: Tensor, where: str) -> np.ndarray:
-    """(1, n, ...) -> (n, ...) float16."""
-    half = values[0].to(torch.float16).cpu()
-    if not torch.isfinite(half).all():
-        raise ValueError(f"{where}: the codec gave latents up to {values.abs().max():.3g}, which float16 cannot hold")
-    return half.numpy()
+    Args:
+        parts: cache and variant of each sample; the caches are of one codec.
+        rows: (B, T) int64.
+        seeds: B seeds of the posterior's noise, used when the codec's posterior is "sample".
+    """
+    cache = parts[0][0]
+    stores = [own.stores[variant] for own, variant in parts]
+    latents = np.empty((*rows.shape, *cache.shape), np.float16)  # (B, T, C, h, w)
+    for own, store, out in zip(rows, stores, latents, strict=True):
+        store["mean"].read(own, out)
+    if cache.samples:
+        latents = latents.astype(np.float32)
+        for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
+            deviation = torch.exp(0.5 * torch.from_numpy(store["logvar"].read(own)).float())
+            sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
+            sample += deviation * gaussian(sample[None], [generator])[0]
+    return StoredLatents(torch.from_numpy(latents), cache.shift, cache.scale)

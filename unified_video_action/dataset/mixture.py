@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.sequence import WindowOptions, reach
+from unified_video_action.dataset.sequence import WindowOptions
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.transforms import HandWindows, WindowTransform
 from unified_video_action.dataset.window_dataset import WindowDataset
@@ -47,12 +47,7 @@ class Source(ABC):
         """
 
     def require(self, wanted: Wanted, hint: str = "", **offered: Collection[str]) -> None:
-        """Raise ValueError for what a task wants and this source has not.
-
-        Args:
-            hint: what to do, for the message.
-            offered: the names that it has of `cameras` and of `low_dim`.
-        """
+        """Raise ValueError, with a hint, for wanted `cameras` or `low_dim` that are not among those offered."""
         for part, names in offered.items():
             for name in getattr(wanted, part):
                 if name not in names:
@@ -78,15 +73,11 @@ class MixtureDataset(WindowDataset):
         horizon: frames and actions of a sample.
         val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
         max_train_episodes: most episodes of each store to train on; None: all.
-        pad_before, pad_after: as in `WindowOptions`; 1 and 7 are the paper's. None: every row of an episode is `now`.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
-        Others as in `WindowOptions`.
         hand: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
-
-    Raises:
-        ValueError: a bad option, no source, or sources that do not fit together.
+        Others as in `WindowOptions`.
     """
 
     def __init__(
@@ -120,11 +111,10 @@ class MixtureDataset(WindowDataset):
                 raise ValueError(f"task.dataset.sources: {source!r} is no source; give a mapping with its _target_")
         if isinstance(augmentation, bool):
             augmentation = VideoAugmentation() if augmentation else None
-        before, after = reach(horizon, history_actions)
         options = WindowOptions(
             horizon=horizon,
-            pad_before=before if pad_before is None else pad_before,
-            pad_after=after if pad_after is None else pad_after,
+            pad_before=pad_before,
+            pad_after=pad_after,
             low_dim_steps=low_dim_steps,
             history_actions=history_actions,
             future_low_dim=future_low_dim,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 STATISTICS = ("min", "max", "mean", "std")
+FLAT = 1e-4  # range below which a dimension counts as constant
 
 
 class Normalizer(nn.Module):
@@ -34,28 +35,27 @@ class Normalizer(nn.Module):
             self.stats[name] = {key: _vector(name, key, field[key]) for key in STATISTICS if key in field}
 
     @classmethod
-    def limits(cls, data: Mapping[str, np.ndarray | Tensor], range_eps: float = 1e-4) -> Normalizer:
-        """Fit each field's minimum and maximum onto [-1, 1].
+    def limits(cls, data: Mapping[str, np.ndarray | Tensor]) -> Normalizer:
+        """Fit the minimum and maximum of each field, name -> values (..., D), onto [-1, 1].
 
-        Args:
-            data: name -> values (..., D).
-            range_eps: a dimension that varies by less is centred on 0 with scale 1.
+        A dimension that varies by less than FLAT is centred on 0 with scale 1.
         """
         fields = {}
         for name, values in data.items():
-            stats, flat, extent = _statistics(name, values, range_eps)
-            scale = torch.where(flat, torch.ones_like(extent), 2 / extent)
+            stats, flat = _statistics(name, values)
+            extent = torch.where(flat, 2.0, stats["max"] - stats["min"])
+            scale = 2 / extent
             offset = torch.where(flat, -stats["min"], -1 - scale * stats["min"])
             fields[name] = {"scale": scale, "offset": offset, **stats}
         return cls(fields)
 
     @classmethod
-    def deviations(cls, data: Mapping[str, np.ndarray | Tensor], range_eps: float = 1e-4) -> Normalizer:
-        """Fit each field to mean 0 and standard deviation 1: for values with long tails. Arguments as for `limits`."""
+    def deviations(cls, data: Mapping[str, np.ndarray | Tensor]) -> Normalizer:
+        """Fit each field to mean 0 and standard deviation 1: for values with long tails. Data as for `limits`."""
         fields = {}
         for name, values in data.items():
-            stats, flat, _ = _statistics(name, values, range_eps)
-            scale = 1 / torch.where(flat, torch.ones_like(stats["std"]), stats["std"])
+            stats, flat = _statistics(name, values)
+            scale = 1 / torch.where(flat, 1.0, stats["std"])
             fields[name] = {"scale": scale, "offset": -scale * stats["mean"], **stats}
         return cls(fields)
 
@@ -75,11 +75,13 @@ class Normalizer(nn.Module):
 
     def scale(self, name: str) -> Tensor:
         """(D,); raises KeyError for an unknown field."""
-        return self._buffer(name, "scale")
+        if name not in self.names:
+            raise KeyError(f"the normaliser has no field {name!r}; it has {', '.join(self.names)}")
+        return getattr(self, f"{name}_scale")
 
     def offset(self, name: str) -> Tensor:
-        """(D,); raises KeyError for an unknown field."""
-        return self._buffer(name, "offset")
+        """(D,)"""
+        return getattr(self, f"{name}_offset")
 
     def normalize(self, name: str, x: Tensor) -> Tensor:
         """Data units (..., D) -> about [-1, 1]."""
@@ -87,7 +89,8 @@ class Normalizer(nn.Module):
 
     def unnormalize(self, name: str, y: Tensor) -> Tensor:
         """Normalised (..., D) -> data units."""
-        return (y - self.offset(name)) / self.scale(name)
+        scale = self.scale(name)
+        return (y - self.offset(name)) / scale
 
     def to_json(self) -> str:
         """The fields as JSON; float32 values survive the round trip exactly."""
@@ -110,11 +113,6 @@ class Normalizer(nn.Module):
             ) from error
         return cls(fields)
 
-    def _buffer(self, name: str, part: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(f"the normaliser has no field {name!r}; it has {', '.join(self.names)}")
-        return getattr(self, f"{name}_{part}")
-
 
 def _vector(name: str, part: str, values: Tensor) -> Tensor:
     vector = torch.as_tensor(values).detach().to(torch.float32, copy=True)
@@ -123,8 +121,8 @@ def _vector(name: str, part: str, values: Tensor) -> Tensor:
     return vector
 
 
-def _statistics(name: str, values: np.ndarray | Tensor, range_eps: float) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Statistics (D,) each, which dimensions hardly vary (D,), and their range (D,), 1 where they hardly vary."""
+def _statistics(name: str, values: np.ndarray | Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Statistics (D,) each, and which dimensions hardly vary (D,)."""
     rows = torch.as_tensor(values).to(torch.float32)
     rows = rows.reshape(-1, rows.shape[-1])  # (N, D)
     if not len(rows):
@@ -134,6 +132,4 @@ def _statistics(name: str, values: np.ndarray | Tensor, range_eps: float) -> tup
     exact = rows.to(torch.float64)
     mean, std = exact.mean(0).float(), exact.std(0, unbiased=False).float()
     stats = {"min": rows.amin(0), "max": rows.amax(0), "mean": mean, "std": std}
-    extent = stats["max"] - stats["min"]
-    flat = extent < range_eps
-    return stats, flat, torch.where(flat, torch.ones_like(extent), extent)
+    return stats, stats["max"] - stats["min"] < FLAT

@@ -11,7 +11,7 @@ import numpy as np
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.dataset.mixture import MixtureDataset, StoreSource, Wanted
-from unified_video_action.dataset.store import StoreError, require_width
+from unified_video_action.dataset.store import StoreError
 from unified_video_action.dataset.tables import Table
 from unified_video_action.env.pusht.geometry import state_targets
 from unified_video_action.spec import Horizon
@@ -19,7 +19,7 @@ from unified_video_action.spec import Horizon
 PUBLISHED = "$UVA_DATA_DIR/pusht/pusht.zip"
 WANTED = Wanted(cameras=("image",), low_dim=("agent_pos",), action_dim=2)
 TABLE = 512.0  # side of the table in the units of actions and states
-STATE = ("agent x", "agent y", "block x", "block y", "block angle")
+STATE = 5  # numbers: agent x and y, block x, y and angle
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,26 @@ class PushTSource(StoreSource):
 
     mirror: bool = False  # also every episode's mirror image in the diagonal, which keeps the goal and the T
 
-    @classmethod
-    def parse(cls, source: str | Path | Mapping, mirror: bool) -> PushTSource:
-        """From a path, or a mapping of fields. Raises ValueError for other keys."""
-        given = source if isinstance(source, Mapping) else {"path": str(source)}
-        known = sorted(field.name for field in fields(cls))
-        if "path" not in given or not set(given) <= set(known):
-            raise ValueError(f"source {dict(given)}: expected a path, or a mapping with path and {', '.join(known)}")
-        return cls(**{"mirror": mirror, **given})
-
     def tables(self, wanted: Wanted) -> list[Table]:
         self.require(wanted, cameras=("image",), low_dim=("agent_pos",))
         store = open_store(self, needs_state=bool(wanted.low_dim) or wanted.auxiliary)
-        return [_table(store, self, mirror, wanted) for mirror in ((False, True) if self.mirror else (False,))]
+        state, action = store.vectors.get("state"), store.vectors.get("action")
+        tables = []
+        for mirror in (False, True) if self.mirror else (False,):
+            if mirror:
+                state = None if state is None else mirror_state(state)
+                action = None if action is None else mirror_points(action)
+            table = Table(
+                store=store,
+                cameras={"image": "img"},
+                low_dim={"agent_pos": state[:, :2]} if wanted.low_dim else {},
+                action=action,
+                auxiliary=state_targets(state) if wanted.auxiliary else None,
+                weight=self.weight,
+                mirror=mirror_frames if mirror else None,
+            )
+            tables.append(table)
+        return tables
 
 
 class PushTDataset(MixtureDataset):
@@ -54,9 +61,6 @@ class PushTDataset(MixtureDataset):
             the fields of `PushTSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
         mirror: see `PushTSource`.
         Others as in `MixtureDataset`.
-
-    Raises:
-        FileNotFoundError: no store there. StoreError: damaged or inconsistent. ValueError: a bad option.
     """
 
     def __init__(
@@ -77,8 +81,14 @@ class PushTDataset(MixtureDataset):
         history_frequency: str = "fixed",
     ) -> None:
         paths = PUBLISHED if paths is None else paths
-        given = [paths] if isinstance(paths, str | Path | Mapping) else list(paths)
-        sources = [PushTSource.parse(source, mirror) for source in given]
+        given = [paths] if isinstance(paths, str | Path | Mapping) else paths
+        known = sorted(field.name for field in fields(PushTSource))
+        sources = []
+        for source in given:
+            source = {"mirror": mirror, **(source if isinstance(source, Mapping) else {"path": str(source)})}
+            if "path" not in source or not set(source) <= set(known):
+                raise ValueError(f"source {source}: expected a path, or a mapping with path and {', '.join(known)}")
+            sources.append(PushTSource(**source))
         super().__init__(
             sources,
             wanted,
@@ -98,11 +108,9 @@ class PushTDataset(MixtureDataset):
 
 def open_store(source: PushTSource, needs_state: bool = True) -> ReplayBuffer:
     """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed."""
-    wanted = {"action": 2} if source.has_action else {}
-    wanted |= {"state": len(STATE)} if needs_state else {}
-    store = ReplayBuffer(source.path, images=["img"], vectors=list(wanted))
-    for name, width in wanted.items():
-        require_width(store.vectors[name], width, f"{store.location}: data/{name}")
+    vectors = {"action": 2} if source.has_action else {}
+    vectors |= {"state": STATE} if needs_state else {}
+    store = ReplayBuffer(source.path, images=["img"], vectors=vectors)
     height, width = store.frame_shape("img")
     if height != width:
         raise StoreError(f"{store.location}: data/img has frames of {height} x {width}, expected square ones")
@@ -123,19 +131,3 @@ def mirror_state(state: np.ndarray) -> np.ndarray:
 def mirror_frames(frames: np.ndarray) -> np.ndarray:
     """Images (..., S, S) reflected in the same diagonal, their anti-transpose."""
     return np.swapaxes(frames[..., ::-1, ::-1], -1, -2)
-
-
-def _table(store: ReplayBuffer, source: PushTSource, mirror: bool, wanted: Wanted) -> Table:
-    state, action = store.vectors.get("state"), store.vectors.get("action")
-    if mirror:
-        state = None if state is None else mirror_state(state)
-        action = None if action is None else mirror_points(action)
-    return Table(
-        store=store,
-        cameras={"image": "img"},
-        low_dim={"agent_pos": state[:, :2]} if wanted.low_dim else {},
-        action=action,
-        auxiliary=state_targets(state) if wanted.auxiliary else None,
-        weight=source.weight,
-        mirror=mirror_frames if mirror else None,
-    )

@@ -42,10 +42,8 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         n: number of windows in the dataset.
-        global_batch: samples of one optimiser step, over all ranks.
+        global_batch: samples of one optimiser step, over all `world` processes, which share it equally.
         seed: of the run, >= 0.
-        start_step, stop_step: the steps to yield.
-        rank, world: this process and the number of processes; `world` divides `global_batch`.
     """
 
     def __init__(
@@ -58,16 +56,9 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if n < 1:
-            raise ValueError(f"n={n}: there is no window to sample")
+        assert n > 0 and 0 <= start_step <= stop_step and 0 <= rank < world and global_batch % world == 0
         if seed < 0:
             raise ValueError(f"seed={seed} must be >= 0")
-        if not 0 <= start_step <= stop_step:
-            raise ValueError(f"start_step={start_step}, stop_step={stop_step}: expected 0 <= start_step <= stop_step")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank={rank} of world={world}: expected 0 <= rank < world")
-        if global_batch < 1 or global_batch % world:
-            raise ValueError(f"global_batch={global_batch} is not a positive multiple of the {world} processes")
         self.n, self.global_batch, self.seed = n, global_batch, seed
         self.start_step, self.stop_step = start_step, stop_step
         self.rank, self.world = rank, world

@@ -25,8 +25,8 @@ class WindowOptions:
     """Which windows are cut, what they hold, and what is drawn at random."""
 
     horizon: Horizon = field(default_factory=Horizon)
-    pad_before: int = 1  # steps by which a window may reach over its episode's start
-    pad_after: int = 7  # and over its end
+    pad_before: int | None = 1  # steps by which a window may reach over its episode's start; None: all the way
+    pad_after: int | None = 7  # and over its end; 1 and 7 are the paper's
     low_dim_steps: int | None = None  # newest states given; None: one for each history frame
     history_actions: bool = False  # samples carry the chunk before now
     future_low_dim: bool | Sequence[str] = False  # samples carry all, or these, states at the steps of the actions
@@ -66,38 +66,19 @@ def reach(horizon: Horizon, history_actions: bool = False) -> tuple[int, int]:
     before = horizon.history * horizon.stride - 1
     if history_actions:
         before = max(before, horizon.actions, -horizon.history_action_offsets[0])
-    after = max(horizon.future * horizon.stride, horizon.action_offsets[-1])
-    return before, after
+    return before, max(horizon.future * horizon.stride, horizon.action_offsets[-1])
 
 
-def window_rows(
-    horizon: Horizon,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    pad_before: int,
-    pad_after: int,
-    history_actions: bool = False,
-    down_sample: int = 1,
-) -> tuple[np.ndarray, np.ndarray]:
-    """All windows over episodes [start, end).
-
-    Args:
-        starts, ends: (E,) first row of each episode and the row after its last.
-        pad_before, pad_after: steps by which a window may reach over an episode's start and end. At most what `reach`
-            returns, at which every row of an episode is `now` once; 1 and 7 are the paper's.
-        down_sample: rows that are recorded in a control step.
-
-    Returns:
-        episode: (W,) position in `starts` of each window's episode.
-        now: (W,) row of its newest observed frame.
-    """
-    before, after = reach(horizon, history_actions)
-    for name, pad, most in (("pad_before", pad_before, before), ("pad_after", pad_after, after)):
-        if not 0 <= pad <= most:
+def window_rows(options: WindowOptions, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All windows over episodes [start, end), both (E,): position of its episode (W,) and row `now` (W,) of each."""
+    cut = []
+    for name, most in zip(("pad_before", "pad_after"), reach(options.horizon, options.history_actions), strict=True):
+        pad = getattr(options, name)
+        if pad is not None and not 0 <= pad <= most:
             raise ValueError(f"{name}={pad}: expected 0 to {most}, so that `now` stays inside the episode")
-    first = np.asarray(starts, np.int64) + down_sample * (before - pad_before)
-    last = np.asarray(ends, np.int64) - 1 - down_sample * (after - pad_after)
-    counts = np.maximum(last - first + 1, 0)
+        cut.append(0 if pad is None else options.down_sample * (most - pad))
+    first = np.asarray(starts, np.int64) + cut[0]
+    counts = np.maximum(np.asarray(ends, np.int64) - cut[1] - first, 0)
     episode = np.repeat(np.arange(len(counts)), counts)  # (W,)
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (W,) window within its episode
     return episode, first[episode] + place
@@ -106,14 +87,9 @@ def window_rows(
 def clamp_rows(
     now: np.ndarray, start: np.ndarray, end: np.ndarray, offsets: np.ndarray | tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows at `offsets` from `now`, repeated at the episode's edges, and where they are such repeats.
+    """Rows (B, n) at `offsets` (n,) or (B, n) from `now` (B,), and which of them are padding (B, n).
 
-    Args:
-        now, start, end: (B,) window and its episode [start, end).
-        offsets: (n,) the same for all windows, or (B, n); integers, or floats for what lies between rows.
-
-    Returns:
-        rows (B, n), int64 or float64, and is_pad (B, n) bool, True beyond the episode's ends.
+    Rows beyond the episode [start, end) are its first or last one. Floats lie between rows.
     """
     rows = now[:, None] + np.asarray(offsets)  # (B, n)
     first, last = start[:, None], end[:, None] - 1
@@ -126,9 +102,8 @@ def random_history(horizon: Horizon, seeds: np.ndarray) -> np.ndarray:
     All multisets are equally likely (816 of them by default), as with the paper code's `different_history_freq`.
     """
     steps, earlier = horizon.history * horizon.stride, horizon.history - 1
-    order = uniform(seeds[:, None], np.arange(steps + earlier - 1)).argsort(axis=1)  # (B, steps + earlier - 1)
-    drawn = np.sort(order[:, :earlier], axis=1) - np.arange(earlier)  # (B, H - 1); a set of places makes a multiset
-    return np.column_stack([drawn, np.full(len(seeds), steps - 1)]) - (steps - 1)
+    drawn = _sets(seeds, steps + earlier - 1, earlier) - np.arange(earlier)  # (B, H - 1); a set makes a multiset
+    return np.column_stack([drawn - (steps - 1), np.zeros(len(seeds), np.int64)])
 
 
 def scattered_history(horizon: Horizon, seeds: np.ndarray) -> np.ndarray:
@@ -137,18 +112,19 @@ def scattered_history(horizon: Horizon, seeds: np.ndarray) -> np.ndarray:
     All sets are equally likely (1820 of them by default), as in the paper code's data of hand-held grippers.
     """
     steps = horizon.history * horizon.stride
-    order = uniform(seeds[:, None], np.arange(steps)).argsort(axis=1)  # (B, steps)
-    return np.sort(order[:, : horizon.history], axis=1) - (steps - 1)
+    return _sets(seeds, steps, horizon.history) - (steps - 1)
+
+
+def _sets(seeds: np.ndarray, places: int, count: int) -> np.ndarray:
+    """(B, count): a sorted set of numbers below `places` for each seed."""
+    order = uniform(seeds[:, None], np.arange(places)).argsort(axis=1)  # (B, places)
+    return np.sort(order[:, :count], axis=1)
 
 
 def split_episodes(
     n_episodes: int, val_ratio: float, seed: int, max_train_episodes: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Episode numbers (training, held out), sorted; the draw equals the paper code's for the same seed.
-
-    Raises:
-        ValueError: a ratio outside [0, 1), or no episode left to train on.
-    """
+    """Episode numbers (training, held out), sorted; the draw equals the paper code's for the same seed."""
     if not 0 <= val_ratio < 1:
         raise ValueError(f"val_ratio={val_ratio}: expected 0 <= val_ratio < 1")
     if max_train_episodes is not None and max_train_episodes < 1:

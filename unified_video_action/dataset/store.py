@@ -21,11 +21,7 @@ class StoreError(ValueError):
 
 
 def expand(location: str | Path) -> str:
-    """Replace `~` and environment variables such as ${UVA_DATA_DIR}.
-
-    Raises:
-        FileNotFoundError: a variable that is not set.
-    """
+    """Replace `~` and environment variables. Raises FileNotFoundError for a variable that is not set."""
     text = os.path.expandvars(os.path.expanduser(str(location)))
     unset = re.search(r"\$\{?(\w+)", text)
     if unset:
@@ -66,13 +62,7 @@ class EpisodeStore(ABC):
         return len(self.episode_ends)
 
     def __len__(self) -> int:
-        """Number of rows (time steps of all episodes)."""
         return int(self.episode_ends[-1])
-
-    def locate(self, row: int) -> tuple[int, int]:
-        """(episode, step within it) of a row."""
-        episode = int(np.searchsorted(self.episode_ends, row, side="right"))
-        return episode, int(row - self.episode_starts[episode])
 
     def frames(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Frames of a camera at `rows` (any shape, in any order): uint8 (*rows.shape, H, W, 3)."""
@@ -98,9 +88,7 @@ class EpisodeStore(ABC):
 
 
 class Kept:
-    """What a process has opened or decoded, the parts that were not used for the longest time left out.
-
-    A forked process and a pickle begin with nothing: open files must not be shared between processes.
+    """What a process has opened or decoded, least recently used parts left out; a fork or a pickle begins with nothing.
 
     Args:
         most: bytes of arrays, or number of other things, that are kept; one is kept in any case.
@@ -112,13 +100,12 @@ class Kept:
 
     def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
         """What is kept under `key`, which `make` makes where there is nothing."""
-        if self._owner != os.getpid():
+        if self._owner != os.getpid():  # forked: what the parent has open stays the parent's
             self._owner, self._parts = os.getpid(), OrderedDict()
         if key not in self._parts:
             self._parts[key] = make()
             while len(self._parts) > 1 and sum(map(_size, self._parts.values())) > self.most:
-                _, part = self._parts.popitem(last=False)
-                getattr(part, "close", int)()
+                _close(self._parts.popitem(last=False)[1])
         self._parts.move_to_end(key)
         return self._parts[key]
 
@@ -128,11 +115,16 @@ class Kept:
     def clear(self) -> None:
         if self._owner == os.getpid():
             for part in self._parts.values():
-                getattr(part, "close", int)()
+                _close(part)
         self._parts = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"most": self.most, "_owner": 0, "_parts": OrderedDict()}
+
+
+def _close(part: Any) -> None:
+    if hasattr(part, "close"):
+        part.close()
 
 
 def _size(part: Any) -> int:
@@ -141,15 +133,14 @@ def _size(part: Any) -> int:
     return getattr(part, "nbytes", 1)
 
 
+def check_numbers(array: Any, where: str, width: int | None = None) -> None:
+    """Raise StoreError unless an array of a store holds numbers (N, D); D is `width`, where that is given."""
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or width not in (None, array.shape[1]):
+        raise StoreError(f"{where} is {array.dtype} {array.shape}, expected numbers (N, {width or 'D'})")
+
+
 def as_float32(values: np.ndarray, where: str) -> np.ndarray:
-    """Numbers (N, D) of a recording as float32.
-
-    Args:
-        where: store and array, for messages.
-
-    Raises:
-        StoreError: a value that is not finite or larger than LARGEST; names row and column.
-    """
+    """Numbers (N, D) as float32. Raises StoreError, naming row and column, for what is not finite or above LARGEST."""
     bad = ~(np.abs(values.astype(np.float64)) <= LARGEST)
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -157,10 +148,3 @@ def as_float32(values: np.ndarray, where: str) -> np.ndarray:
         fault = f"is larger than any action or state ({LARGEST:.0e})" if np.isfinite(value) else "is not a number"
         raise StoreError(f"{where}[{row}, {column}] = {value!s} {fault}; correct it, or leave out its episode")
     return values.astype(np.float32)
-
-
-def require_width(values: np.ndarray, width: int, where: str) -> np.ndarray:
-    """The same values (N, `width`). Raises StoreError for another width; `where` names store and array."""
-    if values.shape[1] != width:
-        raise StoreError(f"{where} has shape {values.shape}, expected ({len(values)}, {width})")
-    return values

@@ -10,7 +10,7 @@ import numpy as np
 
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows
 from unified_video_action.dataset.store import EpisodeStore, StoreError
-from unified_video_action.dataset.transforms import WindowStates, poses_between, rows_between
+from unified_video_action.dataset.transforms import WindowStates, rows_between
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,6 @@ class Recordings:
         first: (tables,) row at which each of them begins.
         has_action: (tables,) bool.
         low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32.
-
-    Raises:
-        StoreError: actions of another width. ValueError: a latency of what is not recorded.
     """
 
     def __init__(self, tables: Sequence[Table], action_dim: int, options: WindowOptions) -> None:
@@ -81,10 +78,10 @@ class Recordings:
                 raise ValueError(f"{table.store.location}: all sources have auxiliary targets, or none")
         self.first = np.cumsum([0, *map(len, tables[:-1])])
         self.has_action = np.array([table.action is not None for table in tables])
-        none = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
+        actions = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
         self.low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
         self.auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
-        self._action, self._poses = _stack(none), tables[0].poses
+        self._action, self._poses = _stack(actions), tables[0].poses
         for name in options.latency:
             if name not in {*self.low_dim, "action"}:
                 raise ValueError(f"latency.{name}: there is no such state; there are {', '.join(self.low_dim)}, action")
@@ -98,45 +95,43 @@ class Recordings:
         history_offsets: np.ndarray,
         training: bool,
     ) -> WindowStates:
-        """What windows hold besides frames, transformed.
+        """What windows `now` (B,) of episodes [start, end) hold besides frames, transformed.
 
-        Args:
-            now, start, end: (B,) rows: window and its episode [start, end).
-            seeds: (B,) of the samples.
-            history_offsets: (H,) or (B, H) steps.
-            training: whether transforms may draw anything.
+        `history_offsets` are (H,) or (B, H) steps; transforms may draw something if `training`.
         """
         options, horizon = self.options, self.options.horizon
 
-        def read(name: str, values: np.ndarray, steps: np.ndarray, late_as: str) -> np.ndarray:
-            """(B, n, d)"""
-            offsets = self._offsets(steps, late_as)
-            between = poses_between if name in self._poses else rows_between
-            return between(values, clamp_rows(now, start, end, offsets)[0])
+        def at(steps: Sequence[int] | np.ndarray, late_as: str) -> tuple[np.ndarray, np.ndarray]:
+            """Rows at which something is read, integers unless they lie between rows, and which are padding."""
+            late = options.latency.get(late_as, 0)
+            offsets = options.down_sample * np.array(steps) + (int(late) if late == int(late) else late)
+            return clamp_rows(now, start, end, offsets)
 
-        def observed(steps: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-            return {name: read(name, values, steps, name) for name, values in self.low_dim.items()}
-
-        def targets(steps: Sequence[int]) -> dict[str, np.ndarray]:
-            return {name: read(name, values, steps, "action") for name, values in self.low_dim.items()}
+        def states(steps: Sequence[int] | np.ndarray, late_as: str | None = None) -> dict[str, np.ndarray]:
+            """name -> (B, n, d), each with its own latency unless it is read as late as another."""
+            return {
+                name: rows_between(values, at(steps, late_as or name)[0], name in self._poses)
+                for name, values in self.low_dim.items()
+            }
 
         past = horizon.history_action_offsets if options.history_actions else None
         whole = bool(options.transforms)  # which may need all of it
-        states = WindowStates(
-            history=observed(history_offsets[..., -(options.low_dim_steps or horizon.history) :]),
-            now=observed([0]) if whole else {},
-            future=observed(horizon.action_offsets) if whole or options.future_low_dim else {},
-            targets=targets(horizon.action_offsets) if whole else {},
-            past_targets=targets(past) if whole and past else {},
-            action=read("action", self._action, horizon.action_offsets, "action"),
-            history_action=read("action", self._action, past, "action") if past else None,
-            action_is_pad=clamp_rows(now, start, end, self._offsets(horizon.action_offsets, "action"))[1],
+        action_rows, action_is_pad = at(horizon.action_offsets, "action")
+        found = WindowStates(
+            history=states(history_offsets[..., -(options.low_dim_steps or horizon.history) :]),
+            now=states([0]) if whole else {},
+            future=states(horizon.action_offsets) if whole or options.future_low_dim else {},
+            targets=states(horizon.action_offsets, "action") if whole else {},
+            past_targets=states(past, "action") if whole and past else {},
+            action=rows_between(self._action, action_rows),
+            history_action=rows_between(self._action, at(past, "action")[0]) if past else None,
+            action_is_pad=action_is_pad,
             seeds=seeds,
             training=training,
         )
         for transform in options.transforms:
-            states = transform(states)
-        return states
+            found = transform(found)
+        return found
 
     def sample(self, most: int) -> tuple[np.ndarray, WindowStates]:
         """Tables (n,) and states of windows at up to `most` rows, evenly spread, history at its fixed times."""
@@ -149,26 +144,13 @@ class Recordings:
         states = self.states(now, starts[episode], ends[episode], np.zeros(count, np.int64), fixed, training=False)
         return np.searchsorted(self.first, now, side="right") - 1, states
 
-    def _offsets(self, steps: Sequence[int] | np.ndarray, late_as: str) -> np.ndarray:
-        """Rows from `now` at which a state or the actions are read: integers unless they lie between rows."""
-        rows, late = self.options.down_sample * np.array(steps), self.options.latency.get(late_as, 0)
-        return rows + (int(late) if late == int(late) else late)
-
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
 def repeats(windows: list[int], weights: list[float | None]) -> list[float]:
-    """How often each source's windows must occur so that sources have the given shares; at least once each.
-
-    Args:
-        windows: number of windows of each source.
-        weights: their shares, or None for all.
-
-    Raises:
-        ValueError: some sources have a weight and others have none.
-    """
+    """How often the windows of each source must occur for shares of the given weights, or None; at least once each."""
     if all(weight is None for weight in weights):
         return [1.0] * len(windows)
     if any(weight is None for weight in weights):

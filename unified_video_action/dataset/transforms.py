@@ -52,8 +52,7 @@ class WindowTransform(ABC):
 class StartNoise(WindowTransform):
     """In training, adds normal noise to the six numbers of the pose in which the episode began.
 
-    A policy that reads its rotation from the start would otherwise trust that start more than a robot, put in place by
-    hand, can offer.
+    A robot is put in place by hand, so a policy must not trust that start too much.
     """
 
     deviation: float = 0.05  # standard deviation: metres of the position, radians of the axis-angle vector
@@ -80,20 +79,14 @@ class HandWindows(WindowTransform):
         now = from_vector(states.now[POSE][:, 0])  # (B, 4, 4)
         start = from_vector(states.now[START_POSE][:, 0])  # (B, 4, 4)
 
-        def observed(recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            return self.hand.observe(from_vector(recorded[POSE]), recorded[GRIPPER][..., 0], now, start)
+        def hand(recorded: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+            return from_vector(recorded[POSE]), recorded[GRIPPER][..., 0]
 
-        def acted(recorded: Mapping[str, np.ndarray]) -> np.ndarray:
-            return self.hand.actions(from_vector(recorded[POSE]), recorded[GRIPPER][..., 0], now)
-
-        return replace(
-            states,
-            history=observed(states.history),
-            now=observed(states.now),
-            future=observed(states.future),
-            action=acted(states.targets),
-            history_action=acted(states.past_targets) if states.past_targets else None,
-        )
+        seen = {
+            part: self.hand.observe(*hand(getattr(states, part)), now, start) for part in ("history", "now", "future")
+        }
+        past = self.hand.actions(*hand(states.past_targets), now) if states.past_targets else None
+        return replace(states, **seen, action=self.hand.actions(*hand(states.targets), now), history_action=past)
 
 
 def normal(seeds: np.ndarray, stream: int, count: int) -> np.ndarray:
@@ -104,29 +97,15 @@ def normal(seeds: np.ndarray, stream: int, count: int) -> np.ndarray:
     return length * np.cos(2 * np.pi * uniform(own, count + places))
 
 
-def rows_between(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Rows (...) of values (N, d), which may lie between two stored ones: (..., d), of the same dtype."""
-    below, above, share = neighbours(rows)
-    if share is None:
-        return values[below]
-    return ((1 - share) * values[below] + share * values[above]).astype(values.dtype)
+def rows_between(values: np.ndarray, rows: np.ndarray, poses: bool = False) -> np.ndarray:
+    """Rows (...), whole or between two stored ones, of values (N, d): (..., d), of the same dtype.
 
-
-def poses_between(poses: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Poses (..., 6) at `rows` (...) of poses (N, 6): positions in proportion, rotations along the shortest turn."""
-    below, above, share = neighbours(rows)
-    if share is None:
-        return poses[below]
-    made = to_vector(between(from_vector(poses[below]), from_vector(poses[above]), share[..., 0]))
-    return made.astype(poses.dtype)
-
-
-def neighbours(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The stored rows below and above `rows` (...), and how far towards the latter they lie: (..., 1) in [0, 1).
-
-    For whole rows, of an integer dtype, both are the same and there is no share.
+    Numbers are mixed in proportion; `poses` (N, 6) turn along the shortest way.
     """
     if np.issubdtype(rows.dtype, np.integer):
-        return rows, rows, None
+        return values[rows]
     below = np.floor(rows).astype(np.int64)
-    return below, np.ceil(rows).astype(np.int64), (rows - below)[..., None]
+    before, after, share = values[below], values[np.ceil(rows).astype(np.int64)], (rows - below)[..., None]
+    if poses:
+        return to_vector(between(from_vector(before), from_vector(after), share[..., 0])).astype(values.dtype)
+    return ((1 - share) * before + share * after).astype(values.dtype)

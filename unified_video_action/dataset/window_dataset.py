@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unified_video_action.dataset.frame_readers import (
-    FrameReader,
-    LatentReader,
-    PixelReader,
-    build_frames,
-    build_latents,
-)
+from unified_video_action.dataset.frame_readers import LatentReader, PixelReader
 from unified_video_action.dataset.latents import LatentStatistics, StoredLatents
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows, split_episodes, window_rows
@@ -29,7 +23,7 @@ from unified_video_action.vae.base import FrameCodec
 
 log = logging.getLogger(__name__)
 
-NORMALIZERS = {"limits": Normalizer.limits, "deviations": Normalizer.deviations}
+NORMALIZERS = {"limits": Normalizer.limits, "deviations": Normalizer.deviations, "none": None}
 ROWS_FITTED = 50_000  # at most so many windows decide how transformed states and actions are normalised
 
 
@@ -43,17 +37,7 @@ class WindowDataset(Dataset):
     and of sources with instructions `text` (text_dim,), the feature that `use_text` was given. Every random choice is a
     function of the seed.
 
-    Args:
-        tables: sources; those of one store share its split into training and held-out episodes.
-        action_dim: D.
-        val_ratio: share of each store's episodes that is held out.
-        split_seed: of that draw.
-        max_train_episodes: most episodes of each store to train on; None: all.
-        raw_dims: field ("action" or a state) -> dimensions that the normaliser leaves as they are.
-        normalizer: what is fitted: "limits", "deviations" (for values with long tails) or "none".
-
-    Raises:
-        ValueError: tables that do not fit together, or no episode that is long enough.
+    Tables of one store share its split into training and held-out episodes; the other arguments are `MixtureDataset`'s.
     """
 
     def __init__(
@@ -67,46 +51,37 @@ class WindowDataset(Dataset):
         raw_dims: Mapping[str, Sequence[int]] | None = None,
         normalizer: str = "limits",
     ) -> None:
-        if normalizer not in (*NORMALIZERS, "none"):
-            raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join([*NORMALIZERS, 'none'])}")
+        if normalizer not in NORMALIZERS:
+            raise ValueError(f"normalizer={normalizer!r}: expected one of {', '.join(NORMALIZERS)}")
         self.raw_dims, self.normalizer, self._training = dict(raw_dims or {}), normalizer, True
         self.tables, self.action_dim, self.options = tuple(tables), action_dim, options
         for camera in tables[0].cameras:
             sizes = {table.store.location: table.store.frame_shape(table.cameras[camera]) for table in tables}
             if len(set(sizes.values())) > 1:
                 raise ValueError(f"camera {camera}: frames of different sizes cannot share a batch: {sizes}")
+        if len({table.instructions is None for table in tables}) > 1:
+            raise ValueError("some sources have instructions and others have none: give every source a task string")
         self._splits = [
             split_episodes(table.store.n_episodes, val_ratio, split_seed, max_train_episodes) for table in tables
         ]
         self._recorded = Recordings(tables, action_dim, options)
         self._first, self._has_action = self._recorded.first, self._recorded.has_action
-        with_text = {table.instructions is not None for table in tables}
-        if len(with_text) > 1:
-            raise ValueError("some sources have instructions and others have none: give every source a task string")
+        self._auxiliary = self._recorded.auxiliary
         self._instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
         self._spoken = np.concatenate([_spoken(table, self._instructions) for table in tables])  # (N,)
         self._text: Tensor | None = None  # (instructions, text_dim)
-        self._auxiliary = self._recorded.auxiliary
-        self._reader: FrameReader = PixelReader(self.tables, options.augmentation)
+        self._reader: PixelReader | LatentReader = PixelReader(self.tables, options.augmentation)
         self._cut([train for train, _ in self._splits])
 
     # -- windows -------------------------------------------------------------------------------------------------------
 
     def _cut(self, episodes: Sequence[np.ndarray]) -> None:
         """List the windows of these episodes of each table, those of weighted sources several times."""
-        options, parts = self.options, []
+        parts = []
         for number, (table, chosen) in enumerate(zip(self.tables, episodes, strict=True)):
             starts = self._first[number] + table.store.episode_starts[chosen]
             ends = self._first[number] + table.store.episode_ends[chosen]
-            episode, now = window_rows(
-                options.horizon,
-                starts,
-                ends,
-                options.pad_before,
-                options.pad_after,
-                options.history_actions,
-                options.down_sample,
-            )
+            episode, now = window_rows(self.options, starts, ends)
             parts.append(np.stack([np.full(len(now), number), now, starts[episode], ends[episode]]))  # (4, W)
         times = repeats([part.shape[1] for part in parts], [table.weight for table in self.tables])
         parts = [
@@ -116,14 +91,10 @@ class WindowDataset(Dataset):
         self._table, self._now, self._start, self._end = np.concatenate(parts, axis=1)  # (W,) each
         if not len(self._now):
             places = ", ".join(table.store.location for table in self.tables)
-            raise ValueError(f"{places}: no episode is long enough for a window of {options.horizon}")
+            raise ValueError(f"{places}: no episode is long enough for a window of {self.options.horizon}")
 
     def validation(self) -> WindowDataset:
-        """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches.
-
-        Raises:
-            ValueError: nothing is held out (val_ratio is 0).
-        """
+        """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches."""
         held_out = [
             held if table.mirror is None else held[:0]
             for table, (_, held) in zip(self.tables, self._splits, strict=True)
@@ -147,32 +118,22 @@ class WindowDataset(Dataset):
     def __len__(self) -> int:
         return len(self._now)
 
-    def describe(self, index: int) -> str:
-        """Where a window comes from: file, episode, step; for messages."""
-        number = self._table[index]
-        store, mirror = self.tables[number].store, self.tables[number].mirror
-        episode, step = store.locate(int(self._now[index] - self._first[number]))
-        return f"{store.location}, episode {episode}, step {step}" + (", mirrored" if mirror else "")
-
     def episodes(self) -> np.ndarray:
         """(W,) a number for each window that only windows of its episode share."""
         return np.unique(np.stack([self._table, self._start]), axis=1, return_inverse=True)[1].reshape(-1)
-
-    @property
-    def auxiliary_dim(self) -> int:
-        """K; 0 without auxiliary targets."""
-        return 0 if self._auxiliary is None else self._auxiliary.shape[1]
-
-    def frame_shapes(self) -> dict[str, tuple[int, int]]:
-        """camera -> (H, W) of the stored frames."""
-        table = self.tables[0]
-        return {camera: table.store.frame_shape(name) for camera, name in table.cameras.items()}
 
     def low_dim_dims(self) -> dict[str, int]:
         """name -> d."""
         return {name: values.shape[-1] for name, values in self._recorded.sample(1)[1].history.items()}
 
-    # -- caches --------------------------------------------------------------------------------------------------------
+    def shapes(self) -> dict[str, tuple[int, ...] | int]:
+        """Shapes of what the sources have, by the names of a task's shape_meta."""
+        table, auxiliary = self.tables[0], self._auxiliary
+        found = {f"obs.{camera}": (3, *table.store.frame_shape(name)) for camera, name in table.cameras.items()}
+        found |= {f"obs.{name}": (width,) for name, width in self.low_dim_dims().items()}
+        return found | {"action": (self.action_dim,), "auxiliary_dim": 0 if auxiliary is None else auxiliary.shape[1]}
+
+    # -- caches and instructions ---------------------------------------------------------------------------------------
 
     def latents(
         self,
@@ -183,7 +144,7 @@ class WindowDataset(Dataset):
         progress: bool = True,
     ) -> LatentReader:
         """Open the latent caches of this dataset's stores for `use_latents`, first building them where needed."""
-        return build_latents(self.tables, codec, n_views, self.options.augmentation, folder, rebuild, progress)
+        return LatentReader.build(self.tables, codec, n_views, self.options.augmentation, folder, rebuild, progress)
 
     def use_latents(self, cache: LatentReader) -> None:
         """From now on samples hold latents."""
@@ -191,10 +152,21 @@ class WindowDataset(Dataset):
 
     def use_frames(self, folder: str | Path | None = None, cached: bool = False, progress: bool = True) -> None:
         """From now on samples hold frames: decoded from the stores, or (`cached`) from a cache that is built once."""
+        augmentation = self.options.augmentation
         if cached:
-            self._reader = build_frames(self.tables, self.options.augmentation, folder, progress=progress)
+            self._reader = PixelReader.cached(self.tables, augmentation, folder, progress)
         else:
-            self._reader = PixelReader(self.tables, self.options.augmentation)
+            self._reader = PixelReader(self.tables, augmentation)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every instruction that occurs, in alphabetical order; empty for a task without language."""
+        return self._instructions
+
+    def use_text(self, features: Tensor) -> None:
+        """From now on samples carry `text`: features (instructions, text_dim), in the order of `instructions`."""
+        assert len(features) == len(self._instructions)
+        self._text = features.float().cpu()
 
     # -- samples -------------------------------------------------------------------------------------------------------
 
@@ -218,8 +190,7 @@ class WindowDataset(Dataset):
         horizon, step = self.options.horizon, self.options.down_sample
         history_offsets = self.options.history_offsets(seeds)
         history_rows, _ = clamp_rows(now, start, end, step * history_offsets)  # (B, H)
-        future_offsets = step * np.array(horizon.future_offsets, np.int64)
-        future_rows, frame_is_pad = clamp_rows(now, start, end, future_offsets)  # (B, F)
+        future_rows, frame_is_pad = clamp_rows(now, start, end, step * np.array(horizon.future_offsets, np.int64))
         frame_rows = np.concatenate([history_rows, future_rows], axis=1)  # (B, H + F)
         videos = self._reader.read(table, frame_rows - self._first[table][:, None], seeds)
         states = self._recorded.states(now, start, end, seeds, history_offsets, self._training)
@@ -246,35 +217,17 @@ class WindowDataset(Dataset):
             batch["auxiliary"] = torch.from_numpy(self._auxiliary[frame_rows])  # (B, H + F, K)
         return batch
 
-    # -- instructions --------------------------------------------------------------------------------------------------
-
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Every instruction that occurs, in alphabetical order; empty for a task without language."""
-        return self._instructions
-
-    def use_text(self, features: Tensor) -> None:
-        """From now on samples carry `text`: features (instructions, text_dim), in the order of `instructions`."""
-        if len(features) != len(self._instructions):
-            raise ValueError(f"{len(features)} features for {len(self._instructions)} instructions")
-        self._text = features.float().cpu()
-
-    # -- normalisation -------------------------------------------------------------------------------------------------
+    # -- statistics ----------------------------------------------------------------------------------------------------
 
     def measure_latents(self, windows: int = 512) -> dict[str, LatentStatistics]:
-        """How large the latents of each camera are, and their changes, over windows spread evenly over the samples.
-
-        Raises:
-            ValueError: samples hold frames, not latents.
-        """
-        places = range(0, len(self), max(1, len(self) // windows))
-        batch = self.__getitems__([(place, place) for place in places])
-        measured = {}
-        for camera, history in batch["history"].items():
-            if not history.is_floating_point():
-                raise ValueError("latents are measured where there are some: data.frames=latents")
-            measured[camera] = LatentStatistics.of(history, batch["future"][camera])
-        return measured
+        """How large the latents of each camera are, and their changes, over windows spread evenly over the samples."""
+        if not isinstance(self._reader, LatentReader):
+            raise ValueError("latents are measured where there are some: data.frames=latents")
+        batch = self.__getitems__([(place, place) for place in range(0, len(self), max(1, len(self) // windows))])
+        return {
+            camera: LatentStatistics.of(history, batch["future"][camera])
+            for camera, history in batch["history"].items()
+        }
 
     def fit_normalizer(self, relative_to: str | None = None) -> Normalizer:
         """Limits of actions and states over all episodes, the held-out ones included (as the paper's code does).
@@ -285,9 +238,9 @@ class WindowDataset(Dataset):
         """
         if relative_to is not None and self.options.transforms:
             raise ValueError(f"relative_to={relative_to!r}: the data's transforms make actions relative already")
-        if self.normalizer == "none":
-            return Normalizer.identity({"action": self.action_dim, **self.low_dim_dims()})
         fit = NORMALIZERS[self.normalizer]
+        if fit is None:
+            return Normalizer.identity({"action": self.action_dim, **self.low_dim_dims()})
         if self.options.transforms:
             table, states = self._recorded.sample(ROWS_FITTED)
             low_dim = states.history
@@ -315,9 +268,8 @@ class WindowDataset(Dataset):
         if relative_to is None:
             return table.action
         if relative_to not in table.low_dim:
-            raise ValueError(
-                f"relative_to={relative_to!r}: the data has {', '.join(table.low_dim) or 'no low-dim values'}"
-            )
+            there = ", ".join(table.low_dim) or "no low-dim values"
+            raise ValueError(f"relative_to={relative_to!r}: the data has {there}")
         offsets = horizon.action_offsets
         if self.options.history_actions:
             offsets = horizon.history_action_offsets + offsets
@@ -334,7 +286,6 @@ def _spoken(table: Table, instructions: Sequence[str]) -> np.ndarray:
     spoken = np.array([places[text] for text in table.instructions or ()], np.int64)
     if len(spoken) == table.store.n_episodes:
         spoken = np.repeat(spoken, np.diff(table.store.episode_ends, prepend=0))
-    assert len(spoken) in (0, len(table))
     return spoken
 
 
@@ -343,6 +294,4 @@ def _tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
 
 
 def _first_row(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[0]
-    return {name: _first_row(value) for name, value in batch.items()}
+    return batch[0] if isinstance(batch, Tensor) else {name: _first_row(value) for name, value in batch.items()}

@@ -63,7 +63,7 @@ def test_the_layout_is_the_published_one(archive) -> None:
     assert UmiSource(str(archive), instruction="place the cup").tables(WANTED)[0].instructions == ("place the cup",) * 3
 
 
-@pytest.mark.parametrize("codec", [JpegXlCodec(), JpegXlCodec(lossless=True), JpegXlCodec(80), JpegCodec(95), None])
+@pytest.mark.parametrize("codec", [JpegXlCodec(lossless=True), JpegXlCodec(80), JpegCodec(95), None])
 def test_frames_of_every_codec(tmp_path, codec) -> None:
     store = UmiStore(write_umi(tmp_path / "a.zarr", SHOWN, POSES, codec=codec), [CAMERA])
     rows = np.array([[59, 0, 7], [7, 7, 31]])
@@ -87,7 +87,7 @@ def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
 
 def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> None:
     dataset = MixtureDataset(UmiSource(str(archive)), WANTED, Horizon(), 0, pad_before=None, pad_after=None)
-    dataset.fit_normalizer(), dataset.low_dim_dims(), dataset.describe(0)
+    dataset.fit_normalizer(), dataset.low_dim_dims()
     assert not decoded, "poses and sizes need no frames"
     sample = dataset[(40, 0)]  # row 40, of the episode from 33: history rows 33, 33, 36, 40, future rows 44 ... 56
     shown = [read_numbers(np.moveaxis(sample[part][CAMERA].numpy(), 1, -1)).tolist() for part in ("history", "future")]
@@ -159,35 +159,21 @@ def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_pat
     assert len(list(tmp_path.glob("*.latents"))) == len(list(tmp_path.glob("*.frames"))) == 2
 
 
-# -- several sources ---------------------------------------------------------------------------------------------------
-
-
-def test_weights_share_the_samples(tmp_path) -> None:
-    sources = {}
-    for name, count, weight in (("cup", 40, 1.0), ("towel", 80, 3.0)):
-        path = write_umi(tmp_path / f"{name}.zarr.zip", SHOWN[:1].repeat(count, 0), POSES[:1].repeat(count, 0))
-        sources[name] = UmiSource(str(path), weight=weight, instruction=f"move the {name}")
-    dataset = MixtureDataset(sources, WANTED, Horizon(), 0, pad_before=None, pad_after=None)
-    assert dataset.instructions == ("move the cup", "move the towel")
-    counts = np.bincount(dataset._table)
-    assert counts[1] == pytest.approx(3 * counts[0], abs=2) and counts[0] == 40
-    dataset.use_text(torch.tensor([[1.0], [2.0]]))
-    texts = dataset.__getitems__([(0, 0), (len(dataset) - 1, 0)])["text"]
-    assert texts.tolist() == [[1.0], [2.0]]
-
-
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_two_arms_are_refused(tmp_path) -> None:
-    path = write_umi(tmp_path / "two.zarr.zip", SHOWN, POSES, robot1_eef_pos=np.zeros((60, 3), np.float32))
-    with pytest.raises(StoreError, match=r"two.zarr.zip: has data/robot1_eef_pos, so it is of two arms; only one arm"):
-        UmiSource(str(path)).tables(WANTED)
-
-
 def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None:
+    write_umi(tmp_path / "run" / "a.zarr", SHOWN, POSES)
+    write_umi(tmp_path / "run" / "b.zarr", SHOWN[:, ::2, ::2], POSES)
+    with pytest.raises(StoreError, match=r"b.zarr: camera0_rgb has frames of \(24, 24\).*set image_size"):
+        UmiStore(tmp_path / "run", [CAMERA])
+    (table,) = UmiSource(str(tmp_path / "run"), image_size=32).tables(WANTED)
+    assert table.store.frames(CAMERA, np.array([0, 119])).shape == (2, 32, 32, 3)
+    path = write_umi(tmp_path / "two.zarr", SHOWN, POSES, robot1_eef_pos=np.zeros((60, 3), np.float32))
+    with pytest.raises(StoreError, match=r"two.zarr: has data/robot1_eef_pos, so it is of two arms; only one arm"):
+        UmiStore(path, [CAMERA])
     path = write_umi(tmp_path / "a.zarr", SHOWN, POSES, robot0_demo_start_pose=np.zeros((60, 3)))
-    with pytest.raises(StoreError, match=r"robot0_demo_start_pose has shape \(60, 3\), expected \(60, 6\)"):
+    with pytest.raises(StoreError, match=r"robot0_demo_start_pose is float64 \(60, 3\), expected numbers \(N, 6\)"):
         UmiStore(path, [CAMERA])
     group = zarr.open_group(path, mode="r+", zarr_format=2)["data"]
     del group["robot0_gripper_width"]
@@ -206,22 +192,6 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
         UmiStore(tmp_path / "other", [CAMERA])
 
 
-def test_a_damaged_frame_is_named(tmp_path) -> None:
-    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
-    (path / "data" / CAMERA / "9.0.0.0").write_bytes(b"no picture")
-    with pytest.raises(StoreError, match=rf"data/{CAMERA}\[9:10\] cannot be read "):
-        UmiStore(path, [CAMERA]).frames(CAMERA, np.array([9]))
-
-
-def test_sizes_must_agree(tmp_path) -> None:
-    write_umi(tmp_path / "run" / "a.zarr", SHOWN, POSES)
-    write_umi(tmp_path / "run" / "b.zarr", SHOWN[:, ::2, ::2], POSES)
-    with pytest.raises(StoreError, match=r"b.zarr: camera0_rgb has frames of \(24, 24\).*set image_size"):
-        UmiStore(tmp_path / "run", [CAMERA])
-    (table,) = UmiSource(str(tmp_path / "run"), image_size=32).tables(WANTED)
-    assert table.store.frames(CAMERA, np.array([0, 119])).shape == (2, 32, 32, 3)
-
-
 @pytest.mark.parametrize(
     ("wanted", "options", "message"),
     [
@@ -229,7 +199,7 @@ def test_sizes_must_agree(tmp_path) -> None:
         (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, r"the task reads 'robot0_eef_pos', .*task.hand.states"),
         (WANTED, {"weight": 0}, "weight=0 must be positive"),
         (WANTED, {"mask": "cups"}, "mask='cups'"),
-        (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "mask: .* is no polygon"),
+        (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "polygons of three corners"),
         (WANTED, {"image_size": -1}, "image_size=-1"),
     ],
 )

@@ -14,9 +14,8 @@ from unified_video_action.dataset.formats import video_frames
 from unified_video_action.dataset.formats.video_folder import VideoFolderSource
 from unified_video_action.dataset.formats.video_frames import VideoFiles, read_header
 from unified_video_action.dataset.frame_fit import Fit
-from unified_video_action.dataset.mixture import MixtureDataset, Wanted
+from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.store import StoreError
-from unified_video_action.spec import Horizon
 
 FRAMES = numbered_frames(range(60))
 
@@ -59,33 +58,6 @@ def test_every_frame_is_the_one_that_was_encoded(tmp_path, codec):
     np.testing.assert_allclose(files.times(path), np.arange(60) / 10, atol=1e-6)
     for numbers in (np.random.default_rng(0).permutation(60), [59], [0], [7, 7, 3, 59, 3], range(30, 60, 4)):
         assert np.array_equal(read(files, path, list(numbers)), through[list(numbers)])
-
-
-def test_reading_in_order_decodes_each_frame_once(video, monkeypatch):
-    seeks, seek = [], video_frames._Decoder._seek
-    monkeypatch.setattr(video_frames._Decoder, "_seek", lambda self, time: (seeks.append(time), seek(self, time)))
-    files = VideoFiles()
-    for start in range(0, 60, 15):
-        read(files, video, range(start, start + 15))
-    assert len(seeks) == 1
-    read(files, video, [2])  # back
-    read(files, video, [50])  # far ahead: rather from the key frame before it
-    assert len(seeks) == 3
-
-
-def test_few_files_are_open_and_a_copy_opens_its_own(tmp_path, video):
-    paths = [tmp_path / f"{number}.mp4" for number in range(9)]
-    for path in paths:
-        os.link(video, path)
-    files = VideoFiles(most_open=3)
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    for path in [*paths, *paths]:
-        assert read_numbers(read(files, path, [5])) == [5]
-    assert len(files._decoders) == 3
-    if before:
-        assert len(os.listdir("/proc/self/fd")) <= before + 3
-    copy = pickle.loads(pickle.dumps(files))  # noqa: S301
-    assert not copy._decoders and read_numbers(read(copy, paths[0], [9])) == [9]
 
 
 def test_broken_files_and_times_without_a_frame_are_named(tmp_path, video):
@@ -253,12 +225,3 @@ def test_upper_case_is_read_and_hidden_files_are_not(folder, caplog):
         path.unlink()
     with pytest.raises(FileNotFoundError, match=r"no \*.mp4 but ._a.mp4, d.mkv, notes.txt; .*ffmpeg -i FILE NEW.mp4"):
         open_table(folder)
-
-
-def test_samples_are_video_to_learn_from(folder, tmp_path, toy_codec):
-    source = VideoFolderSource(str(folder), image_size=96)
-    dataset = MixtureDataset({"videos": source}, WANTED, Horizon(2, 2, stride=2, actions=4), 0.0, pad_after=2)
-    dataset.use_latents(dataset.latents(toy_codec(), tmp_path / "cache", progress=False))
-    sample = dataset[(5, 0)]
-    assert sample["future"]["image"].shape == (2, 3, 12, 12)
-    assert not sample["has_action"] and sample["action_is_pad"].all()

@@ -3,10 +3,7 @@
 import json
 import os
 import pickle
-import shlex
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +11,6 @@ import fsspec
 import imagecodecs
 import numpy as np
 import pytest
-import torch
 import zarr
 from zarr.core.dtype import VariableLengthBytes
 
@@ -62,7 +58,6 @@ def test_both_formats_and_image_types(make_store, zarr_format, image_dtype):
     buffer = open_buffer(path)
     assert same_as(buffer, stored(path)) and buffer.frames("img", ROWS).dtype == np.uint8
     assert buffer.episode_ends.tolist() == [40, 73, 125, 150] and len(buffer) == 150
-    assert [buffer.locate(row) for row in (0, 39, 40, 149)] == [(0, 0), (0, 39), (1, 0), (3, 24)]
     copy = pickle.dumps(buffer)
     assert len(copy) < 20_000 and same_as(pickle.loads(copy), stored(path))  # noqa: S301 - as a worker process does
     if zarr_format == 3:
@@ -93,16 +88,13 @@ def urls(pusht_store, tmp_path, file_server):
     fsspec.filesystem("memory").rm("/uva_test_store.zarr", recursive=True)
 
 
-def test_urls(urls, pusht_store):
-    for url in urls:
-        assert same_as(open_buffer(url), stored(pusht_store)), url
-    with pytest.raises(StoreError, match="data/top is missing; a store at a URL cannot list"):
-        ReplayBuffer(urls[0], ["top"], [])
-
-
 @pytest.mark.parametrize("small", [2**28, 0])
-def test_the_fingerprint_of_a_url_follows_every_chunk(urls, small, tmp_path):
+def test_stores_at_urls_and_their_fingerprints(urls, small, tmp_path):
     """By their contents, or where they are large by size and time; with and without a listing."""
+    if small:
+        assert all(same_as(open_buffer(url), stored(tmp_path / "store.zarr")) for url in urls)
+        with pytest.raises(StoreError, match="data/top is missing; a store at a URL cannot list"):
+            ReplayBuffer(urls[0], ["top"], [])
     before = [open_buffer(url).fingerprint(small) for url in urls]
     assert before == [open_buffer(url).fingerprint(small) for url in urls]
     flip(tmp_path / "store.zarr/data/img/7.0.0.0", older=True)
@@ -135,42 +127,32 @@ def test_missing_places_are_named(tmp_path, monkeypatch, pusht_store):
             open_buffer(tmp_path / "text.zip")
 
 
-def test_decoded_frames_are_kept_within_bounds_and_decoded_once(make_store, monkeypatch):
-    monkeypatch.setattr(module, "FRAMES_IN_MEMORY", 3 * 10 * 96 * 96 * 3)
-    buffer, reads = open_buffer(make_store(chunk=10)), []
-    original = buffer._decode
-    monkeypatch.setattr(buffer, "_decode", lambda *key: reads.append(key) or original(*key))
-    for row in range(150):
-        buffer.frames("img", np.array([row]))
-    assert len(buffer._decoded) == 3 and reads == [("img", start, 10) for start in range(0, 150, 10)]
-
-
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
-def with_value(array, index, value):
-    array = array.copy()
-    array[index] = value
-    return array
+def with_value(index, value):
+    def change(array):
+        array = array.copy()
+        array[index] = value
+        return array
+
+    return change
 
 
 ENDS, IMG, ACTION, STATE = "meta/episode_ends", "data/img", "data/action", "data/state"
 FAULTS = [
-    (ENDS, lambda a: with_value(a, 3, 200), r"meta/episode_ends\[3\] = 200.*\(150, 96"),
+    (ENDS, with_value(3, 200), r"meta/episode_ends\[3\] = 200.*\(150, 96"),
     (ENDS, lambda a: a[:3], r"meta/episode_ends\[2\] = 125.*\(150, 96"),
-    (ENDS, lambda a: with_value(a, 2, 73), r"meta/episode_ends\[2\] = 73"),
-    (ENDS, lambda a: with_value(a, 0, 0), r"meta/episode_ends\[0\] = 0"),
+    (ENDS, with_value(2, 73), r"meta/episode_ends\[2\] = 73"),
     (ENDS, lambda a: a.astype(float), r"meta/episode_ends is float64"),
     (ENDS, lambda a: np.zeros((0,), np.int64), r"meta/episode_ends is int64 \(0,\)"),
-    (ACTION, lambda a: with_value(a, (41, 1), np.nan), r"data/action\[41, 1\] = nan"),
-    (ACTION, lambda a: with_value(a, (41, 1), 1e30), r"data/action\[41, 1\] = 1.*e\+30 is larger"),
-    (STATE, lambda a: with_value(a, (149, 4), np.inf), r"data/state\[149, 4\] = inf"),
+    (ACTION, with_value((41, 1), np.nan), r"data/action\[41, 1\] = nan"),
+    (ACTION, with_value((41, 1), 1e30), r"data/action\[41, 1\] = 1.*e\+30 is larger"),
     (ACTION, lambda a: a[:, 0], r"data/action is float32 \(150,\)"),
     (ACTION, lambda a: a[:149], r"data/action has shape \(149, 2\)"),
     (STATE, lambda a: a.astype(complex), r"data/state is complex128"),
     (IMG, lambda a: a.astype(np.int32), r"data/img is int32"),
     (IMG, lambda a: a[..., 0], r"data/img is uint8 \(150, 96, 96\)"),
-    (IMG, lambda a: a[:120], r"data/img has shape \(120,"),
 ]
 
 
@@ -184,7 +166,7 @@ def test_inconsistent_stores_are_refused_on_opening(make_store, name, change, me
         open_buffer(path)
 
 
-@pytest.mark.parametrize("value", [0.5, 256.0, -1.0, np.nan])
+@pytest.mark.parametrize("value", [0.5, 256.0, np.nan])
 def test_pixels_that_are_no_whole_numbers_are_refused_on_reading(make_store, value):
     path = make_store(image_dtype="float32")
     zarr.open_group(path)["data/img"][33, 1, 2, 0] = value
@@ -307,8 +289,8 @@ def unlinked(path: Path, *names: str) -> Path:
     [
         (["img/5.0.0.0"], r"img lacks chunk \(5, 0, 0, 0\) \(rows from 40, 8 of"),
         (["img/18.0.0.0"], r"\(rows from 144, 6 of them\).*reach the array's end"),
-        (["action/3.0"], r"action lacks chunk \(3, 0\) \(rows from 24, 8 of them\).*but row 23 beside them"),
-        ([f"action/{n}.0" for n in range(6)], "rows from 0, 48 .*but row 48"),  # more than an episode
+        (["action/3.0"], r"action lacks chunk \(3, 0\) \(rows from 24, 8 of them\).*: row 23 beside them"),
+        ([f"action/{n}.0" for n in range(6)], "rows from 0, 48 .*: row 48"),  # more than an episode
         ([f"action/{n}.0" for n in range(19)], "rows from 0, 150 of them"),  # everything
     ],
 )
@@ -336,22 +318,7 @@ def test_chunks_that_nothing_vouches_for_are_taken_for_lost(tmp_path):
         read(tmp_path / "c.zarr")
 
 
-def test_the_message_says_how_to_store_zeros(tmp_path):
-    data = zeroed("action", 40, 73)
-    path = write(tmp_path / "store.zarr", data, action=(1, 2))
-    for _ in range(2):  # each column
-        with pytest.raises(StoreError, match="if these rows do hold 0.0, store them") as error:
-            read(path)
-        _, code = str(error.value).split("python -c ")
-        subprocess.run([sys.executable, "-c", *shlex.split(code)], check=True)
-    assert np.array_equal(read(path)[1], data["action"])
-
-
 # -- fingerprints ------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(path: Path, small: int = 2**28) -> str:
-    return ReplayBuffer(path, ["img"], []).fingerprint(small)
 
 
 def flip(path: Path, older: bool = False) -> None:
@@ -361,6 +328,10 @@ def flip(path: Path, older: bool = False) -> None:
     path.write_bytes(content)
     if older:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns - 10**10))
+
+
+def fingerprint(path: Path, small: int = 2**28) -> str:
+    return ReplayBuffer(path, ["img"], []).fingerprint(small)
 
 
 def test_it_follows_every_chunk_and_not_the_place(tmp_path):
@@ -413,7 +384,12 @@ def picture_store(make_store) -> Path:
     register_pictures()
     path = make_store(lengths=(15, 25))
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
-    codecs = {"img": JpegCodec(90), "other": JpegCodec(90), "j2k": Jpeg2kCodec(50), "lossless": Jpeg2kCodec(0)}
+    codecs = {
+        "img": JpegCodec(90),
+        "other": JpegCodec(90),
+        "j2k": Jpeg2kCodec(level=50),
+        "lossless": Jpeg2kCodec(level=0),
+    }
     for name, codec in codecs.items():
         data.create_array(name, data=SHOWN, chunks=(1, 48, 64, 3), compressors=codec, overwrite=True)
         file = path / "data" / name / ".zarray"
@@ -439,38 +415,19 @@ def test_pictures_are_read_like_other_frames(picture_store, name, tmp_path):
     assert buffer.fingerprint() == ReplayBuffer(picture_store, [name], []).fingerprint()
 
 
-def test_pictures_are_decoded_by_the_worker_that_reads_them(picture_store, monkeypatch):
-    buffer, here = ReplayBuffer(picture_store, ["bytes"], []), os.getpid()
-
-    def decode(encoded, where):
-        return np.full((48, 64, 3), os.getpid() != here, np.uint8)
-
-    monkeypatch.setattr(module, "decode_image", decode)  # which a forked worker inherits
-
-    class Rows(torch.utils.data.Dataset):
-        def __getitem__(self, index):
-            return buffer.frames("bytes", np.array([3 + index * 27]))
-
-        def __len__(self):
-            return 2
-
-    loader = torch.utils.data.DataLoader(Rows(), num_workers=1, multiprocessing_context="fork")
-    assert [int(frames.min()) for frames in loader] == [1, 1]
-    assert buffer.frames("bytes", np.array([3])).max() == 0
-
-
 def test_damaged_pictures_are_named(picture_store):
-    for name in ("img", "j2k"):
-        (picture_store / f"data/{name}/9.0.0.0").write_bytes(b"no picture at all")
-        with pytest.raises(StoreError, match=rf"data/{name}\[9:10\] cannot be read"):
-            ReplayBuffer(picture_store, [name], []).frames(name, np.array([9]))
+    (picture_store / "data/j2k/9.0.0.0").write_bytes(b"no picture at all")
+    with pytest.raises(StoreError, match=r"data/j2k\[9:10\] cannot be read"):
+        ReplayBuffer(picture_store, ["j2k"], []).frames("j2k", np.array([9]))
     data = zarr.open_group(str(picture_store), mode="r+", zarr_format=2)["data"]
     data["bytes"][20:22] = np.array([b"", imagecodecs.jpeg8_encode(SHOWN[0, :32])], object)
     buffer = ReplayBuffer(picture_store, ["bytes"], [])
-    with pytest.raises(StoreError, match=r"data/bytes\[20\]: 0 bytes that are no readable JPEG"):
-        buffer.frames("bytes", np.array([20]))
-    with pytest.raises(StoreError, match=r"data/bytes\[21\] is a picture of \(32, 64\), the first one of \(48, 64\)"):
-        buffer.frames("bytes", np.array([21]))
+    for row, fault in (
+        (20, ": 0 bytes that are no readable JPEG"),
+        (21, r" is a picture of \(32, 64\), the first one"),
+    ):
+        with pytest.raises(StoreError, match=rf"data/bytes\[{row}\]{fault}"):
+            buffer.frames("bytes", np.array([row]))
 
 
 # -- any store as a source ---------------------------------------------------------------------------------------------
@@ -522,7 +479,7 @@ def test_arrays_play_their_parts_and_others_are_not_read(store):
         ({"action": {"array": "command", "columns": [0, 3]}}, Wanted(("image",), (), 2), "has 3 columns, not number 3"),
         ({"weight": 0}, Wanted(("image",), (), 3), "weight=0 must be positive"),
         ({"cameras": "front"}, Wanted(("image",), (), 3), "cameras='front' must map names to arrays"),
-        ({"low_dim": {"joints": ["robot"]}}, Wanted(("image",), (), 3), "joints=.* must be an array's name or"),
+        ({"low_dim": {"joints": ["robot"]}}, Wanted(("image",), ("joints",), 3), "joints=.* must be an array's name"),
         ({"action": {"array": "command"}}, Wanted(("image",), (), 3), "action=.* must be an array's name or"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 from unified_video_action.dataset.cache import CACHES
 from unified_video_action.dataset.fingerprints import SMALL, remembered
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, expand, is_url
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, expand, is_url
 from unified_video_action.dataset.tables import Table
 from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.system_libraries import explain_missing_libraries
@@ -47,7 +47,7 @@ class RobomimicSource(StoreSource):
 
     def tables(self, wanted: Wanted) -> list[Table]:
         try:
-            table = _table(self.path, wanted, self.has_action, more=(HAND,))
+            table = _table(self, self.path, wanted, more={HAND: None})
         except MissingDataset as error:
             raise StoreError(
                 f"{error}. Frames and states of a file that has the simulator's states alone are made by: "
@@ -55,7 +55,7 @@ class RobomimicSource(StoreSource):
             ) from error
         if self.has_action and not self.poses:
             _require_poses(table.store)
-        return [replace(table, weight=self.weight)]
+        return [table]
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class LiberoSource(StoreSource):
     def tables(self, wanted: Wanted) -> list[Table]:
         tables = []
         for path in libero_files(self.path):
-            require_absolute(path)
-            table = _table(path, wanted, self.has_action)
-            text = str(table.store.attributes[INSTRUCTION])
-            tables.append(replace(table, instructions=(text,) * table.store.n_episodes))
-        rows = sum(len(table) for table in tables)
+            attributes = Hdf5Store(path, images=[], vectors=["actions"]).attributes
+            if attributes.get(CONTROL) != "absolute" or INSTRUCTION not in attributes:
+                raise StoreError(
+                    f"{path}: as LIBERO publishes it, its actions are steps; convert it, or its folder, with: "
+                    f"python scripts/replay_libero.py {path} --output NEW_FOLDER"
+                )
+            table = _table(self, path, wanted)
+            tables.append(replace(table, instructions=(str(attributes[INSTRUCTION]),) * table.store.n_episodes))
         if self.weight is None:
             return tables
+        rows = sum(map(len, tables))
         return [replace(table, weight=self.weight * len(table) / rows) for table in tables]
 
 
@@ -87,29 +91,17 @@ def libero_files(location: str) -> list[Path]:
     return find_files(path, [".hdf5"], CACHES) if path.is_dir() else [path]
 
 
-def require_absolute(path: Path) -> None:
-    """Raise StoreError for a file of LIBERO that is not a converted one; says how to convert it."""
-    attributes = Hdf5Store(path, images=[], vectors=["actions"]).attributes
-    if attributes.get(CONTROL) != "absolute" or INSTRUCTION not in attributes:
-        raise StoreError(
-            f"{path}: as LIBERO publishes it, its actions are steps; convert it, or its folder, with: "
-            f"python scripts/replay_libero.py {path} --output NEW_FOLDER"
-        )
-
-
-def _table(path: str | Path, wanted: Wanted, has_action: bool, more: Sequence[str] = ()) -> Table:
+def _table(source: StoreSource, path: str | Path, wanted: Wanted, more: Mapping[str, None] | None = None) -> Table:
     """What is wanted of a file, by its names below `obs`; `more` is read where actions are."""
     cameras, low_dim = ({name: f"obs/{name}" for name in names} for names in (wanted.cameras, wanted.low_dim))
-    vectors = dict.fromkeys([*low_dim.values(), *(["actions", *more] if has_action else [])])
-    store = Hdf5Store(path, images=list(cameras.values()), vectors=list(vectors))
-    if has_action and store.vectors["actions"].shape[1] != AXIS_ANGLE_ACTION:
-        width = store.vectors["actions"].shape[1]
-        raise StoreError(f"{store.location}: actions have {width} numbers, expected {AXIS_ANGLE_ACTION}")
+    actions = {"actions": AXIS_ANGLE_ACTION, **(more or {})} if source.has_action else {}
+    store = Hdf5Store(path, list(cameras.values()), dict.fromkeys(low_dim.values()) | actions)
     return Table(
         store=store,
         cameras=cameras,
         low_dim={name: store.vectors[stored] for name, stored in low_dim.items()},
-        action=to_pose_actions(store.vectors["actions"]) if has_action else None,
+        action=to_pose_actions(store.vectors["actions"]) if source.has_action else None,
+        weight=source.weight,
     )
 
 
@@ -117,8 +109,6 @@ def _require_poses(store: Hdf5Store) -> None:
     """Raise StoreError for actions of robomimic that do not look like poses in the hand's frame."""
     actions, hand = store.vectors["actions"], store.vectors[HAND]
     kind = kind_of_actions(actions, hand, store.episode_ends, store.attributes.get("env_args"))
-    if kind is ActionKind.POSES:
-        return
     convert = f"python scripts/render_robomimic.py {store.location} --absolute --output NEW.hdf5"
     if kind is ActionKind.STEPS:
         raise StoreError(
@@ -130,10 +120,11 @@ def _require_poses(store: Hdf5Store) -> None:
             f"{store.location}: its actions are poses in another frame than {HAND}, {away} m from it at the median: "
             "that of the arm's base, say. Write both in one frame, or set poses: true at this source to learn them so"
         )
-    raise StoreError(
-        f"{store.location}: its actions follow neither {HAND} nor its motion. If they are poses all the same, set "
-        f"poses: true at this source; steps of the hand are converted with: {convert}"
-    )
+    if kind is not ActionKind.POSES:
+        raise StoreError(
+            f"{store.location}: its actions follow neither {HAND} nor its motion. If they are poses all the same, set "
+            f"poses: true at this source; steps of the hand are converted with: {convert}"
+        )
 
 
 class Hdf5Store(EpisodeStore):
@@ -145,7 +136,7 @@ class Hdf5Store(EpisodeStore):
     Args:
         location: a file; ~ and environment variables are expanded.
         images: names of frames, uint8 (T, H, W, 3).
-        vectors: names of numbers (T, D) to keep in memory.
+        vectors: names of numbers (T, D) to keep in memory; a mapping says D, where it is not None.
 
     Attributes:
         demos: names of the E demonstrations, "demo_0" and so on.
@@ -157,7 +148,9 @@ class Hdf5Store(EpisodeStore):
         StoreError: no such layout, damaged or inconsistent; names file, demonstration and dataset.
     """
 
-    def __init__(self, location: str | Path, images: Sequence[str], vectors: Sequence[str]) -> None:
+    def __init__(
+        self, location: str | Path, images: Sequence[str], vectors: Sequence[str] | Mapping[str, int | None]
+    ) -> None:
         self.location, self.images = expand(location), tuple(images)
         self._files = Kept()
         if is_url(self.location):
@@ -166,7 +159,7 @@ class Hdf5Store(EpisodeStore):
             what = "is a folder, expected an HDF5 file" if Path(self.location).is_dir() else "no such file or folder"
             raise FileNotFoundError(f"{self.location}: {what}")
         try:
-            self._index(vectors)
+            self._index(dict(vectors) if isinstance(vectors, Mapping) else dict.fromkeys(vectors))
         finally:
             self._files.clear()
 
@@ -201,7 +194,7 @@ class Hdf5Store(EpisodeStore):
             first, last = int(steps[run[0]]), int(steps[run[-1]])
             out[run] = self._slice(dataset, first, last + 1)[steps[run] - first]
 
-    def _index(self, vectors: Sequence[str]) -> None:
+    def _index(self, widths: dict[str, int | None]) -> None:
         """Set every attribute but the location."""
         file = self._open()
         group = file.get("data")
@@ -209,34 +202,28 @@ class Hdf5Store(EpisodeStore):
         if not demos:
             raise StoreError(f"{self.location}: holds {few(file)}, expected data/<demonstration>/...")
         self.demos = tuple(sorted(demos, key=_number))
-        self.attributes: dict[str, Any] = {name: group.attrs[name] for name in group.attrs}
-        lengths, sizes, values = [], {}, {name: [] for name in vectors}
+        self.attributes: dict[str, Any] = dict(group.attrs)
+        lengths, values, self._sizes = [], {name: [] for name in widths}, {}
         for episode, demo in enumerate(self.demos):
-            found = {name: self._dataset(episode, name) for name in (*self.images, *vectors)}
+            found = {name: self._dataset(episode, name) for name in (*self.images, *widths)}
             counts = {name: dataset.shape[0] if dataset.ndim else 0 for name, dataset in found.items()}
             if len(set(counts.values())) != 1 or 0 in counts.values():
                 raise StoreError(f"{self.location}: data/{demo} has datasets of {counts} steps, expected one length")
             lengths.append(next(iter(counts.values())))
             for name in self.images:
-                size = sizes.setdefault(name, found[name].shape[1:3])
-                if found[name].dtype != np.uint8 or found[name].shape[1:] != (*size, 3):
+                dataset, size = found[name], self._sizes.setdefault(name, found[name].shape[1:3])
+                if dataset.dtype != np.uint8 or dataset.shape[1:] != (*size, 3):
                     raise StoreError(
-                        f"{self.location}: {found[name].name} is {found[name].dtype} {found[name].shape}, expected "
-                        f"uint8 {(lengths[-1], *size, 3)}, as every frame of a camera"
+                        f"{self.location}: {dataset.name} is {dataset.dtype} {dataset.shape}, expected uint8 "
+                        f"{(lengths[-1], *size, 3)}, as every frame of a camera"
                     )
-            for name in vectors:
-                values[name].append(self._numbers(found[name], values[name][0].shape[1] if episode else None))
-        self.episode_ends, self._sizes = np.cumsum(lengths), sizes
+            for name in widths:
+                where = f"{self.location}: {found[name].name}"
+                check_numbers(found[name], where, widths[name])
+                widths[name] = found[name].shape[1]  # the same in all demonstrations
+                values[name].append(as_float32(self._slice(found[name], 0, lengths[-1]), where))
+        self.episode_ends = np.cumsum(lengths)
         self.vectors = {name: np.concatenate(parts) for name, parts in values.items()}  # (N, D)
-
-    def _numbers(self, dataset: h5py.Dataset, width: int | None) -> np.ndarray:
-        """(T, D) float32; D must be `width`, where that is given."""
-        if dataset.ndim != 2 or dataset.dtype.kind not in "fiu" or width not in (None, dataset.shape[1]):
-            raise StoreError(
-                f"{self.location}: {dataset.name} is {dataset.dtype} {dataset.shape}, "
-                f"expected numbers (T, {width or 'D'})"
-            )
-        return as_float32(self._slice(dataset, 0, dataset.shape[0]), f"{self.location}: {dataset.name}")
 
     def _open(self) -> h5py.File:
         try:

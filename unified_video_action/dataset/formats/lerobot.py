@@ -58,16 +58,15 @@ class LeRobotSource(Source):
             return np.concatenate([values[key].astype(np.float32) for key in keys], axis=1)
 
         fit = Fit.parse(self.image_size, self.crop, self.path)
-        return [
-            Table(
-                store=LeRobotStore(folder, episodes, first_rows, sizes, fit),
-                cameras=cameras,
-                low_dim={name: beside(keys) for name, keys in low_dim.items()},
-                action=beside(action) if action else None,
-                instructions=folder.instructions(episodes, values["task_index"][:, 0]) if self.use_tasks else None,
-                weight=self.weight,
-            )
-        ]
+        table = Table(
+            store=LeRobotStore(folder, episodes, first_rows, sizes, fit),
+            cameras=cameras,
+            low_dim={name: beside(keys) for name, keys in low_dim.items()},
+            action=beside(action) if action else None,
+            instructions=folder.instructions(episodes, values["task_index"][:, 0]) if self.use_tasks else None,
+            weight=self.weight,
+        )
+        return [table]
 
 
 class LeRobotStore(EpisodeStore):
@@ -79,15 +78,10 @@ class LeRobotStore(EpisodeStore):
     """
 
     def __init__(
-        self,
-        folder: LeRobotFolder,
-        episodes: Episodes,
-        first_rows: np.ndarray,
-        sizes: Mapping[str, tuple[int, int]],
-        fit: Fit,
+        self, folder: LeRobotFolder, episodes: Episodes, first_rows: np.ndarray, sizes: dict[str, tuple], fit: Fit
     ) -> None:
         self.root, self.fps, self.fit = folder.root, folder.fps, fit
-        self.index, self.first_rows, self.sizes = episodes, first_rows, dict(sizes)
+        self.index, self.first_rows, self.sizes = episodes, first_rows, sizes
         self.episode_ends = np.cumsum(episodes.lengths).astype(np.int64)
         self.location = view_of(folder.root, sorted(sizes), fit, episodes.numbers.tolist())
         self._videos, self._pictures, self._groups = VideoFiles(fit), Kept(PICTURES_IN_MEMORY), Kept()
@@ -100,21 +94,21 @@ class LeRobotStore(EpisodeStore):
         digest.update(self.episode_ends.tobytes() + self.first_rows.tobytes())
         files = set()
         for name in sorted(self.sizes):
-            segments = self.index.videos.get(name)
-            digest.update(f"{name} {segments is None}".encode())
-            if segments is not None:
-                digest.update(segments.begin.tobytes())
-            files |= set(self.index.files if segments is None else segments.files)
+            paths, begin = self.index.videos.get(name, (self.index.files, None))
+            digest.update(f"{name} {begin is None}".encode())
+            if begin is not None:
+                digest.update(begin.tobytes())
+            files |= set(paths)
         sample_files(digest, sorted(files), self.root)
         return digest.hexdigest()
 
     def _read(self, name: str, episode: int, steps: np.ndarray, out: np.ndarray) -> None:
         number = self.index.numbers[episode]
         if name in self.index.videos:
-            segments = self.index.videos[name]
-            times = segments.begin[episode] + steps / self.fps
+            paths, begin = self.index.videos[name]
+            times = begin[episode] + steps / self.fps
             try:
-                self._videos.read(segments.files[episode], times, TIME_TOLERANCE / self.fps, out)
+                self._videos.read(paths[episode], times, TIME_TOLERANCE / self.fps, out)
             except StoreError as error:
                 raise StoreError(f"{error} (episode {number}, {name})") from error
             return

@@ -20,7 +20,6 @@ from unified_video_action.messages import few
 
 log = logging.getLogger(__name__)
 
-VERSION = "v3."
 CONVERTER = (
     "convert it with LeRobot: python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id=NAME --root=FOLDER "
     "--push-to-hub=false (lerobot 0.4 has it as lerobot.datasets.v30.convert_dataset_v21_to_v30)"
@@ -28,17 +27,8 @@ CONVERTER = (
 OLD_CONVERTER = (
     "first make it v2.1, with lerobot 0.3: python -m lerobot.datasets.v21.convert_dataset_v20_to_v21 --repo-id=NAME"
 )
-PICTURES = ("video", "image")  # dtypes of features that are cameras
 PANDAS_INDEX = "__index_level_0__"  # column of a pandas table's index that has no name
 NUMBERS = ("float", "int", "uint", "bool")  # beginnings of dtypes that are numbers
-
-
-@dataclass(frozen=True)
-class Segments:
-    """Where the episodes lie in a camera's videos."""
-
-    files: tuple[Path, ...]  # of each episode
-    begin: np.ndarray  # (E,) seconds at which its first frame is shown
 
 
 @dataclass(frozen=True)
@@ -48,35 +38,30 @@ class Episodes:
     numbers: np.ndarray  # (E,) episode_index
     lengths: np.ndarray  # (E,) frames
     files: tuple[Path, ...]  # parquet file of each
-    videos: dict[str, Segments]  # by camera feature; those stored as pictures have none
+    # Camera feature -> its video of each episode, and the seconds (E,) at which they begin there; none for pictures.
+    videos: dict[str, tuple[tuple[Path, ...], np.ndarray]]
 
 
 class LeRobotFolder:
-    """An opened folder: meta/info.json is read and checked.
-
-    Raises:
-        FileNotFoundError: no such folder, or no meta/info.json. StoreError: another version, or damaged.
-    """
+    """An opened folder: meta/info.json is read and checked."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        path = root / "meta" / "info.json"
+        self.root, path = root, root / "meta" / "info.json"
         if not path.is_file():
             what = "has no meta/info.json, so it is no LeRobotDataset" if root.is_dir() else "no such folder"
             raise FileNotFoundError(f"{root}: {what}")
         try:
-            info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            version = str(info.get("codebase_version"))
+            self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            version = str(self.info.get("codebase_version"))
         except (ValueError, AttributeError) as error:
             raise StoreError(unreadable(path, "JSON file of a LeRobotDataset", error)) from error
-        if not version.startswith(VERSION):
+        if not version.startswith("v3."):
             remedy = f"{OLD_CONVERTER}; then {CONVERTER}" if version.startswith("v2.0") else CONVERTER
             raise StoreError(f"{path}: codebase_version is {version}, expected v3.0; {remedy}")
         for key in ("fps", "features", "data_path"):
-            if key not in info:
+            if key not in self.info:
                 raise StoreError(f"{path}: {key} is missing")
-        self.info, self.features = info, info["features"]
-        self.fps = float(info["fps"])
+        self.features, self.fps = self.info["features"], float(self.info["fps"])
 
     def feature(self, key: str, kinds: Sequence[str], role: str) -> dict[str, Any]:
         """Description of a feature that is to be one of `kinds`, which are beginnings of dtypes."""
@@ -91,7 +76,7 @@ class LeRobotFolder:
 
     def frame_size(self, key: str) -> tuple[int, int]:
         """(H, W) of a camera. Shapes are written channels first or last, whatever their names say."""
-        feature = self.feature(key, PICTURES, "a camera")
+        feature = self.feature(key, ("video", "image"), "a camera")
         shape, facts = list(feature["shape"]), feature.get("info") or {}
         if facts.get("video.is_depth_map") or facts.get("is_depth_map") or len(shape) != 3 or 3 not in shape[::2]:
             raise StoreError(f"{self.root}: the camera {key!r} has shape {shape}; expected 3 colours, no depth")
@@ -105,21 +90,18 @@ class LeRobotFolder:
         index = self._index([*columns, *(f"videos/{key}/{name}" for key in in_videos for name in stamps)])
         keep = self._choose(index["episode_index"], chosen)
         index = {name: values[keep] for name, values in index.items()}
-        numbers, lengths = (index[name].astype(np.int64) for name in ("episode_index", "length"))
+        numbers, lengths, *place = (index[name] for name in columns)
+        numbers, lengths = numbers.astype(np.int64), lengths.astype(np.int64)
         videos = {}
         for key in in_videos:
             chunk, file, begin, end = (index[f"videos/{key}/{name}"] for name in stamps)
             files = self._paths(numbers, key, "video_path", chunk, file, begin, video_key=key)
-            self._check_segments(key, numbers, lengths, files, begin, end)
-            videos[key] = Segments(files, begin)
-        positions = index["data/chunk_index"], index["data/file_index"]
-        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *positions), videos)
+            self._check_stretches(key, numbers, lengths, files, begin, end)
+            videos[key] = files, begin
+        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *place), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d).
-
-        One file is read at a time.
-        """
+        """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d)."""
         first, parts = np.empty(len(episodes.numbers), np.int64), [{}] * len(episodes.numbers)
         positions: dict[Path, list[int]] = {}
         for position, path in enumerate(episodes.files):
@@ -144,26 +126,21 @@ class LeRobotFolder:
         return first, {name: np.concatenate([part[name] for part in parts]) for name in columns}
 
     def instructions(self, episodes: Episodes, tasks: np.ndarray) -> tuple[str, ...]:
-        """The task string of each episode, or of each row if a task changes within an episode.
-
-        Args:
-            tasks: (N,) the rows' task_index.
-        """
+        """The task string of each episode, or of each row if a task (N,) changes within an episode."""
         known = self._tasks()
-        ends = np.cumsum(episodes.lengths)
+        owner = np.repeat(episodes.numbers, episodes.lengths)  # (N,)
         unknown = ~np.isin(tasks, list(known))
         if unknown.any():
             row = int(np.argmax(unknown))
             raise StoreError(
-                f"{self.root}: episode {episodes.numbers[np.searchsorted(ends, row, side='right')]} has task_index "
-                f"{tasks[row]}, for which meta/tasks.parquet has no text; choose the other episodes with `episodes`, "
-                "or set use_tasks to false"
+                f"{self.root}: episode {owner[row]} has task_index {tasks[row]}, for which meta/tasks.parquet has no "
+                "text; choose the other episodes with `episodes`, or set use_tasks to false"
             )
-        first = tasks[ends - episodes.lengths]
+        first = tasks[np.cumsum(episodes.lengths) - episodes.lengths]
         changes = tasks != np.repeat(first, episodes.lengths)
         if changes.any():
-            several = episodes.numbers[np.unique(np.searchsorted(ends, np.flatnonzero(changes), side="right"))]
-            log.info("%s: the task changes within episode %s: each row has its own", self.root, few(several))
+            several = few(dict.fromkeys(owner[changes]))
+            log.info("%s: the task changes within episode %s: each row has its own", self.root, several)
         return tuple(known[task] for task in (tasks if changes.any() else first).tolist())
 
     def _tasks(self) -> dict[int, str]:
@@ -197,9 +174,8 @@ class LeRobotFolder:
             table = pa.concat_tables([read_columns(path, columns).select(columns).cast(schema) for path in paths])
         except pa.ArrowException as error:
             raise StoreError(f"{paths[0].parent}: one of {few(columns)} is not of numbers ({error})") from error
-        index = {name: table[name].to_numpy() for name in columns}
-        order = np.argsort(index["episode_index"], kind="stable")
-        index = {name: values[order] for name, values in index.items()}
+        order = np.argsort(table["episode_index"].to_numpy(), kind="stable")
+        index = {name: table[name].to_numpy()[order] for name in columns}
         total = self.info.get("total_episodes", len(order))
         apart = (np.diff(index["episode_index"], prepend=-1) >= 1).all()  # False where there is no number
         if total != len(order) or not len(order) or not apart or not (index["length"] >= 1).all():
@@ -211,28 +187,26 @@ class LeRobotFolder:
 
     def _choose(self, numbers: np.ndarray, chosen: Sequence[int] | str | None) -> np.ndarray:
         """Positions in `numbers` of the episodes that are chosen."""
-        if chosen is None:
-            return np.arange(len(numbers))
+        keep = np.arange(len(numbers))
         if isinstance(chosen, str):
             try:
                 start, stop = (int(part) if part else None for part in chosen.split(":"))
             except ValueError:
                 raise ValueError(f"{self.root}: episodes={chosen!r}; expected numbers, or 'start:stop'") from None
-            keep = np.arange(len(numbers))[start:stop]
-        else:
+            keep = keep[start:stop]
+        elif chosen is not None:
             strange = sorted(set(chosen) - set(numbers.tolist()))
             if strange or len(set(chosen)) < len(chosen):
                 raise ValueError(
-                    f"{self.root}: episodes=[{few(list(chosen))}]: "
-                    f"{few(strange) if strange else 'some'} are not there, or twice; "
-                    f"there are {len(numbers)} from {numbers[0]:.0f}"
+                    f"{self.root}: episodes=[{few(chosen)}]: {few(strange) if strange else 'some'} are not there, or "
+                    f"twice; there are {len(numbers)} from {numbers[0]:.0f}"
                 )
             keep = np.searchsorted(numbers, np.sort(np.array(chosen, np.int64)))
         if not len(keep):
             raise ValueError(f"{self.root}: episodes={chosen!r} leaves none of {len(numbers)}")
         return keep
 
-    def _check_segments(
+    def _check_stretches(
         self, key: str, numbers: Any, lengths: Any, files: Sequence[Path], begin: np.ndarray, end: np.ndarray
     ) -> None:
         """Videos last as long as their episodes, and no two episodes show one stretch of a video."""
@@ -264,9 +238,8 @@ class LeRobotFolder:
                 "other episodes with `episodes`"
             )
         try:
-            pattern = self.info[template]
             paths = tuple(
-                self.root / pattern.format(chunk_index=int(chunk), file_index=int(file), **key)
+                self.root / self.info[template].format(chunk_index=int(chunk), file_index=int(file), **key)
                 for chunk, file in zip(chunks, files, strict=True)
             )
         except (KeyError, IndexError, AttributeError, ValueError) as error:

@@ -11,8 +11,12 @@ import numcodecs
 import numpy as np
 from imagecodecs import numcodecs as pictures
 
+from unified_video_action.dataset.store import StoreError
+
 
 class _OfAnyWriter(numcodecs.abc.Codec):
+    """Compressor of zarr v2 whose chunks are one RGB frame each, uint8 (1, H, W, 3)."""
+
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> _OfAnyWriter:
         """From an array's metadata; keys that this version does not know concern writing alone."""
@@ -21,24 +25,19 @@ class _OfAnyWriter(numcodecs.abc.Codec):
 
 
 class JpegCodec(_OfAnyWriter, pictures.Jpeg):
-    """Compressor of zarr v2 whose chunks are one RGB frame each, uint8 (1, H, W, 3).
-
-    Args:
-        level: quality of what is written, 1 to 100.
-        facts: whatever else imagecodecs noted in an array's metadata.
-    """
+    """`level`: quality of what is written, 1 to 100."""
 
     def __init__(self, level: int | None = 95, **facts: Any) -> None:
         super().__init__(level=level, **facts)
 
 
 class JpegXlCodec(_OfAnyWriter, pictures.Jpegxl):
-    """The same for JPEG XL, which UMI's archives hold.
+    """What UMI's archives hold.
 
     Args:
-        level: quality of what is written, 1 to 100; 99, as published, shows hardly any loss.
-        lossless: write without any loss; level is then ignored.
+        level: quality of what is written, 1 to 100; 99, as published, shows hardly any loss. Ignored if `lossless`.
         effort: time spent on writing, 1 (fast) to 9 (small); reading takes no longer.
+        facts: whatever else imagecodecs noted in an array's metadata.
     """
 
     def __init__(self, level: int | None = 99, lossless: bool = False, effort: int | None = 3, **facts: Any) -> None:
@@ -46,14 +45,12 @@ class JpegXlCodec(_OfAnyWriter, pictures.Jpegxl):
 
 
 class Jpeg2kCodec(_OfAnyWriter, pictures.Jpeg2k):
-    """The same for JPEG 2000, which Diffusion Policy's caches hold; `level` in dB, 0 without loss."""
-
-    def __init__(self, level: int | None = 50, **facts: Any) -> None:
-        super().__init__(level=level, **facts)
+    """What Diffusion Policy's caches hold; `level` in dB, 0 without loss."""
 
 
 NAMES = {  # by which zarr v2 stores call them
-    **dict.fromkeys(("imagecodecs_jpeg", "jpeg"), JpegCodec),
+    "imagecodecs_jpeg": JpegCodec,
+    "jpeg": JpegCodec,
     "imagecodecs_jpegxl": JpegXlCodec,
     "imagecodecs_jpeg2k": Jpeg2kCodec,
 }
@@ -67,9 +64,9 @@ def register_pictures() -> None:
 
 
 def decode_image(encoded: bytes, where: str) -> np.ndarray:
-    """A JPEG or PNG -> RGB uint8 (H, W, 3). Raises ValueError, which names `where`, for what is none."""
+    """A JPEG or PNG -> RGB uint8 (H, W, 3). Raises StoreError, which names `where`, for what is none."""
     buffer = np.frombuffer(encoded, np.uint8)
-    image = None if not len(buffer) else cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
+    image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if len(buffer) else None
     if image is None:
-        raise ValueError(f"{where}: {len(buffer)} bytes that are no readable JPEG or PNG")
+        raise StoreError(f"{where}: {len(buffer)} bytes that are no readable JPEG or PNG")
     return image

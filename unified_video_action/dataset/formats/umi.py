@@ -14,7 +14,7 @@ from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.formats.zarr import FRAMES_IN_MEMORY, ReplayBuffer
 from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, is_url, require_width, view_of
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, is_url, view_of
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.transforms import GRIPPER, HAND_STATES, POSE, START_POSE
 from unified_video_action.files import find_files
@@ -47,31 +47,26 @@ class UmiSource(StoreSource):
     image_size: int | Sequence[int] | None = None  # frames become S x S, or [H, W]; null: they stay as they are
     mask: str | Sequence | None = None  # what is blackened: mirrors, or polygons in shares of the frame; null: nothing
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._view()
-
     def tables(self, wanted: Wanted) -> list[Table]:
         hint = "say in task.hand.states which states of the task are made of them, and how"
         self.require(wanted, hint, low_dim=HAND_STATES)
-        store = UmiStore(self.path, wanted.cameras, *self._view())
-        pose = np.concatenate([store.vectors[POSITION], store.vectors[ROTATION]], axis=1)  # (N, 6)
-        states = {POSE: pose, GRIPPER: store.vectors[WIDTH], START_POSE: store.vectors[START]}
-        return [
-            Table(
-                store=store,
-                cameras={camera: camera for camera in wanted.cameras},
-                low_dim={name: states[name] for name in wanted.low_dim},
-                action=_absolute_actions(pose, store.vectors[WIDTH]) if self.has_action else None,
-                instructions=None if self.instruction is None else (self.instruction,) * store.n_episodes,
-                weight=self.weight,
-                poses=frozenset({POSE, START_POSE}),
-            )
-        ]
-
-    def _view(self) -> tuple[Fit, FrameMask | None]:
         where = f"source {self.path}"
-        return Fit.parse(self.image_size, True, where), FrameMask.parse(self.mask, where)
+        fit, mask = Fit.parse(self.image_size, True, where), FrameMask.parse(self.mask, where)
+        store = UmiStore(self.path, wanted.cameras, fit, mask)
+        pose, width = _poses(store.vectors), store.vectors[WIDTH]
+        states = {POSE: pose, GRIPPER: width, START_POSE: store.vectors[START]}
+        matrices = from_vector(pose)
+        action = [matrices[:, :3, 3], matrix_to_6d(matrices[:, :3, :3]), width]  # (N, 10) as the policy writes poses
+        table = Table(
+            store=store,
+            cameras={camera: camera for camera in wanted.cameras},
+            low_dim={name: states[name] for name in wanted.low_dim},
+            action=np.concatenate(action, axis=1).astype(np.float32) if self.has_action else None,
+            instructions=None if self.instruction is None else (self.instruction,) * store.n_episodes,
+            weight=self.weight,
+            poses=frozenset({POSE, START_POSE}),
+        )
+        return [table]
 
 
 class UmiStore(EpisodeStore):
@@ -79,10 +74,6 @@ class UmiStore(EpisodeStore):
 
     Attributes:
         vectors: array -> float32 (N, d), those of NEEDED and robot0_demo_start_pose.
-
-    Raises:
-        FileNotFoundError: there is no archive.
-        StoreError: an archive is damaged, of two arms, or of another layout.
     """
 
     def __init__(
@@ -90,13 +81,17 @@ class UmiStore(EpisodeStore):
     ) -> None:
         self.fit, self.mask = fit or Fit(), mask
         paths = archives(expand(location))
-        self._archives, self._open, self._sizes, parts = [], Kept(MOST_OPEN), {}, []
+        self._archives: list[ReplayBuffer] = []
+        self._open, self._sizes, parts = Kept(MOST_OPEN), {}, []
         for number, path in enumerate(paths):
             archive = ReplayBuffer(path, cameras, [], FRAMES_IN_MEMORY // len(paths))
             self._archives.append(archive)
             self._archive(number)
             parts.append(_vectors(archive))
-            self._check_sizes(cameras, archive)
+            for camera in cameras:
+                size, first = archive.frame_shape(camera), self._sizes.setdefault(camera, archive.frame_shape(camera))
+                if self.fit.size is None and size != first:
+                    raise StoreError(f"{path}: {camera} has frames of {size}, {paths[0]} of {first}; set image_size")
         self.vectors = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         self._first = np.cumsum([0, *(archive.n_episodes for archive in self._archives)])  # episode of each archive
         starts = np.cumsum([0, *map(len, self._archives)])
@@ -124,23 +119,9 @@ class UmiStore(EpisodeStore):
         """One of them; the one that was not used for the longest time is closed for it."""
         return self._open.get(number, lambda: self._archives[number])
 
-    def _check_sizes(self, cameras: Sequence[str], archive: ReplayBuffer) -> None:
-        for camera in cameras:
-            size = archive.frame_shape(camera)
-            first = self._sizes.setdefault(camera, size)
-            if self.fit.size is None and size != first:
-                raise StoreError(
-                    f"{archive.location}: {camera} has frames of {size}, {self._archives[0].location} of {first}; set "
-                    "image_size"
-                )
-
 
 def archives(location: str) -> list[str]:
-    """The archive that `location` names, or those in the folder, by name.
-
-    Raises:
-        FileNotFoundError: nothing is there.
-    """
+    """The archive that `location` names, or those in the folder, by name. Raises FileNotFoundError: it is empty."""
     folder = Path(location)
     if is_url(location) or not folder.is_dir():
         return [location]
@@ -156,18 +137,13 @@ def _vectors(archive: ReplayBuffer) -> dict[str, np.ndarray]:
             f"{archive.location}: has data/{SECOND_ARM}, so it is of two arms; only one arm is supported: write the "
             "arrays of one arm, as robot0_*, into an archive of its own"
         )
-    found = {name: archive.read_vectors(name) for name in NEEDED}
+    found = {name: archive.read_vectors(name, width) for name, width in NEEDED.items()}
     if archive.has(START):
-        found[START] = archive.read_vectors(START)
-    else:
-        first = np.repeat(archive.episode_starts, np.diff(archive.episode_ends, prepend=0))  # (n,)
-        found[START] = np.concatenate([found[POSITION], found[ROTATION]], axis=1)[first]
-    for name, width in {**NEEDED, START: 6}.items():
-        require_width(found[name], width, f"{archive.location}: data/{name}")
-    return found
+        return found | {START: archive.read_vectors(START, 6)}
+    first = np.repeat(archive.episode_starts, np.diff(archive.episode_ends, prepend=0))  # (n,)
+    return found | {START: _poses(found)[first]}
 
 
-def _absolute_actions(pose: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Poses (N, 6) and openings (N, 1) -> (N, 10) float32, as the policy writes poses."""
-    matrices = from_vector(pose)
-    return np.concatenate([matrices[:, :3, 3], matrix_to_6d(matrices[:, :3, :3]), width], axis=1).astype(np.float32)
+def _poses(vectors: dict[str, np.ndarray]) -> np.ndarray:
+    """(n, 6)"""
+    return np.concatenate([vectors[POSITION], vectors[ROTATION]], axis=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from unified_video_action.dataset.fingerprints import sample_files
-from unified_video_action.dataset.formats.video_frames import VideoFiles, VideoHeader, read_header
+from unified_video_action.dataset.formats.video_frames import VideoFiles, read_header
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
 from unified_video_action.dataset.store import EpisodeStore, StoreError, expand, view_of
@@ -67,7 +67,7 @@ class VideoFolderSource(Source):
         except ValueError as error:
             raise StoreError(unreadable(path, "JSON file", error)) from error
         names = [file.name for file in store.files]
-        missing = names if not isinstance(known, dict) else [n for n in names if not isinstance(known.get(n), str)]
+        missing = [name for name in names if not (isinstance(known, dict) and isinstance(known.get(name), str))]
         if missing:
             raise StoreError(f'{path}: has no text for {few(missing)}; expected {{"{missing[0]}": "what is done"}}')
         return tuple(known[name] for name in names)
@@ -83,16 +83,25 @@ class VideoFolderStore(EpisodeStore):
     """
 
     def __init__(self, root: Path, fps: float | None, stride: int, fit: Fit) -> None:
-        self.root, self.fps, self.stride, self.fit = root, fps, stride, fit
+        self.root, self.fps, self.stride = root, fps, stride
         self.files = tuple(find_files(root, [".mp4"], [CAPTIONS], OTHER_VIDEOS))
         headers = [read_header(path) for path in self.files]
-        self._size = fit.shape(headers[0].size)
-        self._check_sizes(headers)
         self._rates = np.array([header.rate for header in headers])  # (E,)
-        self._check_rates()
-        self.episode_ends = np.cumsum([self._count(header) for header in headers]).astype(np.int64)
+        slow = [path.name for path, rate in zip(self.files, self._rates) if rate < (fps or 0) * 0.999]
+        if slow:
+            raise StoreError(f"{root}: {few(slow)} have fewer than fps={fps:g} frames/s; give a lower rate")
+        first = headers[0].size
+        strange = [path.name for path, header in zip(self.files, headers) if header.size != first]
+        if strange and fit.size is None:
+            raise StoreError(
+                f"{root}: {few(strange)} differ in size from {self.files[0].name} ({first[0]} x {first[1]}); set "
+                "image_size"
+            )
+        last = np.array([header.frames - 1 for header in headers])
+        counts = last // stride if fps is None else (last * fps / self._rates + 1e-6).astype(np.int64)
+        self.episode_ends = np.cumsum(counts + 1).astype(np.int64)
         self.location = view_of(root, fps, stride, fit)
-        self._videos = VideoFiles(fit)
+        self._size, self._videos = fit.shape(first), VideoFiles(fit)
 
     def frame_shape(self, name: str) -> tuple[int, int]:
         return self._size
@@ -104,11 +113,6 @@ class VideoFolderStore(EpisodeStore):
         digest = hashlib.sha256(self.location.rpartition("@")[2].encode() + self.episode_ends.tobytes())
         sample_files(digest, self.files, self.root)
         return digest.hexdigest()
-
-    def _count(self, header: VideoHeader) -> int:
-        """Rows that a file gives."""
-        last = header.frames - 1
-        return 1 + (last // self.stride if self.fps is None else int(last * self.fps / header.rate + 1e-6))
 
     def _times(self, episode: int, steps: np.ndarray) -> np.ndarray:
         """Seconds (n,) of the frames at `steps` (n,) of a file."""
@@ -124,16 +128,3 @@ class VideoFolderStore(EpisodeStore):
                 "write it at a constant rate: ffmpeg -i FILE -r RATE NEW.mp4"
             )
         return times
-
-    def _check_sizes(self, headers: Sequence[VideoHeader]) -> None:
-        strange = [path.name for path, header in zip(self.files, headers) if header.size != headers[0].size]
-        if strange and self.fit.size is None:
-            raise StoreError(
-                f"{self.root}: {few(strange)} differ in size from {self.files[0].name} "
-                f"({headers[0].size[0]} x {headers[0].size[1]}); set image_size"
-            )
-
-    def _check_rates(self) -> None:
-        slow = [path.name for path, rate in zip(self.files, self._rates) if rate < (self.fps or 0) * 0.999]
-        if slow:
-            raise StoreError(f"{self.root}: {few(slow)} have fewer than fps={self.fps:g} frames/s; give a lower rate")

@@ -28,8 +28,8 @@ class VideoHeader:
 
 def read_header(path: Path) -> VideoHeader:
     """Raises FileNotFoundError, or StoreError for what is no whole video."""
-    with _open(path) as container:
-        stream = _stream(container, path)
+    container, stream = _open(path)
+    with container:
         if not stream.frames or not stream.average_rate:
             raise StoreError(f"{path}: its header counts no frames; copy it anew: ffmpeg -i FILE -c copy NEW.mp4")
         context = stream.codec_context
@@ -75,11 +75,10 @@ class _Decoder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._container = _open(path)
-        self._stream = _stream(self._container, path)
+        self._container, self._stream = _open(path)
         self._stream.codec_context.thread_count = 1
         self._tick = float(self._stream.time_base)  # seconds
-        self._coming: Iterator[av.VideoFrame] | None = None
+        self._coming: Iterator[av.VideoFrame] = iter(())
         self._frame: av.VideoFrame | None = None
 
     def close(self) -> None:
@@ -89,38 +88,38 @@ class _Decoder:
     def image(self, time: float, tolerance: float) -> np.ndarray:
         """RGB uint8 (H, W, 3) of the frame shown at `time`."""
         try:
-            frame = self._reach(time - tolerance)
+            self._reach(time - tolerance)
         except av.FFmpegError as error:
             raise StoreError(f"{self.path}: cannot be decoded near {time:.3f} s ({error}); fetch it again") from error
-        if frame is None:
+        if self._frame is None:
             raise StoreError(
                 f"{self.path}: ends before {time:.3f} s, where a frame is expected; it may be truncated, or the times "
                 "in the index are wrong"
             )
-        if frame.pts * self._tick > time + tolerance:
+        if self._seconds() > time + tolerance:
             raise StoreError(
-                f"{self.path}: no frame at {time:.4f} s, the next one is at {frame.pts * self._tick:.4f} s; the times "
-                "in the index do not fit this file"
+                f"{self.path}: no frame at {time:.4f} s, the next one is at {self._seconds():.4f} s; the times in the "
+                "index do not fit this file"
             )
-        if frame.rotation:
+        if self._frame.rotation:
             raise StoreError(
-                f"{self.path}: is to be shown turned by {frame.rotation} degrees; write it anew: ffmpeg -i FILE NEW.mp4"
+                f"{self.path}: is to be shown turned by {self._frame.rotation} degrees; write it anew: ffmpeg -i FILE "
+                "NEW.mp4"
             )
-        return frame.to_ndarray(format="rgb24")
+        return self._frame.to_ndarray(format="rgb24")
 
-    def _reach(self, earliest: float) -> av.VideoFrame | None:
-        """The first frame that is not before `earliest` seconds; None: the file ends before."""
+    def _reach(self, earliest: float) -> None:
+        """Stand on the first frame that is not before `earliest` seconds; on None if the file ends before."""
         if self._frame is None or earliest < self._seconds() - 1e-9 or self._worth_a_seek(earliest):
             self._seek(earliest)
         while self._frame is not None and self._seconds() < earliest:
-            self._frame = self._next()
-        return self._frame
+            self._next()
 
     def _seconds(self) -> float:
         return self._frame.pts * self._tick
 
-    def _next(self) -> av.VideoFrame | None:
-        return next((frame for frame in self._coming if frame.pts is not None), None)
+    def _next(self) -> None:
+        self._frame = next((frame for frame in self._coming if frame.pts is not None), None)
 
     def _worth_a_seek(self, earliest: float) -> bool:
         """Whether a key frame lies well between the current frame and the one wanted."""
@@ -131,21 +130,20 @@ class _Decoder:
 
     def _seek(self, earliest: float) -> None:
         """Stand on a frame that is not after `earliest`, or on the first one of the file."""
-        back = 0.0
+        start, back = self._stream.start_time or 0, 0.0
         while True:
             offset = int((earliest - back) / self._tick)
-            start = self._stream.start_time or 0
             self._container.seek(max(offset, start), stream=self._stream, backward=True)
             self._coming = self._container.decode(self._stream)
-            self._frame = self._next()
+            self._next()
             if offset <= start or (self._frame is not None and self._seconds() <= earliest):
                 return
             back = 2 * back + 1.0  # frames may be stored before the key frame they come after
 
 
 def _frame_times(path: Path) -> np.ndarray:
-    with _open(path) as container:
-        stream = _stream(container, path)
+    container, stream = _open(path)
+    with container:
         try:
             packets = [(p.pts, p.is_discard) for p in container.demux(stream) if p.size and p.pts is not None]
         except av.FFmpegError as error:
@@ -154,22 +152,19 @@ def _frame_times(path: Path) -> np.ndarray:
             raise StoreError(
                 f"{path}: holds {len(packets)} frames, its header says {stream.frames}; it is truncated, fetch it again"
             )
-        hidden = sum(is_hidden for _, is_hidden in packets)
-        if hidden:
-            raise StoreError(f"{path}: {hidden} of its frames are hidden; write it anew: ffmpeg -i FILE NEW.mp4")
+        if any(is_hidden for _, is_hidden in packets):
+            raise StoreError(f"{path}: some of its frames are hidden; write it anew: ffmpeg -i FILE NEW.mp4")
         return np.sort(np.array([pts for pts, _ in packets], np.int64)) * float(stream.time_base)
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _open(path: Path) -> tuple[av.container.InputContainer, av.VideoStream]:
     try:
-        return av.open(str(path))
+        container = av.open(str(path))
     except av.error.FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
     except (av.FFmpegError, OSError) as error:
         raise StoreError(unreadable(path, "video", error)) from error
-
-
-def _stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
     if not container.streams.video:
+        container.close()
         raise StoreError(f"{path}: holds no video")
-    return container.streams.video[0]
+    return container, container.streams.video[0]

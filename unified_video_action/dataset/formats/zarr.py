@@ -21,9 +21,10 @@ from unified_video_action.dataset.formats.zarr_storage import (
     hash_chunks,
     missing_chunks,
     open_root,
+    stored_sizes,
 )
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, expand, is_url
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, expand, is_url
 from unified_video_action.dataset.tables import Table
 from unified_video_action.messages import few
 
@@ -37,8 +38,8 @@ LARGEST_CHUNK = 2**30  # bytes that reading a single frame may decode
 class ZarrSource(Source):
     """A store with data/<array> (N, ...) and meta/episode_ends (E,): folder, zip or fsspec URL.
 
-    Arrays may be more than the task wants; those it does not want are not read. An entry of `low_dim` and `action` is
-    an array's name, or `{array: NAME, columns: [...]}` for some of its columns, in that order.
+    Arrays that the task does not want are not read. An entry of `low_dim` and `action` is an array's name, or
+    `{array: NAME, columns: [...]}` for some of its columns, in that order.
     """
 
     cameras: Mapping[str, str] = field(default_factory=dict)  # the task's name of a camera -> array (N, H, W, 3)
@@ -50,8 +51,6 @@ class ZarrSource(Source):
         for part in ("cameras", "low_dim"):
             if not isinstance(getattr(self, part), Mapping):
                 raise ValueError(f"source {self.path}: {part}={getattr(self, part)!r} must map names to arrays")
-        for name, entry in (*self.low_dim.items(), *([] if self.action is None else [("action", self.action)])):
-            self._array_and_columns(name, entry)
 
     def tables(self, wanted: Wanted) -> list[Table]:
         self.require(wanted, cameras=self.cameras, low_dim=self.low_dim)
@@ -59,16 +58,9 @@ class ZarrSource(Source):
         chosen = {name: self._array_and_columns(name, self.low_dim[name]) for name in wanted.low_dim}
         action = None if self.action is None else self._array_and_columns("action", self.action)
         arrays = [array for array, _ in [*chosen.values(), *([action] if action else [])]]
-        store = ReplayBuffer(self.path, list(dict.fromkeys(cameras.values())), list(dict.fromkeys(arrays)))
-        return [
-            Table(
-                store=store,
-                cameras=cameras,
-                low_dim={name: _columns(store, *entry) for name, entry in chosen.items()},
-                action=_columns(store, *action) if action else None,
-                weight=self.weight,
-            )
-        ]
+        store = ReplayBuffer(self.path, list(dict.fromkeys(cameras.values())), arrays)
+        low_dim = {name: _columns(store, *entry) for name, entry in chosen.items()}
+        return [Table(store, cameras, low_dim, _columns(store, *action) if action else None, weight=self.weight)]
 
     def _array_and_columns(self, name: str, entry: str | Mapping) -> tuple[str, list[int] | None]:
         """No columns means all of them."""
@@ -91,7 +83,7 @@ class ReplayBuffer(EpisodeStore):
         location: folder, zip (the store at its root or nested in folders) or fsspec URL; ~ and variables are expanded.
         images: names of frame arrays: (N, H, W, 3), uint8, or floats that hold whole numbers 0..255, where JPEG may be
             the compressor of single frames; or (N,) bytes, each a JPEG or PNG, all of one size.
-        vectors: names of arrays (N, D) to keep in memory.
+        vectors: names of arrays (N, D) to keep in memory; a mapping says D, where it is not None.
         frames_in_memory: bytes of decoded frames that a process keeps; None: FRAMES_IN_MEMORY.
 
     Attributes:
@@ -106,7 +98,7 @@ class ReplayBuffer(EpisodeStore):
         self,
         location: str | Path,
         images: Sequence[str],
-        vectors: Sequence[str],
+        vectors: Sequence[str] | Mapping[str, int | None],
         frames_in_memory: int | None = None,
     ) -> None:
         self.location, self.images = expand(location), tuple(images)
@@ -117,7 +109,8 @@ class ReplayBuffer(EpisodeStore):
         self.episode_ends = self._read_episode_ends()
         for name in images:
             self._check_images(name)
-        self.vectors = {name: self.read_vectors(name) for name in vectors}
+        widths = vectors if isinstance(vectors, Mapping) else dict.fromkeys(vectors)
+        self.vectors = {name: self.read_vectors(name, width) for name, width in widths.items()}
 
     def frame_shape(self, name: str) -> tuple[int, int]:
         return self._sizes.get(name) or self._array(f"data/{name}").shape[1:3]
@@ -142,12 +135,11 @@ class ReplayBuffer(EpisodeStore):
             digest.update(hash_chunks(array, small).encode())
         return digest.hexdigest()
 
-    def read_vectors(self, name: str) -> np.ndarray:
-        """float32 (N, D) of an array of numbers. Raises StoreError: no such array, or a value that cannot be true."""
-        array = self._check_rows(name)
-        if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise StoreError(f"{self.location}: data/{name} is {array.dtype} {array.shape}, expected numbers (N, D)")
-        return as_float32(self._read_rows(f"data/{name}", 0, len(self)), f"{self.location}: data/{name}")
+    def read_vectors(self, name: str, width: int | None = None) -> np.ndarray:
+        """float32 (N, D) of an array of numbers; D is `width`, where that is given."""
+        where = f"{self.location}: data/{name}"
+        check_numbers(self._rows_array(name), where, width)
+        return as_float32(self._read_rows(f"data/{name}", 0, len(self)), where)
 
     def has(self, name: str) -> bool:
         """Whether there is an array data/<name>."""
@@ -175,9 +167,10 @@ class ReplayBuffer(EpisodeStore):
         try:
             array = root[path]
         except KeyError:
-            there = few(sorted(root[group].array_keys()) if group in root else ()) if not is_url(self.location) else ""
-            listed = f"{group} has {there}" if there else "a store at a URL cannot list what it has"
-            raise StoreError(f"{self.location}: the array {path} is missing; {listed}") from None
+            there = "a store at a URL cannot list what it has"
+            if not is_url(self.location):
+                there = f"{group} has {few(sorted(root[group].array_keys()) if group in root else ())}"
+            raise StoreError(f"{self.location}: the array {path} is missing; {there}") from None
         except Exception as error:  # whatever broken metadata or a network raises
             raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
         if not isinstance(array, zarr.Array):
@@ -191,7 +184,7 @@ class ReplayBuffer(EpisodeStore):
         try:
             return np.asarray(array[start:stop])
         except Exception as error:  # whatever a decoder, a zip or a network raises
-            rows = (array.shards or array.chunks)[0]
+            rows = stored_sizes(array)[0]
             if stop - start > rows:  # find the chunk that fails, to name it
                 for first in range(start - start % rows, stop, rows):
                     self._read_rows(path, first, min(first + rows, stop))
@@ -204,16 +197,16 @@ class ReplayBuffer(EpisodeStore):
             if (path, chunk) in self._empty:
                 continue
             run = EmptyRun.around(array, chunk)
-            start, stop = run.rows(array)
+            start, stop = run.rows
             try:
-                why = "no episode has 0 steps" if path == MARKER else run.why_lost(array, self.episode_ends)
+                why = "no episode has 0 steps" if path == MARKER else run.why_lost(self.episode_ends)
             except Exception as error:  # whatever a decoder, a zip or a network raises
                 why = f"what is beside them cannot be read ({error})"
             if why:
                 raise StoreError(
-                    f"{self.location}: {path} lacks chunk {chunk} (rows from {start}, {stop - start} of them). Chunks "
-                    f"that hold only the fill value may be left out, but {why}: it is taken for lost. Fetch the store "
-                    f"again{run.remedy(array)}"
+                    f"{self.location}: {path} lacks chunk {chunk} (rows from {start}, {stop - start} of them), which "
+                    f"is taken for lost: {why}. Fetch the store again; if these rows do hold "
+                    f"{array.metadata.fill_value}, write the array with write_empty_chunks=True"
                 )
             self._empty |= {(path, (number, *run.column)) for number in range(run.first, run.stop)}
             empty.append(f"{start} to {stop - 1}")
@@ -228,13 +221,14 @@ class ReplayBuffer(EpisodeStore):
         if array.ndim != 1 or array.dtype.kind not in "iu" or not array.shape[0]:
             raise StoreError(f"{self.location}: {MARKER} is {array.dtype} {array.shape}, expected integers (E,)")
         ends = self._read_rows(MARKER, 0, array.shape[0]).astype(np.int64)
-        lengths = np.diff(ends, prepend=0)
-        if (lengths < 1).any():
-            index = int(np.argmax(lengths < 1))
+        wrong = np.diff(ends, prepend=0) < 1
+        if wrong.any():
+            index = int(np.argmax(wrong))
             raise StoreError(f"{self.location}: {MARKER}[{index}] = {ends[index]} does not increase")
         return ends
 
-    def _check_rows(self, name: str) -> zarr.Array:
+    def _rows_array(self, name: str) -> zarr.Array:
+        """The array data/<name>, which has as many rows as the episodes."""
         array = self._array(f"data/{name}")
         if array.ndim == 0 or array.shape[0] != len(self):
             raise StoreError(
@@ -244,7 +238,7 @@ class ReplayBuffer(EpisodeStore):
         return array
 
     def _check_images(self, name: str) -> None:
-        array = self._check_rows(name)
+        array = self._rows_array(name)
         if array.ndim == 1 and array.dtype.kind == "O":  # bytes of any length
             self._picture(name, 0, self._read_rows(f"data/{name}", 0, 1)[0])
         elif array.ndim != 4 or array.shape[-1] != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
@@ -266,10 +260,7 @@ class ReplayBuffer(EpisodeStore):
         where = f"{self.location}: data/{name}[{row}]"
         if not isinstance(encoded, bytes):
             raise StoreError(f"{where} is {type(encoded).__name__}, expected bytes")
-        try:
-            picture = decode_image(encoded, where)
-        except ValueError as error:
-            raise StoreError(str(error)) from error
+        picture = decode_image(encoded, where)
         if picture.shape[:2] != self._sizes.setdefault(name, picture.shape[:2]):
             raise StoreError(f"{where} is a picture of {picture.shape[:2]}, the first one of {self._sizes[name]}")
         return picture
