@@ -65,8 +65,6 @@ class SafetyLimits:
     max_turn: float = 1.0  # radians, the same
     max_lag: float = 0.2  # metres from the measured pose to the commanded one; more always begins to brake
     max_lag_turn: float = 1.2  # radians, the same
-    gripper_low: float | None = None  # metres; the maker's where None
-    gripper_high: float | None = None
     gripper_speed: float = 0.2  # metres per second
     rules: Rules = field(default_factory=Rules)
 
@@ -76,7 +74,7 @@ class SafetyLimits:
             if np.shape(values) != (3,) or not np.isfinite(np.asarray(values, float)).all():
                 raise ValueError(f"{name}: {values!r}, expected three numbers, metres")
         signed = ("table_height", "joint_margin")
-        require_numbers(self, *signed, "gripper_low", "gripper_high", above=-math.inf)
+        require_numbers(self, *signed, above=-math.inf)
         require_numbers(self, *(each.name for each in fields(self) if each.type == "float" and each.name not in signed))
         low = [*self.workspace_low[:2], max(self.workspace_low[2], self.table_height)]
         if not np.less(low, self.workspace_high).all():
@@ -103,13 +101,9 @@ class Bounds:
         self.joints_low, self.joints_high = arm.joints_low + limits.joint_margin, arm.joints_high - limits.joint_margin
         self.joint_speed = arm.joint_velocity * limits.joint_speed_share  # (J,) radians per second
         self.joint_acceleration, self.gripper_speed = limits.joint_acceleration, limits.gripper_speed
-        low, high = limits.gripper_low, limits.gripper_high
-        self.gripper_low = arm.gripper_low if low is None else max(arm.gripper_low, low)
-        self.gripper_high = arm.gripper_high if high is None else min(arm.gripper_high, high)
+        self.gripper_low, self.gripper_high = arm.gripper_low, arm.gripper_high
         if (self.joints_low >= self.joints_high).any():
             raise ValueError(f"joint_margin: {limits.joint_margin} leaves a joint no room")
-        if self.gripper_low >= self.gripper_high:
-            raise ValueError(f"gripper_low: {self.gripper_low} leaves the gripper no room below {self.gripper_high}")
 
     def joints_used(self, joints: list[np.ndarray], ticks: tuple[int, int]) -> float:
         """Share of the limits that the newest of three joints (J,), so many ticks apart, use; infinite out of range."""
