@@ -221,10 +221,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_expert_succeeds_only_if_the_cup_is_on_the_saucer(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = Collector().measuring()
-    for seed in range(2):
-        attempt = collector(seed)
-        assert attempt.success and attempt.episode is None
-        assert 2 < attempt.measures["lag_mm"] < 20 and 6 < attempt.measures["seconds"] < 11
+    attempt = collector(0)
+    assert attempt.success and attempt.episode is None
+    assert 2 < attempt.measures["lag_mm"] < 20 and 6 < attempt.measures["seconds"] < 11
 
     def without_grip(*args) -> Course:
         way = cup_onto_saucer(*args).waypoints

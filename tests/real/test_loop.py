@@ -237,13 +237,6 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
     made.control.planning._executor.shutdown()
 
 
-def test_dropped_frames_are_lived_with() -> None:
-    made = bench()
-    made.camera.dropped = lambda number: number % 3 != 0
-    made.start(2.0)
-    assert made.control.phase is Phase.RUNNING and not made.faults()
-
-
 def test_a_loop_that_was_held_up_stops() -> None:
     made = bench()
     made.start(0.7)

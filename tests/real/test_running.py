@@ -20,7 +20,7 @@ import pytest
 from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, FakeCamera, bench, command_faults
 from tests.real.server_support import INSTRUCTIONS, SIZE, describe, instant_core, serve
 from unified_video_action.instantiate import build_dataclass
-from unified_video_action.real.control import dry_run, running
+from unified_video_action.real.control import dry_run, observer, running
 from unified_video_action.real.control.limits import SafetyLimits
 from unified_video_action.real.control.loop import Control
 from unified_video_action.real.control.watchdog import LoopSettings, Phase, Timeouts
@@ -111,16 +111,20 @@ def test_a_confirmation_is_for_one_configuration_and_one_policy(tmp_path: Path) 
             dry_run.require_confirmation(tmp_path, other, "type this")
 
 
-def test_a_rehearsal_sends_nothing_and_shows_what_it_would_send(tmp_path: Path) -> None:
-    made = bench()
+def test_a_rehearsal_sends_nothing_and_shows_what_it_would_send(tmp_path: Path, monkeypatch) -> None:
+    made, looked = bench(), threading.Event()
+    monkeypatch.setattr(observer, "POLL", 0.0005)
 
     def rehearse() -> list[dry_run.Rehearsal]:
         camera = FakeCamera(made.time)
-        made.planner.where = lambda: (HOME, camera.latest().time)
+        latest = camera.latest
+        made.planner.where = lambda: (HOME, latest().time)
+        camera.latest = lambda: (looked.set(), latest())[1]
 
         def sleep(seconds: float) -> None:
-            time.sleep(0.001)  # the camera is looked at by a thread of its own
             made.time.sleep(seconds)
+            looked.clear()
+            looked.wait(WAIT)  # the camera is looked at by a thread of its own
 
         setup = Setup(made.arm, (camera,))
         return dry_run.rehearse(setup, made.planner, made.limits, LoopSettings(), now=made.time, sleep=sleep)

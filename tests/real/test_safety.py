@@ -14,6 +14,7 @@ from unified_video_action.real.control.limits import Bounds, Rules, SafetyLimits
 from unified_video_action.real.control.motion import JOINT_TICKS, Motion
 from unified_video_action.real.control.safety import Gate, SafetyFilter, SafetyStop
 from unified_video_action.real.control.trajectory import turned
+from unified_video_action.real.control.watchdog import LoopSettings
 from unified_video_action.real.robots.interface import ArmState
 
 ARM = FakeArm.limits
@@ -274,6 +275,7 @@ def test_a_configuration_that_makes_no_sense_names_its_field(change: dict, match
 
 
 @pytest.mark.parametrize("name", ["sim", "arx5"])
-def test_the_robots_limits_are_read(name: str) -> None:
-    read = build_dataclass(SafetyLimits, yaml.safe_load((ROBOTS / f"{name}.yaml").read_text())["safety"], "safety")
-    assert read.linear_speed <= 1.0 and read.table_height >= 0
+def test_the_robots_configurations_are_read(name: str) -> None:
+    robot = yaml.safe_load((ROBOTS / f"{name}.yaml").read_text())
+    assert build_dataclass(SafetyLimits, robot["safety"], "safety").linear_speed <= 1.0
+    assert build_dataclass(LoopSettings, robot["loop"], "loop").timeouts.overrun <= 0.3

@@ -33,6 +33,11 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_FRAME", 60.0)  # this computer may be busy
+
+
 def wait_for(what: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not what():
@@ -46,7 +51,7 @@ def test_frames_are_the_square_middle_in_rgb_and_the_newest(film: Path) -> None:
         assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
         assert first.image[..., 1].min() > 80 and first.image[..., [0, 2]].max() < 60, "only the green middle"
         assert first.time <= time.monotonic() - 0.05
-        wait_for(lambda: camera.latest().image[..., 1].mean() > first.image[..., 1].mean() + 20)
+        wait_for(lambda: abs(camera.latest().image[..., 1].mean() - first.image[..., 1].mean()) > 20)
     with VideoCamera(str(film), size=WIDE) as camera:
         image = camera.latest().image
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60

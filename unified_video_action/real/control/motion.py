@@ -68,7 +68,12 @@ class Motion:
 
 
 class Governor:
-    """Moves a commanded pose towards a target, so that it can always come to rest inside all bounds."""
+    """Moves a commanded pose towards a target, tick by tick, so that it can always come to rest inside all bounds.
+
+    It takes a step only if the end effector could brake from there to rest, on a straight line, inside the workspace
+    and with joints that exist and keep their limits; otherwise it makes a smaller step, or begins to brake, which was
+    found safe when the step before was taken. So limits of acceleration never meet a wall, whatever the target.
+    """
 
     def __init__(self, bounds: Bounds, joints_for: Callable[[np.ndarray, np.ndarray], np.ndarray | None]) -> None:
         self.bounds = bounds

@@ -1,16 +1,8 @@
 """What an arm may be sent. Always on: there is no switch, only limits, and every command passes through here.
 
-Two parts, so that the second need not trust the first:
-
-* `Governor` moves the commanded pose towards the target, tick by tick. It takes a step only if the end effector could
-  brake from there to rest, on a straight line, inside the workspace and with joints that exist and keep their limits;
-  otherwise it makes a smaller step, or begins to brake, which was found safe when the step before was taken. So there
-  is always a safe way to come to rest, whatever the target: limits of acceleration never meet a wall.
-* `Gate` looks at the stream that goes out, and only at that: a command that would break a limit is not sent, and the
-  arm is stopped. With the governor before it, it should never have to.
-
-Targets are looked at first, by rules that either clip them or stop the arm (`Rules`). Numbers that are not finite, and
-an arm that is left behind by its commands (`max_lag`), always stop it.
+Targets are clipped, or stop the arm, by `Rules`; the `Governor` (motion.py) leads the commanded pose towards them; and
+the `Gate`, which need not trust it, looks at what goes out. Numbers that are not finite, and an arm that is left behind
+by its commands (`max_lag`), always stop it.
 """
 
 from __future__ import annotations
@@ -44,7 +36,7 @@ class SafetyStop(Exception):
 
 
 class Gate:
-    """Refuses what would make the stream of commands break a limit. It does not know how commands come about."""
+    """Refuses what would make the stream of commands break a limit, which the governor should never ask for."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
