@@ -81,7 +81,7 @@ def test_recordings_follow_from_their_seed_and_take_tables_in_turn(monkeypatch) 
 
     monkeypatch.setattr(umi_synthetic, "table_texture", plain)
     for tables, others in ((2, [0, 1, 0]), (0, [0, 1, 2])):
-        scene = replace(SCENE, tables=tables, speed=0.0, turning=0.0, seconds=0.2)
+        scene = replace(SCENE, tables=tables, speed=0.0, turning=0.0, seconds=0.5)
         made = [episode(scene, 0, number) for number in range(3)]
         assert all(np.ptp(each["robot0_eef_pos"], axis=0).max() == 0 for each in made), "the hand stands still"
         shades = [each[CAMERA][0, 10, 32, 0] for each in made]
