@@ -113,7 +113,6 @@ REACHED = {
     "real.robots.interface.Camera": {"SimCamera", "VideoCamera"},
     "real.robots.interface.Setup": {"Setup", "SimSetup"},
     "demos.sim_arm.world.Clock": {"Clock", "ManualClock"},
-    "demos.sim_arm.world.Faults": {"Faults"},
     "demos.sim_arm.world.Table": {"Table"},
     "demos.sim_arm.world.World": {"World"},
     "spec.Horizon": {"Horizon"},

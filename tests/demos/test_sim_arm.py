@@ -1,21 +1,28 @@
-"""The simulated arm moves as a real one does: it follows with a lag, stays within its limits, stops, and can fail."""
+"""The simulated arm moves as a real one does, and its scripted expert's demonstrations are data to train on."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 pytest.importorskip("unified_video_action.demos.sim_arm.world", reason="needs `make sims`", exc_type=ImportError)
 
+from tests.loading import load_script
+from unified_video_action.dataset.formats.zarr import ReplayBuffer
+from unified_video_action.demos.sim_arm import expert
+from unified_video_action.demos.sim_arm.expert import Collector, Course, cup_onto_saucer, random_table
 from unified_video_action.demos.sim_arm.robot import SimArm, SimCamera, SimSetup
 from unified_video_action.demos.sim_arm.world import GRIPPER, HOME, Clock, Kinematics, ManualClock, World
-from unified_video_action.poses import distance
+from unified_video_action.poses import distance, pose_matrix
+from unified_video_action.real.robots.archive import Recording
 from unified_video_action.real.robots.interface import ArmCommand, RobotError, Setup
 
 TICK = 0.005
-CUP_WIDTH = 0.06
+SIZE, RATE, LATENCY = 96, 30.0, 0.08
 
 
 @pytest.fixture
@@ -24,13 +31,13 @@ def arm() -> Iterator[SimArm]:
         yield arm
 
 
-def drive(arm: SimArm, seconds: float, goal: Callable[[float], np.ndarray], gripper: float = GRIPPER) -> list:
+def drive(arm: SimArm, seconds: float, goal: Callable[[float], np.ndarray]) -> list:
     """Command `goal(seconds since now)` at 200 Hz; the states in between."""
     clock, states = arm.world.clock, []
     began = clock.time()
     while clock.time() - began < seconds:
         due = clock.time() + TICK
-        arm.command(ArmCommand(due, goal(due - began), gripper))
+        arm.command(ArmCommand(due, goal(due - began), GRIPPER))
         clock.sleep(TICK)
         states.append(arm.state())
     return states
@@ -53,7 +60,7 @@ def test_its_proportions_are_the_published_ones() -> None:
 
 def test_inverse_kinematics_agrees_with_forward() -> None:
     kinematics, rng = Kinematics(), np.random.default_rng(0)
-    low, high = kinematics._model.jnt_range[:6].T
+    low, high = kinematics.low, kinematics.high
     for _ in range(60):
         joints = rng.uniform(0.8 * low + 0.2 * high, 0.2 * low + 0.8 * high)
         pose = kinematics.pose_of(joints)
@@ -74,7 +81,7 @@ def test_follows_a_slow_sine_with_a_lag(arm: SimArm) -> None:
         return shifted(home, 0, 0.08 * np.sin(angle), 0.04 * (1 - np.cos(angle)))
 
     began = arm.world.clock.time()
-    states = drive(arm, 5.0, goal)
+    states = drive(arm, 4.0, goal)
     after = [state for state in states if state.time - began > 1]
     late = np.array([distance(state.pose, goal(state.time - began)) for state in after])
     assert late[:, 0].max() < 0.015 and np.degrees(late[:, 1].max()) < 3
@@ -110,8 +117,7 @@ def test_what_cannot_be_reached_leaves_it_on_its_way(arm: SimArm, caplog: pytest
 def test_stop_comes_to_rest_and_holds(arm: SimArm) -> None:
     home = arm.state().pose
     states = drive(arm, 0.5, lambda seconds: shifted(home, 0, 0.8 * seconds**2, 0))
-    speed = np.linalg.norm(states[-1].pose[:3, 3] - states[-2].pose[:3, 3]) / TICK
-    assert speed > 0.5  # metres per second
+    assert np.linalg.norm(states[-1].pose[:3, 3] - states[-2].pose[:3, 3]) / TICK > 0.5  # metres per second
     arm.stop()
     arm.world.clock.sleep(0.4)
     rest = arm.state()
@@ -140,23 +146,6 @@ def test_released_it_stays_and_can_be_pushed(arm: SimArm) -> None:
     assert distance(arm.state().pose, pushed.pose)[0] < 0.01, "it jumped back when its motors took hold"
 
 
-def test_unplugged_or_unconnected_it_raises_and_stop_only_logs(arm: SimArm, caplog: pytest.LogCaptureFixture) -> None:
-    home = arm.state().pose
-    arm.faults.unplugged = True
-    with pytest.raises(RobotError, match="cannot be read: it is unplugged"):
-        arm.state()
-    with pytest.raises(RobotError, match="cannot be commanded"):
-        arm.command(ArmCommand(0.0, home, GRIPPER))
-    arm.stop()
-    assert "cannot be stopped: it is unplugged" in caplog.text
-    arm.faults.unplugged = False
-    assert distance(arm.state().pose, home)[0] < 1e-3
-    with pytest.raises(RobotError, match="not connected"):
-        SimArm(arm.world).state()
-    with pytest.raises(RobotError, match="not connected"):
-        SimCamera(arm.world).latest()
-
-
 def test_with_a_real_clock_time_passes_by_itself() -> None:
     setup = SimSetup(("wrist",), (64, 64))
     arm, camera, clock = setup.arm, setup.cameras[0], Clock()
@@ -166,10 +155,6 @@ def test_with_a_real_clock_time_passes_by_itself() -> None:
         while (moved := arm.state()).pose[1, 3] - first.pose[1, 3] < 0.025 or camera.latest() is None:
             clock.sleep(0.02)
         assert first.time < moved.time <= clock.time() and camera.latest().time <= clock.time() - camera.latency
-        assert camera.latest().image.std() > 10
-
-
-SIZE, RATE, LATENCY = 96, 30.0, 0.08
 
 
 @pytest.fixture
@@ -182,15 +167,12 @@ def setup() -> Iterator[Setup]:
 def share_of(image: np.ndarray, colour: str) -> float:
     """Share of the pixels that are clearly of a colour."""
     red, green, blue = (image[..., channel].astype(int) for channel in range(3))
-    what = {
-        "red": (red > 90) & (red > 2 * green + 20) & (red > 2 * blue + 20),
-        "orange": (red > 90) & (green > 0.3 * red) & (green < 0.65 * red) & (blue < 0.3 * red),
-        "white": (red > 200) & (green > 200) & (blue > 180),
-    }[colour]
-    return float(what.mean())
+    if colour == "red":
+        return float(((red > 90) & (red > 2 * green + 20) & (red > 2 * blue + 20)).mean())
+    return float(((red > 90) & (green > 0.3 * red) & (green < 0.65 * red) & (blue < 0.3 * red)).mean())
 
 
-def test_they_see_the_cup_and_the_fingers(setup: Setup) -> None:
+def test_cameras_see_the_cup_and_the_fingers(setup: Setup) -> None:
     setup.arm.world.clock.sleep(0.3)
     wrist, side = (camera.latest().image for camera in setup.cameras)
     for image in (wrist, side):
@@ -217,6 +199,76 @@ def test_frames_come_late_and_at_their_rate(setup: Setup) -> None:
 def test_mistakes_are_named() -> None:
     world = World(ManualClock())
     with pytest.raises(ValueError, match="cameras are .*wrist"):
-        SimCamera(world, "ceiling")
+        SimSetup(("ceiling",))
     with pytest.raises(ValueError, match="rate=0"):
-        SimCamera(world, rate=0)
+        SimSetup(rate=0)
+    for device in (SimArm(world).state, SimCamera(world, "wrist", (8, 8), 30, 0).latest):
+        with pytest.raises(RobotError, match="not connected"):
+            device()
+
+
+# -- the expert --------------------------------------------------------------------------------------------------------
+
+OPTIONS = ["--task", "sim_arm", "--size", "64", "--rate", "10", "--workers", "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demonstrations") / "sim_arm"
+    load_script("collect_demos").main([*OPTIONS, "-n", "2", "--output", str(folder), "--seed", "3"])
+    return folder
+
+
+def test_the_expert_succeeds_only_if_the_cup_is_on_the_saucer(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector().measuring()
+    attempt = collector(0)
+    assert attempt.success and attempt.episode is None
+    assert 2 < attempt.measures["lag_mm"] < 20 and 6 < attempt.measures["seconds"] < 11
+
+    def without_grip(*args) -> Course:
+        way = cup_onto_saucer(*args).waypoints
+        return Course(dataclasses.replace(way, grippers=np.full(len(way.times), GRIPPER)))
+
+    monkeypatch.setattr(expert, "cup_onto_saucer", without_grip)
+    assert not collector(0).success
+
+
+def test_episodes_are_data_to_train_on_and_follow_from_their_seed(folder: Path, tmp_path: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == ["00003.zarr.zip", "00004.zarr.zip"]
+    arrays = ["robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width"]
+    buffer = ReplayBuffer(folder / "00003.zarr.zip", ["camera0_rgb"], arrays)
+    rows = int(buffer.episode_ends[-1])
+    assert 60 < rows < 110
+    recording = Recording.open(folder / "00003.zarr.zip")
+    assert recording.instruction == "put the cup on the saucer" and recording.rate == 10
+    width = recording.arrays["state_gripper"]
+    assert width.max() > 0.08 and 0.045 < width.min() < 0.055, "it grips more tightly than the cup is wide"
+    assert len(np.unique(recording.row_time)) == rows
+    first, last = (recording.frames[0][row].astype(int) for row in (0, rows - 1))
+    assert first.std() > 15 and np.abs(first - last).mean() > 5
+
+    name, archive = Collector(seed=2, size=64, rate=10.0)(1).episode
+    (tmp_path / name).write_bytes(archive)
+    same, other = Recording.open(tmp_path / "00003.zarr.zip"), Recording.open(folder / "00004.zarr.zip")
+    assert (recording.arrays["state_pose"] == same.arrays["state_pose"]).all()
+    assert (recording.frames[0][...] == same.frames[0][...]).all()
+    assert (other.arrays["state_pose"][0] != recording.arrays["state_pose"][0]).any()
+
+
+def test_a_course_is_gentle_and_ends_where_it_should() -> None:
+    start = pose_matrix(np.array([0.35, 0, 0.2]), np.eye(3))
+    course = cup_onto_saucer(random_table(np.random.default_rng(0)), start, np.random.default_rng(1))
+    way = course.waypoints
+    positions = np.array([course.at(time)[0][:3, 3] for time in np.arange(0, way.end + 0.02, 0.01)])
+    speeds = np.linalg.norm(np.diff(positions, axis=0), axis=1) / 0.01
+    assert speeds.max() < 0.6 and np.abs(np.diff(speeds)).max() / 0.01 < 4
+    assert distance(course.at(-1.0)[0], start)[0] == 0
+    for time, pose, gripper in zip(way.times, way.poses, way.grippers):
+        assert max(distance(course.at(time - 1e-9)[0], pose)) < 1e-6 and course.at(time)[1] == pytest.approx(gripper)
+
+
+@pytest.mark.parametrize("given, message", [([], "exists already"), (["--cameras", "ceiling"], "cameras=('ceiling',)")])
+def test_mistakes_end_with_a_message(folder: Path, capsys, given: list[str], message: str) -> None:
+    with pytest.raises(SystemExit):
+        load_script("collect_demos").main([*OPTIONS, "-n", "1", "--output", str(folder), *given])
+    assert message in capsys.readouterr().err

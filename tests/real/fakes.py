@@ -364,18 +364,3 @@ def stream_faults(times: np.ndarray, poses: np.ndarray, limits: SafetyLimits, sl
         if strongest > change * (1 + slack):
             found.append(f"{name} acceleration {strongest}")
     return found
-
-
-def measured_faults(states: Sequence[ArmState], limits: SafetyLimits, slack: float = 0.005, share: float = 1.3) -> list:
-    """The limits that a simulated arm, which follows its commands softly, broke by more than slack and share."""
-    times, places = np.array([state.time for state in states]), np.array([state.pose[:3, 3] for state in states])
-    found = []
-    low = np.array([*limits.workspace_low[:2], max(limits.workspace_low[2], limits.table_height)])
-    if (places < low - slack).any() or (places > np.array(limits.workspace_high) + slack).any():
-        found.append(f"workspace {places.min(0)} {places.max(0)}")
-    later = np.searchsorted(times, times + 0.02)
-    first, last = np.flatnonzero(later < len(times)), later[later < len(times)]
-    speeds = np.linalg.norm(places[last] - places[first], axis=1) / (times[last] - times[first])
-    if speeds.max(initial=0.0) > limits.linear_speed * share:
-        found.append(f"speed {speeds.max()}")
-    return found

@@ -23,7 +23,7 @@ from unified_video_action.real.robots.episode_plot import (
 from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 
-BEGAN, SECONDS = 50.0, 3.0
+BEGAN = 50.0
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +32,14 @@ def script() -> ModuleType:
 
 
 def record(recorder: EpisodeRecorder, frames: bool = True) -> None:
-    for tick in range(round(100 * SECONDS)):
+    for tick in range(300):
         now = BEGAN + tick / 100
         commanded, measured = (
             pose_matrix(np.array([0.3, 0.1 * np.sin(2 * (time - BEGAN)), 0.2]), np.eye(3)) for time in (now, now - 0.1)
         )
         recorder.state(ArmState(now, measured, 0.05, np.zeros(6), np.zeros(6)))
         recorder.command(ArmCommand(now, commanded, 0.04), now)
-        if frames and tick % 5 == 0:
+        if frames and tick % 10 == 0:
             recorder.frame(0, Frame(now, np.full((40, 60, 3), [tick * 255 // 300, 0, 128], np.uint8)))
     recorder.event(BEGAN + 1.0, "clip", "table: 0.01 m too low")
     recorder.plan(BEGAN + 0.2, BEGAN + 0.4, np.zeros((16, 10)))
@@ -49,7 +49,7 @@ def record(recorder: EpisodeRecorder, frames: bool = True) -> None:
 @pytest.fixture(scope="module")
 def episode(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("episode") / "one.zarr.zip"
-    with EpisodeRecorder(path, rate=20, attributes={"instruction": "cup $on saucer"}) as recorder:
+    with EpisodeRecorder(path, rate=10, attributes={"instruction": "cup $on saucer"}) as recorder:
         record(recorder)
     return path
 
@@ -67,8 +67,6 @@ def test_the_plot_shows_curves_stops_clips_and_delays(episode: Path) -> None:
     apart = panels["commanded and measured apart, mm"].lines[0].get_ydata()
     np.testing.assert_allclose(apart.max(), 20, atol=0.5)
     np.testing.assert_allclose(panels["plans come after, ms"].lines[0].get_xydata(), [[0.4, 200]])
-    low, high = panels["x, metres"].get_ylim()
-    assert high - low >= 0.02, "noise looks like noise"
     assert "2.50 s  stop: no plan in time\nclips: 1" in panels[""].texts[0].get_text()
 
 
@@ -77,47 +75,38 @@ def test_the_grid_and_the_video_show_frames_in_their_order(episode: Path) -> Non
     shown = [panel.images[0].get_array()[5, 5, 0] for panel in frame_grid(recording, columns=4, rows=2).axes]
     assert shown[0] < 10 and shown[-1] > 240 and (np.diff(np.array(shown, int)) > 20).all()
     frames = list(video_frames(recording, height=80))
-    assert len(frames) == len(recording.row_time) == 60
-    assert {frame.shape for frame in frames} == {(138, 120, 3)}
-    assert frames[30][40, 60, 0] == pytest.approx(150 * 255 / 300, abs=3)
+    assert len(frames) == len(recording.row_time) == 30 and {frame.shape for frame in frames} == {(138, 120, 3)}
+    assert frames[15][40, 60, 0] == pytest.approx(150 * 255 / 300, abs=3)
     done = [(frame[-10:, :, 2] > 200).any(0).sum() for frame in frames]
-    assert done[5] < done[25] < done[45] < done[59] and done[59] > 100, "the bar at the bottom goes on"
-    assert (frames[52][100:125] != frames[48][100:125]).any(), "the stop is shown for a second"
+    assert done[3] < done[12] < done[22] < done[29] and done[29] > 100, "the bar at the bottom goes on"
+    assert (frames[26][100:125] != frames[24][100:125]).any(), "the stop is shown for a second"
 
 
 def test_the_script_draws_all_and_finishes_what_a_crash_left(episode: Path, script: ModuleType, tmp_path: Path) -> None:
-    script.main([str(episode), "--output", str(tmp_path / "look")])
-    names = sorted(path.name for path in (tmp_path / "look").iterdir())
-    assert names == ["one.grid.png", "one.mp4", "one.plot.png"]
-    assert Image.open(tmp_path / "look" / "one.plot.png").size[0] > 1000
-    with av.open(str(tmp_path / "look" / "one.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 60
+    look = tmp_path / "look"
+    script.main([str(episode), "--output", str(look)])
+    assert sorted(path.name for path in look.iterdir()) == ["one.grid.png", "one.mp4", "one.plot.png"]
+    assert Image.open(look / "one.plot.png").size[0] > 1000
+    with av.open(str(look / "one.mp4")) as video:
+        assert sum(1 for _ in video.decode(video=0)) == 30
 
-    recorder = EpisodeRecorder(tmp_path / "two.zarr.zip", rate=20)
+    recorder = EpisodeRecorder(tmp_path / "blind.zarr.zip")
     recorder.__enter__()
-    record(recorder)
+    record(recorder, frames=False)
     recorder._ending.set()  # as after a crash: what was written is there, no archive is
     recorder._thread.join()
     recorder._lock.close()
     script.main(["--recover", str(tmp_path)])
-    assert len(Recording.open(tmp_path / "two.zarr.zip").row_time) == 60
+    assert [file.name for file in script.look(tmp_path / "blind.no_rows.zip", look)] == ["blind.plot.png"]
     for arguments in (["--recover", str(tmp_path)], []):
         with pytest.raises(SystemExit):
             script.main(arguments)
 
 
-def test_an_episode_without_frames_or_anything_still_has_a_plot(script: ModuleType, tmp_path: Path) -> None:
-    with EpisodeRecorder(tmp_path / "blind.zarr.zip") as recorder:
-        record(recorder, frames=False)
+def test_what_is_no_episode_is_refused_and_one_of_nothing_has_a_plot(tmp_path: Path) -> None:
     with EpisodeRecorder(tmp_path / "none.zarr.zip") as recorder:
         recorder.event(BEGAN, "stop", "no arm")
-    for name in ("blind", "none"):
-        assert [file.name for file in script.look(tmp_path / f"{name}.no_rows.zip", tmp_path)] == [f"{name}.plot.png"]
-    with pytest.raises(ValueError, match="no frames"):
-        frame_grid(Recording.open(tmp_path / "blind.no_rows.zip"))
-
-
-def test_what_is_no_episode_is_refused(tmp_path: Path) -> None:
+    assert len(plot_poses(Recording.open(tmp_path / "none.no_rows.zip")).axes) == 10
     with pytest.raises(FileNotFoundError):
         Recording.open(tmp_path / "nothing.zarr.zip")
     (tmp_path / "wrong.zarr.zip").write_bytes(b"no zip")

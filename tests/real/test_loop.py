@@ -13,7 +13,7 @@ from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.control.limits import Rules
 from unified_video_action.real.control.timing import Pacer
 from unified_video_action.real.control.trajectory import turned
-from unified_video_action.real.control.watchdog import LoopSettings, Phase, Plausibility, Reason, Timeouts
+from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Timeouts, implausible
 from unified_video_action.real.planner import PlannerError
 
 
@@ -28,14 +28,14 @@ class Answered(PlannerError):
 @pytest.mark.parametrize("blend", ["latest", "ensemble", "continue"])
 def test_the_arm_follows_the_policy_in_time(blend: str) -> None:
     made = bench({"blend": blend})
-    made.start(4.0)
+    made.start(3.0)
     for command in made.arm.sent[400:]:
         way, turn = distance(command.pose, circle(command.time))
         # The chord between two actions of 0.1 s is 0.3 mm from the circle; both blends of several plans add to it.
         assert way < 1.5e-3 and turn < 0.02, (command.time, way, turn)
     assert not made.faults()
     counts = made.control.statistics.counts
-    assert counts["plans"] > 25 and counts["blends"] == counts["plans"] - 1
+    assert counts["plans"] > 20 and counts["blends"] == counts["plans"] - 1
     assert counts["stale_actions"] >= counts["plans"]  # the first action of each chunk lies in the past
     assert (made.planner.continuation is not None) == (blend == "continue")
 
@@ -118,15 +118,15 @@ def test_ctrl_c_holds_and_a_later_one_ends() -> None:
 
 
 def test_a_signal_the_episodes_time_and_a_stop_without_an_operator_end_the_run() -> None:
+    made = bench({"episode_seconds": 1.0})
+    made.start()
+    check_stopped(made, Reason.TIME_LIMIT)
+    assert made.control.ending and 195 < len(made.arm.sent) < 280
     made = bench()
     made.start()
     made.control.requests.put("term")
     check_stopped(made, Reason.TERMINATED)
     assert made.control.ending
-    made = bench({"episode_seconds": 1.0})
-    made.start()
-    check_stopped(made, Reason.TIME_LIMIT)
-    assert made.control.ending and 195 < len(made.arm.sent) < 280
     made = bench()
     made.start()
     made.ask("gone", 0.5)
@@ -136,8 +136,8 @@ def test_a_signal_the_episodes_time_and_a_stop_without_an_operator_end_the_run()
     assert made.control.ending
 
 
-def fail(error: Exception) -> Callable[[Bench], None]:
-    return lambda made: setattr(made.planner, "error", error)
+def switch(device: str, field: str, value: object) -> Callable[[Bench], None]:
+    return lambda made: setattr(getattr(made, device), field, value)
 
 
 def spoil(number: float, made: Bench) -> None:
@@ -148,29 +148,24 @@ def spoil(number: float, made: Bench) -> None:
     made.planner.spoil = spoilt
 
 
+MEND = switch("planner", "error", None)
 FAULTS = {  # how something breaks, the stop, how soon, and how it is mended
-    "policy fails": (fail(RuntimeError("broken")), Reason.POLICY_ERROR, 3.0, fail(None)),
-    "server says so": (fail(Answered("policy_failed")), Reason.POLICY_ERROR, 3.0, fail(None)),
-    "server is full": (fail(Answered("busy")), Reason.LOST_SERVER, 3.0, fail(None)),
-    "server is lost": (fail(PlannerError("no answer")), Reason.LOST_SERVER, 3.0, fail(None)),
+    "policy fails": (switch("planner", "error", RuntimeError("broken")), Reason.POLICY_ERROR, 3.0, MEND),
+    "server says so": (switch("planner", "error", Answered("policy_failed")), Reason.POLICY_ERROR, 3.0, MEND),
+    "server is full": (switch("planner", "error", Answered("busy")), Reason.LOST_SERVER, 3.0, MEND),
+    "server is lost": (switch("planner", "error", PlannerError("no answer")), Reason.LOST_SERVER, 3.0, MEND),
     "action nan": (partial(spoil, np.nan), Reason.NAN_ACTION, 3.0, partial(spoil, 0.0)),
     "action inf": (partial(spoil, -np.inf), Reason.NAN_ACTION, 3.0, partial(spoil, 0.0)),
     "camera dies": (
         lambda made: setattr(made.camera, "dead_since", made.time()), Reason.DEAD_CAMERA, 1.0,
-        lambda made: setattr(made.camera, "dead_since", None),
+        switch("camera", "dead_since", None),
     ),
-    "arm is lost": (
-        lambda made: setattr(made.arm, "lost", True), Reason.ARM_ERROR, 0.1,
-        lambda made: setattr(made.arm, "lost", False),
-    ),
-    "state is old": (
-        lambda made: setattr(made.arm, "frozen", True), Reason.STALE_STATE, 0.5,
-        lambda made: setattr(made.arm, "frozen", False),
-    ),
+    "arm is lost": (switch("arm", "lost", True), Reason.ARM_ERROR, 0.1, switch("arm", "lost", False)),
+    "state is old": (switch("arm", "frozen", True), Reason.STALE_STATE, 0.5, switch("arm", "frozen", False)),
     "pose teleports": (
-        lambda made: setattr(made.arm, "jump", np.array([0.0, 0.3, 0.0])), Reason.TELEPORT, 0.1,
-        lambda made: setattr(made.arm, "jump", None),
+        switch("arm", "jump", np.array([0.0, 0.3, 0.0])), Reason.TELEPORT, 0.1, switch("arm", "jump", None),
     ),
+    "pose is nan": (switch("arm", "jump", np.full(3, np.nan)), Reason.ARM_ERROR, 0.1, switch("arm", "jump", None)),
 }  # fmt: skip
 
 
@@ -194,18 +189,18 @@ def test_a_fault_stops_the_arm_and_it_goes_on_only_when_mended_and_asked_to(name
     assert made.control.phase is Phase.RUNNING and not made.faults()
 
 
-def test_only_a_stop_that_may_mend_itself_is_gone_on_with_unasked() -> None:
-    for name, goes_on in (("server is lost", True), ("policy fails", False)):
-        broken, reason, within, mended = FAULTS[name]
-        made = bench({"auto_resume": True})
-        made.start(0.7)
-        broken(made)
-        check_stopped(made, reason, within)
-        made.run(2.0)
-        assert made.control.phase is Phase.HOLDING
-        mended(made)
-        made.run(2.0)
-        assert (made.control.phase is Phase.RUNNING) == goes_on and not made.faults()
+@pytest.mark.parametrize("name, goes_on", [("server is lost", True), ("policy fails", False)])
+def test_only_a_stop_that_may_mend_itself_is_gone_on_with_unasked(name: str, goes_on: bool) -> None:
+    broken, reason, within, mended = FAULTS[name]
+    made = bench({"auto_resume": True})
+    made.start(0.7)
+    broken(made)
+    check_stopped(made, reason, within)
+    made.run(2.0)
+    assert made.control.phase is Phase.HOLDING
+    mended(made)
+    made.run(2.0)
+    assert (made.control.phase is Phase.RUNNING) == goes_on and not made.faults()
 
 
 def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
@@ -225,11 +220,11 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
 
     try:
         before = dict(made.control.statistics.counts)
-        made.run(6.0, until=answer)
+        made.run(5.0, until=answer)
         counts = made.control.statistics.counts
         plans = counts["plans"] - before["plans"]
         assert made.control.phase is Phase.RUNNING and not made.faults()
-        assert plans > 8 and (counts["stale_actions"] - before["stale_actions"]) / plans > 4.5
+        assert plans > 6 and (counts["stale_actions"] - before["stale_actions"]) / plans > 4.5
         for command in made.arm.sent[500:]:
             assert distance(command.pose, circle(command.time))[0] < 1.5e-3  # late plans are still about the right time
         check_stopped(made, Reason.NO_ACTION)  # from now on there is no answer
@@ -240,13 +235,6 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
     made.control.planning._executor = Later(made.planner)
     check_stopped(made, Reason.LOST_SERVER)
     made.control.planning._executor.shutdown()
-
-
-def test_dropped_frames_are_lived_with() -> None:
-    made = bench()
-    made.camera.dropped = lambda number: number % 3 != 0
-    made.start(2.0)
-    assert made.control.phase is Phase.RUNNING and not made.faults()
 
 
 def test_a_loop_that_was_held_up_stops() -> None:
@@ -297,38 +285,33 @@ def test_a_run_ends_with_the_arm_stopped_whatever_happens() -> None:
 def test_deadlines_are_absolute_and_missed_ones_are_not_made_up_for() -> None:
     clock, slow = ManualTime(), iter([0.0003, 0.0002, 0.0201, 0.0])
     pacer = Pacer(200.0, clock, lambda seconds: clock.sleep(seconds + next(slow)))
-    assert pacer.wait() == (1, pytest.approx(0.0003))
-    assert pacer.wait() == (1, pytest.approx(0.0002))
-    passed, late = pacer.wait()
-    assert passed == 5 and late == pytest.approx(0.0001)
-    assert pacer.wait()[0] == 1
+    for passed, late in ((1, 0.0003), (1, 0.0002), (5, 0.0001), (1, 0.0)):
+        assert pacer.wait() == (passed, pytest.approx(late, abs=1e-9))
     assert pacer.deadline == pytest.approx(100.0 + 8 * 0.005) and clock() == pytest.approx(pacer.deadline)
 
 
 def test_a_state_may_not_jump_farther_than_an_arm_moves() -> None:
-    can = Plausibility(speed=3.0, spin=20.0, joint_share=2.0, slack=0.02)
     before, limits = FakeArm(ManualTime()).state(), FakeArm.limits
 
     def fault(way: float = 0.0, turn: float = 0.0, joints: float = 0.0, seconds: float = 0.005) -> Reason | None:
         pose = pose_matrix(HOME[:3, 3] + [way, 0, 0], turned([0, turn, 0]))
         state = dataclasses.replace(before, time=before.time + seconds, pose=pose, joints=before.joints + joints)
-        stop = can.fault(before, state, limits)
+        stop = implausible(before, state, limits)
         return None if stop is None else stop.reason
 
-    assert can.fault(None, before, limits) is None
+    assert implausible(None, before, limits) is None
     assert fault(way=0.03) is None and fault(way=0.25, seconds=0.1) is None
     for change in ({"way": 0.05}, {"turn": 0.15}, {"joints": 0.1}, {"way": 0.03, "seconds": 0.0}):
         assert fault(**change) is Reason.TELEPORT
-    assert fault(way=np.nan) is Reason.ARM_ERROR
 
 
 def test_settings_name_their_field() -> None:
     for change, match in (
         ({"plan_rate": 0.0}, "loop: plan_rate"),
+        ({"step_seconds": "x"}, "loop: step_seconds"),
         ({"latency": -1.0}, "loop: latency"),
         ({"timeouts": {"frame": -1.0}}, "loop.timeouts: frame"),
         ({"timeouts": {"off": 1.0}}, "loop.timeouts.off"),
-        ({"plausibility": {"speed": 0.0}}, "loop.plausibility: speed"),
     ):
         with pytest.raises(ValueError, match=match):
             build_dataclass(LoopSettings, change, "loop")
@@ -336,5 +319,3 @@ def test_settings_name_their_field() -> None:
     assert LoopSettings(step_seconds=0.05).step_of(description()) == 0.05
     with pytest.raises(ValueError, match="loop.step_seconds"):
         LoopSettings().step_of(description(step_seconds=None))
-    codes = [reason.code for reason in Reason if reason.code]
-    assert len(set(codes)) == len(codes)

@@ -78,7 +78,7 @@ def option(default: Any, text: str) -> Any:
 
 
 def load_collector(task: str) -> type[Collector]:
-    """Raises ValueError that lists the tasks when there is no such expert."""
+    """Raises ValueError that lists the tasks."""
     if task not in COLLECTORS:
         raise ValueError(f"no scripted expert for task {task!r}; there are experts for: {', '.join(COLLECTORS)}")
     module, name = COLLECTORS[task].rsplit(".", 1)

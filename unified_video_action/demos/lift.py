@@ -40,7 +40,7 @@ class Collector(BaseCollector):
     slowest: float = option(0.6, "an episode's speed is a share of the fastest, from this to 1")
 
     def __post_init__(self) -> None:
-        if self.image_size < 0 or 0 < self.image_size < 8:
+        if self.image_size != 0 and self.image_size < 8:
             raise ValueError(f"image_size={self.image_size}: expected at least 8 pixels, or 0 for no frames")
         if self.max_steps < 1 or self.extra_steps < 0:
             raise ValueError(f"max_steps={self.max_steps} and extra_steps={self.extra_steps}: expected 1 and 0 or more")

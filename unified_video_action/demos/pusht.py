@@ -23,7 +23,6 @@ SETTLING_STEPS = 6  # control steps to wait for that
 RETREAT = 12.0  # pixels back after a push, so that the agent stops without pushing on
 BEVEL = np.tan(np.pi / 8)  # paths cut a right corner as an octagon's side does
 SAMPLE = 6.0  # pixels between the points at which a straight piece of a path is checked
-GOALS = ("fixed", "random")
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Collector(ZarrCollector):
     disturbance: float = option(0.0, "pixels, as --action-noise, of what is done, but not of what is recorded")
 
     def __post_init__(self) -> None:
-        if self.goal not in GOALS:
-            raise ValueError(f"goal must be one of {', '.join(GOALS)}, got {self.goal!r}")
+        if self.goal not in ("fixed", "random"):
+            raise ValueError(f"goal must be one of fixed, random, got {self.goal!r}")
         if self.max_steps < 1:
             raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
         if min(self.action_noise, self.choice, self.mistakes, self.disturbance) < 0 or self.mistakes >= 1:
@@ -58,8 +57,8 @@ class Collector(ZarrCollector):
         env = PushTEnv(goal=goal, observe_image=False)
         expert = ScriptedExpert(goal, expert_seed, self.action_noise, self.choice, self.mistakes)
         _, info = env.reset(seed=start_seed)
-        states, actions, coverage, success = [], [], info["coverage"], info["is_success"]
-        drift = np.zeros(2)
+        states, actions, drift = [], [], np.zeros(2)
+        coverage, success = info["coverage"], info["is_success"]
         while not success and len(actions) < self.max_steps:
             states.append(info["state"])
             actions.append(expert.act(info["state"]))
@@ -93,20 +92,15 @@ class ScriptedExpert:
     """
 
     def __init__(
-        self,
-        goal: Sequence[float] = DEFAULT_GOAL,
-        seed: int = 0,
-        action_noise: float = 0.0,
-        choice: float = 0.0,
+        self, goal: Sequence[float] = DEFAULT_GOAL, seed: int = 0, action_noise: float = 0.0, choice: float = 0.0,
         mistakes: float = 0.0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._rng = np.random.default_rng(seed)
         self._action_noise, self._choice, self._mistakes = action_noise, choice, mistakes
         self._planner = Planner(tuple(checked_vector("goal", goal, 3)), self._rng)
         self._table = Table()
         self._targets = self._play()
-        self._drift = np.zeros(2)
-        self._agent = np.zeros(2)
+        self._drift = self._agent = np.zeros(2)
         self._pose: Pose = (0.0, 0.0, 0.0)
 
     def act(self, state: np.ndarray) -> np.ndarray:

@@ -48,11 +48,9 @@ STAGES = (
     Stage(above=8, spacing=15, speed=6, steps=14, angles=(-0.5, 0.0, 0.5), contacts=10),
     Stage(above=0, spacing=10, speed=2.5, steps=16, angles=(-0.4, 0.0, 0.4), contacts=12),
 )
-LOOKAHEAD = 6  # first pushes from which a second one is tried
-LOOKAHEAD_CONTACTS = 5
+LOOKAHEAD, LOOKAHEAD_CONTACTS = 6, 5  # first pushes from which a second one is tried, and contacts for that
 DETOURS = 8  # random pushes that are tried when no push gains much
-DETOUR_SPACING = 25.0  # as in Stage, and so below
-DETOUR_SPEED = 6.0  # at least
+DETOUR_SPACING, DETOUR_SPEED = 25.0, 6.0  # as in Stage; the speed at least
 DETOUR_LENGTHS = (6, 10, 14)  # control steps
 LEAST_SLOPE = -0.01  # pixels gained per pixel of push, below which a contact is not tried
 TOO_LITTLE = 0.93  # a plan that leaves more than this share of the distance is stuck
@@ -102,21 +100,17 @@ class Planner:
 
     def gaining_pushes(self, pose: Pose, stage: Stage, count: int) -> list[Push]:
         """Pushes that bring the T closer, from the `count` contacts where its first pixel gains most."""
-        contacts = outline_contacts(stage.spacing)
-        slopes = self.distance.push_slopes(pose, contacts)
+        points, normals = outline_contacts(stage.spacing)
+        slopes = self.distance.push_slopes(pose, points, normals)
         order = np.argsort(slopes)[:count]
         order = order[slopes[order] < LEAST_SLOPE]
-        pushes = []
-        for start, direction in self.starts(pose, contacts.points[order], contacts.normals[order], stage.angles):
-            push = self.roll_out(pose, start, direction, stage)
-            if push is not None:
-                pushes.append(push)
-        return pushes
+        starts = self.starts(pose, points[order], normals[order], stage.angles)
+        pushes = [self.roll_out(pose, start, direction, stage) for start, direction in starts]
+        return [push for push in pushes if push is not None]
 
     def detours(self, pose: Pose) -> list[Push]:
         """A few random pushes from anywhere, in several lengths, whether they gain or not."""
-        contacts = outline_contacts(DETOUR_SPACING)
-        starts = self.starts(pose, contacts.points, contacts.normals, (-0.5, 0.0, 0.5))
+        starts = self.starts(pose, *outline_contacts(DETOUR_SPACING), (-0.5, 0.0, 0.5))
         chosen = self._rng.permutation(len(starts))[:DETOURS]
         speed = max(stage_at(self.distance(pose)).speed, DETOUR_SPEED)
         pushes = []
@@ -135,8 +129,7 @@ class Planner:
         self, pose: Pose, points: np.ndarray, normals: np.ndarray, angles: tuple[float, ...]
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Where the agent can begin a push, and in which direction, on the table."""
-        result = []
-        turn = rotation(pose[2])
+        result, turn = [], rotation(pose[2])
         for angle in angles:
             directions = -normals @ rotation(angle).T @ turn.T  # (N, 2)
             places = to_table(points, pose) - (AGENT_RADIUS + GAP) * directions  # (N, 2)
@@ -185,17 +178,12 @@ def steps_to_go(distance: float) -> float:
     return 20 * math.log2(1 + max(distance - DISTANCE_AT_SUCCESS, 0) / 2)
 
 
-@dataclass(frozen=True)
-class Contacts:
-    """Places on the T's outline that the agent can push against, in the T's frame."""
-
-    points: np.ndarray  # (N, 2)
-    normals: np.ndarray  # (N, 2), unit length, out of the T
-
-
 @cache
-def outline_contacts(spacing: float) -> Contacts:
-    """Contacts about `spacing` pixels apart along every side of the T, at least one on each."""
+def outline_contacts(spacing: float) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 2) `spacing` pixels apart along every side of the T, in its frame, and unit normals (N, 2) out of it.
+
+    At least one lies on each side.
+    """
     points, normals = [], []
     for start, end in zip(OUTLINE, np.roll(OUTLINE, -1, axis=0), strict=True):
         along = end - start
@@ -203,7 +191,7 @@ def outline_contacts(spacing: float) -> Contacts:
         count = max(1, int(length // spacing))
         points.append(start + (np.arange(count)[:, None] + 0.5) / count * along)
         normals.append(np.tile([along[1] / length, -along[0] / length], (count, 1)))
-    return Contacts(np.concatenate(points), np.concatenate(normals))
+    return np.concatenate(points), np.concatenate(normals)
 
 
 class GoalDistance:
@@ -227,20 +215,15 @@ class GoalDistance:
     def __call__(self, pose: Pose) -> float:
         return math.hypot(*self.legs(pose))
 
-    def push_slopes(self, pose: Pose, contacts: Contacts) -> np.ndarray:
-        """Change of the distance per pixel that a push along each contact's inward normal moves that contact: (N,).
+    def push_slopes(self, pose: Pose, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
+        """Change of the distance per pixel that a push against a contact's normal moves that contact: (N,).
 
         Contacts have no friction and the T has mass 1, so a push moves the centre of mass by an impulse J along the
         normal, and turns the T by J * arm / INERTIA.
         """
         leg_x, leg_y, leg_turn = self.legs(pose)
-        push = -contacts.normals  # (N, 2)
-        arm = cross(contacts.points - CENTRE_OF_MASS, push)  # (N,)
+        push, lever = -normals, points - CENTRE_OF_MASS  # (N, 2)
+        arm = lever[:, 0] * push[:, 1] - lever[:, 1] * push[:, 0]  # (N,)
         translation = push @ rotation(pose[2]).T @ np.array([leg_x, leg_y])  # (N,)
         turning = leg_turn * TURN_RADIUS * arm / INERTIA  # (N,)
         return (translation + turning) / (1 + arm * arm / INERTIA) / max(self(pose), 1e-9)
-
-
-def cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """z component of the cross product of vectors (..., 2)."""
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

@@ -75,13 +75,13 @@ class PolicyDescription:
 
 
 class Planner(ABC):
-    """Plans for one robot."""
+    """Plans for one robot. Its methods raise PlannerError where there is no plan; it may be tried again."""
 
     description: PolicyDescription
 
     @abstractmethod
     def reset(self, seed: int = 0, text: str | None = None) -> None:
-        """Start an episode. Raises PlannerError."""
+        """Start an episode."""
 
     @abstractmethod
     def plan(self, observation: Mapping[str, np.ndarray], going_on: Continuation | None = None) -> np.ndarray:
@@ -92,9 +92,6 @@ class Planner(ABC):
 
         Returns:
             (A, D) float32 in the data's units, the first for `horizon.action_offset` steps after the newest frame.
-
-        Raises:
-            PlannerError: there is no plan. It may be tried again.
         """
 
     @abstractmethod
@@ -102,16 +99,12 @@ class Planner(ABC):
 
 
 def moving_average(actions: np.ndarray, taps: int = 3) -> np.ndarray:
-    """Average each action with its neighbours, the first and the last repeated beyond the ends.
+    """Average each action (A, D) with its neighbours, the first and the last repeated beyond the ends.
 
     The paper's code smooths the 16 actions of a real robot so, with 3 taps; rotations in their 6-D form.
 
-    Args:
-        actions: (A, D).
-        taps: how many are averaged, an odd number; 1 changes nothing.
-
     Raises:
-        ValueError: an even number of taps, or none.
+        ValueError: `taps`, the number that is averaged, is not odd.
     """
     if taps < 1 or taps % 2 == 0:
         raise ValueError(f"smooth={taps}: expected an odd number of actions to average, 3 as published")

@@ -44,10 +44,6 @@ class Course:
         poses, grippers, seconds = zip((start, GRIPPER, 0.0), *legs)
         return cls(Trajectory(np.cumsum(seconds), np.stack(poses), np.array(grippers)))
 
-    @property
-    def seconds(self) -> float:
-        return self.waypoints.end
-
     def at(self, seconds: float) -> tuple[np.ndarray, float]:
         """Pose (4, 4) and gripper width at a time after the beginning."""
         times = self.waypoints.times
@@ -75,7 +71,7 @@ def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -
     grip_height = rng.uniform(0.038, 0.048)
     cup, saucer = np.array([*table.cup, grip_height]), np.array([*table.saucer, grip_height + SAUCER_HEIGHT + 0.003])
     back, lift = rng.uniform(0.08, 0.11), np.array([0, 0, rng.uniform(0.07, 0.11)])
-    at_cup, at_saucer = (pose_above(place, tilt) for place in (cup, saucer))
+    at_cup, at_saucer = (_pose_above(place, tilt) for place in (cup, saucer))
     behind = pose_matrix(np.array([0, 0, -back]), np.eye(3))  # in the end effector's own axes
     over_cup, over_saucer = (pose_matrix(pose[:3, 3] + lift, pose[:3, :3]) for pose in (at_cup, at_saucer))
     legs = [
@@ -92,7 +88,7 @@ def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -
     return Course.over(start, [*((pose, opening, pace * seconds) for pose, opening, seconds in legs), rest])
 
 
-def pose_above(place: np.ndarray, tilt: float) -> np.ndarray:
+def _pose_above(place: np.ndarray, tilt: float) -> np.ndarray:
     """The end effector at a place (3,), fingers away from the base and `tilt` radians down from level."""
     yaw = np.arctan2(place[1], place[0])
     return pose_matrix(place, Rotation.from_euler("ZY", [yaw, tilt]).as_matrix() @ FORWARD)
@@ -141,31 +137,39 @@ class Collector(BaseCollector):
         seed = self.seed + attempt
         rng = np.random.default_rng(seed)
         table = random_table(rng)
-        setup = SimSetup(self.cameras, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, clock=ManualClock())
+        setup = SimSetup(self.cameras, (self.size,) * 2, self.rate, 0.0, table.cup, table.saucer, ManualClock())
         world, recorder = setup.arm.world, None
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{seed:05d}{ENDING}"
             with ExitStack() as stack:
                 for each in (setup.arm, *setup.cameras):
                     stack.enter_context(each)
-                course = cup_onto_saucer(table, self._beginning(setup, rng), rng)
+                here = setup.arm.state().pose
+                offset = rng.uniform([-0.05, -0.06, -0.03], [0.02, 0.06, 0.04])
+                start = pose_matrix(here[:3, 3] + offset, here[:3, :3])
+                self._play(setup, Course.over(here, [(start, GRIPPER, SETTLING / 2)]), SETTLING)
                 if self.cameras:
                     about = {"instruction": INSTRUCTION, "robot": "sim", "seed": seed, "cup": table.cup}
                     about |= {"saucer": table.saucer, "source": "scripted expert"}
-                    recorder = EpisodeRecorder(path, len(self.cameras), self.rate, self.codec, 95, about, patient=True)
+                    recorder = EpisodeRecorder(path, len(self.cameras), self.rate, self.codec, about, patient=True)
                     stack.enter_context(recorder)
-                lag = self._play(setup, course, rng, recorder)
+                course = cup_onto_saucer(table, start, rng)
+                lag = self._play(setup, course, course.waypoints.end, rng, recorder)
                 success = stands_on_saucer(table, world.at(world.clock.time()))
             episode = (path.name, path.read_bytes()) if success and self.cameras else None
-        return Attempt(success, {"seconds": course.seconds, "lag_mm": 1000 * lag}, episode)
+        return Attempt(success, {"seconds": course.waypoints.end, "lag_mm": 1000 * lag}, episode)
 
-    def _play(self, setup: SimSetup, course: Course, rng: np.random.Generator, recorder: EpisodeRecorder | None):
-        """Follow a course to its end; the mean lag, metres."""
+    def _play(
+        self, setup: SimSetup, course: Course, seconds: float, rng: np.random.Generator | None = None,
+        recorder: EpisodeRecorder | None = None,
+    ) -> float:  # fmt: skip
+        """Follow a course so long, with drift where there is an `rng`; the mean lag, metres."""
         arm, clock = setup.arm, setup.arm.world.clock
         began, lags, drift = clock.time(), [], np.zeros(3)
-        while clock.time() - began < course.seconds:
+        while clock.time() - began < seconds:
             now = clock.time()
-            drift = 0.98 * drift + np.sqrt(1 - 0.98**2) * rng.normal(0, self.drift, 3) * [1, 1, 0.3]
+            if rng is not None:
+                drift = 0.98 * drift + np.sqrt(1 - 0.98**2) * rng.normal(0, self.drift, 3) * [1, 1, 0.3]
             pose, opening = course.at(now + TICK - began)
             command = ArmCommand(now + TICK, pose_matrix(pose[:3, 3] + drift, pose[:3, :3]), opening)
             arm.command(command)
@@ -179,15 +183,3 @@ class Collector(BaseCollector):
                         recorder.frame(number, frame)
             clock.sleep(TICK)
         return float(np.mean(lags))
-
-    @staticmethod
-    def _beginning(setup: SimSetup, rng: np.random.Generator) -> np.ndarray:
-        """Bring the end effector to a pose near where it is, and return that (4, 4)."""
-        clock, here = setup.arm.world.clock, setup.arm.state().pose
-        pose = pose_matrix(here[:3, 3] + rng.uniform([-0.05, -0.06, -0.03], [0.02, 0.06, 0.04]), here[:3, :3])
-        course = Course.over(here, [(pose, GRIPPER, SETTLING / 2)])
-        began = clock.time()
-        while clock.time() - began < SETTLING:
-            setup.arm.command(ArmCommand(clock.time() + TICK, course.at(clock.time() + TICK - began)[0], GRIPPER))
-            clock.sleep(TICK)
-        return pose

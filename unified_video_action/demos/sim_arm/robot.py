@@ -1,4 +1,4 @@
-"""The simulated arm and its cameras as drivers: what real ones offer, and faults that can be switched on."""
+"""The simulated arm and its cameras as drivers: what real ones offer."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ from unified_video_action.demos.sim_arm.world import (
     VELOCITY,
     VIEWS,
     Clock,
-    Faults,
     Kinematics,
     Snapshot,
     Table,
-    Target,
     World,
     mujoco,
 )
@@ -47,10 +45,9 @@ class SimArm(Arm):
 
     rate = 200.0
 
-    def __init__(self, world: World, faults: Faults | None = None) -> None:
-        self.world, self.faults = world, faults or Faults()
+    def __init__(self, world: World) -> None:
+        self.world, self._kinematics = world, Kinematics()
         self.limits = ArmLimits(*world.model.jnt_range[ARM].T, VELOCITY, gripper_low=0.0, gripper_high=GRIPPER)
-        self._kinematics = Kinematics()
         self._connected = False
         self._aimed: np.ndarray | None = None  # joints last sent
         self._solved: tuple[bytes, np.ndarray | None] = (b"", None)  # a pose and its joints: asked for, then sent
@@ -61,13 +58,8 @@ class SimArm(Arm):
 
     def state(self) -> ArmState:
         self._require("read")
-        seen = self.world.at(self.world.clock.time() - self.faults.state_delay)
-        pose = seen.pose.copy()
-        if self.faults.jump is not None:
-            pose[:3, 3] += self.faults.jump
-        if self.faults.not_a_number:
-            pose[:3, 3] = np.nan
-        return ArmState(seen.time, pose, seen.opening, seen.joints.copy(), seen.velocities[ARM].copy())
+        seen = self.world.at(self.world.clock.time())
+        return ArmState(seen.time, seen.pose.copy(), seen.opening, seen.joints.copy(), seen.velocities[ARM].copy())
 
     def command(self, command: ArmCommand) -> None:
         """A pose that no joints reach is logged, and the arm stays on its way to the one before."""
@@ -78,8 +70,7 @@ class SimArm(Arm):
             log.warning("the simulated arm cannot reach position %s; it goes on as before", command.pose[:3, 3])
             return
         self._aimed = joints
-        opening = float(np.clip(command.gripper, self.limits.gripper_low, self.limits.gripper_high))
-        self.world.aim(Target(command.time, joints, opening))
+        self.world.aim(command.time, joints, float(np.clip(command.gripper, 0.0, GRIPPER)))
 
     def joints_for(self, pose: np.ndarray, near: np.ndarray) -> np.ndarray | None:
         key = pose.tobytes()
@@ -88,13 +79,9 @@ class SimArm(Arm):
         return self._solved[1]
 
     def stop(self) -> None:
-        try:
-            self._require("stopped")
-        except RobotError as error:
-            log.error("%s", error)
-            return
-        self._aimed = None
-        self.world.brake()
+        if self._connected:
+            self._aimed = None
+            self.world.brake()
 
     def release(self) -> None:
         self._require("released")
@@ -107,8 +94,6 @@ class SimArm(Arm):
     def _require(self, done: str) -> None:
         if not self._connected:
             raise RobotError(f"the simulated arm cannot be {done}: it is not connected; call connect() first")
-        if self.faults.unplugged:
-            raise RobotError(f"the simulated arm cannot be {done}: it is unplugged")
 
 
 class SimCamera(Camera):
@@ -122,21 +107,12 @@ class SimCamera(Camera):
         latency: seconds from the light to the frame's receipt.
     """
 
-    def __init__(
-        self,
-        world: World,
-        view: str = "wrist",
-        size: tuple[int, int] = (224, 224),
-        rate: float = 30.0,
-        latency: float = 0.08,
-        faults: Faults | None = None,
-    ) -> None:
+    def __init__(self, world: World, view: str, size: Sequence[int], rate: float, latency: float) -> None:
         if view not in VIEWS:
             raise ValueError(f"view={view!r}: the simulated table's cameras are {', '.join(VIEWS)}")
         if rate <= 0 or latency < 0:
             raise ValueError(f"rate={rate}, latency={latency}: expected a positive rate and a latency of 0 or more")
         self.world, self.view, self.size, self.rate, self.latency = world, view, tuple(size), rate, latency
-        self.faults = faults or Faults()
         self._thread: ThreadPoolExecutor | None = None
         self._newest: Frame | None = None
 
@@ -157,13 +133,9 @@ class SimCamera(Camera):
         if self._thread is None:
             raise RobotError(f"the simulated camera {self.view!r} is not connected; call connect() first")
         tick = math.floor((self.world.clock.time() - self.latency) * self.rate + 1e-6)
-        while tick > self._tick and np.random.default_rng(tick).random() < self.faults.dropped_frames:
-            tick -= 1
         if tick > self._tick:
-            self._tick = tick
-            if not self.faults.dead_camera:
-                seen = self.world.at(tick / self.rate)
-                self._newest = Frame(seen.time, self._thread.submit(self._draw, seen).result())
+            self._tick, seen = tick, self.world.at(tick / self.rate)
+            self._newest = Frame(seen.time, self._thread.submit(self._draw, seen).result())
         return self._newest
 
     def close(self) -> None:
@@ -186,15 +158,12 @@ class SimCamera(Camera):
 
 
 class SimSetup(Setup):
-    """The simulated arm, not yet connected; `setup.arm.world` is its world, `setup.arm.faults` its faults.
+    """The simulated arm, not yet connected; `setup.arm.world` is its world.
 
     Args:
         cameras: views, "wrist" or "side", in the order of the policy's observations.
-        size: (height, width) of frames, pixels.
-        rate: frames per second.
-        latency: of the cameras, seconds.
+        size, rate, latency: of the cameras, see `SimCamera`.
         cup, saucer: (x, y) on the table, metres in the frame of the arm's base.
-        fovy: the wrist camera's vertical angle of view, degrees.
         clock: a `ManualClock` for a run as fast as it can be computed; None is real time.
 
     Raises:
@@ -203,17 +172,9 @@ class SimSetup(Setup):
     """
 
     def __init__(
-        self,
-        cameras: Sequence[str] = ("wrist",),
-        size: Sequence[int] = (224, 224),
-        rate: float = 30.0,
-        latency: float = 0.08,
-        cup: Sequence[float] = Table.cup,
-        saucer: Sequence[float] = Table.saucer,
-        fovy: float = 90.0,
+        self, cameras: Sequence[str] = ("wrist",), size: Sequence[int] = (224, 224), rate: float = 30.0,
+        latency: float = 0.08, cup: Sequence[float] = Table.cup, saucer: Sequence[float] = Table.saucer,
         clock: Clock | None = None,
-    ) -> None:
-        faults = Faults()
-        world = World(clock, Table(tuple(cup), tuple(saucer)), fovy)
-        views = tuple(SimCamera(world, view, tuple(size), rate, latency, faults) for view in cameras)
-        super().__init__(SimArm(world, faults), views)
+    ) -> None:  # fmt: skip
+        world = World(clock, Table(tuple(cup), tuple(saucer)))
+        super().__init__(SimArm(world), tuple(SimCamera(world, view, size, rate, latency) for view in cameras))

@@ -55,8 +55,8 @@ class Clock:
 class ManualClock(Clock):
     """Time that passes only in `sleep`, and then at once: as fast as the simulation can be computed."""
 
-    def __init__(self, start: float = 1000.0) -> None:
-        self._now = start
+    def __init__(self) -> None:
+        self._now = 1000.0
 
     def time(self) -> float:
         return self._now
@@ -65,36 +65,12 @@ class ManualClock(Clock):
         self._now += max(seconds, 0.0)
 
 
-@dataclass
-class Faults:
-    """What can go wrong. Every field may be changed at any time, from any thread."""
-
-    unplugged: bool = False  # the arm's states and commands raise RobotError; it holds its last target
-    state_delay: float = 0.0  # seconds by which states come later; their times stay true
-    jump: np.ndarray | None = None  # (3,) metres by which the reported position is wrong: a pose that teleports
-    not_a_number: bool = False  # the reported position is NaN
-    dead_camera: bool = False  # no frame comes any more
-    dropped_frames: float = 0.0  # share of frames that never come, 0 to 1
-
-
 @dataclass(frozen=True)
 class Table:
     """Where things stand at the start: (x, y) in the frame of the arm's base, metres."""
 
     cup: tuple[float, float] = (0.38, 0.10)
     saucer: tuple[float, float] = (0.38, -0.12)
-
-
-def load_model(table: Table, fovy: float) -> mujoco.MjModel:
-    spec = mujoco.MjSpec.from_file(str(MODEL))
-    for each, place in (
-        (spec.body("cup"), table.cup),
-        (spec.geom("saucer"), table.saucer),
-        (spec.geom("saucer_mark"), table.saucer),
-    ):
-        each.pos[:2] = place
-    spec.camera("wrist").fovy = fovy
-    return spec.compile()
 
 
 @dataclass(frozen=True)
@@ -117,22 +93,15 @@ class Snapshot:
         return self.positions[8:15]
 
 
-@dataclass(frozen=True)
-class Target:
-    """Joints, and the time at which the arm is to be there."""
-
-    time: float
-    joints: np.ndarray
-    opening: float
-
-
 class World:
     """The arm and its table, shared by an arm and its cameras; any thread may use it."""
 
-    def __init__(self, clock: Clock | None = None, table: Table | None = None, fovy: float = 90.0) -> None:
-        self.clock = clock or Clock()
-        self.table = table or Table()
-        self.model = load_model(self.table, fovy)
+    def __init__(self, clock: Clock | None = None, table: Table | None = None) -> None:
+        self.clock, self.table = clock or Clock(), table or Table()
+        spec = mujoco.MjSpec.from_file(str(MODEL))
+        spec.body("cup").pos[:2] = self.table.cup
+        spec.geom("saucer").pos[:2] = spec.geom("saucer_mark").pos[:2] = self.table.saucer
+        self.model = spec.compile()
         self._data = mujoco.MjData(self.model)
         self._end_effector = self.model.site("end_effector").id
         self._gains = self.model.actuator_gainprm[ARM].copy(), self.model.actuator_biasprm[ARM].copy()
@@ -140,7 +109,7 @@ class World:
         self._data.qpos[ARM], self._data.qpos[6:8] = HOME, GRIPPER / 2
         self._commanded, self._speed = HOME.copy(), np.zeros(6)
         self._opening = self._commanded_opening = GRIPPER
-        self._target: Target | None = None
+        self._target: tuple[float, np.ndarray, float] | None = None  # time, joints and gripper width
         self._braking = self._free = False
         self._kept: list[Snapshot | None] = [None] * KEPT
         self._steps = 0
@@ -159,11 +128,11 @@ class World:
             wanted = min(newest, int(np.floor((time - self._began) / STEP + 1e-6)))
             return self._kept[max(wanted, newest - KEPT + 1, 0) % KEPT]
 
-    def aim(self, target: Target) -> None:
-        """Go on to `target`, in a straight line of joints from those commanded last."""
+    def aim(self, time: float, joints: np.ndarray, opening: float) -> None:
+        """Be at joints (6,) and a gripper width at a time, in a straight line of joints from those commanded last."""
         with self._lock:
             self._take_hold()
-            self._target, self._braking = target, False
+            self._target, self._braking = (time, joints, opening), False
 
     def brake(self) -> None:
         """Slow down, and hold."""
@@ -193,27 +162,24 @@ class World:
             self.model.actuator_gainprm[ARM], self.model.actuator_biasprm[ARM] = self._gains
 
     def _run(self) -> None:
-        now = self.clock.time()
-        while self._began + self._steps * STEP <= now:
-            self._step()
-
-    def _step(self) -> None:
-        now, data = self._began + self._steps * STEP, self._data
-        mujoco.mj_step1(self.model, data)
-        pose = pose_matrix(data.site_xpos[self._end_effector], data.site_xmat[self._end_effector].reshape(3, 3))
-        self._kept[self._steps % KEPT] = Snapshot(now, data.qpos.copy(), data.qvel.copy(), pose, self._opening)
-        self._drive(now)
-        mujoco.mj_step2(self.model, data)
-        self._steps += 1
+        """Compute physics up to the present."""
+        end, data = self.clock.time(), self._data
+        while (now := self._began + self._steps * STEP) <= end:
+            mujoco.mj_step1(self.model, data)
+            pose = pose_matrix(data.site_xpos[self._end_effector], data.site_xmat[self._end_effector].reshape(3, 3))
+            self._kept[self._steps % KEPT] = Snapshot(now, data.qpos.copy(), data.qvel.copy(), pose, self._opening)
+            if not self._free:
+                self._drive(now)
+            mujoco.mj_step2(self.model, data)
+            self._steps += 1
 
     def _drive(self, now: float) -> None:
         """Move the motors' targets by one step."""
-        if self._free:
-            return
         if self._target is not None:
-            left = max(self._target.time - now, STEP)
-            self._speed = np.clip((self._target.joints - self._commanded) / left, -VELOCITY, VELOCITY)
-            self._commanded_opening += (self._target.opening - self._commanded_opening) * STEP / left
+            time, joints, opening = self._target
+            left = max(time - now, STEP)
+            self._speed = np.clip((joints - self._commanded) / left, -VELOCITY, VELOCITY)
+            self._commanded_opening += (opening - self._commanded_opening) * STEP / left
         elif self._braking:
             self._speed -= np.clip(self._speed, -BRAKING * STEP, BRAKING * STEP)
         self._commanded = self._commanded + self._speed * STEP
@@ -230,7 +196,7 @@ class Kinematics:
         self._model = mujoco.MjModel.from_xml_path(str(MODEL))
         self._data = mujoco.MjData(self._model)
         self._end_effector = self._model.site("end_effector").id
-        self._low, self._high = self._model.jnt_range[ARM].T
+        self.low, self.high = self._model.jnt_range[ARM].T
 
     def pose_of(self, joints: np.ndarray) -> np.ndarray:
         """Joints (6,) -> the end effector's pose (4, 4)."""
@@ -246,7 +212,7 @@ class Kinematics:
         """
         if not np.isfinite(pose).all():
             return None
-        joints, across = np.clip(near, self._low, self._high), np.zeros((6, self._model.nv))
+        joints, across = np.clip(near, self.low, self.high), np.zeros((6, self._model.nv))
         turn, quaternion = np.zeros(3), np.zeros(4)
         best, waited = np.inf, 0
         for _ in range(STEPS):
@@ -265,5 +231,5 @@ class Kinematics:
             jacobian = across[:, ARM]  # (6, 6)
             step = jacobian.T @ np.linalg.solve(jacobian @ jacobian.T + DAMPING**2 * np.eye(6), error)
             step *= min(1.0, LONGEST / max(np.abs(step).max(), 1e-12))
-            joints = np.clip(joints + step, self._low, self._high)
+            joints = np.clip(joints + step, self.low, self.high)
         return None

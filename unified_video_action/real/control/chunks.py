@@ -29,16 +29,12 @@ class BadPlan(ValueError):
 
 
 def read_chunk(
-    actions: np.ndarray,
-    description: PolicyDescription,
-    step_seconds: float,
-    observed: float,
-    base: np.ndarray,
-    smooth: int = 1,
+    actions: np.ndarray, policy: PolicyDescription, step: float, observed: float, base: np.ndarray, smooth: int = 1
 ) -> Trajectory:
     """Actions (A, D) in the policy's units -> poses in time.
 
     Args:
+        step: seconds between two actions.
         observed: time of the newest frame that the policy saw.
         base: (4, 4) pose of the end effector then, from which relative actions are seen.
         smooth: actions that are averaged (see `moving_average`); 1: none.
@@ -46,38 +42,35 @@ def read_chunk(
     Raises:
         BadPlan: the actions are not finite, of another shape, or name no pose.
     """
-    horizon = description.horizon
-    if actions.shape != (horizon.actions, description.action_dim):
-        raise BadPlan(f"a plan of shape {actions.shape}, expected {(horizon.actions, description.action_dim)}")
+    expected = policy.horizon.actions, policy.action_dim
+    if actions.shape != expected:
+        raise BadPlan(f"a plan of shape {actions.shape}, expected {expected}")
     if not np.isfinite(actions).all():
         raise BadPlan(f"{(~np.isfinite(actions)).sum()} of the plan's numbers are not finite")
     try:
-        poses, grippers = description.require_hand().targets(moving_average(actions, smooth), base)
+        poses, grippers = policy.require_hand().targets(moving_average(actions, smooth), base)
     except ValueError as error:
         raise BadPlan(str(error)) from error
-    return Trajectory(observed + step_seconds * np.array(horizon.action_offsets), poses, grippers)
+    return Trajectory(observed + step * np.array(policy.horizon.action_offsets), poses, grippers)
 
 
 class Chunks:
     """The chunks under way. One thread adds chunks; another asks where the end effector is to be.
 
     Args:
-        step_seconds: between two actions.
+        step: seconds between two actions.
         lead: seconds from a command to its being carried out; actions for earlier than that are dropped.
         counts: receives "plans", "stale_plans", "stale_actions" and "blends".
     """
 
-    def __init__(
-        self, description: PolicyDescription, step_seconds: float, blend: str, lead: float, counts: Counter[str]
-    ) -> None:
+    def __init__(self, policy: PolicyDescription, step: float, blend: str, lead: float, counts: Counter[str]) -> None:
         if blend not in BLENDS:
             raise ValueError(f"blend={blend!r}: expected {', '.join(BLENDS)}")
-        if blend == "continue" and not description.continues:
+        if blend == "continue" and not policy.continues:
             raise ValueError(
-                f"blend='continue': the policy {description.name!r} cannot go on from a plan under way; use ensemble"
+                f"blend='continue': the policy {policy.name!r} cannot go on from a plan under way; use ensemble"
             )
-        self._description, self._step = description, step_seconds
-        self._blend, self._lead, self._counts = blend, lead, counts
+        self._policy, self._step, self._blend, self._lead, self._counts = policy, step, blend, lead, counts
         self._chunks: deque[Trajectory] = deque(maxlen=MOST_CHUNKS)
         self.trajectory: Trajectory | None = None  # replaced as a whole, so that no lock is needed
 
@@ -87,11 +80,7 @@ class Chunks:
         self.trajectory = None
 
     def add(self, chunk: Trajectory, now: float, pose: np.ndarray, gripper: float) -> bool:
-        """Take a chunk in; False where all of it is stale.
-
-        Args:
-            pose, gripper: commanded now, from where the first chunk sets out.
-        """
+        """Take a chunk in; False where all of it is stale. The first one sets out from the commanded pose, gripper."""
         since = now + self._lead
         fresh = chunk.times > since
         self._counts["stale_actions"] += int((~fresh).sum())
@@ -112,28 +101,23 @@ class Chunks:
         self.trajectory = before.followed_by(chunk, since, self._step, REMEMBERED)
         return True
 
-    def at(self, time: float) -> tuple[np.ndarray, float] | None:
-        """Target pose (4, 4) and gripper width at a time; None before there is a chunk."""
-        trajectory = self.trajectory
-        return None if trajectory is None else trajectory.at(time)
-
-    def continuation(self, observed: float, base: np.ndarray, now: float, latency: float) -> Continuation | None:
+    def continuation(self, observed: float, base: np.ndarray, arrival: float) -> Continuation | None:
         """What a chunk from a new observation is to keep to; None where nothing is left, or nothing is to be kept.
 
         Args:
             observed, base: time and end effector's pose of the observation.
-            latency: seconds that the plan is expected to take.
+            arrival: when the plan is expected.
         """
         trajectory = self.trajectory
         if self._blend != "continue" or trajectory is None:
             return None
-        times = observed + self._step * np.array(self._description.horizon.action_offsets)
+        times = observed + self._step * np.array(self._policy.horizon.action_offsets)
         times = times[times <= trajectory.end]
         if not len(times):
             return None
         left = trajectory.sampled(times)
-        actions = self._description.require_hand().actions(left.poses, left.grippers, base)
-        return Continuation(actions, keeping(times, now + latency + self._lead))
+        actions = self._policy.require_hand().actions(left.poses, left.grippers, base)
+        return Continuation(actions, keeping(times, arrival + self._lead))
 
 
 def keeping(times: np.ndarray, arrival: float) -> np.ndarray:

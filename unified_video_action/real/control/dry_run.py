@@ -24,7 +24,7 @@ from unified_video_action.real.control.limits import SafetyLimits
 from unified_video_action.real.control.observer import Observed, Observer
 from unified_video_action.real.control.safety import SafetyFilter, SafetyStop, shown
 from unified_video_action.real.control.trajectory import Trajectory
-from unified_video_action.real.control.watchdog import LoopSettings
+from unified_video_action.real.control.watchdog import LoopSettings, implausible
 from unified_video_action.real.planner import Planner, PolicyDescription
 from unified_video_action.real.robots.interface import ArmState, RobotError, Setup
 
@@ -60,34 +60,29 @@ class Rehearsal:
 
 
 def rehearse(
-    setup: Setup,
-    planner: Planner,
-    limits: SafetyLimits,
-    settings: LoopSettings,
-    text: str | None = None,
-    seed: int = 0,
-    now: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[Rehearsal]:
+    setup: Setup, planner: Planner, limits: SafetyLimits, settings: LoopSettings,
+    text: str | None = None, seed: int = 0,
+    now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
+) -> list[Rehearsal]:  # fmt: skip
     """Plan from what is seen now. The arm and its cameras are connected; the arm is only read.
 
     Raises:
         RobotError: it sees nothing, or its state makes no sense. PlannerError: there is no plan.
         SafetyStop: the arm stands where it must not start.
     """
-    description, arm, found = planner.description, setup.arm, []
-    step = settings.step_of(description)
-    observer = Observer(description, setup.cameras, step, now)
+    policy, arm, found = planner.description, setup.arm, []
+    step = settings.step_of(policy)
+    observer = Observer(policy, setup.cameras, step, now)
     observer.start()
     try:
         planner.reset(seed, text)
         for _ in range(PLANS):
-            observed, state = _look(observer, setup, settings, now, sleep)
-            safety = SafetyFilter(limits, arm.limits, arm.rate, arm.joints_for, now=now)
+            observed, state = _look(observer, setup, now, sleep)
+            safety = SafetyFilter(limits, arm.limits, arm.rate, arm.joints_for, now)
             safety.begin(state)
             actions = planner.plan(observed.entries)
             try:
-                chunk = read_chunk(actions, description, step, observed.time, observed.base, settings.smooth)
+                chunk = read_chunk(actions, policy, step, observed.time, observed.base, settings.smooth)
                 found.append(_followed(chunk, safety, arm.rate))
             except BadPlan as error:
                 found.append(Rehearsal(stop=str(error)))
@@ -97,13 +92,13 @@ def rehearse(
 
 
 def _look(
-    observer: Observer, setup: Setup, settings: LoopSettings, now: Callable[[], float], sleep: Callable[[float], None]
+    observer: Observer, setup: Setup, now: Callable[[], float], sleep: Callable[[float], None]
 ) -> tuple[Observed, ArmState]:
     """An observation with a whole history, and the newest state."""
     began, before = now(), None
     while now() - began <= observer.reach + PATIENCE:
         state = setup.arm.state()
-        if fault := settings.plausibility.fault(before, state, setup.arm.limits):
+        if fault := implausible(before, state, setup.arm.limits):
             raise RobotError(str(fault))
         before = state
         observer.add_state(state)
@@ -128,20 +123,20 @@ def _followed(chunk: Trajectory, safety: SafetyFilter, rate: float) -> Rehearsal
 
 def write_report(path: Path, rehearsals: list[Rehearsal], rate: float) -> None:
     """Write the commands as JSON: per plan its poses, position and axis-angle, one for every tick."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     plans = [
         {
             "poses": to_vector(np.stack(each.poses)).round(6).tolist() if each.poses else [],
             "grippers": np.round(each.grippers, 6).tolist(),
-            "clipped": dict(each.clipped),
+            "clipped": each.clipped,
             "stop": each.stop,
         }
         for each in rehearsals
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rate": rate, "plans": plans}) + "\n")
 
 
-def digest(robot: Mapping[str, Any], description: PolicyDescription, checkpoint: Path | None) -> str:
+def digest(robot: Mapping[str, Any], policy: PolicyDescription, checkpoint: Path | None) -> str:
     """Names a robot's configuration and a policy; another of either has another name.
 
     A checkpoint counts with its files; a server with its description of the policy. Of large files the beginning is
@@ -153,8 +148,8 @@ def digest(robot: Mapping[str, Any], description: PolicyDescription, checkpoint:
         with path.open("rb") as file:
             beginning = hashlib.sha256(file.read(WHOLE)).hexdigest()
         files.append([path.name, size, beginning, path.stat().st_mtime_ns if size > WHOLE else 0])
-    loop = {key: value for key, value in robot.get("loop", {}).items() if key not in CONVENIENT}
-    named = {"robot": {**robot, "loop": loop}, "policy": description.to_json(), "files": files}
+    loop = {key: value for key, value in robot["loop"].items() if key not in CONVENIENT}
+    named = {"robot": {**robot, "loop": loop}, "policy": policy.to_json(), "files": files}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:24]
 
 

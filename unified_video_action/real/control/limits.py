@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
 from unified_video_action.real.robots.interface import ArmLimits
 
-CHOICES = ("clip", "stop")
 SLACK = 1e-6  # of radians, for rounding
+
+
+def require_numbers(settings: Any, *names: str, above: float = 0.0) -> None:
+    """Raises ValueError naming the first of these fields that is neither None nor a finite number above this one."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value < math.inf:
+            raise ValueError(f"{name}: {value!r}, expected a finite number above {above:g}")
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,6 @@ class Rules:
     """What happens to a target that breaks a limit: "clip" brings it to the nearest allowed one, "stop" stops the arm.
 
     The defaults clip what a policy that is merely imprecise does every day.
-
-    Raises:
-        ValueError: neither of the two.
     """
 
     workspace: str = "clip"
@@ -31,9 +38,9 @@ class Rules:
     gripper: str = "clip"
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if getattr(self, each.name) not in CHOICES:
-                raise ValueError(f"{each.name}: {getattr(self, each.name)!r}, expected {' or '.join(CHOICES)}")
+        for name, value in vars(self).items():
+            if value not in ("clip", "stop"):
+                raise ValueError(f"{name}: {value!r}, expected clip or stop")
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,6 @@ class SafetyLimits:
     max_turn: float = 1.0  # radians, the same
     max_lag: float = 0.2  # metres from the measured pose to the commanded one; more always begins to brake
     max_lag_turn: float = 1.2  # radians, the same
-    gripper_low: float | None = None  # metres; the maker's where None
-    gripper_high: float | None = None
     gripper_speed: float = 0.2  # metres per second
     rules: Rules = field(default_factory=Rules)
 
@@ -68,20 +73,14 @@ class SafetyLimits:
             values = getattr(self, name)
             if np.shape(values) != (3,) or not np.isfinite(np.asarray(values, float)).all():
                 raise ValueError(f"{name}: {values!r}, expected three numbers, metres")
-        if not (np.asarray(self.workspace_low) < np.asarray(self.workspace_high)).all():
-            raise ValueError(f"workspace_low: {self.workspace_low} does not lie below workspace_high")
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if each.name.startswith("workspace") or each.name == "rules" or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-                raise ValueError(f"{each.name}: {value!r} is not a number")
-            if each.name not in ("table_height", "joint_margin", "gripper_low", "gripper_high") and value <= 0:
-                raise ValueError(f"{each.name}: {value} is not positive")
+        signed = ("table_height", "joint_margin")
+        require_numbers(self, *signed, above=-math.inf)
+        require_numbers(self, *(each.name for each in fields(self) if each.type == "float" and each.name not in signed))
+        low = [*self.workspace_low[:2], max(self.workspace_low[2], self.table_height)]
+        if not np.less(low, self.workspace_high).all():
+            raise ValueError(f"workspace_low, table_height: {low} does not lie below workspace_high")
         if self.joint_margin < 0 or self.joint_speed_share > 1:
             raise ValueError("joint_margin: not negative, and joint_speed_share: at most 1")
-        if self.table_height >= self.workspace_high[2]:
-            raise ValueError(f"table_height: {self.table_height} leaves no room below workspace_high")
         if self.max_lag < self.max_step or self.max_lag_turn < self.max_turn:
             raise ValueError("max_lag: must not be less than max_step, nor max_lag_turn less than max_turn")
 
@@ -100,16 +99,11 @@ class Bounds:
         self.speed, self.acceleration = limits.linear_speed, limits.linear_acceleration
         self.spin, self.spin_acceleration = limits.angular_speed, limits.angular_acceleration
         self.joints_low, self.joints_high = arm.joints_low + limits.joint_margin, arm.joints_high - limits.joint_margin
+        self.joint_speed = arm.joint_velocity * limits.joint_speed_share  # (J,) radians per second
+        self.joint_acceleration, self.gripper_speed = limits.joint_acceleration, limits.gripper_speed
+        self.gripper_low, self.gripper_high = arm.gripper_low, arm.gripper_high
         if (self.joints_low >= self.joints_high).any():
             raise ValueError(f"joint_margin: {limits.joint_margin} leaves a joint no room")
-        self.joint_speed = arm.joint_velocity * limits.joint_speed_share  # (J,) radians per second
-        self.joint_acceleration = limits.joint_acceleration
-        low, high = limits.gripper_low, limits.gripper_high
-        self.gripper_low = arm.gripper_low if low is None else max(arm.gripper_low, low)
-        self.gripper_high = arm.gripper_high if high is None else min(arm.gripper_high, high)
-        if self.gripper_low >= self.gripper_high:
-            raise ValueError(f"gripper_low: {self.gripper_low} leaves the gripper no room below {self.gripper_high}")
-        self.gripper_speed = limits.gripper_speed
 
     def joints_used(self, joints: list[np.ndarray], ticks: tuple[int, int]) -> float:
         """Share of the limits that the newest of three joints (J,), so many ticks apart, use; infinite out of range."""

@@ -23,7 +23,7 @@ from unified_video_action.real.control.observer import Observer
 from unified_video_action.real.control.planning import Planning
 from unified_video_action.real.control.safety import SafetyFilter, SafetyStop
 from unified_video_action.real.control.timing import Pacer, Statistics
-from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Stop, Watchdog
+from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Stop, implausible
 from unified_video_action.real.planner import Planner
 from unified_video_action.real.robots.interface import ArmCommand, ArmState, RobotError, Setup
 from unified_video_action.real.robots.recorder import EpisodeRecorder
@@ -46,38 +46,31 @@ class Control:
     """
 
     def __init__(
-        self,
-        setup: Setup,
-        planner: Planner,
-        limits: SafetyLimits,
-        settings: LoopSettings,
-        recorder: EpisodeRecorder | None = None,
-        now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-        on_ready: Callable[[], None] = lambda: None,
+        self, setup: Setup, planner: Planner, limits: SafetyLimits, settings: LoopSettings,
+        recorder: EpisodeRecorder | None = None, now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep, on_ready: Callable[[], None] = lambda: None,
         executor: Executor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         arm = self.arm = setup.arm
-        self.settings, self.recorder = settings, recorder
+        self.settings, self._recorder, self._now, self._sleep = settings, recorder, now, sleep
         self.statistics = Statistics(arm.rate)
         self.requests: queue.SimpleQueue[str] = queue.SimpleQueue()  # hold, quit, ... : see running.py
         self._ahead = max(int(settings.lead * arm.rate), 1)
-        clipped, on_clip = self.statistics.clipped, partial(self._note, "clip")
-        self.safety = SafetyFilter(limits, arm.limits, arm.rate, arm.joints_for, clipped, now, on_clip, self._ahead)
-        step_seconds, lead = settings.step_of(planner.description), settings.lead + settings.latency
-        on_frame, on_plan = (None, None) if recorder is None else (recorder.frame, recorder.plan)
+        noted = partial(self._note, "clip")
+        self.safety = SafetyFilter(limits, arm.limits, arm.rate, arm.joints_for, now, noted, self._ahead)
+        self.statistics.clipped = self.safety.clipped
+        policy, lead = planner.description, settings.lead + settings.latency
+        step = settings.step_of(policy)
         self._commanded: tuple[np.ndarray, float] = (np.eye(4), 0.0)
-        self.observer = Observer(planner.description, setup.cameras, step_seconds, now, on_frame)
-        self.chunks = Chunks(planner.description, step_seconds, settings.blend, lead, self.statistics.counts)
+        self.observer = Observer(policy, setup.cameras, step, now, partial(self._record, "frame"))
+        self.chunks = Chunks(policy, step, settings.blend, lead, self.statistics.counts)
         sources = planner, self.observer, self.chunks, settings, self.statistics, lambda: self._commanded, now
-        self.planning = Planning(*sources, on_plan, on_ready, executor)
-        self.watchdog = Watchdog(settings.timeouts)
+        self.planning = Planning(*sources, partial(self._record, "plan"), on_ready, executor)
         self.phase = Phase.READY
         self.stop: Stop | None = None  # the last one, while nobody has resumed
         self.state: ArmState | None = None
         self.ending = False  # the run ends as soon as the arm holds
         self._alone = False  # there is no operator any more
-        self._now, self._sleep = now, sleep
         self._fault: Stop | None = None  # of the arm's state
         self._tried = self._stopped = -np.inf  # when a start was tried, and when the last stop was
         self._began: float | None = None  # the episode
@@ -122,7 +115,7 @@ class Control:
             self._answer(self.requests.get())
         when = deadline + self.settings.lead
         if self.phase is Phase.RUNNING:
-            fault = fault or self.watchdog.ticks(ticks / self.arm.rate) or self._watch()
+            fault = fault or self._watch(ticks / self.arm.rate)
             if fault is not None:
                 self._stop(fault)
             else:
@@ -143,12 +136,12 @@ class Control:
         if not self.planning.ready:
             log.warning("not started: the policy has made no plan yet; wait until it is ready")
             return False
-        fault: Stop | SafetyStop | None = self._fault or self.watchdog.frames(now, self.observer.newest_frames())
-        if fault is None:
-            try:
+        fault = self._fault or self.settings.timeouts.frames(now, self.observer.newest_frames())
+        try:
+            if fault is None:
                 self.safety.begin(self.state)
-            except SafetyStop as stop:
-                fault = stop
+        except SafetyStop as stop:
+            fault = stop
         if fault is not None:
             log.warning("not started: %s", fault)
             return False
@@ -215,27 +208,31 @@ class Control:
             self.state = None
             return Stop(Reason.ARM_ERROR, str(error))
         before, self.state = self.state, state
-        fault = self.settings.plausibility.fault(before, state, self.arm.limits)
-        fault = fault or self.watchdog.state(self._now(), state)
+        fault, age = implausible(before, state, self.arm.limits), self._now() - state.time
+        if fault is None and age > self.settings.timeouts.state:
+            fault = Stop(Reason.STALE_STATE, f"{age:.3f} s old")
         if fault is None or self.phase is Phase.RELEASED:
             self.observer.add_state(state)
-        if self.recorder is not None and (before is None or state.time > before.time):
-            self.recorder.state(state)
+        if before is None or state.time > before.time:
+            self._record("state", state)
         return fault
 
-    def _watch(self) -> Stop | None:
-        now, trajectory, limit = self._now(), self.chunks.trajectory, self.settings.episode_seconds
+    def _watch(self, seconds: float) -> Stop | None:
+        """What must end the motion, so many seconds after the tick before."""
+        now, trajectory, timeouts = self._now(), self.chunks.trajectory, self.settings.timeouts
+        limit, ends = self.settings.episode_seconds, None if trajectory is None else trajectory.end
+        if seconds > timeouts.overrun:
+            return Stop(Reason.OVERRUN, f"for {seconds:.3f} s")
         if self.planning.fault is not None:
             return self.planning.fault
         if limit is not None and now - self._began > limit:
             return Stop(Reason.TIME_LIMIT, f"{limit:g} s")
-        ends = None if trajectory is None else trajectory.end
-        return self.watchdog.frames(now, self.observer.newest_frames()) or self.watchdog.plans(
-            now, self.planning.last, ends, self.planning.waiting
-        )
+        fault = timeouts.frames(now, self.observer.newest_frames())
+        return fault or timeouts.plans(now, self.planning.last, ends, self.planning.waiting)
 
     def _follow(self, when: float, ticks: int) -> None:
-        target = self.chunks.at(when + self.settings.latency) or self._commanded
+        trajectory = self.chunks.trajectory
+        target = self._commanded if trajectory is None else trajectory.at(when + self.settings.latency)
         try:
             self._send(when, *self.safety.follow(*target, self.state.pose, ticks))
         except SafetyStop as stop:
@@ -257,8 +254,7 @@ class Control:
             self._hold(Stop(Reason.ARM_ERROR, str(error)))
             return
         self._commanded = pose, gripper
-        if self.recorder is not None:
-            self.recorder.command(command, self._now())
+        self._record("command", command, self._now())
 
     def _stop(self, stop: Stop) -> None:
         """Begin to brake, or hold at once where the arm cannot be trusted."""
@@ -283,9 +279,12 @@ class Control:
         self.stop, self._stopped = stop, self._now()
         self.ending |= stop.reason in (Reason.QUIT, Reason.TIME_LIMIT, Reason.TERMINATED)
         log.warning("STOP %s", stop)
-        self.statistics.stops.append({"reason": stop.reason.title, "detail": stop.detail, "time": self._now()})
+        self.statistics.stops.append({"reason": stop.reason.title, "detail": stop.detail, "time": self._stopped})
         self._note("stop", str(stop))
 
     def _note(self, kind: str, text: str) -> None:
-        if self.recorder is not None:
-            self.recorder.event(self._now(), kind, text)
+        self._record("event", self._now(), kind, text)
+
+    def _record(self, what: str, *values: object) -> None:
+        if self._recorder is not None:
+            getattr(self._recorder, what)(*values)

@@ -36,6 +36,10 @@ class Motion:
     spin: np.ndarray  # (3,) radians per second, in the base's frame
     braking: tuple[float, float]  # metres and radians per second^2 with which it is known to come to rest safely
 
+    @classmethod
+    def resting(cls, pose: np.ndarray, braking: tuple[float, float]) -> Motion:
+        return cls(pose[:3, 3].copy(), pose[:3, :3].copy(), np.zeros(3), np.zeros(3), braking)
+
     @property
     def pose(self) -> np.ndarray:
         return pose_matrix(self.position, self.rotation)
@@ -43,10 +47,6 @@ class Motion:
     @property
     def at_rest(self) -> bool:
         return not (self.velocity.any() or self.spin.any())
-
-    @classmethod
-    def resting(cls, pose: np.ndarray, braking: tuple[float, float]) -> Motion:
-        return cls(pose[:3, 3].copy(), pose[:3, :3].copy(), np.zeros(3), np.zeros(3), braking)
 
     def moved(self, velocity: np.ndarray, spin: np.ndarray, seconds: float, braking: tuple[float, float]) -> Motion:
         """One tick on, with new velocities: differences of positions over `seconds` are these velocities exactly."""
@@ -60,18 +60,19 @@ class Motion:
     def ticks_to_rest(self, seconds: float) -> int:
         return math.ceil(max(norm(self.velocity) / self.braking[0], norm(self.spin) / self.braking[1]) / seconds)
 
-    def braked(self, ticks: int | None, seconds: float) -> np.ndarray:
-        """Pose (4, 4) after so many ticks of braking; None: at rest. All positions on the way lie on one line."""
+    def braked(self, ticks: int, seconds: float) -> np.ndarray:
+        """Pose (4, 4) after so many ticks of braking. All positions on the way lie on one line."""
         way = _way(self.velocity, self.braking[0] * seconds, ticks) * seconds
         turn = _way(self.spin, self.braking[1] * seconds, ticks) * seconds
         return pose_matrix(self.position + way, turned(turn) @ self.rotation)
 
 
 class Governor:
-    """Moves a commanded pose towards a target, so that it can always come to rest inside all bounds.
+    """Moves a commanded pose towards a target, tick by tick, so that it can always come to rest inside all bounds.
 
-    Args:
-        joints_for: inverse kinematics.
+    It takes a step only if the end effector could brake from there to rest, on a straight line, inside the workspace
+    and with joints that exist and keep their limits; otherwise it makes a smaller step, or begins to brake, which was
+    found safe when the step before was taken. So limits of acceleration never meet a wall, whatever the target.
     """
 
     def __init__(self, bounds: Bounds, joints_for: Callable[[np.ndarray, np.ndarray], np.ndarray | None]) -> None:
@@ -149,7 +150,7 @@ class Governor:
         slower, slower_spin = motion.slower(period)
         for _ in range(HALVINGS):
             taken = slower + share * (velocity - slower)
-            rest = motion.position + (taken + _way(taken, braking[0] * period, None)) * period
+            rest = motion.position + (taken + _way(taken, braking[0] * period)) * period
             if (rest >= bounds.low - ROUNDING).all() and (rest <= bounds.high + ROUNDING).all():
                 return motion.moved(taken, slower_spin + share * (spin - slower_spin), period, braking)
             share *= 0.6
@@ -197,11 +198,10 @@ def _shorter(vector: np.ndarray, by: float) -> np.ndarray:
     return np.zeros(3) if length <= by else vector * (1 - by / length)
 
 
-def _way(vector: np.ndarray, step: float, ticks: int | None) -> np.ndarray:
+def _way(vector: np.ndarray, step: float, ticks: float = math.inf) -> np.ndarray:
     """Sum of the vector as it is shortened by `step`, tick after tick, `ticks` times or until nothing is left."""
     length = norm(vector)
     if length <= step:
         return np.zeros(3)
-    whole = math.floor(length / step)
-    count = whole if ticks is None else min(ticks, whole)
+    count = min(ticks, math.floor(length / step))
     return vector * ((count * length - step * count * (count + 1) / 2) / length)

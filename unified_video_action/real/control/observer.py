@@ -37,7 +37,7 @@ class Observer:
     Cameras are looked at by a thread each; the states come from the thread that reads the arm.
 
     Args:
-        step_seconds: between two steps of the history.
+        step: seconds between two steps of the history.
         on_frame: called with a camera's number and its frame, from that camera's thread, for every new frame.
 
     Raises:
@@ -45,30 +45,23 @@ class Observer:
     """
 
     def __init__(
-        self,
-        description: PolicyDescription,
-        cameras: Sequence[Camera],
-        step_seconds: float,
-        now: Callable[[], float] = time.monotonic,
-        on_frame: Callable[[int, Frame], None] | None = None,
-    ) -> None:
-        self._description, self._cameras, self._step, self._now = description, tuple(cameras), step_seconds, now
-        self._hand, entries = description.require_hand(), description.observations
+        self, policy: PolicyDescription, cameras: Sequence[Camera], step: float,
+        now: Callable[[], float] = time.monotonic, on_frame: Callable[[int, Frame], None] = lambda camera, frame: None,
+    ) -> None:  # fmt: skip
+        self._policy, self._cameras, self._step, self._now, self._on_frame = policy, cameras, step, now, on_frame
+        self._hand, entries = policy.require_hand(), policy.observations
         views = [name for name, entry in entries.items() if entry.kind == "rgb"]
-        if len(views) != len(self._cameras):
+        if len(views) != len(cameras):
             raise ValueError(
-                f"setup.cameras: {len(self._cameras)} of them, but the policy reads {len(views)}: {', '.join(views)}"
+                f"setup.cameras: {len(cameras)} of them, but the policy reads {len(views)}: {', '.join(views)}"
             )
-        for name, entry in entries.items():
-            if entry.kind == "low_dim" and name not in self._hand.states:
-                raise ValueError(f"the policy reads {name!r}, which its description does not make from a hand's pose")
+        if unknown := set(entries) - set(views) - set(self._hand.states):
+            raise ValueError(f"the policy reads {unknown}, which its description does not make from a hand's pose")
         self.reach = -min(float(self._offsets(entry.steps).min()) for entry in entries.values())  # seconds of a history
-        self._frames: list[deque[Frame]] = [deque() for _ in self._cameras]
+        self._frames: list[deque[Frame]] = [deque() for _ in cameras]
         self._states: deque[ArmState] = deque()
-        self._lock = threading.Lock()
-        self._on_frame = on_frame
-        self._start: np.ndarray | None = None
-        self._closing = threading.Event()
+        self._lock, self._closing = threading.Lock(), threading.Event()
+        self._start: np.ndarray | None = None  # pose in which the episode began
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -98,7 +91,7 @@ class Observer:
     def look(self, number: int) -> None:
         """Take a camera's newest frame in."""
         frame = self._cameras[number].latest()
-        if frame is not None and self._append(self._frames[number], frame) and self._on_frame is not None:
+        if frame is not None and self._append(self._frames[number], frame):
             self._on_frame(number, frame)
 
     def newest_frames(self) -> list[float]:
@@ -117,20 +110,17 @@ class Observer:
         if not states or not all(frames):
             return None
         now = min(each[-1].time for each in frames)
-        known = Trajectory(
-            np.array([state.time for state in states]),
-            np.stack([state.pose for state in states]),
-            np.array([state.gripper for state in states]),
-        )
+        times, poses, grippers = zip(*((state.time, state.pose, state.gripper) for state in states))
+        known = Trajectory(np.array(times), np.stack(poses), np.array(grippers))
         base, _ = known.at(now)
-        start = states[0].pose if self._start is None else self._start
+        start = poses[0] if self._start is None else self._start
         entries, cameras = {}, iter(frames)
-        for name, entry in self._description.observations.items():
-            times = now + self._offsets(entry.steps)
+        for name, entry in self._policy.observations.items():
+            wanted = now + self._offsets(entry.steps)
             if entry.kind == "rgb":
-                entries[name] = _frames_at(next(cameras), times, entry.shape)
+                entries[name] = _frames_at(next(cameras), wanted, entry.shape)
             else:
-                history = known.sampled(times)
+                history = known.sampled(wanted)
                 entries[name] = self._hand.observe(history.poses, history.grippers, base, start)[name]
         return Observed(now, base, entries)
 
@@ -146,21 +136,20 @@ class Observer:
 
     def _offsets(self, steps: int) -> np.ndarray:
         """Seconds (steps,) from now: the history's, or as many consecutive steps as are read."""
-        horizon = self._description.horizon
+        horizon = self._policy.horizon
         offsets = horizon.history_offsets if steps == horizon.history else range(1 - steps, 1)
         return self._step * np.array(offsets, float)
 
     def _watch(self, number: int) -> None:
         failing = False
-        while not self._closing.is_set():
+        while not self._closing.wait(POLL):
             try:
                 self.look(number)
                 failing = False
-            except (RobotError, OSError) as error:  # its frames grow old, which the watchdog sees
+            except (RobotError, OSError) as error:  # its frames grow old, which the loop sees
                 if not failing:
                     log.error("camera %d: %s", number, error)
                 failing = True
-            self._closing.wait(POLL)
 
 
 def _frames_at(frames: list[Frame], times: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -34,25 +34,18 @@ class Planning:
     """
 
     def __init__(
-        self,
-        planner: Planner,
-        observer: Observer,
-        chunks: Chunks,
-        settings: LoopSettings,
-        statistics: Statistics,
-        commanded: Callable[[], tuple[np.ndarray, float]],
-        now: Callable[[], float],
-        on_plan: Callable[[float, float, np.ndarray], None] | None = None,
-        on_ready: Callable[[], None] = lambda: None,
+        self, planner: Planner, observer: Observer, chunks: Chunks, settings: LoopSettings, statistics: Statistics,
+        commanded: Callable[[], tuple[np.ndarray, float]], now: Callable[[], float],
+        on_plan: Callable[[float, float, np.ndarray], None], on_ready: Callable[[], None],
         executor: Executor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.planner, self.observer, self.chunks, self.statistics = planner, observer, chunks, statistics
         self.text: str | None = None  # the instruction
         self.seed = 0
         self.fault: Stop | None = None  # why there is no plan
         self.last = -np.inf  # when a plan came, or the asking began
         self.ready = False  # it has planned once: the first plan may take long, and nobody waits for it in motion
-        self._step_seconds, self._smooth = settings.step_of(planner.description), settings.smooth
+        self._step, self._smooth = settings.step_of(planner.description), settings.smooth
         self._every = 1.0 / settings.plan_rate
         self._commanded, self._now, self._on_plan, self._on_ready = commanded, now, on_plan, on_ready
         self._stretch: object | None = None  # of asking, from a start to a stop; None: not asked
@@ -141,7 +134,7 @@ class Planning:
         if observed is None:
             return
         began = self._now()
-        continuation = self.chunks.continuation(observed.time, observed.base, began, max(self._took))
+        continuation = self.chunks.continuation(observed.time, observed.base, began + max(self._took))
         actions = self.planner.plan(observed.entries, continuation)
         arrived = self._now()
         if stretch is not self._stretch:
@@ -149,10 +142,9 @@ class Planning:
         self._took.append(arrived - began)
         self.statistics.add("plan", arrived - began)
         self.statistics.add("plan_age", arrived - observed.time)
-        if self._on_plan is not None:
-            self._on_plan(observed.time, arrived, actions)
-        description = self.planner.description
-        chunk = read_chunk(actions, description, self._step_seconds, observed.time, observed.base, self._smooth)
+        self._on_plan(observed.time, arrived, actions)
+        policy = self.planner.description
+        chunk = read_chunk(actions, policy, self._step, observed.time, observed.base, self._smooth)
         if self.chunks.add(chunk, self._now(), *self._commanded()):
             self.last = arrived
 

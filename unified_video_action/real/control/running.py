@@ -15,9 +15,7 @@ releases the arm: only `release` does, or --release-on-exit at the end. SIGTERM 
 once its program has ended is its driver's matter: the X5's sinks slowly, so support it before you quit.
 
 Exit codes: 0 the operator or the episode's time ended it; 1 a mistake in the options or configuration, or no arm; 2 a
-dry run that was not confirmed; 130 Ctrl-C; 143 SIGTERM; otherwise that of the stop after which nobody resumed:
-20 lost server, 21 plans too late, 22 dead camera, 23 policy failed, 24 action not finite, 25 safety rule,
-30 stale state, 31 state jumped, 32 arm does not answer, 33 control loop held up.
+dry run that was not confirmed; otherwise that of the stop after which nobody resumed, as docs/real_robot.md lists them.
 """
 
 from __future__ import annotations
@@ -55,13 +53,11 @@ log = logging.getLogger(__name__)
 
 ROBOTS = Path(__file__).parents[3] / "config" / "real"
 OUTPUTS = Path("outputs") / "real"
-SECTIONS = ("setup", "safety", "loop")
 FIRST_PLAN = 120.0  # seconds for a policy to get going
 SAMPLERS = {16: "ancestral16", 100: "ancestral100"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
     add("--robot", required=True, help="sim, arx5, or a YAML file with the sections setup, safety and loop")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -97,11 +93,12 @@ def start(args: argparse.Namespace) -> int:
     try:
         with ExitStack() as stack:
             planner = _planner(args, stack)
-            planner.description.require_hand()  # another policy is refused before anything is connected
-            if planner.description.follows_text and not args.task:
-                known = "; it was trained on: " + " | ".join(planner.description.instructions[:20])
-                raise ValueError("--task TEXT: this policy follows instructions" + known)
-            confirmation = dry_run.digest(robot, planner.description, args.checkpoint)
+            policy = planner.description
+            policy.require_hand()  # another policy is refused before anything is connected
+            if policy.follows_text and not args.task:
+                known = " | ".join(policy.instructions[:20])
+                raise ValueError(f"--task TEXT: this policy follows instructions; it was trained on: {known}")
+            confirmation = dry_run.digest(robot, policy, args.checkpoint)
             if not args.dry_run:
                 dry_run.require_confirmation(args.confirmations, confirmation, shlex.join([*sys.argv, "--dry-run"]))
             setup = instantiate(robot["setup"], Setup, "setup")
@@ -109,11 +106,18 @@ def start(args: argparse.Namespace) -> int:
                 each.connect()
                 stack.callback(each.close)
             folder = args.record or OUTPUTS / time.strftime("%Y-%m-%d_%H-%M-%S")
-            if args.dry_run:
-                log.info("dry run: the arm gets no command")
-                found = dry_run.rehearse(setup, planner, limits, settings, args.task, args.seed)
-                return _confirm(args, found, setup.arm.rate, planner.description.name, folder, confirmation)
-            return _run(args, setup, planner, limits, settings, folder)
+            if not args.dry_run:
+                return _run(args, setup, planner, limits, settings, folder)
+            log.info("dry run: the arm gets no command")
+            found = dry_run.rehearse(setup, planner, limits, settings, args.task, args.seed)
+            report = folder / "dry_run.json"
+            dry_run.write_report(report, found, setup.arm.rate)
+            if not _accepted(found, setup.arm.rate, report):
+                log.error("not confirmed")
+                return 2
+            about = {"robot": args.robot, "policy": policy.name, "report": str(report)}
+            log.info("confirmed: %s", dry_run.confirm(args.confirmations, confirmation, about))
+            return 0
     except (RobotError, PlannerError, SafetyStop) as error:
         log.error("%s", error)
         return 1
@@ -133,13 +137,12 @@ def read_robot(args: argparse.Namespace) -> dict[str, Any]:
         robot = OmegaConf.to_container(OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(args.set)))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} or --set: {error}") from error
-    if set(robot) != set(SECTIONS):
-        raise ValueError(f"{path}: sections {', '.join(robot)}; expected {', '.join(SECTIONS)}")
+    if set(robot) != {"setup", "safety", "loop"}:
+        raise ValueError(f"{path}: sections {', '.join(robot)}; expected setup, safety and loop")
     loop = robot["loop"] = dict(robot["loop"] or {})
-    options = {"blend": args.blend, "plan_rate": args.plan_rate, "episode_seconds": args.episode_seconds}
-    loop |= {key: value for key, value in options.items() if value is not None}
+    options = ("blend", "plan_rate", "episode_seconds", "auto_resume", "release_on_exit")
+    loop |= {name: getattr(args, name) for name in options if getattr(args, name) not in (None, False)}
     loop |= {"smooth": 3} if args.smooth else {}
-    loop |= {key: True for key in ("auto_resume", "release_on_exit") if getattr(args, key)}
     return robot
 
 
@@ -160,42 +163,24 @@ def _planner(args: argparse.Namespace, stack: ExitStack) -> RemotePlanner:
     return planner
 
 
-def _confirm(
-    args: argparse.Namespace, found: list[dry_run.Rehearsal], rate: float, policy: str, folder: Path, confirmation: str
-) -> int:
+def _accepted(found: list[dry_run.Rehearsal], rate: float, report: Path) -> bool:
     """Show what would be sent, and ask the operator."""
     for number, each in enumerate(found, 1):
         log.info("plan %d: %s", number, each.line(rate))
-    report = folder / "dry_run.json"
-    dry_run.write_report(report, found, rate)
     log.info("every pose that would be sent: %s", report)
     if any(each.stop for each in found):
-        log.error("not confirmed: the arm would have been stopped")
-        return 2
+        log.error("the arm would have been stopped")
+        return False
     log.info("Is this safe to send? Type yes and Enter to confirm:")
-    if sys.stdin.readline().strip().lower() != "yes":
-        log.warning("not confirmed")
-        return 2
-    about = {"robot": args.robot, "policy": policy, "report": str(report)}
-    log.info("confirmed: %s", dry_run.confirm(args.confirmations, confirmation, about))
-    return 0
+    return sys.stdin.readline().strip().lower() == "yes"
 
 
 def _run(
-    args: argparse.Namespace,
-    setup: Setup,
-    planner: RemotePlanner,
-    limits: SafetyLimits,
-    settings: LoopSettings,
+    args: argparse.Namespace, setup: Setup, planner: RemotePlanner, limits: SafetyLimits, settings: LoopSettings,
     folder: Path,
-) -> int:
-    about = {
-        "robot": args.robot,
-        "policy": planner.description.name,
-        "source": str(args.checkpoint or args.server),
-        "instruction": args.task,
-        "seed": args.seed,
-    }
+) -> int:  # fmt: skip
+    about = {"robot": args.robot, "policy": planner.description.name, "source": str(args.checkpoint or args.server)}
+    about |= {"instruction": args.task, "seed": args.seed}
     recorder = EpisodeRecorder(folder / "episode.zarr.zip", max(len(setup.cameras), 1), attributes=about)
 
     def warm() -> None:

@@ -1,16 +1,8 @@
 """What an arm may be sent. Always on: there is no switch, only limits, and every command passes through here.
 
-Two parts, so that the second need not trust the first:
-
-* `Governor` moves the commanded pose towards the target, tick by tick. It takes a step only if the end effector could
-  brake from there to rest, on a straight line, inside the workspace and with joints that exist and keep their limits;
-  otherwise it makes a smaller step, or begins to brake, which was found safe when the step before was taken. So there
-  is always a safe way to come to rest, whatever the target: limits of acceleration never meet a wall.
-* `Gate` looks at the stream that goes out, and only at that: a command that would break a limit is not sent, and the
-  arm is stopped. With the governor before it, it should never have to.
-
-Targets are looked at first, by rules that either clip them or stop the arm (`Rules`). Numbers that are not finite, and
-an arm that is left behind by its commands (`max_lag`), always stop it.
+Targets are clipped, or stop the arm, by `Rules`; the `Governor` (motion.py) leads the commanded pose towards them; and
+the `Gate`, which need not trust it, looks at what goes out. Numbers that are not finite, and an arm that is left behind
+by its commands (`max_lag`), always stop it.
 """
 
 from __future__ import annotations
@@ -44,12 +36,10 @@ class SafetyStop(Exception):
 
 
 class Gate:
-    """Refuses what would make the stream of commands break a limit. It does not know how commands come about."""
+    """Refuses what would make the stream of commands break a limit, which the governor should never ask for."""
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._motion: Motion | None = None
-        self._gripper = 0.0
         self._joints: deque[np.ndarray] = deque(maxlen=2 * JOINT_TICKS + 1)
 
     def begin(self, motion: Motion, gripper: float, joints: np.ndarray) -> None:
@@ -77,9 +67,9 @@ class Gate:
             "gripper": not bounds.gripper_low - SLACK <= gripper <= bounds.gripper_high + SLACK,
             "gripper speed": abs(gripper - self._gripper) > bounds.gripper_speed * period * (1 + SLACK),
         }
-        broken = [rule for rule, is_broken in wrong.items() if is_broken]
-        if broken:
-            raise SafetyStop(broken[0], "a command was about to break this limit, and was not sent")
+        for rule, is_broken in wrong.items():
+            if is_broken:
+                raise SafetyStop(rule, "a command was about to break this limit, and was not sent")
         self._motion = Motion(motion.position, motion.rotation, velocity, spin, motion.braking)
         self._gripper = gripper
 
@@ -89,25 +79,21 @@ class SafetyFilter:
 
     Args:
         joints_for: the arm's inverse kinematics.
-        clipped: counts, per rule, the ticks in which it changed a target.
-        on_clip: receives a message about them, now and then.
+        on_clip: receives a message about targets that a rule changed, now and then; `clipped` counts them all.
         ahead: ticks by which commands are sent ahead of their time. So many that were missed are made up for; after
             more, the arm has come to the end of its commands and rests there, and so does the stream.
     """
 
     def __init__(
         self, limits: SafetyLimits, arm: ArmLimits, rate: float,
-        joints_for: Callable[[np.ndarray, np.ndarray], np.ndarray | None],
-        clipped: Counter[str] | None = None, now: Callable[[], float] = time.monotonic,
+        joints_for: Callable[[np.ndarray, np.ndarray], np.ndarray | None], now: Callable[[], float] = time.monotonic,
         on_clip: Callable[[str], None] = lambda text: None, ahead: int = 4,
     ) -> None:  # fmt: skip
-        self.limits = limits
-        self.bounds = Bounds(limits, arm, rate)
-        self.clipped = Counter() if clipped is None else clipped
-        self._joints_for, self._now, self._on_clip = joints_for, now, on_clip
+        self.limits, self.bounds = limits, Bounds(limits, arm, rate)
+        self.clipped: Counter[str] = Counter()  # per rule, the ticks in which it changed a target
+        self._joints_for, self._now, self._on_clip, self._ahead = joints_for, now, on_clip, ahead
         self._governor, self._gate = Governor(self.bounds, joints_for), Gate(self.bounds)
         self._logged: dict[str, float] = {}  # rule -> when a message about it was logged
-        self._ahead = ahead
 
     @property
     def at_rest(self) -> bool:
@@ -124,24 +110,24 @@ class SafetyFilter:
         Raises:
             SafetyStop: the arm stands where it must not be, or its inverse kinematics contradict its state.
         """
-        pose, gripper, before = state.pose, state.gripper, self._governor.motion
-        if before is not None and all(np.less(apart(before.pose, pose), NEAR)):  # it sags: do not let it creep
-            pose, gripper = self.commanded
-        low, high = self.bounds.low, self.bounds.high
-        if (pose[:3, 3] < low).any() or (pose[:3, 3] > high).any():
+        pose, gripper, bounds = state.pose, state.gripper, self.bounds
+        if self._governor.motion is not None and all(np.less(apart(self.commanded[0], pose), NEAR)):
+            pose, gripper = self.commanded  # it sags: do not let it creep
+        place = pose[:3, 3]
+        if (place < bounds.low).any() or (place > bounds.high).any():
             raise SafetyStop(
                 "workspace",
-                f"the arm is at {shown(pose[:3, 3])} m, outside {shown(low)} to {shown(high)}; release the arm and "
-                "move it inside by hand, or widen safety.workspace_* if they are wrong",
+                f"the arm is at {shown(place)} m, outside {shown(bounds.low)} to {shown(bounds.high)}; release the arm "
+                "and move it inside by hand, or widen safety.workspace_* if they are wrong",
             )
         joints = self._joints_for(pose, state.joints)
         if joints is None or np.abs(joints - state.joints).max() > NEAR[1]:
             found = "none" if joints is None else shown(joints)
             text = f"joints for the pose in which the arm stands: {found}, but it reports {shown(state.joints)}"
             raise SafetyStop("joints", text)
-        if (joints < self.bounds.joints_low).any() or (joints > self.bounds.joints_high).any():
+        if (joints < bounds.joints_low).any() or (joints > bounds.joints_high).any():
             raise SafetyStop("joints", f"joints {shown(joints)} are nearer to their ends than safety.joint_margin")
-        self._restart(pose, float(np.clip(gripper, self.bounds.gripper_low, self.bounds.gripper_high)), joints)
+        self._restart(pose, float(np.clip(gripper, bounds.gripper_low, bounds.gripper_high)), joints)
         self._asked: np.ndarray | None = None  # position of the newest target
 
     def follow(

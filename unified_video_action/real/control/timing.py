@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +19,9 @@ class Pacer:
 
     A deadline that has passed by more than a period is not made up for with a burst of ticks: the next tick comes at
     once and stands for all that were missed.
-
-    Args:
-        rate: ticks per second.
-        now, sleep: the clock; `sleep(seconds)` may take longer.
     """
 
-    def __init__(
-        self, rate: float, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+    def __init__(self, rate: float, now: Callable[[], float], sleep: Callable[[float], None]) -> None:
         self.period = 1.0 / rate
         self._now, self._sleep = now, sleep
         self.deadline = now()  # of the present tick
@@ -69,10 +62,9 @@ class Statistics:
             found[name] = {"count": len(seconds)}
             if seconds:
                 ms = np.array(seconds) * 1e3
-                figures = ms.mean(), ms.std(), *np.percentile(ms, (50, 99)), ms.max()
-                found[name] |= dict(
-                    zip(("mean_ms", "std_ms", "p50_ms", "p99_ms", "max_ms"), np.round(figures, 4).tolist())
-                )
+                middle, tail = np.percentile(ms, (50, 99))
+                figures = {"mean": ms.mean(), "std": ms.std(), "p50": middle, "p99": tail, "max": ms.max()}
+                found[name] |= {f"{key}_ms": round(float(value), 4) for key, value in figures.items()}
         counts, clipped = (dict(sorted(each.items())) for each in (self.counts, self.clipped))
         return found | {"counts": counts, "clipped": clipped, "stops": self.stops}
 
@@ -83,5 +75,4 @@ class Statistics:
     def lines(self) -> list[str]:
         """For the log."""
         parts = {name: part for name, part in self.summary().items() if isinstance(part, dict) and any(part.values())}
-        shown = {name: [f"{key} {value}" for key, value in part.items()] for name, part in parts.items()}
-        return [f"{name}: {', '.join(figures)}" for name, figures in shown.items()]
+        return [f"{name}: {', '.join(f'{key} {value}' for key, value in part.items())}" for name, part in parts.items()]

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.poses import between as all_between
-
 DECAY = 0.01  # of the weights of ever newer chunks in an ensemble, as ACT has it (Zhao et al. 2023)
 
 
@@ -66,22 +64,11 @@ def between(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Poses of the end effector and gripper widths over time; before the first and after the last it stays there.
-
-    Raises:
-        ValueError: arrays that do not fit together, or times that do not rise.
-    """
+    """Poses of the end effector and gripper widths over time; before the first and after the last it stays there."""
 
     times: np.ndarray  # (n,) seconds, rising
     poses: np.ndarray  # (n, 4, 4)
     grippers: np.ndarray  # (n,) metres
-
-    def __post_init__(self) -> None:
-        n = len(self.times)
-        if not n or self.poses.shape != (n, 4, 4) or self.grippers.shape != (n,):
-            raise ValueError(f"trajectory: {n} times, poses {self.poses.shape}, grippers {self.grippers.shape}")
-        if (np.diff(self.times) <= 0).any():
-            raise ValueError(f"trajectory: times {self.times} do not rise")
 
     @property
     def end(self) -> float:
@@ -99,23 +86,17 @@ class Trajectory:
 
     def sampled(self, times: np.ndarray) -> Trajectory:
         """The same at other times (m,)."""
-        times = np.asarray(times, float)
-        grippers = np.interp(times, self.times, self.grippers)
-        if len(self.times) == 1:
-            return Trajectory(times, np.repeat(self.poses, len(times), axis=0), grippers)
-        after = np.searchsorted(self.times, times, side="right").clip(1, len(self.times) - 1)
-        begin, end = self.times[after - 1], self.times[after]
-        share = ((times - begin) / (end - begin)).clip(0, 1)
-        return Trajectory(times, all_between(self.poses[after - 1], self.poses[after], share), grippers)
+        poses, grippers = zip(*(self.at(time) for time in times))
+        return Trajectory(times, np.stack(poses), np.array(grippers))
 
     def followed_by(self, other: Trajectory, since: float, fade: float, remember: float) -> Trajectory:
         """This one up to `since`, the other from `since + fade` on, and between them from the one to the other."""
         kept = self.times[(self.times > since - remember) & (self.times < since)]
         later = other.times[other.times > since]
         times = np.unique(np.concatenate([kept, [since, since + fade], later]))
-        before, after, share = self.sampled(times), other.sampled(times), ((times - since) / fade).clip(0, 1)
-        grippers = before.grippers + share * (after.grippers - before.grippers)
-        return Trajectory(times, all_between(before.poses, after.poses, share), grippers)
+        before, after, shares = self.sampled(times), other.sampled(times), ((times - since) / fade).clip(0, 1)
+        poses = [between(*both) for both in zip(before.poses, after.poses, shares)]
+        return Trajectory(times, np.stack(poses), before.grippers + shares * (after.grippers - before.grippers))
 
 
 def ensemble(trajectories: Sequence[Trajectory]) -> Trajectory:

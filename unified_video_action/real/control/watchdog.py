@@ -1,16 +1,21 @@
-"""Why a run stops, the watch over what must stay fresh, and the settings of both and of the loop."""
+"""Why a run stops, what must stay fresh and plausible while the arm moves, and the settings of the loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import numpy as np
 
+from unified_video_action.real.control.limits import require_numbers
 from unified_video_action.real.control.trajectory import apart
 from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.robots.interface import ArmLimits, ArmState
+
+# What an arm can do between two states; farther is a fault of its sensors or its driver, not a motion.
+FASTEST, FASTEST_SPIN = 3.0, 20.0  # metres and radians per second of the end effector
+FASTEST_JOINTS = 2.0  # share of the maker's joint velocities
+NOISE = 0.02  # metres, and radians, on top, for times that are not exact, too
 
 
 class Phase(Enum):
@@ -62,14 +67,6 @@ class Stop:
         return f"{self.reason.title}: {self.reason.text}" + (f" ({self.detail})" if self.detail else "")
 
 
-def require_positive(settings: Any, *names: str) -> None:
-    """Raises ValueError naming the first of these fields that is neither None nor a positive, finite number."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name}: {value!r} is not a positive number")
-
-
 @dataclass(frozen=True)
 class Timeouts:
     """How old things may become, seconds, before the arm is stopped. Raises ValueError for one that is not positive."""
@@ -81,42 +78,43 @@ class Timeouts:
     overrun: float = 0.1  # between two ticks of the control loop
 
     def __post_init__(self) -> None:
-        require_positive(self, *(each.name for each in fields(self)))
+        require_numbers(self, *vars(self))
 
-
-@dataclass(frozen=True)
-class Plausibility:
-    """What an arm can do between two states; farther is a fault of its sensors or its driver, not a motion.
-
-    Raises:
-        ValueError: a number that is not positive.
-    """
-
-    speed: float = 3.0  # metres per second of the end effector
-    spin: float = 20.0  # radians per second
-    joint_share: float = 2.0  # of the maker's joint velocities
-    slack: float = 0.02  # metres, and radians, on top: noise, and times that are not exact
-
-    def __post_init__(self) -> None:
-        require_positive(self, *(each.name for each in fields(self)))
-
-    def fault(self, before: ArmState | None, state: ArmState, limits: ArmLimits) -> Stop | None:
-        """What is wrong with a state, given the one before."""
-        for name in ("time", "pose", "gripper", "joints", "joint_velocities"):
-            if not np.isfinite(getattr(state, name)).all():
-                return Stop(Reason.ARM_ERROR, f"its state's {name} is not finite")
-        if before is None or state.time < before.time:  # one of long ago says nothing of a jump; its age counts
-            return None
-        elapsed = state.time - before.time
-        way, turn = apart(before.pose, state.pose)
-        if way > self.speed * elapsed + self.slack or turn > self.spin * elapsed + self.slack:
-            return Stop(Reason.TELEPORT, f"{way:.3f} m and {turn:.3f} rad in {elapsed * 1e3:.1f} ms")
-        joints = np.abs(state.joints - before.joints)
-        beyond = joints - limits.joint_velocity * self.joint_share * elapsed - self.slack
-        if (beyond > 0).any():
-            worst = int(beyond.argmax())
-            return Stop(Reason.TELEPORT, f"joint {worst + 1} by {joints[worst]:.3f} rad in {elapsed * 1e3:.1f} ms")
+    def frames(self, now: float, newest: list[float]) -> Stop | None:
+        """`newest`: when each camera's newest frame was taken."""
+        for camera, taken in enumerate(newest):
+            if now - taken > self.frame:
+                age = "none came" if np.isinf(taken) else f"the newest is {now - taken:.2f} s old"
+                return Stop(Reason.DEAD_CAMERA, f"camera {camera}: {age}")
         return None
+
+    def plans(self, now: float, last: float, ends: float | None, waiting: bool) -> Stop | None:
+        """Args: when the last plan came, or the run began; when its last action is due (None: no plan); and whether
+        one is being waited for."""
+        if now - last > self.plan:
+            return Stop(Reason.LOST_SERVER if waiting else Reason.NO_ACTION, f"{now - last:.2f} s without a plan")
+        if ends is not None and now - ends > self.action:
+            return Stop(Reason.NO_ACTION, f"the last action was due {now - ends:.2f} s ago; plans are too slow")
+        return None
+
+
+def implausible(before: ArmState | None, state: ArmState, limits: ArmLimits) -> Stop | None:
+    """What is wrong with a state, given the one before."""
+    for name, value in vars(state).items():
+        if not np.isfinite(value).all():
+            return Stop(Reason.ARM_ERROR, f"its state's {name} is not finite")
+    if before is None or state.time < before.time:  # one of long ago says nothing of a jump; its age counts
+        return None
+    elapsed = state.time - before.time
+    way, turn = apart(before.pose, state.pose)
+    if way > FASTEST * elapsed + NOISE or turn > FASTEST_SPIN * elapsed + NOISE:
+        return Stop(Reason.TELEPORT, f"{way:.3f} m and {turn:.3f} rad in {elapsed * 1e3:.1f} ms")
+    joints = np.abs(state.joints - before.joints)
+    beyond = joints - limits.joint_velocity * FASTEST_JOINTS * elapsed - NOISE
+    if (beyond > 0).any():
+        worst = int(beyond.argmax())
+        return Stop(Reason.TELEPORT, f"joint {worst + 1} by {joints[worst]:.3f} rad in {elapsed * 1e3:.1f} ms")
+    return None
 
 
 @dataclass(frozen=True)
@@ -137,49 +135,15 @@ class LoopSettings:
     auto_resume: bool = False
     release_on_exit: bool = False
     timeouts: Timeouts = field(default_factory=Timeouts)
-    plausibility: Plausibility = field(default_factory=Plausibility)
 
     def __post_init__(self) -> None:
-        require_positive(self, "plan_rate", "lead", "step_seconds", "episode_seconds")
+        require_numbers(self, "plan_rate", "lead", "step_seconds", "episode_seconds")
         if not 0 <= self.latency < 1:
             raise ValueError(f"latency: {self.latency!r}, expected seconds from 0 to 1")
 
-    def step_of(self, description: PolicyDescription) -> float:
+    def step_of(self, policy: PolicyDescription) -> float:
         """Seconds between two actions. Raises ValueError where nobody says."""
-        step_seconds = self.step_seconds or description.step_seconds
-        if step_seconds is None:
+        step = self.step_seconds or policy.step_seconds
+        if step is None:
             raise ValueError("loop.step_seconds: the policy does not say how far apart its actions are; give it here")
-        return step_seconds
-
-
-class Watchdog:
-    """Looks whether everything is fresh while the arm moves."""
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        self.timeouts = timeouts
-
-    def frames(self, now: float, newest: list[float]) -> Stop | None:
-        """`newest`: when each camera's newest frame was taken."""
-        for camera, taken in enumerate(newest):
-            if now - taken > self.timeouts.frame:
-                age = "none came" if np.isinf(taken) else f"the newest is {now - taken:.2f} s old"
-                return Stop(Reason.DEAD_CAMERA, f"camera {camera}: {age}")
-        return None
-
-    def state(self, now: float, state: ArmState) -> Stop | None:
-        age = now - state.time
-        return Stop(Reason.STALE_STATE, f"{age:.3f} s old") if age > self.timeouts.state else None
-
-    def plans(self, now: float, last: float, ends: float | None, waiting: bool) -> Stop | None:
-        """Args: when the last plan came, or the run began; when its last action is due (None: no plan); and whether
-        one is being waited for."""
-        if now - last > self.timeouts.plan:
-            detail = f"{now - last:.2f} s without a plan"
-            return Stop(Reason.LOST_SERVER if waiting else Reason.NO_ACTION, detail)
-        if ends is not None and now - ends > self.timeouts.action:
-            return Stop(Reason.NO_ACTION, f"the last action was due {now - ends:.2f} s ago; plans are too slow")
-        return None
-
-    def ticks(self, seconds: float) -> Stop | None:
-        """`seconds` between two ticks."""
-        return Stop(Reason.OVERRUN, f"for {seconds:.3f} s") if seconds > self.timeouts.overrun else None
+        return step

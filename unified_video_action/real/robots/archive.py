@@ -14,6 +14,7 @@ import json
 import logging
 import shutil
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,31 +56,15 @@ def finish_recording(folder: Path) -> Path:
         raise ValueError(f"{folder}: no recording, it has no {ABOUT}")
     with lock(folder):
         about = json.loads((folder / ABOUT).read_text())
-        records: dict[str, list] = {"state": [], "command": [], "plan": [], "event": [], "frame": []}
-        for kind, *values in _records(folder):
-            records[kind].append(values[:3] if kind == "frame" else values)  # pictures are read again when written
-        shapes = [np.shape(plan[2]) for plan in records["plan"]]  # a chunk of another shape stopped the arm
-        records["plan"] = [plan for plan, shape in zip(records["plan"], shapes) if shape == shapes[0]]
-        recorded = {
-            f"{kind}_{name}": np.array([record[place] for record in records[kind]], np.float64)
-            if records[kind]
-            else np.zeros((0, *empty))
-            for kind, columns in COLUMNS.items()
-            for place, (name, empty) in enumerate(columns)
-        }
-        frames = {
-            camera: np.array([record[1] for record in records["frame"] if record[0] == camera])
-            for camera in {record[0] for record in records["frame"]}
-        }
-        data, recorded["row_time"] = _rows(recorded, frames, about)
+        recorded, frames, about["events"] = _read(folder)
+        data, rows = _rows(recorded, frames, about)
         name = folder.name.removesuffix(UNFINISHED)
-        output = folder.with_name(name + (ENDING if len(recorded["row_time"]) else UNFIT))
+        output = folder.with_name(name + (ENDING if len(rows) else UNFIT))
         if output.exists():
             raise FileExistsError(f"{output} exists already; move it, or {folder}, away")
         arrays = {f"data/{name}": values for name, values in data.items()}
-        arrays |= {f"recording/{name}": values for name, values in recorded.items()}
-        arrays["meta/episode_ends"] = np.array([len(recorded["row_time"])], np.int64)
-        about["events"] = [dict(zip(("time", "kind", "text"), event)) for event in records["event"]]
+        arrays |= {f"recording/{name}": values for name, values in (recorded | {"row_time": rows}).items()}
+        arrays["meta/episode_ends"] = np.array([len(rows)], np.int64)
         partial = output.with_name(f".{output.name}.partial")
         store = ZipStore(partial, mode="w")
         try:
@@ -88,13 +73,13 @@ def finish_recording(folder: Path) -> Path:
             for name, values in arrays.items():
                 chunks = tuple(max(size, 1) for size in values.shape)
                 root.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
-            if len(recorded["row_time"]):
-                _write_frames(root, folder, about, frames, recorded["row_time"])
+            if len(rows):
+                _write_frames(root, folder, about["codec"], frames, rows)
         finally:
             store.close()
         partial.rename(output)
     shutil.rmtree(folder)
-    if output.name.endswith(UNFIT):
+    if not len(rows):
         log.warning("%s: no moment with both a frame and a state; nothing here can be trained on", output)
     return output
 
@@ -111,6 +96,25 @@ def _records(folder: Path) -> Iterator[list]:
             yield record
 
 
+def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray], list[dict]]:
+    """The arrays below recording/, the times (n,) of each camera's frames, and the events."""
+    records, times = defaultdict(list), defaultdict(list)
+    for kind, *values in _records(folder):
+        if kind == "frame":  # pictures are read again when they are written
+            times[values[0]].append(values[1])
+        else:
+            records[kind].append(values)
+    plans = records["plan"]  # a chunk of another shape stopped the arm
+    records["plan"] = [plan for plan in plans if np.shape(plan[2]) == np.shape(plans[0][2])]
+    recorded = {}
+    for kind, columns in COLUMNS.items():
+        for place, (name, empty) in enumerate(columns):
+            values = [record[place] for record in records[kind]]
+            recorded[f"{kind}_{name}"] = np.array(values, np.float64) if values else np.zeros((0, *empty))
+    events = [dict(zip(("time", "kind", "text"), event)) for event in records["event"]]
+    return recorded, {camera: np.array(taken) for camera, taken in times.items()}, events
+
+
 def _rows(
     recorded: dict[str, np.ndarray], frames: dict[int, np.ndarray], about: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -124,24 +128,23 @@ def _rows(
         shown = frames[0][(frames[0] >= times[0]) & (frames[0] <= times[-1])]
         if len(shown):
             at = shown[_nearest(shown, np.arange(shown[0], shown[-1] + 1e-9, 1 / about["rate"]))]
-    position, turn, width = np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 1))
+    vectors, width = np.zeros((0, 6)), np.zeros((0, 1))
     if len(at):
-        position = np.stack([np.interp(at, times, poses[:, axis, 3]) for axis in range(3)], axis=1)
+        position = [np.interp(at, times, poses[:, axis, 3]) for axis in range(3)]
         turn = Slerp(times, Rotation.from_matrix(poses[:, :3, :3]))(at).as_rotvec()
-        width = np.interp(at, times, grippers)[:, None]
-    data = {"robot0_eef_pos": position, "robot0_eef_rot_axis_angle": turn, "robot0_gripper_width": width}
-    data = {name: values.astype(np.float32) for name, values in data.items()}
-    vectors = np.concatenate([position, turn], axis=1)  # (N, 6)
+        vectors, width = np.column_stack([*position, turn]), np.interp(at, times, grippers)[:, None]
+    data = {"eef_pos": vectors[:, :3], "eef_rot_axis_angle": vectors[:, 3:], "gripper_width": width}
+    data = {f"robot0_{name}": values.astype(np.float32) for name, values in data.items()}
     for end, pose in {"start": vectors[:1], "end": vectors[-1:]}.items():
         data[f"robot0_demo_{end}_pose"] = np.repeat(pose, len(at), axis=0)
     return data, at
 
 
 def _write_frames(
-    root: zarr.Group, folder: Path, about: dict[str, Any], frames: dict[int, np.ndarray], rows: np.ndarray
+    root: zarr.Group, folder: Path, config: dict[str, Any], frames: dict[int, np.ndarray], rows: np.ndarray
 ) -> None:
     """Copy each row's picture, as it was encoded, into data/cameraN_rgb."""
-    codec = next(kind for kind in CODECS.values() if kind.codec_id == about["codec"]["id"]).from_config(about["codec"])
+    codec = next(kind for kind in CODECS.values() if kind.codec_id == config["id"]).from_config(config)
     chosen = {camera: _nearest(times, rows) for camera, times in frames.items()}
     numbers = dict.fromkeys(frames, -1)
     for kind, *values in _records(folder):
@@ -192,10 +195,9 @@ class Recording:
             raise FileNotFoundError(f"{path}: no such file; give an episode's NAME.zarr.zip")
         try:
             root = zarr.open_group(ZipStore(path, mode="r"), mode="r")
-            group = root["recording"]
-            about = dict(group.attrs)
+            group, views = root["recording"], range(root["recording"].attrs["cameras"])
             arrays = {name: array[...] for name, array in group.arrays()}
-            events, cameras, rate = about["events"], about["cameras"], about["rate"]
+            events, rate = group.attrs["events"], group.attrs["rate"]
         except (KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: no recorded episode ({error})") from error
         starts = [arrays[name][0] for name in ("state_time", "row_time", "command_time") if len(arrays[name])]
@@ -203,7 +205,7 @@ class Recording:
         for name in ("row_time", "state_time", "command_time", "command_sent", "plan_observed", "plan_received"):
             arrays[name] = arrays[name] - began
         events = tuple({**event, "time": event["time"] - began} for event in events)
-        frames = [root[f"data/camera{n}_rgb"] for n in range(cameras) if f"camera{n}_rgb" in root["data"]]
+        frames = [root[f"data/camera{view}_rgb"] for view in views if f"camera{view}_rgb" in root["data"]]
         return cls(path.name, frames, arrays["row_time"], arrays, events, rate, str(root.attrs.get("instruction", "")))
 
     @property

@@ -18,7 +18,6 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,10 +28,7 @@ from unified_video_action.real.robots.interface import Arm, ArmCommand, ArmLimit
 
 log = logging.getLogger(__name__)
 
-AXES = {  # the end effector's, in the maker's
-    "umi": np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]]),
-    "maker": np.eye(3),
-}
+AXES = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # UMI's of the end effector, in the maker's
 STALE = 0.1  # seconds after which a state is no answer
 SYNC = 1.0  # seconds between two measurements of the clocks' difference
 SYNC_TRIES = 5
@@ -43,39 +39,24 @@ NETWORKS = Path("/sys/class/net")
 
 
 class Arx5Arm(Arm):
-    """One arm on one CAN interface.
+    """One arm on one CAN interface. On connecting it holds where it stands.
 
     Args:
         model: of the SDK: X5, X5_umi, L5, L5_umi; the wrong one is dangerous.
         interface: of the network, can0 or an EtherCAT adapter's.
-        hand: whose axes poses are given in, "umi" or "maker".
         tool: (x, y, z) metres from the maker's end effector to the origin of poses, in the maker's axes.
         latency: seconds between the motors' measurement and the SDK's time of it.
-        joint_velocity: radians per second beyond which no joint is driven; None: the SDK's own limits.
-        home: on connecting, move to the maker's home pose first; otherwise the arm holds where it stands.
     """
 
     rate = 200.0
 
     def __init__(
-        self,
-        model: str = "X5_umi",
-        interface: str = "can0",
-        hand: str = "umi",
-        tool: Sequence[float] = (0.0, 0.0, 0.0),
+        self, model: str = "X5_umi", interface: str = "can0", tool: Sequence[float] = (0.0, 0.0, 0.0),
         latency: float = 0.0,
-        joint_velocity: float | None = None,
-        home: bool = False,
-    ) -> None:
-        if hand not in AXES:
-            raise ValueError(f"hand={hand!r}: expected {' or '.join(AXES)}")
-        if joint_velocity is not None and not joint_velocity > 0:
-            raise ValueError(f"joint_velocity={joint_velocity}: expected a positive number of radians per second")
-        self.model, self.interface, self.latency, self.home = model, interface, latency, home
+    ) -> None:  # fmt: skip
+        self.model, self.interface, self.latency = model, interface, latency
         self._name = f"{model} on {interface}"
-        self._joint_velocity = joint_velocity
-        self._tool = pose_matrix(np.asarray(tool, float), AXES[hand])  # seen from the maker's end effector
-        self._sdk: ModuleType | None = None
+        self._tool = pose_matrix(np.asarray(tool, float), AXES)  # seen from the maker's end effector
         self._controller: Any = None
         self._engaged_at: float | None = None  # when motors take hold; None: they are loose
         self._holding = False
@@ -98,32 +79,24 @@ class Arx5Arm(Arm):
                 f"bring it up: sudo ip link set up {self.interface} type can bitrate 1000000"
             )
         try:
-            robot = self._sdk.RobotConfigFactory.get_instance().get_config(self.model)
-            if self._joint_velocity is not None:
-                robot.joint_vel_max = np.minimum(robot.joint_vel_max, self._joint_velocity)
-            controls = self._sdk.ControllerConfigFactory.get_instance()
+            robot = sdk.RobotConfigFactory.get_instance().get_config(self.model)
+            controls = sdk.ControllerConfigFactory.get_instance()
             settings = controls.get_config("cartesian_controller", robot.joint_dof)
-            self._controller = self._sdk.Arx5CartesianController(robot, settings, self.interface)
+            self._controller = sdk.Arx5CartesianController(robot, settings, self.interface)
             ranges = robot.joint_pos_min, robot.joint_pos_max
             links = robot.base_link_name, robot.eef_link_name, robot.gravity_vector
-            self._solver = self._sdk.Arx5Solver(robot.urdf_path, robot.joint_dof, *ranges, *links)
-            if self.home:
-                self._controller.reset_to_home()
+            self._solver = sdk.Arx5Solver(robot.urdf_path, robot.joint_dof, *ranges, *links)
         except Exception as error:  # RuntimeError, ValueError and what else C++ throws
             self._controller = None
             raise RobotError(f"{self._name}: {error}; is it switched on?") from error
         joints = (np.array(part, float) for part in (*ranges, robot.joint_vel_max))
         self.limits = ArmLimits(*joints, 0.0, float(robot.gripper_width))
-        self._gain = self._sdk.Gain(
-            settings.default_kp, settings.default_kd, settings.default_gripper_kp, settings.default_gripper_kd
-        )
-        self._loose = self._sdk.Gain(
-            np.zeros(robot.joint_dof), LOOSE * np.asarray(settings.default_kd), 0.0, LOOSE * settings.default_gripper_kd
-        )
+        kd, gripper_kd = np.asarray(settings.default_kd), settings.default_gripper_kd
+        self._gain = sdk.Gain(settings.default_kp, kd, settings.default_gripper_kp, gripper_kd)
+        self._loose = sdk.Gain(np.zeros(robot.joint_dof), LOOSE * kd, 0.0, LOOSE * gripper_kd)
         self._synced = -np.inf
-        self._holding, self._engaged_at = self.home, None
-        if not self.home:
-            self._take_hold(wait=True)
+        self._holding, self._engaged_at = False, None
+        self._take_hold(wait=True)
 
     def state(self) -> ArmState:
         joints = self._joint_state()

@@ -30,8 +30,7 @@ class VideoCamera(Camera):
         latency: seconds from the light to the frame's receipt; scripts/measure_camera_latency.py measures it.
         size: (height, width) of the frames delivered, pixels.
         capture: (height, width) to ask the camera for; None: as it comes.
-        fps: to ask for; None: as it comes.
-        fourcc: format to ask for, such as MJPG; None: as it comes.
+        fps, fourcc: rate, and format such as MJPG, to ask for; None: as they come.
         mask: what is blackened, as it was in the recordings that the policy learned from: "mirrors", or polygons in
             shares of the frame; None: nothing.
 
@@ -40,15 +39,9 @@ class VideoCamera(Camera):
     """
 
     def __init__(
-        self,
-        device: int | str,
-        latency: float = 0.1,
-        size: Sequence[int] = (224, 224),
-        capture: Sequence[int] | None = None,
-        fps: float | None = None,
-        fourcc: str | None = None,
-        mask: object = None,
-    ) -> None:
+        self, device: int | str, latency: float = 0.1, size: Sequence[int] = (224, 224),
+        capture: Sequence[int] | None = None, fps: float | None = None, fourcc: str | None = None, mask: object = None,
+    ) -> None:  # fmt: skip
         if not 0 <= latency < 2:
             raise ValueError(f"camera {device}: latency={latency}: expected seconds, 0 to 2")
         if any(len(each) != 2 or min(each) < 1 for each in (size, capture or size)):
@@ -125,8 +118,7 @@ class VideoCamera(Camera):
                 period = 1 / max(source.get(cv2.CAP_PROP_FPS), 1.0)
                 due = max(due + period, time.monotonic() - period)
                 self._ending.wait(max(due - time.monotonic(), 0))
-            grabbed = source.grab()
-            received = time.monotonic()
+            grabbed, received = source.grab(), time.monotonic()
             there, image = source.retrieve() if grabbed else (False, None)
             if there:
                 frame = cv2.cvtColor(self._fit(image), cv2.COLOR_BGR2RGB)

@@ -23,21 +23,19 @@ def plot_poses(recording: Recording) -> Figure:
     """Position, rotation and gripper width over time, commanded and measured, their distance, and the plans' delay."""
     arrays = recording.arrays
     curves = {colour: _curves(arrays, kind) for kind, colour in (("command", COMMANDED), ("state", MEASURED))}
+    curves = {colour: curve for colour, curve in curves.items() if len(curve[0])}
     figure = Figure((13, 16))
     figure.subplots_adjust(0.06, 0.03, 0.98, 0.93, hspace=0.25)
     axes = figure.subplots(5, 2, sharex=True)
-    known = [curve for curve in curves.values() if curve is not None]
-    for colour, curve in curves.items():
-        if curve is None:
-            continue
-        times, poses, grippers = curve
-        turns = Rotation.from_matrix(poses[:, :3, :3] @ known[-1][1][0, :3, :3].T).as_rotvec(degrees=True)
+    for colour, (times, poses, grippers) in curves.items():
+        first = list(curves.values())[-1][1][0, :3, :3]  # rotations are seen from the first measured one
+        turns = Rotation.from_matrix(poses[:, :3, :3] @ first.T).as_rotvec(degrees=True)
         for row in range(3):
             axes[row, 0].plot(times, poses[:, row, 3], color=colour)
             axes[row, 1].plot(times, turns[:, row], color=colour)
         axes[3, 0].plot(times, 1000 * grippers, color=colour)
-    if len(known) == 2:
-        (commanded, places, _), (measured, poses, _) = known
+    if len(curves) == 2:
+        (commanded, places, _), (measured, poses, _) = curves.values()
         inside = (measured >= commanded[0]) & (measured <= commanded[-1])
         there = np.stack([np.interp(measured[inside], commanded, places[:, axis, 3]) for axis in range(3)], 1)
         axes[3, 1].plot(measured[inside], 1000 * np.linalg.norm(there - poses[inside, :3, 3], axis=1), color="black")
@@ -45,8 +43,7 @@ def plot_poses(recording: Recording) -> Figure:
     axes[4, 0].plot(arrays["plan_received"], 1000 * late, ".", color=COMMANDED)
     labels = [f"{axis}, metres" for axis in "xyz"] + [f"about {axis}, degrees" for axis in "xyz"]
     labels += ["gripper width, mm", "commanded and measured apart, mm", "plans come after, ms"]
-    panels = [*axes[:3, 0], *axes[:3, 1], axes[3, 0], axes[3, 1], axes[4, 0]]
-    for panel, label in zip(panels, labels):
+    for panel, label in zip([*axes[:3, 0], *axes[:3, 1], axes[3, 0], axes[3, 1], axes[4, 0]], labels):
         _finish(panel, label, recording)
     _list_events(axes[4, 1], recording)
     title = " · ".join(filter(None, [recording.name, recording.instruction, f"{recording.seconds:.1f} s"]))
@@ -55,12 +52,12 @@ def plot_poses(recording: Recording) -> Figure:
     return figure
 
 
-def _curves(arrays: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rising times (n,), poses (n, 4, 4) and gripper widths (n,); None where there are none."""
+def _curves(arrays: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rising times (n,), finite poses (n, 4, 4) and gripper widths (n,)."""
     times, poses, grippers = (arrays[f"{kind}_{name}"] for name in ("time", "pose", "gripper"))
     order = np.unique(times, return_index=True)[1]
     order = order[np.isfinite(poses[order]).all((1, 2))]
-    return (times[order], poses[order], grippers[order]) if len(order) else None
+    return times[order], poses[order], grippers[order]
 
 
 def _finish(panel: Axes, label: str, recording: Recording) -> None:
@@ -79,20 +76,16 @@ def _finish(panel: Axes, label: str, recording: Recording) -> None:
 
 def _list_events(panel: Axes, recording: Recording) -> None:
     panel.axis("off")
-    clips = sum(event["kind"] == "clip" for event in recording.events)
-    lines = [event for event in recording.events if event["kind"] != "clip"][:MOST_EVENTS]
-    text = [f"{event['time']:7.2f} s  {event['kind']}: {event['text']}"[:90] for event in lines]
-    text += [f"clips: {clips}"] if clips else []
+    others = [event for event in recording.events if event["kind"] != "clip"]
+    text = [f"{event['time']:7.2f} s  {event['kind']}: {event['text']}"[:90] for event in others[:MOST_EVENTS]]
+    if clips := len(recording.events) - len(others):
+        text.append(f"clips: {clips}")
     panel.text(0, 1, "\n".join(text), va="top", fontsize=8, family="monospace", parse_math=False)
 
 
 def frame_grid(recording: Recording, columns: int = 6, rows: int = 4) -> Figure:
-    """Frames of the first camera, evenly spread over the episode.
-
-    Raises:
-        ValueError: there is no frame.
-    """
-    count = min(columns * rows, _require_frames(recording))
+    """Frames of the first camera, evenly spread over the episode, which has frames."""
+    count = min(columns * rows, len(recording.row_time))
     chosen = np.linspace(0, len(recording.row_time) - 1, count).round().astype(int)
     rows = math.ceil(count / columns)
     height, width = recording.frames[0].shape[1:3]
@@ -111,11 +104,7 @@ def video_frames(recording: Recording, height: int = 448) -> Iterator[np.ndarray
     """Every row: the frames of all cameras, the time, and the newest event of the last second.
 
     Yields uint8 (H, W, 3), of even sizes.
-
-    Raises:
-        ValueError: there is no frame.
     """
-    _require_frames(recording)
     widths = [round(height * frames.shape[2] / frames.shape[1]) for frames in recording.frames]
     width = (sum(widths) + 6 * (len(widths) - 1)) // 2 * 2
     end = max(recording.seconds, 1e-3)
@@ -137,9 +126,3 @@ def video_frames(recording: Recording, height: int = 448) -> Iterator[np.ndarray
 def _caption(recording: Recording, time: float) -> str:
     width = np.interp(time, recording.arrays["state_time"], recording.arrays["state_gripper"])
     return f"{time:.2f} s   gripper {1000 * width:.0f} mm"
-
-
-def _require_frames(recording: Recording) -> int:
-    if not recording.frames or not len(recording.row_time):
-        raise ValueError(f"{recording.name}: holds no frames")
-    return len(recording.row_time)

@@ -110,8 +110,6 @@ class Arm(Device):
 class Camera(Device):
     """A camera that delivers frames on its own."""
 
-    latency: float  # seconds from the light to the frame's receipt
-
     @abstractmethod
     def latest(self) -> Frame | None:
         """The newest frame, None before there is one. Returns at once; the frame of a dead camera just grows old."""

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -49,7 +49,6 @@ class EpisodeRecorder:
         cameras: how many there are.
         rate: rows per second.
         codec: "jpeg", or "jpegxl", which is up to a third smaller and takes some thirty times as long.
-        level: quality of pictures, 1 to 100.
         attributes: what else is known of the episode: robot, checkpoint, instruction, ...; JSON.
         patient: wait for the writing rather than lose anything: for a simulation that is faster than time.
 
@@ -59,7 +58,7 @@ class EpisodeRecorder:
     """
 
     def __init__(
-        self, output: str | Path, cameras: int = 1, rate: float = 30.0, codec: str = "jpeg", level: int = 95,
+        self, output: str | Path, cameras: int = 1, rate: float = 30.0, codec: str = "jpeg",
         attributes: Mapping[str, Any] | None = None, patient: bool = False,
     ) -> None:  # fmt: skip
         self.output = Path(output)
@@ -70,12 +69,12 @@ class EpisodeRecorder:
         self.folder = self.output.with_name(self.output.name.removesuffix(ENDING) + UNFINISHED)
         if taken := [path for path in (self.output, self.folder) if path.exists()]:
             raise FileExistsError(f"{taken[0]} exists already; an episode is never recorded over another")
-        self.lost: dict[str, int] = {}  # frames, rows: how many there was no room for
-        self._codec, self._patient = CODECS[codec](level=level), patient
-        about = {"cameras": cameras, "rate": rate, "codec": self._codec.get_config(), "started": time.time()}
-        self._about = {**about, "attributes": dict(attributes or {})}
+        self.lost: Counter[str] = Counter()  # frames, rows: how many there was no room for
+        self._codec, self._patient = CODECS[codec](level=95), patient
+        self._about = {"cameras": cameras, "rate": rate, "codec": self._codec.get_config(), "started": time.time()}
+        self._about["attributes"] = dict(attributes or {})
         self._frames: deque[tuple[int, Frame]] = deque()
-        self._rows: deque[list] = deque()
+        self._rows: deque[tuple] = deque()
         self._newest = [-np.inf] * cameras  # time of each camera's newest frame
         self._ending = threading.Event()
         self._failure: Exception | None = None
@@ -100,8 +99,7 @@ class EpisodeRecorder:
             self._keep(self._frames, (camera, frame), FRAMES_WAITING, "frames")
 
     def state(self, state: ArmState) -> None:
-        numbers = state.time, state.pose, state.gripper, state.joints, state.joint_velocities
-        self._keep_row("state", *numbers)
+        self._keep_row("state", state.time, state.pose, state.gripper, state.joints, state.joint_velocities)
 
     def command(self, command: ArmCommand, sent: float) -> None:
         """A command that was sent to the arm at the time `sent`."""
@@ -120,8 +118,9 @@ class EpisodeRecorder:
         if self._ending.is_set():
             return None
         if self.lost:
-            log.warning("%s: not recorded, because the disk or this computer is too slow: %s", self.output, self.lost)
-            self.event(time.monotonic(), "lost", json.dumps(self.lost))
+            lost = json.dumps(self.lost)
+            log.warning("%s: not recorded, because the disk or this computer is too slow: %s", self.output, lost)
+            self.event(time.monotonic(), "lost", lost)
         self._ending.set()
         self._thread.join()
         self._lock.close()
@@ -140,7 +139,7 @@ class EpisodeRecorder:
     def _keep(self, waiting: deque, item: Any, room: int, what: str) -> None:
         while len(waiting) >= room:
             if not self._patient or self._failure is not None:
-                self.lost[what] = self.lost.get(what, 0) + 1
+                self.lost[what] += 1
                 return
             time.sleep(LOOK)
         waiting.append(item)
