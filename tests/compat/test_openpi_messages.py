@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
 
+from tests.compat.same import same
 from unified_video_action.compat.openpi_messages import observations, pack, unpack
 
 MESSAGES = {
@@ -19,18 +20,6 @@ MESSAGES = {
     "one number": {"a": np.array(3.5), "b": np.float32(2), "c": np.int64(-7), "d": np.bool_(True)},
     "other types": {"a": np.array([True]), "b": np.float16([1]), "c": np.array([1], ">f4"), "d": np.uint64([2**63])},
 }
-
-
-def same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            same(one[key], other[key])
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    else:
-        assert one == other and type(one) is type(other)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -103,13 +92,15 @@ def test_openpis_names_stand_for_a_policys_own() -> None:
         "observation/elbow": 1,
     }
     found, unknown = observations(message, ("front", "hand"), {"position": 3, "gripper": 2})
-    assert found["front"] is image and found["hand"] is wrist and unknown == ["observation/elbow"]
-    assert found["position"].tolist() == [0, 1, 2] and found["gripper"].tolist() == [3, 4]
+    assert found["front"] == ("observation/image", image) and found["hand"] == ("observation/wrist_image", wrist)
+    assert found["position"][1].tolist() == [0, 1, 2] and found["gripper"][1].tolist() == [3, 4]
+    assert unknown == ["observation/elbow"]
     found, unknown = observations(message, ("front",), {})
     assert set(found) == {"front"} and unknown == ["observation/elbow"]  # a view or a state that it does not read
     own = {"front": wrist, "observation/gripper": state[:2]}
-    found, _ = observations(message | own, ("front", "hand"), {"position": 3, "gripper": 2})
-    assert found["front"] is wrist and found["gripper"].tolist() == [0, 1]
+    for both in (message | own, own | message):
+        found, _ = observations(both, ("front", "hand"), {"position": 3, "gripper": 2})
+        assert found["front"] == ("front", wrist) and found["gripper"][1].tolist() == [0, 1]
 
 
 def test_a_state_of_another_width_is_refused_with_the_layout() -> None:

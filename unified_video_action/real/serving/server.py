@@ -121,10 +121,9 @@ def check(args: argparse.Namespace) -> None:
         )
     if not args.checkpoint.is_dir():
         raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such folder; a run has checkpoints/latest")
-    if args.query_steps is not None and args.query_steps < 1:
-        raise ValueError(f"--query-steps {args.query_steps}: expected at least 1 control step")
-    if args.max_clients < 1:
-        raise ValueError(f"--max-clients {args.max_clients}: expected at least 1")
+    for option, count in (("--query-steps", args.query_steps), ("--max-clients", args.max_clients)):
+        if count is not None and count < 1:
+            raise ValueError(f"{option} {count}: expected at least 1")
     if args.umi_client_yaml and not args.allow_umi_pickle:
         raise ValueError("--umi-client-yaml needs --allow-umi-pickle")
     for option, file in (("--umi-client-yaml", args.umi_client_yaml), ("--ready-file", args.ready_file)):
@@ -144,14 +143,13 @@ class PolicyServer:
 
     Args:
         core: whose thread runs.
-        args: the options of `eval_real.py serve`.
+        args: the options of `eval_real.py serve`, which `check` found right.
 
     Raises:
-        ValueError: a port is taken, or umi-arx's client could not use the checkpoint.
+        ValueError: umi-arx's client could not use the checkpoint. OSError: a port is taken.
     """
 
     def __init__(self, core: Core, args: argparse.Namespace) -> None:
-        check(args)
         self.ports: dict[str, int] = {}
         self._core, self._died = core, ""
         address = resolve(args.host)
@@ -218,7 +216,7 @@ class PolicyServer:
 def _watch_parent() -> None:
     """Standard input is a pipe whose other end the parent holds: it ends when the parent does."""
     while os.read(0, 4096):
-        log.debug("the parent says something")
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -21,10 +21,9 @@ from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.serving.core import Client, Core
 from unified_video_action.real.serving.histories import as_trained, picked
 from unified_video_action.real.serving.rate import RateWatch
-from unified_video_action.real.serving.requests import BAD_REQUEST, OVERHEAD, POLICY_FAILED, Refused
+from unified_video_action.real.serving.requests import BAD_REQUEST, OVERHEAD, POLICY_FAILED, Refused, bad, kind
 
 log = logging.getLogger(__name__)
-LEASE = 5.0  # seconds of silence after which another client may have the slot: a restarted one is another
 SPARSE = 8  # every so many pixels of a frame are compared with another's
 
 
@@ -48,6 +47,8 @@ class UmiHandler:
     def __init__(self, core: Core) -> None:
         require_one_hand(core.description)
         self._core, self._hand, (self._camera,) = core, core.description.hand, core.spec.cameras
+        horizon = core.description.horizon
+        self._steps = horizon.history * horizon.stride  # of a history that has one entry per control step
         self._clients: dict[bytes, Known] = {}  # by connection
 
     @property
@@ -55,12 +56,6 @@ class UmiHandler:
         """Of a message: a history of every control step in float64, or in float32 as the oldest protocols write it."""
         step = 8 * int(np.prod(self._core.spec.entries[self._camera].shape)) + 8 * sum(KINDS.values())
         return self._steps * step + OVERHEAD
-
-    @property
-    def _steps(self) -> int:
-        """Of a history that ends with the newest observation and has one entry per control step."""
-        horizon = self._core.description.horizon
-        return horizon.history * horizon.stride
 
     def client_yaml(self) -> str:
         """The client's configuration."""
@@ -78,8 +73,7 @@ class UmiHandler:
     async def answer(self, identity: bytes, data: bytes | memoryview) -> bytes:
         """The answer to a message on the connection of that name. Raises nothing, whatever `data` is."""
         try:
-            message = self._read(data)
-            observation, text = self._observation(message), self._instruction(message)
+            message, observation, text = self._read(data)
             step = self._step_seconds(message)
             known = self._known(identity, step)
             if not known.client.has_episode or known.text != text:
@@ -111,40 +105,27 @@ class UmiHandler:
         self._core.refused(str(error))
         return plain_pickle.write(error.text)
 
-    def _read(self, data: bytes | memoryview) -> Mapping[str, Any]:
+    def _read(self, data: bytes | memoryview) -> tuple[Mapping[str, Any], dict[str, np.ndarray], str | None]:
+        """A message, the observations in it, entry -> (steps, ...), and its instruction."""
+        description, made = self._core.description, {}
         try:
             message = plain_pickle.read(data, self.most_bytes)
-        except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
-        if not isinstance(message, dict):
-            raise Refused(BAD_REQUEST, f"a message that is a {type(message).__name__}: expected a dict")
-        return message
-
-    def _observation(self, message: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Entry -> (steps, ...)"""
-        try:
+            if not isinstance(message, dict):
+                raise ValueError(f"a message that is a {type(message).__name__}: expected a dict")
             found = umi_arx.observations(message, self._camera, self._hand.states)
+            text = umi_arx.instruction(message, description.instructions) if description.follows_text else None
         except ValueError as error:
             raise Refused(BAD_REQUEST, str(error)) from error
-        made = {}
         for name, value in found.items():
             entry = self._core.spec.entries[name]
             if not isinstance(value, np.ndarray) or not value.ndim or not value.size:
-                raise Refused(BAD_REQUEST, f"{name}: got a {type(value).__name__}, expected an array (T, ...)")
-            chosen = picked(value, self._core.description.horizon.history_offsets, entry.steps)
+                raise bad(name, kind(value), "an array (T, ...)")
+            chosen = picked(value, description.horizon.history_offsets, entry.steps)
             if chosen is None:
                 wanted = f"{entry.steps}, or {self._steps} with one for each control step"
-                raise Refused(BAD_REQUEST, f"{name}: got {len(value)} steps, expected {wanted}")
+                raise bad(name, f"{len(value)} steps", wanted)
             made[name] = as_trained(name, chosen, entry, resize=False) if name == self._camera else chosen
-        return made
-
-    def _instruction(self, message: Mapping[str, Any]) -> str | None:
-        if not self._core.description.follows_text:
-            return None
-        try:
-            return umi_arx.instruction(message, self._core.description.instructions)
-        except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
+        return message, made, text
 
     def _step_seconds(self, message: Mapping[str, Any]) -> float | None:
         """The length of a control step, by the times of the observations where the client sends them."""
@@ -160,11 +141,9 @@ class UmiHandler:
 
     def _known(self, identity: bytes, step: float | None) -> Known:
         """The client of a connection, which gets a slot if it has none."""
-        self._clients = {each: known for each, known in self._clients.items() if not known.client.closed}
         if identity not in self._clients:
             trained = self._core.description.step_seconds
-            client = self._core.open("UMI client", LEASE)
-            self._clients[identity] = Known(client, RateWatch(trained))
+            self._clients[identity] = Known(self._core.open("UMI client"), RateWatch(trained))
             if step is None and trained is not None:
                 log.warning(
                     "UMI client: its messages do not say its rate of control, which must be that of the training data: "

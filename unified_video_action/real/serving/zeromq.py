@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 log = getLogger(__name__)
 WAITING = 4  # messages of one connection that are kept until they are read
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one gets an answer
-PARTS = 3  # of a good message: identity, an empty one, the body
 HANDSHAKE_MS = 10_000
 LINGER_MS = 200  # for the last answers to leave
 LOOK_SECONDS = 0.05  # between two looks at what arrived; what comes meanwhile comes on top of the bound
@@ -47,24 +46,24 @@ async def listen(handler: UmiHandler, address: str, port: int) -> AsyncIterator[
         server.rcvhwm = server.sndhwm = WAITING
         server.linger, server.handshake_ivl = LINGER_MS, HANDSHAKE_MS
         server.heartbeat_ivl, server.heartbeat_timeout = 5000, 15000  # connections of the dead are closed
-        parts = PartLimit(server, (CLEAR + 1) * handler.most_bytes)
+        connections = Connections(server, (CLEAR + 1) * handler.most_bytes)
         try:
             server.bind(f"tcp://{address}:{port or '*'}")
-            yield int(server.last_endpoint.decode().rsplit(":", 1)[1]), _run(server, handler, parts)
+            yield connections.port, _run(server, handler, connections)
         finally:
             server.disable_monitor()
 
 
-async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, parts: PartLimit) -> None:
+async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, connections: Connections) -> None:
     def look() -> None:
-        for identity in parts.ended():
+        for identity in connections.ended():
             handler.left(identity)
 
     async def watch() -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             look()
-            parts.look()
+            connections.end_those_without_an_end()
 
     async def answer() -> None:
         while True:
@@ -72,8 +71,8 @@ async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, parts: PartLimit
             look()
             identity = frames[0].bytes
             with suppress(zmq.ZMQError):  # a client as old as ZMTP 1, which does not say
-                parts.completed(frames[-1].get(zmq.SRCFD), identity)
-            if len(frames) == PARTS and not len(frames[1]):
+                connections.completed(frames[-1].get(zmq.SRCFD), identity)
+            if len(frames) == 3 and not len(frames[1]):  # identity, an empty one, the body
                 body = await handler.answer(identity, frames[2].buffer)
             else:
                 body = handler.refuse(f"{len(frames) - 1} frames: expected an empty one and a message")
@@ -82,8 +81,8 @@ async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, parts: PartLimit
     await asyncio.gather(watch(), answer())
 
 
-class PartLimit:
-    """Ends connections that send too much without completing a message; for a socket that is not bound yet.
+class Connections:
+    """The connections of a socket that is not bound yet; ends those that send too much without completing a message.
 
     libzmq bounds the size of a message's part, but not how many parts there are, and keeps them out of sight until the
     last one came. What can be seen are the bytes that a connection received (Linux), and when a message was complete.
@@ -98,6 +97,10 @@ class PartLimit:
         self._server, self._most = server, most
         self._received: dict[int, tuple[int, int]] = {}  # file -> bytes at the last look, and at the last message
         self._identities: dict[int, bytes] = {}  # of those that sent a message
+
+    @property
+    def port(self) -> int:
+        return int(self._server.last_endpoint.decode().rsplit(":", 1)[1])
 
     def ended(self) -> list[bytes]:
         """Note connections that came and went; the identities of those that went."""
@@ -118,8 +121,7 @@ class PartLimit:
             self._received[file] = (self._bytes(file),) * 2
             self._identities[file] = identity
 
-    def look(self) -> None:
-        """End what has gone too far."""
+    def end_those_without_an_end(self) -> None:
         for file, (before, complete) in list(self._received.items()):
             now = self._bytes(file)
             if now - before <= IDLE_BYTES:
@@ -127,7 +129,11 @@ class PartLimit:
             self._received[file] = now, complete
             if now - complete > self._most:
                 log.warning("a connection sent %d bytes of a message without an end: closed", now - complete)
-                self._end(file)
+                del self._received[file]
+                with suppress(OSError), closing(self._open(file)) as connection:
+                    reset = struct.pack("ii", 1, 0)  # when libzmq, which reads the end now, closes it
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _bytes(self, file: int) -> int:
         """That a connection received until now; 0 where that cannot be known."""
@@ -137,17 +143,10 @@ class PartLimit:
                 return struct.unpack_from("=Q", information, RECEIVED)[0]
         return 0
 
-    def _end(self, file: int) -> None:
-        self._received.pop(file, None)
-        with suppress(OSError), closing(self._open(file)) as connection:
-            reset = struct.pack("ii", 1, 0)  # when libzmq, which reads the end now, closes it
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-            connection.shutdown(socket.SHUT_RDWR)
-
     def _open(self, file: int) -> socket.socket:
         """A second handle of a connection. Raises OSError where the file is another one by now."""
         connection = socket.socket(fileno=os.dup(file))
-        if connection.getsockname()[1] != int(self._server.last_endpoint.decode().rsplit(":", 1)[1]):
+        if connection.getsockname()[1] != self.port:
             connection.close()
             raise OSError("not of this server")
         return connection
