@@ -23,7 +23,7 @@ from unified_video_action.real.serving.openpi import OpenpiHandler
 from unified_video_action.real.serving.requests import Refused
 from unified_video_action.real.serving.umi_arx import UmiHandler
 
-MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 3_000  # for each protocol
+MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 1_500  # for each protocol
 GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
 PEAK = 256 * 2**20  # and at any time
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
@@ -74,11 +74,11 @@ def bombard(messages: Iterator[bytes], send: Callable[[bytes], bool], check: Cal
     Watch.on = True
     refused = count = 0
     for message in messages:
-        if count == 1000:  # what the first ones loaded is no growth
+        if count == 500:  # what the first ones loaded is no growth
             before, highest = resident(), peak()
         refused += send(message)
         count += 1
-        if count % 500 == 0:
+        if count % 250 == 0:
             check()
     assert count == MESSAGES and refused > MESSAGES / 2
     assert resident() - before < GROWTH
@@ -135,14 +135,9 @@ def test_umis_pickles(sentinel: str) -> None:
         bombard(messages, lambda each: isinstance(ask(each), str), check)
 
 
-@pytest.mark.parametrize("kind", ["a gadget", "a bomb", "an array that lies"])
-def test_every_hostile_pickle_is_refused(kind: str, sentinel: str) -> None:
-    hostile = {
-        "a gadget": fuzzing.gadgets(sentinel),
-        "a bomb": fuzzing.pickle_bombs(),
-        "an array that lies": fuzzing.array_pickles(),
-    }[kind]
+def test_every_hostile_pickle_is_refused(sentinel: str) -> None:
     Watch.on = True
+    hostile = [*fuzzing.gadgets(sentinel), *fuzzing.pickle_bombs(), *fuzzing.array_pickles()]
     with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), asyncio.Runner() as runner:
         handler = UmiHandler(core)
         for message in hostile:
