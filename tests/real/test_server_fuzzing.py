@@ -126,7 +126,7 @@ def test_umis_pickles(sentinel: str) -> None:
         handler = UmiHandler(core)
 
         def ask(message: bytes) -> np.ndarray | str:
-            return plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20)
+            return plain_pickle.read(runner.run(handler.answer(message)), 2**20)
 
         def check() -> None:
             assert ask(plain_pickle.write(umi_messages()[0])).shape == (16, 10)
@@ -141,7 +141,7 @@ def test_every_hostile_pickle_is_refused(sentinel: str) -> None:
     with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), asyncio.Runner() as runner:
         handler = UmiHandler(core)
         for message in hostile:
-            assert isinstance(plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20), str)
+            assert isinstance(plain_pickle.read(runner.run(handler.answer(message)), 2**20), str)
         assert core.health()["plans"] == 0 and core.health()["refused"] == len(hostile)
 
 

@@ -76,7 +76,7 @@ def _kill_inference(core: Core, made: PolicyServer) -> None:
     ("kill", "said"),
     [
         (_kill_task("wait_closed"), "websocket handler"),
-        (_kill_task("_run"), "umi handler"),
+        (_kill_task("serve_forever"), "umi handler"),
         (_kill_inference, "inference"),
     ],
     ids=["websocket", "umi", "inference"],

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_umis_client_gets_plans(steps: int) -> None:
         np.testing.assert_array_equal(step["camera0_rgb"], frames[index])
         np.testing.assert_allclose(step["robot0_eef_pos"], message["robot0_eef_pos"][index], rtol=1e-6)
     np.testing.assert_allclose(actions[0, :3], message["robot0_eef_pos"][-1], rtol=1e-6)
+
+
+def test_a_umi_client_that_was_restarted_is_let_in_at_once() -> None:
+    message, _ = umi_message()
+    with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
+        for index in range(5):
+            session.before_plan = lambda slow=index == 3: time.sleep(0.3 * slow)
+            with umi_client(ports["umi"]) as client:
+                client.send_pyobj(message)
+                if index != 3:  # else it is killed before its answer comes
+                    assert client.recv_pyobj().shape == (16, 10)
+                else:
+                    until(lambda: core.health()["planning_for_s"] > 0, "its plan is being made")
+        assert len(session.resets) == 5
+        until(lambda: not core.health()["clients"], "the slot becomes free")
 
 
 def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCaptureFixture) -> None:
@@ -167,7 +183,7 @@ def test_the_clients_rate_is_read_from_histories_that_overlap(
         handler = UmiHandler(core)
         for start in range(0, 8 * 15, 8):
             history = {name: values[start : start + 16] for name, values in message.items()}
-            answer = runner.run(handler.answer(b"a", plain_pickle.write(history)))
+            answer = runner.run(handler.answer(plain_pickle.write(history)))
             assert plain_pickle.read(answer, 2**20).shape == (16, 10)
             now[0] += period
     assert caplog.text.count("run it with -f 20 (its default is 8 Hz)") == 1  # on connecting

@@ -27,7 +27,6 @@ from unified_video_action.compat.plain_pickle import NUMBERS, NUMPY, Array, Arra
 from unified_video_action.compat.zip_archive import PICKLE, ZipArchive
 from unified_video_action.files import require_data
 
-INSTRUCTIONS = 500_000  # most in a checkpoint's pickle; a tensor takes about 40
 REPEATED = 1 << 30  # bytes, most by which tensors together may be larger than what is stored of them
 REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -113,7 +112,7 @@ ALLOWED |= {str(dtype): Allowed(str(dtype), value=dtype) for dtype in STORAGE_DT
 class CheckpointReader(Reader):
     """Reads a checkpoint's pickle: plain data, and tensors that are views of storages outside of it."""
 
-    names, most = ALLOWED, INSTRUCTIONS
+    most = 500_000  # a tensor takes about 40
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)

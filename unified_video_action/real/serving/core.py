@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STOP_SECONDS = 30.0  # in which a plan under way may be finished when the server stops
+GRACE_SECONDS = 0.5  # for it to be noticed that a client is gone, whose slot the next one asks for
+RETRY_SECONDS = 0.02  # between two looks for a slot
 REMEMBERED = 1000  # plans whose times are reported
 
 
@@ -282,3 +285,17 @@ class Core:
         speed = "".join(f", {value:.1f} ms a plan ({name})" for name, value in facts["infer_ms"].items())
         counts = f"{facts['failed']} failed, {facts['refused']} messages refused"
         return f"{len(facts['clients'])} of {self.max_clients} clients, {facts['plans']} plans{speed}, {counts}"
+
+
+async def open_soon(
+    core: Core, name: str, is_there: Callable[[], bool] = lambda: True, seconds: float = GRACE_SECONDS
+) -> Client:
+    """`core.open`, tried again for so long and for as long as the client is there. Raises Refused."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return core.open(name)
+        except Refused as error:
+            if error.code != BUSY or time.monotonic() > end or not is_there():
+                raise
+        await asyncio.sleep(RETRY_SECONDS)

@@ -22,6 +22,7 @@ import asyncio
 import http
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -37,7 +38,7 @@ from websockets.protocol import State
 from unified_video_action.compat.openpi_messages import PROMPT, observations, pack, unpack
 from unified_video_action.messages import few
 from unified_video_action.real.serving.access import LimitedConnection, Limiter, has_key
-from unified_video_action.real.serving.core import Client, Core
+from unified_video_action.real.serving.core import Client, Core, open_soon
 from unified_video_action.real.serving.histories import LARGEST, Window, as_trained, pixels
 from unified_video_action.real.serving.rate import RateWatch
 from unified_video_action.real.serving.requests import BAD_REQUEST, BUSY, OVERHEAD, POLICY_FAILED, Refused, bad, kind
@@ -49,8 +50,6 @@ STEPS = 2**31
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one is answered
 ERROR, TOO_BIG = 1011, 1009
 HANDSHAKE_SECONDS, CLOSE_SECONDS = 10.0, 2.0
-GRACE_SECONDS = 0.5  # for it to be noticed that a client is gone, whose slot the next one asks for
-RETRY_SECONDS = 0.02  # between two looks for a slot
 
 
 class OpenpiHandler:
@@ -199,7 +198,8 @@ async def listen(
         name, client = f"client {_peer(connection)}", None
         limiter.open.add(connection)
         try:
-            client = await _slot(core, name, queue, connection)
+            wait = {"seconds": math.inf} if queue else {}
+            client = await open_soon(core, name, lambda: connection.state is State.OPEN, **wait)
             await connection.send(metadata)
             handler = OpenpiHandler(core, client, steps)
             async for message in connection:
@@ -250,19 +250,6 @@ async def listen(
     ) as server:
         yield server.sockets[0].getsockname()[1], server.wait_closed()
         limiter.close()
-
-
-async def _slot(core: Core, name: str, queue: bool, connection: ServerConnection) -> Client:
-    """A client's slot, at once or in the queue, for as long as the connection lasts. Raises Refused."""
-    end = time.monotonic() + GRACE_SECONDS
-    while True:
-        try:
-            return core.open(name)
-        except Refused as error:
-            waits = queue or time.monotonic() < end
-            if error.code != BUSY or not waits or connection.state is not State.OPEN:
-                raise
-        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _end(connection: ServerConnection, error: Refused, hello: bytes | None = None) -> None:

@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
-from unified_video_action.real.serving import openpi
+from unified_video_action.real.serving import openpi, umi_arx, zeromq
 from unified_video_action.real.serving.access import VARIABLE, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
 
@@ -158,12 +158,10 @@ class PolicyServer:
             "websocket": openpi.listen(core, address, args.port, key, args.queue, args.query_steps)
         }
         if args.allow_umi_pickle:
-            from unified_video_action.real.serving import umi_arx, zeromq  # pyzmq is for this client alone
-
-            handler = umi_arx.UmiHandler(core)
-            self._handlers["umi"] = zeromq.listen(handler, LOOPBACK, args.umi_port)
+            umi_arx.require_one_hand(core.description)
+            self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port)
             if args.umi_client_yaml:
-                args.umi_client_yaml.write_text(handler.client_yaml())
+                args.umi_client_yaml.write_text(umi_arx.client_yaml(core.description))
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)
         self._thread = threading.Thread(target=self._run, name="handlers", daemon=True)
         self._ready: Future[None] = Future()
