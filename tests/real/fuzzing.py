@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import msgpack
 import numpy as np
+from openpi_client.msgpack_numpy import packb
 
 from tests.compat.test_torch_archive import Call
 
@@ -83,17 +83,6 @@ def changed(message: Mapping[str, Any], rng: np.random.Generator) -> dict[str, A
 # -- msgpack -----------------------------------------------------------------------------------------------------------
 
 
-def _packed(value: Any) -> Any:
-    """Arrays as openpi writes them, of any type."""
-    if isinstance(value, np.ndarray):
-        return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
-    return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-
-
-def packed(message: Any) -> bytes:
-    return msgpack.packb(message, default=_packed)
-
-
 def hostile_arrays() -> list[dict[bytes, Any]]:
     """Arrays that lie about themselves."""
     types = "|O |V8 <c8 <M8[s] <U100000000 |S99999999 f4,f4 <f4\x00 O object (999999,)f8".split(" ")
@@ -123,8 +112,7 @@ def hostile_messages() -> list[bytes]:
 def msgpack_messages(valid: Sequence[Mapping[str, Any]], count: int, seed: int) -> Iterator[bytes]:
     """That many malformed messages; some of them may happen to be good."""
     rng = np.random.default_rng(seed)
-    whole = [packed(dict(message)) for message in valid]
-    special = hostile_messages()
+    whole, special, arrays = [packb(dict(message)) for message in valid], hostile_messages(), hostile_arrays()
     for index in range(count):
         kind = index % 10
         if kind == 0:
@@ -132,12 +120,11 @@ def msgpack_messages(valid: Sequence[Mapping[str, Any]], count: int, seed: int) 
         elif kind == 1:
             yield rng.bytes(int(rng.integers(0, 300)))
         elif kind == 2:
-            arrays = hostile_arrays()
             message = dict(valid[int(rng.integers(len(valid)))])
             message[str(rng.choice([*message, "more"]))] = arrays[int(rng.integers(len(arrays)))]
-            yield packed(message)
+            yield packb(message)
         elif kind <= 5:
-            yield packed(changed(valid[int(rng.integers(len(valid)))], rng))
+            yield packb(changed(valid[int(rng.integers(len(valid)))], rng))
         else:
             yield damaged(whole, rng)
 

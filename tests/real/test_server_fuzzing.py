@@ -18,7 +18,7 @@ import pytest
 from tests.real import fuzzing
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe
 from unified_video_action.compat import plain_pickle
-from unified_video_action.compat.openpi_messages import unpack
+from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.serving.openpi import OpenpiHandler
 from unified_video_action.real.serving.requests import Refused
 from unified_video_action.real.serving.umi_arx import UmiHandler
@@ -115,7 +115,7 @@ def test_openpis_messages(sentinel: str) -> None:
             return False
 
         def check() -> None:
-            answer = runner.run(OpenpiHandler(core, client, 8).answer(fuzzing.packed(openpi_messages()[0])))
+            answer = runner.run(OpenpiHandler(core, client, 8).answer(pack(openpi_messages()[0])))
             assert unpack(answer, 2**20)["actions"].shape == (16, 10)
 
         bombard(fuzzing.msgpack_messages(openpi_messages(), MESSAGES, 2), refused, check)

@@ -84,18 +84,15 @@ def _kill_inference(core: Core, made: PolicyServer) -> None:
 def test_a_server_of_which_a_part_died_says_so_and_ends(
     kill: Callable, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
     core = Core(InstantSession(describe()), RequestSpec(describe()))
     enter = PolicyServer.__enter__
 
     def killed_soon(made: PolicyServer) -> PolicyServer:
-        threading.Timer(0.3, kill, (core, made)).start()
+        threading.Timer(0.2, kill, (core, made)).start()
         return enter(made)
 
     monkeypatch.setattr(loading, "load_core", lambda _: core)
     monkeypatch.setattr(PolicyServer, "__enter__", killed_soon)
     monkeypatch.setattr(server, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(server, "REPORT_SECONDS", 0.05)
     assert server.start(options(*FREE, "--allow-umi-pickle")) == 1
     assert f"the {said} died" in caplog.text
-    assert caplog.text.count("0 of 1 clients, 0 plans") >= 2  # the log says now and then how the server does

@@ -279,13 +279,6 @@ class Core:
             "last_error": None if error is None else {"text": error[0], "ago_s": now - error[1]},
         }
 
-    def line(self) -> str:
-        """The health in one line, for the log."""
-        facts = self.health()
-        speed = "".join(f", {value:.1f} ms a plan ({name})" for name, value in facts["infer_ms"].items())
-        counts = f"{facts['failed']} failed, {facts['refused']} messages refused"
-        return f"{len(facts['clients'])} of {self.max_clients} clients, {facts['plans']} plans{speed}, {counts}"
-
 
 async def open_soon(
     core: Core, name: str, is_there: Callable[[], bool] = lambda: True, seconds: float = GRACE_SECONDS

@@ -33,7 +33,6 @@ from unified_video_action.real.serving.core import Core
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 1.0  # between two looks whether all parts of the server are alive
-REPORT_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
 
@@ -82,21 +81,17 @@ def start(args: argparse.Namespace) -> int:
                 part.write_text(json.dumps({"ports": server.ports, "description": core.description.to_json()}))
                 part.replace(args.ready_file)  # at once, so that a reader sees all of it or nothing
             log.info("serving %s; Ctrl-C ends", core.description.name)
-            return _watch(core, server)
+            return _watch(server)
     except KeyboardInterrupt:  # before it served
         return 130
 
 
-def _watch(core: Core, server: PolicyServer) -> int:
+def _watch(server: PolicyServer) -> int:
     """Wait for Ctrl-C, SIGTERM, or the end of a part of the server; returns the exit status."""
     before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
-    report = time.monotonic() + REPORT_SECONDS
     try:
         while not (died := server.died):
             time.sleep(LOOK_SECONDS)
-            if time.monotonic() > report:
-                log.info("%s", core.line())
-                report += REPORT_SECONDS
     except KeyboardInterrupt:
         log.info("stopping")
         return 0
