@@ -96,6 +96,7 @@ def test_zeromq_messages_of_other_parts_or_too_long_are_answered_or_end_and_idle
     with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
         with zmq.Context() as context, context.socket(zmq.DEALER) as client:
             client.linger, client.rcvtimeo = 0, 1000 * SECONDS
+            client.heartbeat_ivl, client.heartbeat_timeout = 20, 200
             client.connect(f"tcp://127.0.0.1:{ports['umi']}")
             for parts in (1, 3, 2000):
                 client.send_multipart([b""] * parts)
@@ -103,6 +104,8 @@ def test_zeromq_messages_of_other_parts_or_too_long_are_answered_or_end_and_idle
             for _ in range(200):  # more bytes than one message may have, in whole ones
                 client.send_multipart([b"", GOOD])
                 assert is_right(plain_pickle.read(client.recv_multipart()[1], 10_000))
+            time.sleep(0.5)  # its signs of life are answered: it connects once
+            assert core.health()["clients"][0]["connected_s"] > 0.5
             client.send_multipart([b"", bytes(50_000_000)])
             client.rcvtimeo = 500
             with pytest.raises(zmq.Again):

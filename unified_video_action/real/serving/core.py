@@ -51,7 +51,7 @@ class Client:
 
     def __init__(self, core: Core, name: str, slot: int) -> None:
         self.name, self.slot = name, slot
-        self.since = self.used = time.monotonic()
+        self.since = time.monotonic()
         self.plans = 0
         self.has_episode = False
         self.notes: list[str] = []  # that were not sent yet
@@ -182,7 +182,6 @@ class Core:
         with self._lock:
             if self._stopping:
                 raise _stopping()
-            client.used = now
             self._jobs.put((lambda: work(now), client, future))
         return future
 
@@ -237,8 +236,7 @@ class Core:
             actions = self._session.plan([client.slot], None if kept is None else {client.slot: kept})[0]  # (A, D)
         finally:
             self._begun = None
-        client.used = time.monotonic()
-        infer_ms = 1e3 * (client.used - begun)
+        infer_ms = 1e3 * (time.monotonic() - begun)
         if not np.isfinite(actions).all():
             raise Refused(POLICY_FAILED, "the policy's plan holds numbers that are not finite")
         client.plans += 1
@@ -265,10 +263,7 @@ class Core:
             "status": "ok" if self.alive and not self._stopping else "stopping",
             "policy": self.description.name,
             "queue": self._jobs.qsize(),
-            "clients": [
-                {"name": each.name, "connected_s": now - each.since, "silent_s": now - each.used, "plans": each.plans}
-                for each in clients
-            ],
+            "clients": [{"name": c.name, "connected_s": now - c.since, "plans": c.plans} for c in clients],
             "max_clients": self.max_clients,
             "uptime_s": now - self._started,
             "plans": self._plans,

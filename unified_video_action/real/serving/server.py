@@ -190,19 +190,19 @@ class PolicyServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with AsyncExitStack() as stack:
-            tasks = {asyncio.ensure_future(self._stop.wait()): ""}
+            works: dict[asyncio.Future, str] = {}
             for name, handler in self._handlers.items():
                 self.ports[name], work = await stack.enter_async_context(handler)
-                tasks[asyncio.ensure_future(work)] = f"{name} handler"
+                works[asyncio.ensure_future(work)] = f"{name} handler"
                 log.info("%s: port %d", name, self.ports[name])
             self._ready.set_result(None)
-            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                self._died = tasks[task]
-                if not task.cancelled() and (error := task.exception()):
-                    log.error("the %s failed", tasks[task], exc_info=error)
+            stop = asyncio.ensure_future(self._stop.wait())
+            done, rest = await asyncio.wait({stop, *works}, return_when=asyncio.FIRST_COMPLETED)
+            self._died = ", ".join(works[task] for task in done - {stop})
             for task in rest:
                 task.cancel()
+            for failed in await asyncio.gather(*done - {stop}, return_exceptions=True):
+                log.error("the %s failed", self._died, exc_info=failed)
             await asyncio.gather(*rest, return_exceptions=True)
 
 
