@@ -17,7 +17,6 @@ from unified_video_action.real.serving.umi_arx import UmiHandler, most_bytes
 log = logging.getLogger(__name__)
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one gets an answer
 HANDSHAKE_SECONDS = 10.0
-PIECE = 1 << 20  # bytes that are kept before they are asked for
 MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
 HEAD = 9  # bytes, most that come before a frame's body
 READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
@@ -65,7 +64,7 @@ async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int
             connections.discard(writer.transport)
             writer.transport.abort()
 
-    async with await asyncio.start_server(talk, address, port, limit=PIECE) as server:
+    async with await asyncio.start_server(talk, address, port, limit=most) as server:
         try:
             yield server.sockets[0].getsockname()[1], server.serve_forever()
         finally:
