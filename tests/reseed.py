@@ -29,10 +29,10 @@ def _draw(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Tenso
     noise = torch.randn(shape, generator=generator)
     kind = key.split(".")[-1]
     if kind == "bias":
-        return noise * 0.02
+        return noise.mul_(0.02)
     if kind != "weight":  # position embeddings, mask tokens
-        return noise * 0.2
+        return noise.mul_(0.2)
     if len(shape) == 1:  # scales of norms
-        return noise * 0.05 + 1
+        return noise.mul_(0.05).add_(1)
     gain = 0.3 if "adaLN_modulation" in key else 1.0
-    return noise * (gain / math.sqrt(math.prod(shape[1:])))
+    return noise.mul_(gain / math.sqrt(math.prod(shape[1:])))

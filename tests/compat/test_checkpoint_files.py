@@ -22,10 +22,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def flip(path: Path) -> None:
-    """Change one bit."""
+    """Change one bit; JSON stays JSON."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    path.write_bytes(b"[]" if path.suffix == ".json" else data)
 
 
 def test_a_list_has_sizes_and_checksums(tmp_path: Path) -> None:
@@ -43,10 +43,7 @@ def test_a_list_has_sizes_and_checksums(tmp_path: Path) -> None:
 def test_one_bit_of_what_a_policy_reads_is_enough(folder: Path, name: str, manifest: str) -> None:
     (folder / "metrics.json").rename(folder / manifest)
     verify(folder, "ema")
-    if name == "normalizer.json":
-        (folder / name).write_text("[]")
-    else:
-        flip(folder / name)
+    flip(folder / name)
     with pytest.raises(ValueError, match=rf"{folder.name}: {name} is damaged: .*download it again"):
         verify(folder, "ema")
 
@@ -71,17 +68,12 @@ def test_the_shipped_checkpoint_is_as_it_was_written() -> None:
 @pytest.mark.parametrize("name", ["normalizer.json", "instructions.json", "metrics.json"])
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        ("[" * 100_000, "nested too deeply"),
-        ("{" + " " * 1000 + "}", "has 1002 bytes: the most is 1000"),
-        ('{"a": ', "cannot be read"),
-    ],
+    [("[" * 100_000, "nested too deeply"), ("{" + " " * 200_000 + "}", "has 200002 bytes"), ('{"a": ', "be read")],
 )
 def test_small_files_are_read_within_bounds(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str, said: str
 ) -> None:
-    if "most" in said:
-        monkeypatch.setattr(checkpoint_files, "SMALL", 1000)
+    monkeypatch.setattr(checkpoint_files, "SMALL", 150_000)
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=f"{name} .*{said}"):
         verify(folder, "ema")

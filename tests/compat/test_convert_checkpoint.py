@@ -1,7 +1,6 @@
 """scripts/convert_checkpoint.py on checkpoints laid out like the published ones."""
 
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from scripts.convert_checkpoint import convert
 from tests.compat.test_reference_names import mar_shapes
+from tests.compat.test_torch_archive import Call
 from tests.reseed import tensor_list
-from unified_video_action.compat.reference_names import split_policy
 from unified_video_action.compat.tensors import Shapes
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.policy.build import load_policy
@@ -144,13 +143,6 @@ def test_kl16_becomes_a_weights_file_without_its_loss(tmp_path: Path, wrapped: C
     assert read_weights(tmp_path / "kl16.ckpt").keys() == found.keys()
 
 
-@pytest.mark.parametrize("change", [lambda n: f"_orig_mod.{n}", lambda n: n.replace("model.", "model.module.", 1)])
-def test_wrapped_modules_are_unwrapped(change) -> None:
-    state = published("pusht", PUSHT_OBS)["state_dicts"]["ema_model"]
-    found = split_policy({change(name): tensor for name, tensor in state.items()}, "x")
-    assert found == split_policy(state, "x")
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -179,21 +171,8 @@ def with_nan(content: dict) -> None:
         ("pusht", lambda content: content["cfg"].update(task=["not a task"]), "its cfg is not of the published code"),
         ("pusht", lambda content: content.update(cfg=None), "it has no 'cfg'"),
         ("pusht", lambda content: content.update(cfg=OmegaConf.create({"model": {}})), "no model.policy"),
-        (
-            "pusht",
-            lambda content: content.update(state_dicts={"model": {}}),
-            r"no averaged weights \(state_dicts.ema_model\), only model",
-        ),
-        (
-            "pusht",
-            lambda content: content.update(state_dicts={"ema_model": [1]}),
-            "a list, expected tensors by name",
-        ),
-        (
-            "pusht",
-            lambda content: content.update(state_dicts={"ema_model": {"model.x": 1.5}}),
-            "these are no named tensors: model.x",
-        ),
+        ("pusht", lambda content: content.update(state_dicts={"model": {}}), r"no averaged weights .*, only model"),
+        ("pusht", lambda content: content.update(state_dicts={"ema_model": [1]}), "a list, expected tensors by name"),
         ("toolhang", lambda content: None, r"its weights take 2 cameras, its shape_meta has \['image'\]"),
     ],
 )
@@ -208,31 +187,13 @@ def test_bad_checkpoints_are_refused_and_leave_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
 
 
-class Hostile:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.marker}",)
-
-
 def test_the_command_line_refuses_in_one_line(tmp_path: Path) -> None:
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
-        script = ROOT / "scripts" / "convert_checkpoint.py"
-        return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, cwd=tmp_path)
-
-    torch.save({"state_dicts": {"model": Hostile(tmp_path / "marker")}}, tmp_path / "hostile.ckpt")
-    refused = run(tmp_path / "hostile.ckpt", "out")
+    torch.save({"state_dicts": {"model": Call(os.system, f"touch {tmp_path / 'marker'}")}}, tmp_path / "hostile.ckpt")
+    command = [sys.executable, ROOT / "scripts" / "convert_checkpoint.py", tmp_path / "hostile.ckpt", "out"]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert refused.returncode == 1
     assert refused.stderr.startswith("convert_checkpoint.py: ") and refused.stderr.count("\n") == 1
     assert "posix.system" in refused.stderr
     assert not (tmp_path / "marker").exists() and not (tmp_path / "out").exists()
-
-    (tmp_path / "list.ckpt").write_bytes(pickle.dumps([1]))
-    for arguments, message in [
-        (["nowhere.ckpt", "out"], "no checkpoint file nowhere.ckpt"),
-        (["list.ckpt", "out"], "list.ckpt"),
-    ]:
-        failed = run(*arguments)
-        assert failed.returncode == 1 and message in failed.stderr and "Traceback" not in failed.stderr
-    assert run("one").returncode == 2
+    with pytest.raises(FileNotFoundError, match="no checkpoint file .*nowhere.ckpt"):
+        convert(tmp_path / "nowhere.ckpt", tmp_path / "out")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
 
+from tests.compat.same import same
 from unified_video_action.compat.openpi_messages import observations, pack, unpack
 
 MESSAGES = {
@@ -19,18 +20,6 @@ MESSAGES = {
     "one number": {"a": np.array(3.5), "b": np.float32(2), "c": np.int64(-7), "d": np.bool_(True)},
     "other types": {"a": np.array([True]), "b": np.float16([1]), "c": np.array([1], ">f4"), "d": np.uint64([2**63])},
 }
-
-
-def same(one: Any, other: Any) -> None:
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            same(one[key], other[key])
-    elif isinstance(one, np.ndarray):
-        assert one.dtype == other.dtype
-        np.testing.assert_array_equal(one, other)
-    else:
-        assert one == other and type(one) is type(other)
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -48,14 +37,10 @@ def test_arrays_come_back_read_only_and_text_scalars_as_texts() -> None:
     same(unpack(memoryview(data), 1000), found)
 
 
-@pytest.mark.parametrize(
-    "value",
-    [np.array([object()]), np.zeros(1, [("a", "f4")]), np.zeros(1, complex)],
-    ids=["objects", "records", "complex"],
-)
-def test_what_openpi_cannot_send_is_not_sent(value: np.ndarray) -> None:
+@pytest.mark.parametrize("kind", [object, [("a", "f4")], complex], ids=["objects", "records", "complex"])
+def test_what_openpi_cannot_send_is_not_sent(kind: Any) -> None:
     with pytest.raises(ValueError, match="cannot be sent"):
-        pack({"a": value})
+        pack({"a": np.zeros(1, kind)})
 
 
 def array(**changes: Any) -> bytes:
@@ -67,24 +52,18 @@ def array(**changes: Any) -> bytes:
     ("data", "said"),
     [
         (array(dtype="|O"), "expected numbers"),
-        (array(dtype="<f4,<f4"), "expected numbers"),
-        (array(dtype=4), "expected numbers"),
         (array(shape=[3]), "with 8 bytes of data"),
         (array(shape=[2**40, 2**40]), "whole numbers"),
-        (array(shape=[-2]), "whole numbers"),
         (array(shape=[1] * 9), "at most 8 dimensions"),
         (array(data="abcdefgh"), "with no bytes"),
         (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}), "a scalar"),
         (msgpack.packb([{}] * 100 + [[[]] * 100] * 2), "more than 256 maps and lists"),
         (msgpack.packb([0] * 200), "list of more than 128 entries; send frames and states as arrays"),
-        (b"\xdd\x7f\xff\xff\xff", "list of more than 128"),
         (b"\xdf\x7f\xff\xff\xff", "exceeds max_map_len"),
         (b"\xc6\x7f\xff\xff\xff", "damaged"),
         (b"\x91" * 5000, "damaged"),
         (b"\xd6\x05\x00\x00\x00\x00", "extension of type 5"),
         (b"\xa2\xff\xfe", "UTF-8"),
-        (b"\x01\x01", "damaged"),
-        (b"", "damaged"),
         (bytes(1001), "the most is 1000"),
     ],
 )
@@ -103,15 +82,14 @@ def test_openpis_names_stand_for_a_policys_own() -> None:
         "observation/elbow": 1,
     }
     found, unknown = observations(message, ("front", "hand"), {"position": 3, "gripper": 2})
-    assert found["front"] is image and found["hand"] is wrist and unknown == ["observation/elbow"]
-    assert found["position"].tolist() == [0, 1, 2] and found["gripper"].tolist() == [3, 4]
+    assert found["front"] == ("observation/image", image) and found["hand"] == ("observation/wrist_image", wrist)
+    assert found["position"][1].tolist() == [0, 1, 2] and found["gripper"][1].tolist() == [3, 4]
+    assert unknown == ["observation/elbow"]
     found, unknown = observations(message, ("front",), {})
     assert set(found) == {"front"} and unknown == ["observation/elbow"]  # a view or a state that it does not read
     own = {"front": wrist, "observation/gripper": state[:2]}
-    found, _ = observations(message | own, ("front", "hand"), {"position": 3, "gripper": 2})
-    assert found["front"] is wrist and found["gripper"].tolist() == [0, 1]
-
-
-def test_a_state_of_another_width_is_refused_with_the_layout() -> None:
+    for both in (message | own, own | message):
+        found, _ = observations(both, ("front", "hand"), {"position": 3, "gripper": 2})
+        assert found["front"] == ("front", wrist) and found["gripper"][1].tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"array \(8,\); expected 5 numbers: position \(3\), gripper \(2\)"):
         observations({"observation/state": np.zeros(8)}, (), {"position": 3, "gripper": 2})

@@ -10,7 +10,6 @@ from tests.reseed import tensor_list
 from unified_video_action.compat.published import infer_network, infer_spec
 from unified_video_action.compat.reference_names import (
     UNUSED,
-    load_reference,
     matching,
     our_name,
     reference_name,
@@ -24,38 +23,21 @@ from unified_video_action.model.uva import UVA
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PUSHT = ModelSpec(Horizon(), LatentShape(16, 16, 16), action_dim=2)
+STATES = {"action_dim": 10, "proprio_dim": 9, "proprio_steps": 16, "proprio_output_dim": 9}
+UMI = {"action_dim": 10, "proprio_dim": 16, "proprio_steps": 4, "proprio_output_dim": 6, "text_dim": 512}
 SPECS = {
     "pusht": PUSHT,
     "libero10": replace(PUSHT, action_dim=10, text_dim=512),
-    "toolhang": replace(
-        PUSHT,
-        action_dim=10,
-        views=2,
-        predicted_views=2,
-        proprio_dim=9,
-        proprio_steps=16,
-        proprio_output_dim=9,
-    ),
-    "umi": replace(
-        PUSHT,
-        horizon=Horizon(action_offset=1),
-        action_dim=10,
-        proprio_dim=16,
-        proprio_steps=4,
-        proprio_output_dim=6,
-        text_dim=512,
-    ),
+    "toolhang": replace(PUSHT, views=2, predicted_views=2, **STATES),
+    "umi": replace(PUSHT, horizon=Horizon(action_offset=1), **UMI),
 }
 
 
-def spec_of(name: str, shapes: Shapes) -> ModelSpec:
-    umi = name == "umi"
-    return infer_spec(shapes, different_history_freq=umi, shift_action=not umi)
-
-
-def model_of(spec: ModelSpec, shapes: Shapes) -> UVA:
+def model_shapes(name: str) -> Shapes:
+    """Of our model for a published one."""
     with torch.device("meta"):
-        return UVA(spec, build_dataclass(ModelConfig, infer_network(shapes), "model"))
+        network = build_dataclass(ModelConfig, infer_network(tensor_list(name)), "model")
+        return shapes_of(UVA(SPECS[name], network).state_dict())
 
 
 def empty(shapes: Shapes) -> dict[str, Tensor]:
@@ -63,25 +45,16 @@ def empty(shapes: Shapes) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_sizes_are_read_off_the_tensors(name: str) -> None:
-    assert spec_of(name, tensor_list(name)) == SPECS[name]
-    network = infer_network(tensor_list(name))
-    assert network["transformer"] == {
-        "dim": 768,
-        "encoder_depth": 12,
-        "decoder_depth": 12,
-        "heads": 12,
-        "mlp_ratio": 4.0,
-    }
-    assert network["video_head"] == network["action_head"] == {"width": 1024, "depth": 6}
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_every_tensor_has_its_place(name: str) -> None:
+def test_sizes_are_read_off_the_tensors_and_every_tensor_has_its_place(name: str) -> None:
     shapes = tensor_list(name)
-    model = model_of(SPECS[name], shapes)
-    ours = to_ours(empty(shapes), shapes_of(model.state_dict()), name)
-    assert shapes_of(ours) == shapes_of(model.state_dict())
+    umi = name == "umi"
+    assert infer_spec(shapes, different_history_freq=umi, shift_action=not umi) == SPECS[name]
+    network = infer_network(shapes)
+    blocks = {"encoder_depth": 12, "decoder_depth": 12}
+    assert network["transformer"] == {"dim": 768, "heads": 12, "mlp_ratio": 4.0, **blocks}
+    assert network["video_head"] == network["action_head"] == {"width": 1024, "depth": 6}
+    expected = model_shapes(name)
+    assert shapes_of(to_ours(empty(shapes), expected, name)) == expected
     assert all(reference_name(our_name(key)) == key for key in shapes)
 
 
@@ -96,14 +69,11 @@ def test_values_travel_and_unused_tensors_are_left() -> None:
 
 
 def test_every_misfit_is_listed_by_its_published_name() -> None:
-    shapes = tensor_list("pusht")
-    expected = shapes_of(model_of(PUSHT, shapes).state_dict())
-    state = empty(shapes)
+    state = empty(tensor_list("pusht"))
     del state["z_proj.bias"], state["encoder_blocks.3.attn.qkv.weight"]
-    state["surplus"] = torch.empty(1)
-    state["fake_latent_x"] = torch.empty(1, 5)
+    state |= {"surplus": torch.empty(1), "fake_latent_x": torch.empty(1, 5)}
     with pytest.raises(ValueError) as caught:
-        to_ours(state, expected, "file.ckpt")
+        to_ours(state, model_shapes("pusht"), "file.ckpt")
     for line in (
         "file.ckpt: 4 tensors do not fit",
         "missing: z_proj.bias (768,)",
@@ -112,30 +82,26 @@ def test_every_misfit_is_listed_by_its_published_name() -> None:
         "misshapen: fake_latent_x is (1, 5), expected (1, 768)",
     ):
         assert line in str(caught.value)
-
-
-def test_the_unused_tensors_are_used_where_there_is_a_wrist_camera() -> None:
-    shapes = tensor_list("toolhang")
-    state = empty(shapes)
-    del state["proprioception_image_proj_cond.bias"]
-    with pytest.raises(ValueError, match=r"missing: proprioception_image_proj_cond.bias"):
-        load_reference(model_of(SPECS["toolhang"], shapes), state, "toolhang")
-
-
-def test_parts_without_a_counterpart_are_named() -> None:
     with pytest.raises(ValueError, match="no counterpart of auxiliary_head.0.weight"):
         to_ours({}, {"auxiliary_head.0.weight": (1,)}, "x")
 
 
+def test_the_unused_tensors_are_used_where_there_is_a_wrist_camera() -> None:
+    state = empty(tensor_list("toolhang"))
+    del state["proprioception_image_proj_cond.bias"]
+    with pytest.raises(ValueError, match=r"missing: proprioception_image_proj_cond.bias"):
+        to_ours(state, model_shapes("toolhang"), "toolhang")
+
+
 def test_a_whole_policy_is_split_into_its_parts() -> None:
-    names = {
-        name.replace("model.", "model.module.", 1): shape for name, shape in tensor_list("policy_pusht_full").items()
-    }
-    policy = split_policy(empty(names) | {"_dummy_variable": torch.empty(0)}, "full")
-    assert shapes_of(policy.model) == tensor_list("pusht")
-    assert shapes_of(policy.codec) == tensor_list("vae")
-    assert policy.normalizer["action.input_stats.max"].shape == (2,)
-    assert not policy.text
+    state = empty(tensor_list("policy_pusht_full")) | {"_dummy_variable": torch.empty(0)}
+    wrapped = {name.replace("model.", "model.module.", 1): tensor for name, tensor in state.items()}
+    for each in (state, wrapped, {f"_orig_mod.{name}": tensor for name, tensor in state.items()}):
+        parts = split_policy(each, "full")
+        assert shapes_of(parts["model"]) == tensor_list("pusht")
+        assert shapes_of(parts["codec"]) == tensor_list("vae")
+        assert parts["normalizer"]["action.input_stats.max"].shape == (2,)
+        assert not parts["text"]
     with pytest.raises(ValueError, match="full: tensors of no known part: obs_encoder.weight"):
         split_policy({"model.x": torch.empty(1), "obs_encoder.weight": torch.empty(1)}, "full")
     with pytest.raises(ValueError, match="no tensors of the model"):
@@ -149,17 +115,14 @@ def test_a_whole_policy_is_split_into_its_parts() -> None:
         ({"proj_cond_x_layer.weight": (768, 768 * 5)}, "proj_cond_x_layer takes 5 inputs"),
         ({"spatial_pos_embed": (1, 200, 768)}, "200 cells"),
         ({"z_proj.weight": None}, "not a published model: it has no tensor z_proj.weight"),
+        ({"encoder_norm.weight": (512,)}, "model width 512"),
     ],
 )
 def test_sizes_that_make_no_sense_are_named(change: dict, message: str) -> None:
     shapes = {key: shape for key, shape in (tensor_list("pusht") | change).items() if shape}
     with pytest.raises(ValueError, match=message):
         infer_spec(shapes)
-
-
-def test_an_unknown_width_is_named() -> None:
-    with pytest.raises(ValueError, match="model width 512"):
-        infer_network(tensor_list("pusht") | {"encoder_norm.weight": (512,)})
+        infer_network(shapes)
 
 
 def mar_shapes() -> Shapes:
@@ -177,18 +140,11 @@ def mar_shapes() -> Shapes:
 
 
 def test_a_new_model_starts_from_what_fits_of_mar() -> None:
-    shapes = mar_shapes()
-    assert infer_network(shapes) == infer_network(tensor_list("pusht"))
-    expected = shapes_of(model_of(PUSHT, shapes).state_dict())
-    found = matching(empty(shapes), expected, "mar")
-    assert sorted(found.left) == [
-        "class_emb.weight",
-        "decoder_pos_embed_learned",
-        "diffusion_pos_embed_learned",
-        "encoder_pos_embed_learned",
-        "fake_latent",
-        "mask_token",
-    ]
+    assert infer_network(mar_shapes()) == infer_network(tensor_list("pusht"))
+    expected = model_shapes("pusht")
+    found = matching(empty(mar_shapes()), expected, "mar")
+    positions = [f"{part}_pos_embed_learned" for part in ("decoder", "diffusion", "encoder")]
+    assert sorted(found.left) == ["class_emb.weight", *positions, "fake_latent", "mask_token"]
     assert {"mar.inputs.future_projs.0.weight", "video_heads.0.net.final.linear.bias"} <= set(found.tensors)
     assert set(found.tensors) | set(found.kept) == set(expected)
     assert {name.split(".")[0] for name in found.kept} == {"mar", "action_head"}

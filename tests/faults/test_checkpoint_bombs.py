@@ -61,6 +61,7 @@ EXA = b"\x8a\x08" + b"\x00" * 7 + b"\x40"  # 2^62
 
 PICKLES = {
     "too many lists": b"](" + b"]" * LISTS + b"e.",
+    "a list that doubles": b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(60)) + b".",
     "nested values": nested(60),
     "nested key": b"}" + nested(60, b"K\x01s."),
     "nested entry of a set": b"\x8f(" + nested(60, b"\x90."),

@@ -38,9 +38,7 @@ SIZE, TEXT = 64, 8
 
 def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path:
     """A checkpoint of a hand with four states that follows instructions, or of PushT."""
-    config = read("uva_pusht_mini", *SHRUNK)
-    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
-    fields = {"action": corners, "agent_pos": corners}
+    config, fields = read("uva_pusht_mini", *SHRUNK), {}
     if hand:
         obs = {"camera0_rgb": {"shape": [3, SIZE, SIZE], "type": "rgb"}}
         obs |= {name: {"shape": [KINDS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
@@ -49,15 +47,14 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
         config["task"]["step_seconds"] = 0.05
         config["policy"]["relative_to"] = None
         config["vae"]["image_size"] = SIZE
-        fields = {"action": np.array([[-1.0] * 10, [1.0] * 10])}
+        fields = Normalizer.identity({k: KINDS[v] for k, v in STATES.items()}).fields()
+        bounds = {"action": np.array([[-1.0] * 10, [1.0] * 10])}
+    else:
+        bounds = dict.fromkeys(("action", "agent_pos"), np.array([[0.0, 0.0], [512.0, 512.0]]))
     if hand and text:
         clip = {"_target_": "unified_video_action.text.clip.ClipText", "weights": "missing.safetensors", "tokens": 30}
         config["text"] = clip
-    normalizer = Normalizer.limits(fields)
-    if hand:
-        normalizer = Normalizer(
-            normalizer.fields() | Normalizer.identity({k: KINDS[v] for k, v in STATES.items()}).fields()
-        )
+    normalizer = Normalizer(Normalizer.limits(bounds).fields() | fields)
     torch.manual_seed(0)
     policy = build_policy(config, normalizer)
     for parameter in policy.parameters():
@@ -105,6 +102,7 @@ class InstantSession:
     def __init__(self, description: PolicyDescription) -> None:
         self.description = description
         self.failure: BaseException | str | None = None
+        self.before_plan: Callable[[], object] = lambda: None
         self.resets: list[tuple[int, int, str | None]] = []
         self.recalled: dict[int, list[Mapping[str, np.ndarray]]] = {}
         self.going_on: list[Mapping[int, Continuation] | None] = []
@@ -118,13 +116,17 @@ class InstantSession:
         self.recalled[slot] = history
 
     def plan(self, slots: list[int], going_on: Mapping[int, Continuation] | None = None) -> np.ndarray:
+        self.before_plan()
         self.going_on.append(going_on)
         if isinstance(self.failure, BaseException):
             raise self.failure
-        newest = self.recalled[slots[0]][-1]["robot0_eef_pos"]
         actions = np.zeros((1, self.description.horizon.actions, self.description.action_dim), np.float32)
-        actions[..., :3] = newest
+        actions[..., :3] = self.recalled[slots[0]][-1]["robot0_eef_pos"]
         return np.full_like(actions, np.nan) if self.failure == "nan" else actions
+
+    def shown(self, slot: int = 0) -> list[list[float]]:
+        """The positions of the newest history."""
+        return [step["robot0_eef_pos"].tolist() for step in self.recalled[slot]]
 
 
 @contextmanager

@@ -90,16 +90,11 @@ def test_a_configuration_that_does_not_fit_is_named(hand: Path, tmp_path: Path, 
     ("file", "text", "said"),
     [
         ("config.yaml", "a: 1\n", "config.yaml: task is missing"),
-        ("config.yaml", "- 1\n", "config.yaml holds no mapping"),
         ("config.yaml", "task: {shape_meta: {obs: {}}}\n", "config.yaml: task.shape_meta.action is missing"),
-        ("config.yaml", "a: [1\n", "config.yaml is no YAML: while parsing"),
         ("config.yaml", "a: ${b}\n", "config.yaml: a: '${b}' is an interpolation"),
         ("normalizer.json", None, "normalizer.json is missing"),
         ("normalizer.json", "{", "normalizer.json is damaged"),
-        ("normalizer.json", "[" + "1," * 9_000_000 + "1]", "normalizer.json has 18000003 bytes: the most is"),
         ("normalizer.json", "[1]", "normalizer.json: action is missing"),
-        ("normalizer.json", "{}", "normalizer.json: action is missing"),
-        ("instructions.json", "{", "instructions.json is damaged"),
         ("instructions.json", "{}", "instructions.json: features is missing"),
         ("ema.safetensors", "", "ema.safetensors: is empty"),
         ("ema.safetensors", None, "ema.safetensors is missing"),
@@ -116,20 +111,15 @@ def test_a_damaged_checkpoint_is_named_in_one_line(
     assert "\n" not in str(error.value) and str(damaged) in str(error.value)
 
 
-def test_what_fails_while_loading_is_one_line_too(hand: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_while_loading_is_one_line_too(hand: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(loading, "load_policy", fail)
     with pytest.raises(ValueError, match=r"--checkpoint .*: no plan on cpu: RuntimeError: CUDA out of memory. Tried"):
         load_core(options("--checkpoint", str(hand), "--device", "cpu"))
-
-
-def test_no_checkpoint_is_said(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
         describe_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        describe_checkpoint(tmp_path / "none")
 
 
 def test_every_client_gets_the_plans_of_the_policy(hand: Path) -> None:
@@ -189,20 +179,10 @@ def test_a_prefix_is_held_against_the_state_that_actions_are_relative_to(pusht: 
     assert ranges(tmp_path, describe_checkpoint(tmp_path))["action"][1].tolist() == [9, 9]
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (("--sampler", "magic"), "magic"),
-        (("--precision", "fp7"), "fp7"),
-        (("--device", "abacus"), "--device abacus"),
-    ],
-)
-def test_bad_options_are_named(hand: Path, given: tuple[str, str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        load_core(options("--checkpoint", str(hand), *given))
-
-
-def test_an_instruction_for_a_policy_without_language_is_a_mistake(pusht: Path) -> None:
+def test_bad_options_are_named(hand: Path, pusht: Path) -> None:
+    for given in ("--sampler magic", "--precision fp7", "--device abacus"):
+        with pytest.raises(ValueError, match=given.split()[1]):
+            load_core(options("--checkpoint", str(hand), *given.split()))
     with pytest.raises(ValueError, match="--task"):
         load_core(options("--checkpoint", str(pusht), "--task", TEXT))
 

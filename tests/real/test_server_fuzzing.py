@@ -18,12 +18,12 @@ import pytest
 from tests.real import fuzzing
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe
 from unified_video_action.compat import plain_pickle
-from unified_video_action.compat.openpi_messages import unpack
+from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.serving.openpi import OpenpiHandler
 from unified_video_action.real.serving.requests import Refused
 from unified_video_action.real.serving.umi_arx import UmiHandler
 
-MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 3_000  # for each protocol
+MESSAGES = 10_000 if os.environ.get("UVA_FAULTS") == "full" else 1_500  # for each protocol
 GROWTH = 64 * 2**20  # bytes of memory that the process may have gained at the end
 PEAK = 256 * 2**20  # and at any time
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
@@ -74,11 +74,11 @@ def bombard(messages: Iterator[bytes], send: Callable[[bytes], bool], check: Cal
     Watch.on = True
     refused = count = 0
     for message in messages:
-        if count == 1000:  # what the first ones loaded is no growth
+        if count == 500:  # what the first ones loaded is no growth
             before, highest = resident(), peak()
         refused += send(message)
         count += 1
-        if count % 500 == 0:
+        if count % 250 == 0:
             check()
     assert count == MESSAGES and refused > MESSAGES / 2
     assert resident() - before < GROWTH
@@ -115,7 +115,7 @@ def test_openpis_messages(sentinel: str) -> None:
             return False
 
         def check() -> None:
-            answer = runner.run(OpenpiHandler(core, client, 8).answer(fuzzing.packed(openpi_messages()[0])))
+            answer = runner.run(OpenpiHandler(core, client, 8).answer(pack(openpi_messages()[0])))
             assert unpack(answer, 2**20)["actions"].shape == (16, 10)
 
         bombard(fuzzing.msgpack_messages(openpi_messages(), MESSAGES, 2), refused, check)
@@ -126,7 +126,7 @@ def test_umis_pickles(sentinel: str) -> None:
         handler = UmiHandler(core)
 
         def ask(message: bytes) -> np.ndarray | str:
-            return plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20)
+            return plain_pickle.read(runner.run(handler.answer(message)), 2**20)
 
         def check() -> None:
             assert ask(plain_pickle.write(umi_messages()[0])).shape == (16, 10)
@@ -135,18 +135,13 @@ def test_umis_pickles(sentinel: str) -> None:
         bombard(messages, lambda each: isinstance(ask(each), str), check)
 
 
-@pytest.mark.parametrize("kind", ["a gadget", "a bomb", "an array that lies"])
-def test_every_hostile_pickle_is_refused(kind: str, sentinel: str) -> None:
-    hostile = {
-        "a gadget": fuzzing.gadgets(sentinel),
-        "a bomb": fuzzing.pickle_bombs(),
-        "an array that lies": fuzzing.array_pickles(),
-    }[kind]
+def test_every_hostile_pickle_is_refused(sentinel: str) -> None:
     Watch.on = True
+    hostile = [*fuzzing.gadgets(sentinel), *fuzzing.pickle_bombs(), *fuzzing.array_pickles()]
     with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), asyncio.Runner() as runner:
         handler = UmiHandler(core)
         for message in hostile:
-            assert isinstance(plain_pickle.read(runner.run(handler.answer(b"a", message)), 2**20), str)
+            assert isinstance(plain_pickle.read(runner.run(handler.answer(message)), 2**20), str)
         assert core.health()["plans"] == 0 and core.health()["refused"] == len(hostile)
 
 

@@ -39,15 +39,12 @@ def test_a_good_observation_passes_in_the_types_of_the_policy() -> None:
         (CAMERA, lambda x: x[:, :32], f"(4, 32, {SIZE}, 3)"),
         (CAMERA, lambda x: np.moveaxis(x, -1, 1), f"(4, 3, {SIZE}, {SIZE})"),
         (CAMERA, lambda x: x.astype(np.float32), "float32"),
-        (CAMERA, lambda x: x.astype(np.int8), "int8"),
         (CAMERA, lambda x: x.tolist(), "a list"),
         (CAMERA, lambda x: None, "nothing"),
         (POSITION, lambda x: x[:, :2], "(4, 2)"),
         (POSITION, lambda x: x[-1], "(3,)"),
         (POSITION, lambda x: x.astype(np.int64), "int64"),
-        (POSITION, lambda x: x.astype(complex), "complex128"),
         (POSITION, lambda x: x.astype(object), "object"),
-        (POSITION, lambda x: x * np.nan, "not finite"),
         (POSITION, lambda x: np.where(x == x.max(), np.inf, x), "not finite"),
         (POSITION, lambda x: x * 1000, "units"),
         ("robot0_eef_rot_axis_angle", lambda x: x + 2, "-1.01 to 1.01"),
@@ -116,6 +113,9 @@ def test_a_state_outside_of_the_data_is_allowed_and_noted(states: list[list[floa
     said = spec.unusual(checked)
     assert bool(said) == noted and all("(are the units right?)" in text for text in said.values())
     assert spec.prefix(np.float32(states), np.ones(2)) is not None
+    spec = pushing([0.0, 0.0], [512.0, 512.0])  # in whose corner metres lie
+    assert "0.3 at index 0" in spec.unusual(spec.observation(at(spec, METRES)))["agent_pos"]
+    assert not spec.unusual(spec.observation(at(spec, [3.0, 200.0])))
 
 
 @pytest.mark.parametrize(
@@ -130,12 +130,6 @@ def test_a_state_outside_of_the_data_is_allowed_and_noted(states: list[list[floa
 def test_what_may_be_in_the_datas_units_is_allowed(low: list[float], high: list[float], state: list[float]) -> None:
     spec = pushing(low, high)
     spec.observation(at(spec, state))
-
-
-def test_metres_in_the_corner_of_a_range_that_begins_at_zero_are_noted() -> None:
-    spec = pushing([0.0, 0.0], [512.0, 512.0])
-    assert "0.3 at index 0" in spec.unusual(spec.observation(at(spec, METRES)))["agent_pos"]
-    assert not spec.unusual(spec.observation(at(spec, [3.0, 200.0])))
 
 
 def test_no_single_value_may_leave_the_range_by_twice_its_width() -> None:
@@ -174,19 +168,16 @@ def test_a_bad_prefix_is_refused(actions: Any, weights: Any) -> None:
 
 
 def test_a_policy_that_does_not_continue_says_so() -> None:
-    description = PolicyDescription("no", DESCRIPTION.observations, Horizon(), 10, 8, False)
-    assert RequestSpec(description).prefix(None, None) is None
-    assert "send none" in refusal(RequestSpec(description).prefix, np.zeros((1, 10)), np.ones(1))
+    spec = RequestSpec(PolicyDescription("no", DESCRIPTION.observations, Horizon(), 10, 8, False))
+    assert spec.prefix(None, None) is None
+    assert "send none" in refusal(spec.prefix, np.zeros((1, 10)), np.ones(1))
 
 
-@pytest.mark.parametrize("text", ["", "  ", "x" * 1001, 7, b"fold", ["fold"], "a\nb", "a\x00", "\ud800"])
-def test_a_bad_instruction_is_refused(text: Any) -> None:
-    assert refusal(SPEC.text, text).startswith("text: got ")
-
-
-@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "1", None, True])
-def test_a_bad_seed_is_refused(seed: Any) -> None:
-    assert refusal(SPEC.seed, seed).startswith("seed: got ")
+def test_bad_instructions_and_seeds_are_refused() -> None:
+    for text in ("", "  ", "x" * 1001, 7, b"fold", ["fold"], "a\nb", "a\x00", "\ud800"):
+        assert refusal(SPEC.text, text).startswith("text: got ")
+    for seed in (-1, 2**63, 1.0, "1", None, True):
+        assert refusal(SPEC.seed, seed).startswith("seed: got ")
 
 
 def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
@@ -204,8 +195,8 @@ def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
     [
         (np.full((1, 16, 16, 3), 2.0), "outside [0, 1]"),
         (np.full((1, 16, 16, 3), np.nan), "outside [0, 1]"),
-        (np.full((1, 16, 16, 3), -0.1), "outside [0, 1]"),
         (np.zeros((1, 16, 16, 3), np.int64), "int64"),
+        (np.zeros((1, 16, 16, 3), np.uint16), "uint16"),
         (np.zeros((1, 16, 16, 4), np.uint8), "(1, 16, 16, 4)"),
         (np.zeros((0, 16, 16, 3), np.uint8), "(0, 16, 16, 3)"),
         (np.zeros((16, 16), np.uint8), "(16, 16)"),
@@ -214,8 +205,7 @@ def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
     ],
 )
 def test_frames_that_are_none_are_refused(frames: Any, said: str) -> None:
-    entry = ObservationEntry("rgb", (16, 16, 3), 1)
-    assert said in refusal(as_trained, "a", frames, entry, False)
+    assert said in refusal(as_trained, "a", frames, ObservationEntry("rgb", (16, 16, 3), 1), False)
 
 
 def test_frames_of_another_size_are_resized_only_where_that_is_asked_for_and_their_proportions_fit() -> None:
@@ -225,7 +215,7 @@ def test_frames_of_another_size_are_resized_only_where_that_is_asked_for_and_the
     made = as_trained("a", frames, entry, resize=True)
     assert made.shape == (2, 32, 32, 3) and (made[:, :16] == 200).all() and not made[:, 16:].any()
     said = refusal(as_trained, "a", frames[:, :48], entry, True)
-    assert "64 x 48 pixels, whose proportions are not those of RGB frames of 32 x 32" in said
+    assert "64 x 48 pixels, expected the proportions of RGB frames of 32 x 32" in said
     assert "resize_with_pad(image, 32, 32)" in said
     for side in (8, 1080):
         said = refusal(as_trained, "a", np.zeros((side, side, 3), np.uint8), entry, True)
@@ -266,14 +256,9 @@ def test_a_window_counts_steps_for_clients_that_do_not(query_steps: int, expecte
     for index in range(5):
         seen.add({"image": np.array(index), "state": np.array(index)})
     assert shown(seen) == expected
-
-
-def test_a_window_forgets_what_no_plan_can_need() -> None:
-    seen = window()
-    for step in range(1000):
+    for step in range(100, 200):
         seen.add({"image": np.array(step), "state": np.array(step)}, step)
-        assert shown(seen) == [max(step + offset, 0) for offset in (-12, -8, -4, 0)]
-    assert len(seen._seen) == 13
+    assert shown(seen) == [187, 191, 195, 199] and len(seen._seen) == 13  # it forgets what no plan can need
 
 
 def test_a_longer_history_is_picked_from_its_end() -> None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def umi_message(steps: int = 16, seed: int = 0) -> tuple[dict[str, np.ndarray], 
     return message, frames
 
 
-@pytest.mark.parametrize("steps", [4, 13, 16, 20])
+@pytest.mark.parametrize("steps", [4, 16, 20])
 def test_umis_client_gets_plans(steps: int) -> None:
     message, frames = umi_message(steps)
     with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
@@ -60,11 +60,15 @@ def test_umis_client_gets_plans(steps: int) -> None:
 def test_a_umi_client_that_was_restarted_is_let_in_at_once() -> None:
     message, _ = umi_message()
     with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
-        for _ in range(10):
+        for index in range(5):
+            session.before_plan = lambda slow=index == 3: time.sleep(0.3 * slow)
             with umi_client(ports["umi"]) as client:
                 client.send_pyobj(message)
-                assert client.recv_pyobj().shape == (16, 10)
-        assert len(session.resets) == 10
+                if index != 3:  # else it is killed before its answer comes
+                    assert client.recv_pyobj().shape == (16, 10)
+                else:
+                    until(lambda: core.health()["planning_for_s"] > 0, "its plan is being made")
+        assert len(session.resets) == 5
         until(lambda: not core.health()["clients"], "the slot becomes free")
 
 
@@ -76,8 +80,6 @@ def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCapture
                 client.send_pyobj(message | {"timestamp": 5.0 + step * np.arange(16)})
                 assert client.recv_pyobj().shape == (16, 10)
                 assert caplog.text.count("control steps come at 8 Hz, those of the training data at 20 Hz") == heard
-            client.send_pyobj(message | {"timestamp": np.zeros(16)})
-            assert "timestamp: expected the growing times" in client.recv_pyobj()
 
 
 def test_umis_task_name_chooses_the_instruction() -> None:
@@ -93,40 +95,42 @@ def test_umis_task_name_chooses_the_instruction() -> None:
         assert [text for _, _, text in session.resets] == [INSTRUCTIONS[1], INSTRUCTIONS[0], INSTRUCTIONS[1]]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"camera0_rgb": np.zeros((16, 3, 32, 32), np.float32)}, "camera0_rgb: got frames of 32 x 32"),
-        ({"camera0_rgb": np.full((16, 3, SIZE, SIZE), 255.0)}, "outside [0, 1]"),
-        ({"robot0_eef_pos": np.zeros((7, 3))}, "robot0_eef_pos: got 7 steps, expected 4, or 16"),
-        ({"robot0_eef_pos": np.zeros((16, 2))}, "robot0_eef_pos: got float64 (4, 2)"),
-        ({"robot0_eef_pos": np.full((16, 3), np.inf)}, "not finite"),
-        ({"robot0_eef_pos": [1.0, 2.0]}, "robot0_eef_pos: got a list"),
-        ({"task_name": 7}, "task_name: a int"),
-    ],
-)
-def test_umis_client_gets_errors_as_texts(change: dict[str, Any], said: str) -> None:
+FAULTS = {
+    "camera0_rgb: got frames of 32 x 32": {"camera0_rgb": np.zeros((16, 3, 32, 32), np.float32)},
+    "outside [0, 1]": {"camera0_rgb": np.full((16, 3, SIZE, SIZE), 255.0)},
+    "robot0_eef_pos: got 7 steps, expected 4, or 16": {"robot0_eef_pos": np.zeros((7, 3))},
+    "robot0_eef_pos: got float64 (4, 2)": {"robot0_eef_pos": np.zeros((16, 2))},
+    "not finite": {"robot0_eef_pos": np.full((16, 3), np.inf)},
+    "robot0_eef_pos: got a list": {"robot0_eef_pos": [1.0, 2.0]},
+    "task_name: a int": {"task_name": 7},
+    "timestamp: expected the growing times": {"timestamp": np.zeros(16)},
+}
+
+
+def test_umis_client_gets_errors_as_texts() -> None:
     message, _ = umi_message()
     with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
         with umi_client(ports["umi"]) as client:
-            client.send_pyobj(message | change)
-            answer = client.recv_pyobj()
-            assert isinstance(answer, str) and said in answer
+            for said, change in FAULTS.items():
+                client.send_pyobj(message | change)
+                answer = client.recv_pyobj()
+                assert isinstance(answer, str) and said in answer
             client.send_pyobj({name: message[name] for name in list(message)[1:]})
             assert "camera0_rgb is missing" in client.recv_pyobj()
             client.send_pyobj(message)
             assert client.recv_pyobj().shape == (16, 10)
 
 
-def test_a_second_umi_client_is_refused_by_name_until_the_first_is_silent() -> None:
+def test_a_second_umi_client_is_refused_by_name_until_the_first_is_gone() -> None:
     message, _ = umi_message()
     with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
-        with umi_client(ports["umi"]) as first, umi_client(ports["umi"]) as second:
-            first.send_pyobj(message)
-            assert first.recv_pyobj().shape == (16, 10)
-            second.send_pyobj(message)
-            assert "1 of 1 clients are connected: UMI client" in second.recv_pyobj()
-            core._clients[0].used -= 10
+        with umi_client(ports["umi"]) as second:
+            with umi_client(ports["umi"]) as first:
+                first.send_pyobj(message)
+                assert first.recv_pyobj().shape == (16, 10)
+                second.send_pyobj(message)
+                assert "1 of 1 clients are connected: UMI client" in second.recv_pyobj()
+            until(lambda: not core.health()["clients"], "the slot becomes free")
             second.send_pyobj(message)
             assert second.recv_pyobj().shape == (16, 10)
 
@@ -165,34 +169,23 @@ def test_a_policy_that_moves_no_hand_is_not_offered_to_it() -> None:
         serve(core, "--allow-umi-pickle").__enter__()
 
 
-@pytest.mark.parametrize(("period", "heard"), [(0.4, 0), (1.0, 1)])
+@pytest.mark.parametrize(("period", "moves", "heard"), [(0.4, True, 0), (1.0, True, 1), (1.0, False, 0)])
 def test_the_clients_rate_is_read_from_histories_that_overlap(
-    period: float, heard: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    period: float, moves: bool, heard: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """8 control steps lie between two requests: 0.4 s at 20 Hz, 1 s at the client's default of 8 Hz."""
     message, _ = umi_message(16 + 8 * 15)
+    if not moves:
+        message["camera0_rgb"][:] = message["camera0_rgb"][0]  # a scene at rest tells no rate
     now = [100.0]
     monkeypatch.setattr(umi_arx, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with instant_core(instruction=TEXT) as (core, _), asyncio.Runner() as runner:
         handler = UmiHandler(core)
         for start in range(0, 8 * 15, 8):
             history = {name: values[start : start + 16] for name, values in message.items()}
-            answer = runner.run(handler.answer(b"a", plain_pickle.write(history)))
+            answer = runner.run(handler.answer(plain_pickle.write(history)))
             assert plain_pickle.read(answer, 2**20).shape == (16, 10)
             now[0] += period
     assert caplog.text.count("run it with -f 20 (its default is 8 Hz)") == 1  # on connecting
     assert caplog.text.count("control steps come at no more than 8 Hz, those of the training data at 20 Hz") == heard
     assert "Traceback" not in caplog.text
-
-
-def test_a_scene_at_rest_tells_no_rate(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    message, frames = umi_message()
-    message["camera0_rgb"][:] = message["camera0_rgb"][0]
-    now = [100.0]
-    monkeypatch.setattr(umi_arx, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with instant_core(instruction=TEXT) as (core, _), asyncio.Runner() as runner:
-        handler = UmiHandler(core)
-        for _ in range(15):
-            runner.run(handler.answer(b"a", plain_pickle.write(message)))
-            now[0] += 1.0
-    assert "control steps come at" not in caplog.text

@@ -15,7 +15,6 @@ from typing import Any
 
 LISTS = ("trainer_state.json", "metrics.json")
 SMALL = 1 << 24  # bytes, most of a JSON file; features of 130 instructions take a tenth
-PIECE = 1 << 20  # bytes
 
 
 def read_json(path: Path) -> Any:
@@ -69,21 +68,19 @@ def verify(folder: Path, weights: str) -> None:
         ValueError: a file that is not the one that was written, or JSON that is damaged or too large.
     """
     read = re.compile(rf"(normalizer|instructions)\.json|(codec|{weights})[.-].*")
-    for name in ("normalizer.json", "instructions.json"):
-        if (folder / name).is_file():
-            read_json(folder / name)
+    small = {name: folder / name for name in ("normalizer.json", "instructions.json", *LISTS)}
+    found = {name: read_json(path) for name, path in small.items() if path.is_file()}
     for name in LISTS:
-        content = read_json(folder / name) if (folder / name).is_file() else {}
+        content = found.get(name)
         files = content.get("files") if isinstance(content, dict) else None
-        if not isinstance(files, dict):
-            continue
-        if found := fault(folder, {name: written for name, written in files.items() if read.fullmatch(name)}):
-            raise ValueError(f"checkpoint {folder}: {found}. Copy or download it again, or take another checkpoint")
+        listed_here = files.items() if isinstance(files, dict) else ()
+        if wrong := fault(folder, {name: written for name, written in listed_here if read.fullmatch(name)}):
+            raise ValueError(f"checkpoint {folder}: {wrong}. Copy or download it again, or take another checkpoint")
 
 
 def _crc32(path: Path) -> str:
     total = 0
     with path.open("rb") as file:
-        while piece := file.read(PIECE):
+        while piece := file.read(1 << 20):
             total = zlib.crc32(piece, total)
     return f"{total:08x}"

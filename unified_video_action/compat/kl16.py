@@ -36,9 +36,8 @@ def diffusers_name(name: str) -> str:
     for pattern, template in RULES:
         if match := re.fullmatch(pattern, name):
             *head, leaf = match.groups()
-            table = ATTENTION_LEAVES if ".attn" in name else LEAVES
             module, dot, rest = leaf.partition(".")
-            renamed = table.get(module, module) + dot + rest
+            renamed = (ATTENTION_LEAVES if ".attn" in name else LEAVES).get(module, module) + dot + rest
             up = LEVELS - 1 - int(head[0]) if head[0].isdigit() else None
             return template.format(*head, renamed, up=up)
     return name
@@ -51,7 +50,6 @@ def is_ldm(names: Iterable[str]) -> bool:
 def find(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
     """The codec's tensors in what a checkpoint holds: MAR's (`model`), latent diffusion's (`state_dict`), or alone.
 
-    Of latent diffusion, whose checkpoint may be of a whole model, losses and what is not its first stage are left out.
     Of latent diffusion, whose checkpoint may be of a whole model, losses and what is not its first stage are left out.
     Names may be diffusers' as well; the result is empty if there is nothing under the names of either.
     """
@@ -70,9 +68,8 @@ def find(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights under LDM names -> the same under diffusers names; 1x1 convolutions of attentions become matrices."""
-    renamed = {}
-    for name, tensor in state.items():
-        target = diffusers_name(name)
-        is_projection = ".attentions." in target and tensor.ndim == 4
-        renamed[target] = tensor[:, :, 0, 0] if is_projection else tensor
-    return renamed
+    renamed = {diffusers_name(name): tensor for name, tensor in state.items()}
+    return {
+        name: tensor[:, :, 0, 0] if ".attentions." in name and tensor.ndim == 4 else tensor
+        for name, tensor in renamed.items()
+    }

@@ -7,6 +7,7 @@ message cannot ask for much memory, and nothing in it is ever called.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -28,28 +29,6 @@ STATE = "observation/state"  # all states side by side
 PROMPT = "prompt"
 
 
-class Limits:
-    """What is left of a message's allowance while it is read."""
-
-    def __init__(self) -> None:
-        self.containers = CONTAINERS
-
-    def count(self) -> None:
-        self.containers -= 1
-        if self.containers < 0:
-            raise ValueError(f"more than {CONTAINERS} maps and lists in one message; {AS_ARRAYS}")
-
-    def list(self, items: list) -> list:
-        self.count()
-        return items
-
-    def map(self, items: dict) -> Any:
-        self.count()
-        if b"__ndarray__" in items:
-            return _array(items)
-        return _scalar(items) if b"__npgeneric__" in items else items
-
-
 def pack(message: Any) -> bytes:
     """One message. Raises ValueError for arrays of objects, records or complex numbers."""
     return msgpack.packb(message, default=_plain)
@@ -64,16 +43,18 @@ def unpack(data: bytes | memoryview, most_bytes: int) -> Any:
     """
     if len(data) > most_bytes:
         raise ValueError(f"a message of {len(data)} bytes: the most is {most_bytes}")
-    limits = Limits()
+    containers = itertools.count(1)
+
+    def counted(items: Any) -> Any:
+        if next(containers) > CONTAINERS:
+            raise ValueError(f"more than {CONTAINERS} maps and lists in one message; {AS_ARRAYS}")
+        if isinstance(items, dict) and b"__ndarray__" in items:
+            return _array(items)
+        return _scalar(items) if isinstance(items, dict) and b"__npgeneric__" in items else items
+
+    limits = {"max_array_len": ENTRIES, "max_map_len": ENTRIES}
     try:
-        return msgpack.unpackb(
-            data,
-            object_hook=limits.map,
-            list_hook=limits.list,
-            ext_hook=_no_extension,
-            max_array_len=ENTRIES,
-            max_map_len=ENTRIES,
-        )
+        return msgpack.unpackb(data, object_hook=counted, list_hook=counted, ext_hook=_no_extension, **limits)
     except UnicodeDecodeError as error:
         raise ValueError("damaged message: a text is not UTF-8") from error
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
@@ -84,39 +65,31 @@ def unpack(data: bytes | memoryview, most_bytes: int) -> Any:
 
 def observations(
     message: Mapping[str, Any], cameras: Sequence[str], states: Mapping[str, int]
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, tuple[str, Any]], list[str]]:
     """What openpi's clients send, under a policy's own names.
 
     Args:
         cameras: of the policy, the main one first. states: its states, in order, and their widths.
 
     Returns:
-        the observations that could be told apart, and the names that could not.
+        observation -> (the name under which it was sent, its value), and the names that are of none.
 
     Raises:
         ValueError: `observation/state` is not as wide as all states together.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[str, Any]] = {}
     unknown: list[str] = []
-    for name, value in message.items():
-        short = name.removeprefix("observation/")
-        own = next((known for known in (name, short) if known in states or known in cameras), None)
+    for sent, value in message.items():
+        own = next((name for name in (sent, sent.removeprefix("observation/")) if name in {*states, *cameras}), None)
         if own is not None:
-            found[own] = value
-        elif name in VIEWS:
-            if VIEWS[name] < len(cameras):
-                found.setdefault(cameras[VIEWS[name]], value)
-        elif name == STATE:
-            found |= {own: part for own, part in _split(value, states).items() if own not in message}
-        elif name != PROMPT:
-            unknown.append(name)
+            found[own] = sent, value
+        elif sent in VIEWS:
+            found |= {own: (sent, value) for own in cameras[VIEWS[sent] :][:1] if own not in found}
+        elif sent == STATE:
+            found |= {own: (own, part) for own, part in _split(value, states).items() if own not in found}
+        elif sent != PROMPT:
+            unknown.append(sent)
     return found, unknown
-
-
-def sent_as(message: Mapping[str, Any], name: str, cameras: Sequence[str]) -> str:
-    """The name under which a policy's observation was sent."""
-    views = [view for view, index in VIEWS.items() if name in cameras[index : index + 1]]
-    return next((each for each in (name, f"observation/{name}", *views) if each in message), name)
 
 
 def _split(value: Any, states: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -128,8 +101,7 @@ def _split(value: Any, states: Mapping[str, int]) -> dict[str, np.ndarray]:
         came = f"an array {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
         layout = ", ".join(f"{name} ({size})" for name, size in states.items())
         raise ValueError(f"{STATE}: {came}; expected {width} numbers: {layout}; or send each under its own name")
-    ends = np.cumsum(list(states.values()))[:-1]
-    return dict(zip(states, np.split(value, ends, axis=-1), strict=True))
+    return dict(zip(states, np.split(value, np.cumsum(list(states.values()))[:-1], axis=-1), strict=True))
 
 
 def _plain(value: Any) -> Any:

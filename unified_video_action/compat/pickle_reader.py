@@ -11,8 +11,10 @@ from __future__ import annotations
 import pickle
 import pickletools
 import struct
+import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any
@@ -21,13 +23,13 @@ COPIED = 100_000_000  # bytes, most that the builders of one pickle copy
 VALUES = 1_000_000  # most in what a pickle holds; 64 letters or bytes count as one
 DEPTH = 100  # of containers in containers
 NUMBER_BITS = 512  # of a whole number
+SCALARS = (str, bytes, int, float, NoneType)
 
 # Instructions that plain data does not need: calls by other ways than the one that is checked, and buffers outside.
-CODE = frozenset({"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"})
-# What reading a damaged file may raise, besides ValueError.
+CODE = frozenset({"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER", "NEWOBJ_EX"})
 DAMAGE = (
-    *(pickle.UnpicklingError, struct.error, EOFError, LookupError, TypeError, AttributeError, NotImplementedError),
-    *(OverflowError, MemoryError, RecursionError),
+    *(ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, EOFError, LookupError, TypeError),
+    *(AttributeError, NotImplementedError, OverflowError, MemoryError, RecursionError),
 )
 
 
@@ -37,9 +39,21 @@ class UnsafePickleError(ValueError):
     def __init__(self, what: str, source: str = "pickle") -> None:
         self.what = what
         super().__init__(
-            f"{source}: refused, because it asks for {what}, which plain weights and settings do not need. "
-            f"Nothing of it was run. If you trust its author, ask for the weights as safetensors."
+            f"{source}: refused, because it asks for {what}, which plain data does not need. Nothing of it was run. "
+            "If you trust its author, ask for weights as safetensors."
         )
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Whatever reading damaged or hostile data raises becomes a ValueError that names the source."""
+    try:
+        yield
+    except UnsafePickleError as error:
+        raise UnsafePickleError(error.what, source) from None
+    except DAMAGE as error:
+        said = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{source}: damaged, or more than plain data: {said[:300]}") from error
 
 
 @dataclass(frozen=True)
@@ -69,26 +83,6 @@ class Built:
         return self.state
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What a pickle may have."""
-
-    names: Mapping[str, Allowed]
-    refused: frozenset[str]  # instructions
-    most: int  # instructions
-    keys: tuple[type, ...]  # of a dict
-
-    def named(self, module: str, name: str) -> Allowed:
-        """What a name stands for, also as Python 2 has it; raises UnsafePickleError if it is not on the list."""
-        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-        if (found := self.names.get(f"{module}.{name}")) is None:
-            raise UnsafePickleError(f"{module}.{name}"[:100])
-        return found
-
-
-SCALARS = (str, bytes, int, float, NoneType)
-
-
 def pairs(items: Iterable[Any], keys: tuple[type, ...] = SCALARS) -> dict:
     """A dict of (key, value); keys are plain values whose hash is quickly computed and hardly ever the same."""
     made = list(items.items() if isinstance(items, dict) else items)
@@ -103,58 +97,47 @@ def check_keys(found: Iterable[Any], kinds: tuple[type, ...] = SCALARS) -> None:
 
 
 class Reader(pickle._Unpickler):
-    """Reads one pickle. `persistent` resolves the references that torch makes to tensor storages."""
+    """Reads pickles; what each kind of file may have is in its subclasses."""
 
+    names: Mapping[str, Allowed] = {}
+    refused = CODE
+    most = 0  # instructions
+    keys: tuple[type, ...] = SCALARS  # of a dict
     dispatch = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: Any, rules: Rules, persistent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, file: Any) -> None:
         super().__init__(file, encoding="latin1")
-        self.file, self.rules, self.persistent, self.copied = file, rules, persistent, 0
+        self.file, self.copied = file, 0
 
     def load(self) -> Any:
-        """What is on top when the pickle stops; `plain` makes data of it.
+        """What is on top when the pickle stops; `content` makes data of it.
 
         Raises:
             UnsafePickleError: it names something that is not on the list, or uses an instruction that is not.
-            ValueError: it is damaged, or larger than the rules allow.
+            DAMAGE: it is damaged, or larger than is allowed.
         """
-        try:
-            self.look_through()
-            return super().load()
-        except UnsafePickleError:
-            raise
-        except ValueError as error:
-            raise ValueError(f"damaged, or more than plain data: {error}") from error
-        except DAMAGE as error:
-            raise ValueError(f"damaged, or more than plain data: {error!r}"[:300]) from error
-
-    def look_through(self) -> None:
-        """Read the instructions without following them, and return to where they begin."""
         start = self.file.tell()
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(self.file)):
-            if opcode.name in self.rules.refused:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(self.file)):  # looked at, not followed
+            if opcode.name in self.refused:
                 raise UnsafePickleError(f"pickle instruction {opcode.name}")
-            if count >= self.rules.most:
-                raise ValueError(f"more than {self.rules.most} instructions")
+            if count >= self.most:
+                raise ValueError(f"more than {self.most} instructions")
             if type(argument) is int and argument.bit_length() > NUMBER_BITS:
                 raise ValueError(f"a whole number of {argument.bit_length()} bits")
         self.file.seek(start)
+        return super().load()
+
+    def content(self) -> Any:
+        return plain(self.load())
 
     def find_class(self, module: str, name: str) -> Allowed:
-        return self.rules.named(module, name)
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))  # Python 2's
+        if (found := self.names.get(f"{module}.{name}")) is None:
+            raise UnsafePickleError(f"{module}.{name}"[:100])
+        return found
 
     def persistent_load(self, reference: Any) -> Any:
-        if self.persistent is None:
-            raise UnsafePickleError("a reference to data outside the pickle")
-        return self.persistent(reference)
-
-    def load_append(self) -> None:
-        item = self.stack.pop()
-        _require(self.stack[-1], list).append(item)
-
-    def load_appends(self) -> None:
-        items = self.pop_mark()
-        _require(self.stack[-1], list).extend(items)
+        raise UnsafePickleError("a reference to data outside the pickle")
 
     def load_frozenset(self) -> None:
         self.metastack[-1].append(set())
@@ -163,7 +146,7 @@ class Reader(pickle._Unpickler):
 
     def load_additems(self) -> None:
         items = self.pop_mark()
-        check_keys(items, self.rules.keys)
+        check_keys(items, self.keys)
         _require(self.stack[-1], set).update(items)
 
     def load_dict(self) -> None:
@@ -172,24 +155,18 @@ class Reader(pickle._Unpickler):
 
     def load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        _require(self.stack[-1], dict).update(pairs([(key, value)], self.rules.keys))
+        _require(self.stack[-1], dict).update(pairs([(key, value)], self.keys))
 
     def load_setitems(self) -> None:
         items = self.pop_mark()
-        _require(self.stack[-1], dict).update(pairs(zip(items[::2], items[1::2], strict=True), self.rules.keys))
+        _require(self.stack[-1], dict).update(pairs(zip(items[::2], items[1::2], strict=True), self.keys))
 
     def load_reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
-        _require(arguments, tuple)
+        arguments, function = _require(self.stack.pop(), tuple), self.stack.pop()
         self.copied += 8 * len(arguments) + sum(map(_copied, arguments))
         if self.copied > COPIED:
             raise ValueError(f"its objects take more than {COPIED} bytes")
         self.append(_require(function, Allowed).build(*arguments))
-
-    def load_newobj_ex(self) -> None:
-        if _require(self.stack.pop(), dict):
-            raise UnsafePickleError("an object made with keyword arguments")
-        self.load_reduce()
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -200,10 +177,9 @@ class Reader(pickle._Unpickler):
             raise UnsafePickleError(f"state set on a {type(target).__name__}")
 
     for _code, _method in (
-        *((pickle.APPEND, load_append), (pickle.APPENDS, load_appends), (pickle.DICT, load_dict)),
-        *((pickle.SETITEM, load_setitem), (pickle.SETITEMS, load_setitems), (pickle.ADDITEMS, load_additems)),
-        *((pickle.FROZENSET, load_frozenset), (pickle.REDUCE, load_reduce), (pickle.NEWOBJ, load_reduce)),
-        *((pickle.NEWOBJ_EX, load_newobj_ex), (pickle.BUILD, load_build)),
+        *((pickle.DICT, load_dict), (pickle.SETITEM, load_setitem), (pickle.SETITEMS, load_setitems)),
+        *((pickle.ADDITEMS, load_additems), (pickle.FROZENSET, load_frozenset), (pickle.BUILD, load_build)),
+        *((pickle.REDUCE, load_reduce), (pickle.NEWOBJ, load_reduce)),
     ):
         dispatch[_code[0]] = _method
 
@@ -238,7 +214,7 @@ def plain(value: Any) -> Any:
         if not isinstance(item, Built | Allowed | dict | list | tuple | set | frozenset):
             return item, 1, 0
         if done.get(id(item)) is _UNFINISHED:
-            raise ValueError("damaged: a container that holds itself")
+            raise ValueError("a container that holds itself")
         if id(item) not in done:
             done[id(item)] = _UNFINISHED
             done[id(item)] = found = replace(item)

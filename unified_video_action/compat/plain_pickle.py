@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unified_video_action.compat.pickle_reader import CODE, Allowed, Built, Reader, Rules, UnsafePickleError, plain
+from unified_video_action.compat.pickle_reader import CODE, Allowed, Built, Reader, UnsafePickleError, reading
 
-INSTRUCTIONS = 2000  # most in one message; an array takes about 40
 NUMBERS = r"[<>|=]?(b1|[iu][1248]|f[248])"
 
 
@@ -52,7 +51,7 @@ class Array(Built):
         return self.value
 
 
-def numbers(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+def numbers(data: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
     if not isinstance(dtype, ArrayType) or not isinstance(data, bytes | bytearray | memoryview):
         raise UnsafePickleError("an array of something else than numbers")
     return np.frombuffer(data, dtype.dtype()).reshape(whole_numbers(shape), order=order)
@@ -72,10 +71,6 @@ def encoded(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode(encoding)
 
 
-def _scalar(dtype: ArrayType, data: Any) -> Any:
-    return numbers(data, dtype, (1,), "C")[0].item()
-
-
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any = None) -> Array:
     """As protocol 5 writes arrays."""
     values = numbers(data, dtype, shape, "F" if order == "F" else "C")
@@ -84,15 +79,22 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any = "C", axes: Any 
 
 NUMPY: dict[str, Allowed] = {"numpy.ndarray": Allowed("numpy.ndarray")}
 for _home in ("numpy.core", "numpy._core"):
-    NUMPY[f"{_home}.multiarray._reconstruct"] = Allowed("_reconstruct", lambda *_: Array())
-    NUMPY[f"{_home}.multiarray.scalar"] = Allowed("scalar", _scalar)
-    NUMPY[f"{_home}.numeric._frombuffer"] = Allowed("_frombuffer", _from_buffer)
-IN_MESSAGES = NUMPY | {
-    "numpy.dtype": Allowed("numpy.dtype", lambda code, *_: ArrayType(code=code)),
-    "_codecs.encode": Allowed("_codecs.encode", encoded),
-    "builtins.bytes": Allowed("builtins.bytes", lambda: b""),
-}
-MESSAGES = Rules(IN_MESSAGES, CODE | {"EMPTY_SET", "ADDITEMS", "FROZENSET"}, INSTRUCTIONS, (str,))
+    NUMPY |= {
+        f"{_home}.multiarray._reconstruct": Allowed("_reconstruct", lambda *_: Array()),
+        f"{_home}.multiarray.scalar": Allowed("scalar", lambda dtype, data: numbers(data, dtype, (1,))[0].item()),
+        f"{_home}.numeric._frombuffer": Allowed("_frombuffer", _from_buffer),
+    }
+
+
+class MessageReader(Reader):
+    names = NUMPY | {
+        "numpy.dtype": Allowed("numpy.dtype", lambda code, *_: ArrayType(code=code)),
+        "_codecs.encode": Allowed("_codecs.encode", encoded),
+        "builtins.bytes": Allowed("builtins.bytes", lambda: b""),
+    }
+    refused = CODE | {"EMPTY_SET", "ADDITEMS", "FROZENSET"}
+    most = 2000  # an array takes about 40
+    keys = (str,)
 
 
 def read(data: bytes | memoryview, most_bytes: int) -> Any:
@@ -103,13 +105,8 @@ def read(data: bytes | memoryview, most_bytes: int) -> Any:
     """
     if len(data) > most_bytes:
         raise ValueError(f"a pickle of {len(data)} bytes: the most is {most_bytes}")
-    try:
-        return plain(Reader(BytesIO(data), MESSAGES).load())
-    except UnsafePickleError as error:
-        raise ValueError(
-            f"a pickle that asks for {error.what}: refused, and nothing of it was run. Plain dicts, lists, texts, "
-            "numbers and NumPy arrays of numbers are read"
-        ) from error
+    with reading("message"):
+        return MessageReader(BytesIO(data)).content()
 
 
 def write(value: np.ndarray | str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -49,33 +50,29 @@ def read_published(content: Mapping[str, Any], source: str) -> Published:
             f"{source}: it has no averaged weights (state_dicts.ema_model), only {few(states)}: it was trained without "
             "EMA, or is not the file that the trainer wrote"
         )
-    parts = {
-        ours: split_policy(states[theirs], source)
-        for ours, theirs in (("ema", "ema_model"), ("model", "model"))
-        if theirs in states
-    }
+    kept = {"ema": "ema_model", "model": "model"}
+    parts = {ours: split_policy(states[theirs], source) for ours, theirs in kept.items() if theirs in states}
     ema, policy = parts["ema"], _policy_settings(content["cfg"], source)
-    shapes = shapes_of(ema.model)
-    spec = infer_spec(
-        shapes,
-        different_history_freq=bool(policy.get("different_history_freq")),
-        shift_action=bool(policy.get("shift_action", True)),
-    )
+    shapes = shapes_of(ema["model"])
     return Published(
         settings=content["cfg"],
-        spec=spec,
+        spec=infer_spec(
+            shapes,
+            different_history_freq=bool(policy.get("different_history_freq")),
+            shift_action=bool(policy.get("shift_action", True)),
+        ),
         network=infer_network(shapes),
-        weights={name: part.model for name, part in parts.items()},
-        codec=ema.codec,
-        normalizer=normalizer_fields(ema.normalizer),
+        weights={name: part["model"] for name, part in parts.items()},
+        codec=ema["codec"],
+        normalizer=_normalizer_fields(ema["normalizer"]),
     )
 
 
-def normalizer_fields(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _normalizer_fields(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """`<field>.scale`, `<field>.input_stats.min`, ... by field and quantity, but images: they are not normalised."""
     fields: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        field, key = name.removesuffix("." + name.rsplit(".", 1)[-1]), name.rsplit(".", 1)[-1]
+        field, _, key = name.rpartition(".")
         field = field.removesuffix(".input_stats")
         if "image" not in field and "rgb" not in field:
             fields.setdefault(field, {})[key] = tensor.reshape(-1)
@@ -137,15 +134,8 @@ def _policy_settings(settings: Mapping[str, Any], source: str) -> dict[str, Any]
     return policy
 
 
-# -- sizes of a published model, read off its tensors ------------------------------------------------------------------
-
-
-def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, default: int | None = None) -> int:
-    """Side of a tensor; `default` where there is no such tensor.
-
-    Raises:
-        ValueError: no such tensor and no default, or it has no such side.
-    """
+def _size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, default: int | None = None) -> int:
+    """Side of a tensor, or `default` where there is none of that name. Raises ValueError where there is neither."""
     if name not in shapes:
         if default is None:
             raise ValueError(f"not a published model: it has no tensor {name}")
@@ -169,10 +159,7 @@ def infer_spec(
     Raises:
         ValueError: tensors that no published model lacks are missing, or the input layer's width makes no sense.
     """
-
-    def size(name: str, axis: int, default: int | None = None) -> int:
-        return size_of(shapes, name, axis, default)
-
+    size = partial(_size_of, shapes)
     dim, cells = size("fake_latent_x", 1), size("spatial_pos_embed", 1)
     side = math.isqrt(cells)
     if side * side != cells:
@@ -207,7 +194,7 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Raises:
         ValueError: no such model, or a width that none has, so that the number of attention heads is unknown.
     """
-    dim = size_of(shapes, "encoder_norm.weight", 0)
+    dim = _size_of(shapes, "encoder_norm.weight", 0)
     if dim not in HEADS_BY_WIDTH:
         raise ValueError(f"model width {dim}: expected one of {', '.join(map(str, HEADS_BY_WIDTH))}")
 
@@ -215,7 +202,10 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
     def head(name: str) -> dict[str, int]:
-        return {"width": size_of(shapes, f"{name}.net.input_proj.weight", 0), "depth": depth(f"{name}.net.res_blocks.")}
+        return {
+            "width": _size_of(shapes, f"{name}.net.input_proj.weight", 0),
+            "depth": depth(f"{name}.net.res_blocks."),
+        }
 
     return {
         "transformer": {
@@ -223,7 +213,7 @@ def infer_network(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
             "encoder_depth": depth("encoder_blocks."),
             "decoder_depth": depth("decoder_blocks."),
             "heads": HEADS_BY_WIDTH[dim],
-            "mlp_ratio": size_of(shapes, "encoder_blocks.0.mlp.fc1.weight", 0) / dim,
+            "mlp_ratio": _size_of(shapes, "encoder_blocks.0.mlp.fc1.weight", 0) / dim,
         },
         "video_head": head("diffloss"),
         "action_head": head("diffactloss" if "diffactloss.net.input_proj.weight" in shapes else "diffloss"),

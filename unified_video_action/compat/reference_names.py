@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from unified_video_action.compat.tensors import Shapes, load_exactly, require_same, shapes_of, unwrapped
+from unified_video_action.compat.tensors import require_same, shapes_of, unwrapped
 from unified_video_action.messages import few
 
 # Published module or parameter -> ours.
@@ -69,19 +69,22 @@ HEAD_PARTS = {
     "refine": "trunk.refine",
 }
 UNUSED = ("proprioception_image_proj_cond.weight", "proprioception_image_proj_cond.bias")  # without a wrist camera
+PREFIXES = {  # of a policy's tensors -> the part that they are of
+    "model.": "model",
+    "vae_model.": "codec",  # kl-f16 under LDM names
+    "text_model.": "text",  # CLIP; only models with language
+    "normalizer.params_dict.": "normalizer",  # `<field>.scale`, `<field>.input_stats.min`, ...
+}
 
 
-def _rules(flip: bool = False) -> list[tuple[re.Pattern[str], str]]:
-    """(pattern of a name, its counterpart), in both of which a block's number stands for `#`."""
-    heads = [(f"{a}.{c}", f"{b}.{d}") for a, b in HEADS.items() for c, d in HEAD_PARTS.items()]
-    pairs = [pair[::-1] if flip else pair for pair in (*PARTS.items(), *heads)]
-    return [
-        (re.compile(re.escape(source).replace(r"\#", r"(?P<number>\d+)") + r"(?P<rest>\..+)?"), target)
-        for source, target in pairs
-    ]
+def _pattern(name: str) -> re.Pattern[str]:
+    """Of a name or the beginning of one, in which a block's number stands for `#`."""
+    return re.compile(re.escape(name).replace(r"\#", r"(?P<number>\d+)") + r"(?P<rest>\..+)?")
 
 
-TO_OURS, TO_REFERENCE = _rules(), _rules(flip=True)
+PAIRS = [*PARTS.items(), *((f"{a}.{c}", f"{b}.{d}") for a, b in HEADS.items() for c, d in HEAD_PARTS.items())]
+TO_OURS = [(_pattern(published), ours) for published, ours in PAIRS]
+TO_REFERENCE = [(_pattern(ours), published) for published, ours in PAIRS]
 
 
 def _translate(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
@@ -112,55 +115,26 @@ def to_ours(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
     Raises:
         ValueError: tensors that are missing, extra or misshapen; it has their published names.
     """
-    wanted = _published_shapes(expected)
+    if without := [name for name in expected if reference_name(name) is None]:
+        raise ValueError(f"the published code has no counterpart of {few(without)}")
+    wanted = {reference_name(name): tuple(shape) for name, shape in expected.items()}
     used = {name: tensor for name, tensor in state.items() if name in wanted or name not in UNUSED}
     require_same(wanted, shapes_of(used), source)
     return {our_name(name): tensor for name, tensor in used.items()}
 
 
-def load_reference(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a published model into ours; raises ValueError for tensors that do not fit."""
-    load_exactly(model, to_ours(state, shapes_of(model.state_dict()), source), source)
-
-
-def _published_shapes(ours: Mapping[str, tuple[int, ...]]) -> Shapes:
-    shapes = {reference_name(name): tuple(shape) for name, shape in ours.items()}
-    without = [name for name in ours if reference_name(name) is None]
-    if without:
-        raise ValueError(f"the published code has no counterpart of {few(without)}")
-    return shapes
-
-
-@dataclass
-class PublishedPolicy:
-    """A published policy's tensors by part, prefixes removed."""
-
-    model: dict[str, Tensor] = field(default_factory=dict)
-    codec: dict[str, Tensor] = field(default_factory=dict)  # kl-f16 under LDM names
-    text: dict[str, Tensor] = field(default_factory=dict)  # CLIP; only models with language
-    normalizer: dict[str, Tensor] = field(default_factory=dict)  # `<field>.scale`, `<field>.input_stats.min`, ...
-
-
-PREFIXES = {
-    "model.": "model",
-    "vae_model.": "codec",
-    "text_model.": "text",
-    "normalizer.params_dict.": "normalizer",
-}
-
-
-def split_policy(state: Any, source: str) -> PublishedPolicy:
-    """Sort a published policy's tensors into parts; raises ValueError naming those of no known part."""
-    parts, unknown = PublishedPolicy(), []
+def split_policy(state: Any, source: str) -> dict[str, dict[str, Tensor]]:
+    """A published policy's tensors by part (see PREFIXES), without prefixes. Raises ValueError for others."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES.values()}
+    unknown = []
     for name, tensor in unwrapped(state, source).items():
-        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
-        if prefix:
-            getattr(parts, PREFIXES[prefix])[name.removeprefix(prefix)] = tensor
+        if prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+            parts[PREFIXES[prefix]][name.removeprefix(prefix)] = tensor
         elif name != "_dummy_variable":
             unknown.append(name)
     if unknown:
         raise ValueError(f"{source}: tensors of no known part: {few(unknown)}")
-    if not parts.model:
+    if not parts["model"]:
         raise ValueError(f"{source}: no tensors of the model (none starts with 'model.')")
     return parts
 
@@ -182,16 +156,12 @@ def matching(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]
     Raises:
         ValueError: nothing fits.
     """
-    names = {name: our_name(name) for name in state}
     fitting = {
-        ours: state[name]
-        for name, ours in names.items()
-        if ours in expected and tuple(expected[ours]) == tuple(state[name].shape)
+        our_name(name): tensor
+        for name, tensor in state.items()
+        if tuple(expected.get(our_name(name), ("none",))) == tuple(tensor.shape)
     }
     if not fitting:
         raise ValueError(f"{source}: no tensor fits the model by name and shape")
-    return Transfer(
-        tensors=fitting,
-        left=[name for name, ours in names.items() if ours not in fitting],
-        kept=[name for name in expected if name not in fitting],
-    )
+    left = [name for name in state if our_name(name) not in fitting]
+    return Transfer(fitting, left, [name for name in expected if name not in fitting])

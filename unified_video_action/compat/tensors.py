@@ -22,6 +22,7 @@ from unified_video_action.files import require_data
 from unified_video_action.messages import few
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+NAMED = 4  # most of each kind of differences
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -32,14 +33,22 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 
 def require_same(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], source: str) -> None:
     """Raise ValueError if tensors of `source` are missing, extra or misshapen: it counts them and names some."""
-    missing = [f"{name} {tuple(shape)}" for name, shape in expected.items() if name not in given]
-    extra = [f"{name} {tuple(shape)}" for name, shape in given.items() if name not in expected]
-    misshapen = [
-        f"{name} is {tuple(given[name])}, expected {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in given and tuple(given[name]) != tuple(shape)
-    ]
-    _raise_for({"missing": missing, "extra": extra, "misshapen": misshapen}, source, "tensors do not fit")
+    wrong = {
+        "missing": [f"{name} {tuple(shape)}" for name, shape in expected.items() if name not in given],
+        "extra": [f"{name} {tuple(shape)}" for name, shape in given.items() if name not in expected],
+        "misshapen": [
+            f"{name} is {tuple(given[name])}, expected {tuple(shape)}"
+            for name, shape in expected.items()
+            if name in given and tuple(given[name]) != tuple(shape)
+        ],
+    }
+    if not (count := sum(map(len, wrong.values()))):
+        return
+    lines = [f"{source}: {count} tensors do not fit"]
+    for kind, found in wrong.items():
+        lines += [f"{kind}: {each[:300]}" for each in found[:NAMED]]
+        lines += [f"{kind}: {len(found) - NAMED} more"] if len(found) > NAMED else []
+    raise ValueError("\n  ".join(lines))
 
 
 def require_finite(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -63,10 +72,10 @@ def unwrapped(state: Any, source: str) -> dict[str, Tensor]:
         raise ValueError(f"{source}: a {type(state).__name__}, expected tensors by name")
     if others := [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
         raise ValueError(f"{source}: these are no named tensors: {few(others)}")
-    found = {name: ".".join(part for part in name.split(".") if part not in WRAPPERS) for name in state}
-    if len(set(found.values())) < len(found):
+    found = {".".join(part for part in name.split(".") if part not in WRAPPERS): state[name] for name in state}
+    if len(found) < len(state):
         raise ValueError(f"{source}: it holds tensors twice, with and without {', '.join(WRAPPERS)} in their names")
-    return {found[name]: tensor for name, tensor in state.items()}
+    return found
 
 
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -91,11 +100,7 @@ def read_safetensors(path: str | Path) -> dict[str, Tensor]:
     index = index_of(path)
     if path.is_file() and index.is_file():
         raise ValueError(f"{path.parent} has both {path.name} and {index.name}; remove the one that is out of date")
-    if index.is_file():
-        return _read_pieces(index)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    return _read_file(path)
+    return _read_pieces(index) if index.is_file() else _read_file(path)
 
 
 def weights_exist(path: Path) -> bool:
@@ -118,17 +123,17 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], most_bytes: int
         ValueError: one tensor alone is larger than a piece may be.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    if most_bytes is None or sum(map(_stored_bytes, tensors.items())) <= most_bytes:
+    header = sum(200 + len(name) for name in tensors)  # bytes, more than a header takes; no piece has a longer one
+    if most_bytes is None or header + sum(tensor.nbytes for tensor in tensors.values()) <= most_bytes:
         save_file(tensors, path, metadata={"format": "pt"})
         return [path]
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    room = most_bytes - sum(_header_bytes(name) for name in tensors)  # no piece's header is longer than that of all
-    for name, tensor in tensors.items():
-        if tensor.nbytes > room:
-            raise ValueError(
-                f"{name} {tuple(tensor.shape)} has {tensor.nbytes} bytes: no piece of {most_bytes} holds it"
-            )
+    room = most_bytes - header
+    if large := [
+        f"{name} {tuple(each.shape)} has {each.nbytes}" for name, each in tensors.items() if each.nbytes > room
+    ]:
+        raise ValueError(f"{large[0]} bytes: no piece of {most_bytes} holds it")
     pattern = path.stem + "{suffix}" + path.suffix
     split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=room)
     for file, names in split.filename_to_tensors.items():
@@ -147,27 +152,9 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()[:16]
 
 
-def _raise_for(wrong: Mapping[str, list[str]], source: str, what: str, most: int = 4) -> None:
-    """Raise ValueError with some of each kind of what is wrong, one a line, if anything is."""
-    if not (count := sum(map(len, wrong.values()))):
-        return
-    lines = [f"{source}: {count} {what}"]
-    for kind, found in wrong.items():
-        lines += [f"{kind}: {each[:300]}" for each in found[:most]]
-        lines += [f"{kind}: {len(found) - most} more"] if len(found) > most else []
-    raise ValueError("\n  ".join(lines))
-
-
-def _header_bytes(name: str) -> int:
-    """More than a tensor's entry in a safetensors header takes."""
-    return 200 + len(name)
-
-
-def _stored_bytes(entry: tuple[str, Tensor]) -> int:
-    return _header_bytes(entry[0]) + entry[1].nbytes
-
-
 def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
     require_data(path)
     try:
         return load_file(path)
@@ -186,18 +173,15 @@ def _read_pieces(index: Path) -> dict[str, Tensor]:
         if Path(piece).name != piece:
             raise ValueError(f"{index} names a piece outside its folder: {few([piece])}")
         if not (index.parent / piece).is_file():
-            raise FileNotFoundError(
-                f"{index.parent / piece} is missing: one of the {len(pieces)} pieces of {index.name}"
-            )
+            raise FileNotFoundError(f"{index.parent / piece} is missing: one of {len(pieces)} pieces of {index.name}")
     stem = index.name.removesuffix(".safetensors.index.json")
     if stray := {path.name for path in index.parent.glob(f"{stem}-*-of-*.safetensors")} - set(pieces):
         raise ValueError(f"{index} does not name {few(sorted(stray))}; remove what is out of date")
     tensors: dict[str, Tensor] = {}
     for piece in pieces:
-        found = _read_file(index.parent / piece)
-        wanted = {name for name, place in places.items() if place == piece}
-        wrong = {"missing": sorted(wanted - found.keys()), "extra": sorted(found.keys() - wanted)}
-        _raise_for(wrong, str(index.parent / piece), f"tensors are not what {index.name} says")
+        found, wanted = _read_file(index.parent / piece), {name for name, place in places.items() if place == piece}
+        if wrong := found.keys() ^ wanted:
+            raise ValueError(f"{index.parent / piece} does not hold what {index.name} says: {few(sorted(wrong))}")
         tensors |= found
     if (total := sum(tensor.nbytes for tensor in tensors.values())) != size:
         raise ValueError(f"{index}: total_size is {size}, but the pieces hold {total} bytes")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,31 +14,21 @@ import torch
 from torch import Tensor
 
 from unified_video_action.compat.pickle_reader import (
-    CODE,
-    DAMAGE,
-    SCALARS,
     Allowed,
     Built,
     Reader,
-    Rules,
     UnsafePickleError,
     check_keys,
     pairs,
     plain,
+    reading,
 )
-from unified_video_action.compat.plain_pickle import (
-    NUMBERS,
-    NUMPY,
-    Array,
-    ArrayType,
-    encoded,
-    whole_numbers,
-)
-from unified_video_action.compat.zip_archive import PICKLE, ZipArchive, is_zip
+from unified_video_action.compat.plain_pickle import NUMBERS, NUMPY, Array, ArrayType, encoded, whole_numbers
+from unified_video_action.compat.zip_archive import PICKLE, ZipArchive
 from unified_video_action.files import require_data
 
-INSTRUCTIONS = 500_000  # most in a checkpoint's pickle; a tensor takes about 40
 REPEATED = 1 << 30  # bytes, most by which tensors together may be larger than what is stored of them
+REBUILD = ("_rebuild_tensor", "_rebuild_tensor_v2")
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 STORAGE_DTYPES = {
@@ -74,17 +63,11 @@ def _dill_array(make: Any, arguments: Any, state: Any, *_: Any) -> Array:
     return array
 
 
-def _dill_type(name: Any) -> Allowed:
-    """How dill mentions a built-in type."""
-    if not isinstance(name, str):
-        raise ValueError("a type whose name is no text")
-    return Allowed(f"type {name[:80]}")
-
-
-def _device(*names: Any) -> str:
+def _named(*names: Any) -> str:
+    """A device, or a built-in type as dill mentions it."""
     if not all(isinstance(name, str | int) for name in names):
-        raise ValueError("a device whose name is no text")
-    return ":".join(map(str, names))
+        raise ValueError("a name that is no text")
+    return ":".join(map(str, names))[:80]
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {
@@ -101,11 +84,11 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     "_codecs.encode": encoded,
     "pathlib.PosixPath": lambda *parts: "/".join(parts).replace("//", "/"),
     "torch.Size": lambda items=(): tuple(items),
-    "torch.device": _device,
+    "torch.device": _named,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "numpy.dtype": lambda code, *_: ArrayType(code=code, pattern=NUMBERS + r"|[<>|=]?[SU]\d{1,5}"),
     "dill._dill._create_array": _dill_array,
-    "dill._dill._load_type": _dill_type,
+    "dill._dill._load_type": lambda name: Allowed(f"type {_named(name)}"),
     "omegaconf.base.ContainerMetadata": Built,
     "omegaconf.base.Metadata": Built,
     "omegaconf.dictconfig.DictConfig": ConfigNode,
@@ -126,31 +109,35 @@ ALLOWED |= {f"torch.{kind}Storage": Allowed(f"torch.{kind}Storage", value=x) for
 ALLOWED |= {str(dtype): Allowed(str(dtype), value=dtype) for dtype in STORAGE_DTYPES.values()}
 
 
-class Storages:
-    """The storages that a pickle refers to, and the tensors that are views of them."""
+class CheckpointReader(Reader):
+    """Reads a checkpoint's pickle: plain data, and tensors that are views of storages outside of it."""
 
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}  # key -> whole storage, 1-D
+    most = 500_000  # a tensor takes about 40
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.storages: dict[str, Tensor] = {}  # key -> whole storage, 1-D
         self.room = REPEATED  # bytes that views may still have
-        made = {f"torch._utils.{name}": Allowed(name, self.view) for name in ("_rebuild_tensor", "_rebuild_tensor_v2")}
-        self.rules = Rules(ALLOWED | made, CODE, INSTRUCTIONS, SCALARS)
+        self.names = ALLOWED | {f"torch._utils.{name}": Allowed(name, self.view) for name in REBUILD}
 
-    def resolve(self, reference: Any) -> Tensor:
+    def persistent_load(self, reference: Any) -> Tensor:
         """`("storage", type, key, location, elements, ...)` -> the whole storage."""
+        if not isinstance(reference, tuple):
+            return super().persistent_load(reference)
         tag, kind, key, _, elements = reference[:5]
         if tag != "storage" or not isinstance(kind, Allowed) or not isinstance(kind.value, torch.dtype):
             raise UnsafePickleError("a reference to something else than a tensor's storage")
         if not isinstance(key, str) or type(elements) is not int or elements < 0:
             raise ValueError("a storage without a name and a number of elements")
-        if key not in self.tensors:
-            self.tensors[key] = self.find(key, kind.value, elements, reference)
-            self.room += self.tensors[key].nbytes
-        found = self.tensors[key]
+        if key not in self.storages:
+            self.storages[key] = self.find(key, kind.value, elements, reference)
+            self.room += self.storages[key].nbytes
+        found = self.storages[key]
         if found.dtype != kind.value or found.numel() != elements:
             raise ValueError(f"storage {key[:80]!r} is referred to in two ways")
         return found
 
-    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: tuple) -> Tensor:
         raise UnsafePickleError("a reference to data outside the pickle")
 
     def view(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
@@ -163,27 +150,24 @@ class Storages:
             raise ValueError(f"a tensor that reaches to element {end} of a storage of {storage.numel()}")
         self.room -= math.prod(size) * storage.itemsize
         if self.room < 0 or max(size, default=0) > 2**40:
-            raise ValueError(
-                f"a tensor of size {size} on {storage.numel()} stored elements: with it, tensors are more than "
-                f"{REPEATED >> 20} MiB larger than what is stored of them"
-            )
+            raise ValueError(f"tensors that are more than {REPEATED >> 20} MiB larger than what is stored of them")
         try:
             return storage.as_strided(size, stride, offset)
         except RuntimeError as error:
             raise ValueError(f"a tensor of size {size}, stride {stride}, offset {offset}") from error
 
 
-class ZipStorages(Storages):
-    """Storages of a zip checkpoint, mapped copy-on-write from the file."""
+class ZipReader(CheckpointReader):
+    """Of a zip checkpoint, whose storages are mapped copy-on-write from the file."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__()
         self.archive = ZipArchive(path)
+        super().__init__(BytesIO(self.archive.read("data.pkl")))
         if self.archive.read("byteorder") not in (None, b"little"):
             raise ValueError("written on a big-endian machine, which is not supported")
         self.bytes = torch.UntypedStorage.from_file(str(path), False, self.archive.size)
 
-    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: tuple) -> Tensor:
         start, size = self.archive.span("data/" + key)
         if size != elements * dtype.itemsize:
             raise ValueError(f"storage {key[:80]} has {size} bytes, expected {elements} elements of {dtype}")
@@ -192,27 +176,34 @@ class ZipStorages(Storages):
         return torch.empty(0, dtype=dtype).set_(raw, 0, (elements,))
 
 
-class LegacyStorages(Storages):
-    """Storages of the format before torch 1.6: five pickles, then every storage's length and bytes."""
+class LegacyReader(CheckpointReader):
+    """Of the format before torch 1.6: five pickles, then every storage's length and bytes."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.file, self.left = file, os.fstat(file.fileno()).st_size
-        self.pickles = BytesIO(file.read(PICKLE))  # they come first
-        if self.read_pickle() != LEGACY_MAGIC or self.read_pickle() != LEGACY_PROTOCOL:
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__(BytesIO(stream.read(PICKLE)))  # the pickles come first
+        self.stream, self.left = stream, os.fstat(stream.fileno()).st_size
+
+    def content(self) -> Any:
+        if self.load() != LEGACY_MAGIC or self.load() != LEGACY_PROTOCOL:
             raise ValueError("not a torch checkpoint")
-        self.read_pickle()  # the writer's byte order and type sizes
-
-    def read_pickle(self) -> Any:
-        return Reader(self.pickles, self.rules).load()
-
-    def read_content(self) -> Any:
-        content = Reader(self.pickles, self.rules, self.resolve).load()
-        self.fill()
+        self.load()  # the writer's byte order and type sizes
+        content, keys = self.load(), self.load()
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise ValueError("it does not say which storages follow")
+        if set(keys) != self.storages.keys() or len(keys) > len(self.storages):
+            raise ValueError("the storages that follow are not the ones it refers to")
+        self.stream.seek(self.file.tell())
+        for key in keys:
+            tensor = self.storages[key]
+            (elements,) = struct.unpack("<q", self.stream.read(8))
+            if elements != tensor.numel():
+                raise ValueError(f"storage {key[:80]} has {elements} elements, expected {tensor.numel()}")
+            if elements and self.stream.readinto(tensor.view(torch.uint8).numpy()) != tensor.nbytes:
+                raise ValueError("it ends early, perhaps not completely downloaded")
         return plain(content)
 
-    def find(self, key: str, dtype: torch.dtype, elements: int, reference: Any) -> Tensor:
-        """A tensor that `fill` will fill."""
+    def find(self, key: str, dtype: torch.dtype, elements: int, reference: tuple) -> Tensor:
+        """A tensor that `content` fills."""
         if len(reference) > 5 and reference[5] is not None:
             raise ValueError("views of storages, as torch wrote them before 0.4, are not supported")
         self.left -= elements * dtype.itemsize
@@ -220,25 +211,11 @@ class LegacyStorages(Storages):
             raise ValueError(f"storage {key[:80]} is longer than the file")
         return torch.empty(elements, dtype=dtype)
 
-    def fill(self) -> None:
-        keys = self.read_pickle()
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise ValueError("it does not say which storages follow")
-        if set(keys) != self.tensors.keys() or len(keys) > len(self.tensors):
-            raise ValueError("the storages that follow are not the ones it refers to")
-        self.file.seek(self.pickles.tell())
-        for key in keys:
-            tensor = self.tensors[key]
-            (elements,) = struct.unpack("<q", self.file.read(8))
-            if elements != tensor.numel():
-                raise ValueError(f"storage {key[:80]} has {elements} elements, expected {tensor.numel()}")
-            if elements and self.file.readinto(tensor.view(torch.uint8).numpy()) != tensor.nbytes:
-                raise ValueError("it ends early, perhaps not completely downloaded")
-
 
 def loads(data: bytes) -> Any:
     """Plain data of a pickle without tensors (also dill's, as long as it holds nothing but data)."""
-    return plain(Reader(BytesIO(data), Storages().rules).load())
+    with reading("pickle"):
+        return CheckpointReader(BytesIO(data)).content()
 
 
 def load_checkpoint(path: str | Path) -> Any:
@@ -256,16 +233,7 @@ def load_checkpoint(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint file {path}")
     require_data(path)
-    try:
-        if is_zip(path):
-            storages = ZipStorages(path)
-            pickled = BytesIO(storages.archive.read("data.pkl"))
-            return plain(Reader(pickled, storages.rules, storages.resolve).load())
-        with path.open("rb") as file:
-            return LegacyStorages(file).read_content()
-    except UnsafePickleError as error:
-        raise UnsafePickleError(error.what, str(path)) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, *DAMAGE) as error:
-        raise ValueError(f"{path} is damaged, perhaps not completely downloaded ({str(error)[:200]})") from error
+    with reading(str(path)), path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        return (ZipReader(path) if is_zip else LegacyReader(file)).content()

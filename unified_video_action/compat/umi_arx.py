@@ -8,6 +8,7 @@ pickled array (A, 10) of poses in the same terms, or a text, which it prints bef
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,24 +88,16 @@ def client_yaml(
         own, raw = STATES[kind]
         rotation = {"raw_shape": [raw], "rotation_rep": "rotation_6d"} if KINDS[kind] == 6 else {}
         obs[own] = {"shape": [KINDS[kind]], "type": "low_dim", **rotation, **each}
-    action = {"shape": [10], "horizon": actions, "latency_steps": 0, "down_sample_steps": 1}
-    meta = {"obs": obs, "action": action | {"rotation_rep": "rotation_6d"}}
+    action = {"shape": [10], **each, "horizon": actions, "rotation_rep": "rotation_6d"}
+    meta = {"obs": obs, "action": action}
     poses = dict(zip(("obs_pose_repr", "action_pose_repr"), ("relative" if each else "abs" for each in relative)))
     task = {"name": name, "shape_meta": meta, "pose_repr": poses, "dataset": {"dataset_path": name, "shape_meta": meta}}
-    text = yaml.dump(
-        {"task": task, "policy": {"obs_encoder": {"model_name": name}}}, sort_keys=False, Dumper=_NoAliases
-    )
+    config = {"task": task, "policy": {"obs_encoder": {"model_name": name}}}
     rate = "" if step_seconds is None else f" Run the client with {frequency(step_seconds)}."
-    return f"# For the -i option of umi-arx's client: put it where the client looks for CHECKPOINT.yaml.{rate}\n" + text
+    head = f"# For the -i option of umi-arx's client: put it where the client looks for CHECKPOINT.yaml.{rate}\n"
+    return head + yaml.dump(json.loads(json.dumps(config)), sort_keys=False)  # through JSON: no aliases
 
 
 def frequency(step_seconds: float) -> str:
     """The client's option for control steps of that length."""
     return f"-f {1 / step_seconds:.3g}"
-
-
-class _NoAliases(yaml.SafeDumper):
-    """Writes what occurs twice twice."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True

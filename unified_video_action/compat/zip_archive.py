@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.compat.pickle_reader import DAMAGE, Reader, UnsafePickleError, plain
-from unified_video_action.compat.plain_pickle import MESSAGES
+from unified_video_action.compat.pickle_reader import reading
+from unified_video_action.compat.plain_pickle import MessageReader
 
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of a zip entry; the last two are the lengths of its name and extra field
 DIRECTORY = 1 << 23  # bytes, most of the zip's list of entries; a tensor takes about 80
 PICKLE = 1 << 26  # bytes, most of a pickle; settings and descriptions of tensors take a few megabytes
-ENCRYPTED = 1  # bit of an entry's flags
 
 
 class _Bounded(io.FileIO):
@@ -29,11 +28,6 @@ class _Bounded(io.FileIO):
         if size > DIRECTORY:
             raise ValueError(f"its list of entries has {size} bytes: the most is {DIRECTORY}")
         return super().read(size if size >= 0 else DIRECTORY)
-
-
-def is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
 
 
 class ZipArchive:
@@ -50,11 +44,9 @@ class ZipArchive:
             entries = archive.infolist()
         self.entries = {info.filename: info for info in entries}
         for info in entries:
-            name = repr(info.filename[:80])
-            if info.flag_bits & ENCRYPTED:
-                raise ValueError(f"entry {name} is encrypted, which torch never writes")
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-                raise ValueError(f"entry {name} is compressed, which torch never writes")
+            is_compressed = info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size
+            if is_compressed or info.flag_bits & 1:  # bit 0: encrypted
+                raise ValueError(f"entry {info.filename[:80]!r} is compressed or encrypted, which torch never writes")
             if info.header_offset < 0:
                 raise ValueError("its zip directory points outside the file")
         if len(self.entries) < len(entries) or sum(info.file_size for info in entries) > self.size:
@@ -68,9 +60,9 @@ class ZipArchive:
         """A small entry's bytes; None when there is none."""
         if (info := self.entries.get(self.root + name)) is None:
             return None
-        if info.file_size > PICKLE:
-            raise ValueError(f"its {name} has {info.file_size} bytes: the most is {PICKLE}")
         start, size = self.span(name)
+        if size > PICKLE:
+            raise ValueError(f"its {name} has {size} bytes: the most is {PICKLE}")
         with self.path.open("rb") as file:
             file.seek(start)
             data = file.read(size)
@@ -98,14 +90,8 @@ def read_array(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: damaged, something other than an array of numbers, or a pickle that asks for anything else.
     """
-    try:
-        found = plain(Reader(io.BytesIO(ZipArchive(Path(path)).read("data.pkl")), MESSAGES).load())
-    except UnsafePickleError as error:
-        raise ValueError(
-            f"{path} is no stored array of numbers: it asks for {error.what}; nothing of it was run"
-        ) from error
-    except (ValueError, zipfile.BadZipFile, *DAMAGE) as error:
-        raise ValueError(f"{path} is no stored array of numbers: {error}") from error
-    if not isinstance(found, np.ndarray):
-        raise ValueError(f"{path} is no stored array of numbers: it holds a {type(found).__name__}")
+    with reading(f"{path} is no stored array of numbers"):
+        found = MessageReader(io.BytesIO(ZipArchive(Path(path)).read("data.pkl"))).content()
+        if not isinstance(found, np.ndarray):
+            raise ValueError(f"it holds a {type(found).__name__}")
     return found

@@ -101,32 +101,27 @@ class Limiter:
         """There is a connection that asked for nothing yet."""
         self._silent[connection] = None
         if len(self._silent) > self.most:
-            self._say(f"more than {self.most} connections say nothing: the oldest are closed")
-            self._drop_oldest()
+            self._drop_oldest(f"more than {self.most} connections say nothing: the oldest are closed")
 
     def loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """For an event loop whose server survives it when no file is left for a connection."""
-        if "socket.accept()" not in context["message"]:
+        if "socket.accept()" in context["message"]:
+            self._drop_oldest(f"a connection could not be accepted ({context['exception'].strerror}); this goes on")
+        else:
             loop.default_exception_handler(context)
-            return
-        self._say(f"a connection could not be accepted ({context['exception'].strerror}); this goes on")
-        self._drop_oldest()
 
     def close(self) -> None:
         """End all that asked for nothing."""
-        while self._silent:
-            self._drop_oldest()
+        for connection in list(self._silent):
+            connection.transport.abort()
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self, why: str) -> None:
+        if (now := time.monotonic()) - self._logged.get(why, -LOG_SECONDS) >= LOG_SECONDS:
+            self._logged[why] = now
+            log.warning("%s", why)
         if oldest := next(iter(self._silent), None):
             self.shaken(oldest)
             oldest.transport.abort()
-
-    def _say(self, what: str) -> None:
-        now = time.monotonic()
-        if now - self._logged.get(what, -LOG_SECONDS) >= LOG_SECONDS:
-            self._logged[what] = now
-            log.warning("%s", what)
 
 
 class LimitedConnection(ServerConnection):

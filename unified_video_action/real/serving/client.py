@@ -18,7 +18,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from unified_video_action.inference.continuation import Continuation
 from unified_video_action.messages import shown
 from unified_video_action.real.planner import Planner, PlannerError, PolicyDescription
 from unified_video_action.real.serving.access import SCHEME, VARIABLE
-from unified_video_action.real.serving.requests import POLICY_FAILED
 
 log = logging.getLogger(__name__)
 MOST_BYTES = 16 * 1024 * 1024  # of an answer
@@ -43,14 +41,6 @@ CLOSE_SECONDS = 0.3  # for the server to hear that the planner closes, so that a
 MOST_NOTES = 10  # of an answer that are logged
 KILL_SECONDS = 45.0  # for a server to end by itself
 ANOTHER = "is it the server of another project?"
-
-
-class Answered(PlannerError):
-    """The server answered with an error of this code."""
-
-    def __init__(self, code: str, text: str) -> None:
-        self.code = code
-        super().__init__(text)
 
 
 class RemotePlanner(Planner):
@@ -103,8 +93,7 @@ class RemotePlanner(Planner):
         actions = answer.get("actions")
         shape = self.description.horizon.actions, self.description.action_dim
         if not isinstance(actions, np.ndarray) or actions.shape != shape or not np.isfinite(actions).all():
-            text = f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers"
-            raise Answered(POLICY_FAILED, text)
+            raise PlannerError(f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers")
         for note in list(answer.get("server_notes", []))[:MOST_NOTES]:
             log.warning("%s: %s", self.endpoint, shown(note, 300))
         return actions.astype(np.float32)
@@ -150,16 +139,12 @@ class RemotePlanner(Planner):
         limit = struct.pack("ll", int(SEND_SECONDS), 0)  # a send that waits for ever would hold every other call up
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         self._connection, self._knows_episode = connection, False
+        hello = self._receive(connection, max(end - time.monotonic(), 0.01))
         try:
-            data = self._receive(connection, max(end - time.monotonic(), 0.01)).get("description")
-            if not isinstance(data, Mapping):
-                raise PlannerError(f"{self.endpoint}: it says hello without a description; {ANOTHER}")
-            return PolicyDescription.from_json(data)
-        except (PlannerError, ValueError) as error:
+            return PolicyDescription.from_json(hello.get("description"))
+        except ValueError as error:
             self._drop()
-            raise PlannerError(
-                str(error) if isinstance(error, PlannerError) else f"{self.endpoint}: {error}"
-            ) from error
+            raise PlannerError(f"{self.endpoint}: {error}") from error
 
     def _ready(self) -> ClientConnection:
         """The connection or, where it was lost, another one to a server of the same policy."""
@@ -179,43 +164,37 @@ class RemotePlanner(Planner):
         connection = self._ready()
         try:
             connection.send(pack(request))
-            return self._receive(connection, seconds)
         except (ConnectionClosed, OSError) as error:
             self._drop()
             raise PlannerError(f"{self.endpoint}: the server is gone ({shown(error, 200)})") from error
-        except PlannerError:
-            self._drop()
-            raise
+        return self._receive(connection, seconds)
 
     def _receive(self, connection: ClientConnection, seconds: float) -> dict[str, Any]:
-        """One answer. Raises PlannerError."""
+        """One answer. Raises PlannerError, and drops the connection."""
         try:
             answer = connection.recv(timeout=seconds)
-            if isinstance(answer, str):
-                raise Answered(_code(connection), f"{self.endpoint}: {shown(answer, 1000)}")
-            message = unpack(answer, MOST_BYTES)
-        except TimeoutError as error:
-            raise PlannerError(f"{self.endpoint}: no answer within {seconds:g} s") from error
+            if isinstance(answer, bytes):
+                message = unpack(answer, MOST_BYTES)
+                if isinstance(message, dict):
+                    return message
+                why = f"an answer that is not a map; {ANOTHER}"
+            else:
+                why = shown(answer, 1000)  # an error, after which the server closes the connection
+        except TimeoutError:
+            why = f"no answer within {seconds:g} s"
         except ConnectionClosed as error:
             why = "the planner was closed" if self._closed else f"the server closed the connection ({error})"
-            raise PlannerError(f"{self.endpoint}: {why}") from error
+        except OSError as error:
+            why = f"the server is gone ({shown(error, 200)})"
         except ValueError as error:
-            raise PlannerError(f"{self.endpoint}: {error}; {ANOTHER}") from error
-        if not isinstance(message, dict):
-            raise PlannerError(f"{self.endpoint}: an answer that is not a map; {ANOTHER}")
-        return message
+            why = f"{error}; {ANOTHER}"
+        self._drop()
+        raise PlannerError(f"{self.endpoint}: {why}")
 
     def _drop(self) -> None:
         if (connection := self._connection) is not None:
             self._connection = None
             connection.close()
-
-
-def _code(connection: ClientConnection) -> str:
-    """The code word of an error that the server just sent, with which it closes the connection."""
-    with suppress(TimeoutError, ConnectionClosed):
-        connection.recv(timeout=CLOSE_SECONDS)
-    return connection.close_reason or POLICY_FAILED
 
 
 def start_server_process(
@@ -269,5 +248,4 @@ def stop_server_process(process: subprocess.Popen) -> None:
         log.warning("the server does not end by itself: killed")
         process.kill()
         process.wait()
-    if process.stdin is not None:
-        process.stdin.close()
+    process.stdin.close()

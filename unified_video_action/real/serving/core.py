@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import threading
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 STOP_SECONDS = 30.0  # in which a plan under way may be finished when the server stops
+GRACE_SECONDS = 0.5  # for it to be noticed that a client is gone, whose slot the next one asks for
+RETRY_SECONDS = 0.02  # between two looks for a slot
 REMEMBERED = 1000  # plans whose times are reported
+
+
+def _stopping() -> Refused:
+    return Refused(STOPPING, "the server is stopping")
 
 
 @dataclass(frozen=True)
@@ -42,14 +49,14 @@ class Plan:
 class Client:
     """A client and its slot of the session; made by `Core.open`."""
 
-    def __init__(self, core: Core, name: str, slot: int, lease: float | None) -> None:
-        self.name, self.slot, self.lease = name, slot, lease
-        self.since = self.used = time.monotonic()
-        self.plans = self.pending = 0
-        self.closed = self.has_episode = False
+    def __init__(self, core: Core, name: str, slot: int) -> None:
+        self.name, self.slot = name, slot
+        self.since = time.monotonic()
+        self.plans = 0
+        self.has_episode = False
+        self.notes: list[str] = []  # that were not sent yet
         self._core = core
         self._noted: set[str] = set()
-        self.notes: list[str] = []  # that were not sent yet
 
     def reset(self, seed: Any = 0, text: Any = None) -> Future[None]:
         """Start an episode.
@@ -65,7 +72,7 @@ class Client:
         text = self._core.instruction if text is None else text
         if spec.description.follows_text and text is None:
             raise Refused(BAD_REQUEST, "text: this policy follows instructions; send one, or serve with --task TEXT")
-        return self._core.submit(self, lambda _: self._core._reset(self, seed, text))
+        return self._core.submit(self, lambda _: self._core.reset(self, seed, text))
 
     def plan(self, observation: Any, prefix: Any = None, weights: Any = None) -> Future[Plan]:
         """Plan from a whole history.
@@ -83,7 +90,7 @@ class Client:
             self.note(f"range of {name}", text)
         if not self.has_episode:
             raise Refused(NO_EPISODE, f"{self.name} has no episode here: reset first")
-        return self._core.submit(self, lambda asked: self._core._plan(self, checked, kept, asked))
+        return self._core.submit(self, lambda asked: self._core.plan(self, checked, kept, asked))
 
     def note(self, about: str, text: str) -> None:
         """Warn in the log and in the next answer; once about each thing."""
@@ -91,10 +98,6 @@ class Client:
             self._noted.add(about)
             self.notes.append(text)
             log.warning("%s: %s", self.name, text)
-
-    def lapsed(self, now: float) -> bool:
-        """Whether another client may take its slot."""
-        return self.lease is not None and not self.pending and now - self.used > self.lease
 
     def close(self) -> None:
         self._core.leave(self)
@@ -143,80 +146,64 @@ class Core:
         if self._thread.is_alive():
             self._thread.join(STOP_SECONDS)
         if (stuck := self._running) is not None and not stuck.done():
-            stuck.set_exception(Refused(STOPPING, "the server is stopping"))
+            stuck.set_exception(_stopping())
 
     @property
     def alive(self) -> bool:
         """Whether the inference thread runs."""
         return self._thread.is_alive()
 
-    # -- clients -------------------------------------------------------------------------------------------------------
-
-    def open(self, name: str, lease: float | None = None) -> Client:
-        """Let a client in.
-
-        Args:
-            lease: seconds of silence after which another client may take its slot; None: it keeps it until it closes.
-
-        Raises:
-            Refused: all slots are taken; the text names who is connected.
-        """
-        now = time.monotonic()
+    def open(self, name: str) -> Client:
+        """Let a client in. Raises Refused where all slots are taken; the text names who is connected."""
         with self._lock:
             if self._stopping:
-                raise Refused(STOPPING, "the server is stopping")
-            lapsed = next((each for each in self._clients if each.lapsed(now)), None)
-            if len(self._clients) == self.max_clients and lapsed is not None:
-                log.warning("%s was silent for %.0f s; its slot goes to %s", lapsed.name, now - lapsed.used, name)
-                lapsed.closed = True
-                self._clients.remove(lapsed)
+                raise _stopping()
             if len(self._clients) == self.max_clients:
+                now = time.monotonic()
                 who = few([f"{each.name} (for {now - each.since:.0f} s)" for each in self._clients])
                 busy = f"{self.max_clients} of {self.max_clients} clients are connected"
                 raise Refused(BUSY, f"{busy}: {who}; see --max-clients and --queue")
             slot = min(set(range(self.max_clients)) - {each.slot for each in self._clients})
-            client = Client(self, name, slot, lease)
+            client = Client(self, name, slot)
             self._clients.append(client)
         log.info("%s connected (%d of %d)", name, len(self._clients), self.max_clients)
         return client
 
     def leave(self, client: Client) -> None:
         with self._lock:
-            if client.closed:
+            if client not in self._clients:
                 return
-            client.closed = True
             self._clients.remove(client)
         log.info("%s left after %d plans", client.name, client.plans)
-
-    # -- the inference thread ------------------------------------------------------------------------------------------
 
     def submit(self, client: Client, work: Callable[[float], Any]) -> Future:
         """Have `work(time at which it was asked for)` done in the inference thread, first come, first served."""
         now, future = time.monotonic(), Future()
         with self._lock:
             if self._stopping:
-                raise Refused(STOPPING, "the server is stopping")
-            client.used, client.pending = now, client.pending + 1
+                raise _stopping()
             self._jobs.put((lambda: work(now), client, future))
         return future
+
+    # -- in the inference thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
             work, client, future = job
-            if future.set_running_or_notify_cancel():  # otherwise nobody waits for it any more
-                self._running = future
-                result = self._done(work, client)
-                if not future.done():  # else the server was stopped meanwhile, and waited long enough
-                    future.set_exception(result) if isinstance(result, Refused) else future.set_result(result)
-                self._running = None
-            client.pending -= 1
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+                continue
+            self._running = future
+            result = self._done(work, client)
+            if not future.done():  # else the server was stopped meanwhile, and waited long enough
+                future.set_exception(result) if isinstance(result, Refused) else future.set_result(result)
+            self._running = None
 
     def _done(self, work: Callable[[], Any], client: Client) -> Any:
         """What comes of the work, or why nothing does."""
         try:
             if self._stopping:
-                return Refused(STOPPING, "the server is stopping")
-            if client.closed:
+                return _stopping()
+            if client not in self._clients:
                 return Refused(NO_EPISODE, f"{client.name} was disconnected: reset first")
             return work()
         except Exception as error:  # whatever a policy does, the server goes on
@@ -229,7 +216,7 @@ class Core:
                 self._failed, self._last_error = self._failed + 1, (error.text, time.monotonic())
             return error
 
-    def _reset(self, client: Client, seed: int, text: str | None) -> None:
+    def reset(self, client: Client, seed: int, text: str | None) -> None:
         client.has_episode = False
         try:
             self._session.reset(client.slot, seed, text)
@@ -240,7 +227,7 @@ class Core:
             raise Refused(BAD_REQUEST, what) from error
         client.has_episode = True
 
-    def _plan(
+    def plan(
         self, client: Client, observation: Mapping[str, np.ndarray], kept: Continuation | None, asked: float
     ) -> Plan:
         self._begun = begun = time.monotonic()
@@ -249,8 +236,7 @@ class Core:
             actions = self._session.plan([client.slot], None if kept is None else {client.slot: kept})[0]  # (A, D)
         finally:
             self._begun = None
-        client.used = time.monotonic()
-        infer_ms = 1e3 * (client.used - begun)
+        infer_ms = 1e3 * (time.monotonic() - begun)
         if not np.isfinite(actions).all():
             raise Refused(POLICY_FAILED, "the policy's plan holds numbers that are not finite")
         client.plans += 1
@@ -271,17 +257,13 @@ class Core:
         """JSON-like facts; `infer_ms` is of the last plans."""
         now, begun, error = time.monotonic(), self._begun, self._last_error
         with self._lock:
-            times = np.array(self._times)
-            clients = [
-                {"name": each.name, "connected_s": now - each.since, "silent_s": now - each.used, "plans": each.plans}
-                for each in self._clients
-            ]
+            times, clients = np.array(self._times), list(self._clients)
         last = {"last": times[-1], "median": np.median(times), "p99": np.quantile(times, 0.99)} if len(times) else {}
         return {
             "status": "ok" if self.alive and not self._stopping else "stopping",
             "policy": self.description.name,
             "queue": self._jobs.qsize(),
-            "clients": clients,
+            "clients": [{"name": c.name, "connected_s": now - c.since, "plans": c.plans} for c in clients],
             "max_clients": self.max_clients,
             "uptime_s": now - self._started,
             "plans": self._plans,
@@ -292,9 +274,16 @@ class Core:
             "last_error": None if error is None else {"text": error[0], "ago_s": now - error[1]},
         }
 
-    def line(self) -> str:
-        """The health in one line, for the log."""
-        facts, times = self.health(), self.health()["infer_ms"]
-        speed = f", {times['median']:.1f} ms a plan (p99 {times['p99']:.1f})" if times else ""
-        counts = f"{facts['failed']} failed, {facts['refused']} messages refused"
-        return f"{len(facts['clients'])} of {self.max_clients} clients, {facts['plans']} plans{speed}, {counts}"
+
+async def open_soon(
+    core: Core, name: str, is_there: Callable[[], bool] = lambda: True, seconds: float = GRACE_SECONDS
+) -> Client:
+    """`core.open`, tried again for so long and for as long as the client is there. Raises Refused."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return core.open(name)
+        except Refused as error:
+            if error.code != BUSY or time.monotonic() > end or not is_there():
+                raise
+        await asyncio.sleep(RETRY_SECONDS)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.real.planner import ObservationEntry
-from unified_video_action.real.serving.requests import BAD_REQUEST, Refused
+from unified_video_action.real.serving.requests import bad, kind
 from unified_video_action.spec import Horizon
 
 SMALLEST, LARGEST = 16, 512  # pixels of a side that is resized
 ROUNDING = 1e-3  # by which a float frame may leave [0, 1]
 
 
-def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool) -> np.ndarray:
+def as_trained(name: str, frames: Any, entry: ObservationEntry, resize: bool) -> np.ndarray:
     """uint8 (..., H, W, 3).
 
     Args:
@@ -29,29 +30,22 @@ def as_trained(name: str, frames: object, entry: ObservationEntry, resize: bool)
     """
     height, width, _ = entry.shape
     wanted = f"RGB frames of {width} x {height} pixels, uint8 or floating point in [0, 1]"
-    if not isinstance(frames, np.ndarray):
-        raise Refused(BAD_REQUEST, f"{name}: got a {type(frames).__name__}, expected an array, {wanted}")
-    if not 3 <= frames.ndim <= 4 or 3 not in (frames.shape[-1], frames.shape[-3]) or not frames.size:
-        raise Refused(BAD_REQUEST, f"{name}: got {frames.dtype} {frames.shape}, expected {wanted}")
+    is_array = isinstance(frames, np.ndarray) and 3 <= frames.ndim <= 4 and frames.size > 0
+    if not is_array or frames.dtype.kind not in "uf" or 3 not in (frames.shape[-1], frames.shape[-3]):
+        raise bad(name, kind(frames), f"an array, {wanted}")
     came = pixels(frames)
     if frames.shape[-1] != 3:
         frames = np.moveaxis(frames, -3, -1)  # (..., h, w, 3)
     if came == (height, width):
         return _bytes(name, frames, wanted)
-    got = f"{name}: got frames of {came[1]} x {came[0]} pixels"
+    got = f"frames of {came[1]} x {came[0]} pixels"
     if not resize:
-        raise Refused(BAD_REQUEST, f"{got}, expected {wanted}")
+        raise bad(name, got, wanted)
     if abs(came[0] * width - came[1] * height) > max(came[0] * width, came[1] * height) / 50:
-        raise Refused(
-            BAD_REQUEST,
-            f"{got}, whose proportions are not those of {wanted}; crop them as the training data was, or pad them: "
-            f"openpi_client.image_tools.resize_with_pad(image, {height}, {width})",
-        )
+        pad = f"openpi_client.image_tools.resize_with_pad(image, {height}, {width})"
+        raise bad(name, got, f"the proportions of {wanted}; crop them as the training data was, or pad them: {pad}")
     if not all(SMALLEST <= side <= LARGEST for side in came):
-        sides = f"{SMALLEST} to {LARGEST} pixels"
-        raise Refused(
-            BAD_REQUEST, f"{got}, expected {wanted}; those of its proportions are resized from {sides} a side"
-        )
+        raise bad(name, got, f"{wanted}; others are resized from {SMALLEST} to {LARGEST} pixels a side")
     frames = _bytes(name, frames, wanted)
     fit = Fit((height, width), crop=False)
     return np.stack([fit(each) for each in frames.reshape(-1, *came, 3)]).reshape(*frames.shape[:-3], *entry.shape)
@@ -64,15 +58,14 @@ def pixels(frames: np.ndarray) -> tuple[int, int]:
 
 def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:
     """uint8 (..., h, w, 3), contiguous; k / 255 becomes k."""
-    if frames.dtype.kind != "f" and frames.dtype != np.uint8:
-        raise Refused(BAD_REQUEST, f"{name}: got {frames.dtype} {frames.shape}, expected {wanted}")
-    # Not a number is neither above nor below; both comparisons are false for it.
-    if frames.dtype != np.uint8 and not (frames.min() >= -ROUNDING and frames.max() <= 1 + ROUNDING):
-        raise Refused(BAD_REQUEST, f"{name}: got values outside [0, 1], expected {wanted}")
     if frames.dtype == np.uint8 and frames.flags.c_contiguous:
         return frames
-    if frames.dtype.kind == "f" and frames.dtype != np.float32:
-        frames = frames.astype(np.float32)
+    if frames.dtype.kind == "f":
+        if not (frames.min() >= -ROUNDING and frames.max() <= 1 + ROUNDING):  # both are false for what is not a number
+            raise bad(name, "values outside [0, 1]", wanted)
+        frames = frames.astype(np.float32, copy=False)
+    elif frames.dtype != np.uint8:
+        raise bad(name, kind(frames), wanted)
     made = np.empty(frames.shape, np.uint8)
     for one, into in zip(frames.reshape(-1, *frames.shape[-3:]), made.reshape(-1, *frames.shape[-3:])):
         cv2.merge([_scaled(one[..., colour]) for colour in range(3)], into)  # several times as fast as a copy by NumPy

@@ -76,10 +76,16 @@ def describe(folder: Path) -> PolicyDescription:
     for key in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy.action_steps"):
         _section(config, folder / CONFIG, *key.split("."))
     task = config["task"]
-    spec = TaskSpec.parse(task)
+    spec, seconds, path = TaskSpec.parse(task), task.get("step_seconds"), folder / INSTRUCTIONS
+    if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 60):
+        raise ValueError(f"task.step_seconds={seconds!r}: expected seconds between two steps, such as 0.05")
     entries = {camera.name: ObservationEntry("rgb", (*camera.size, 3), spec.horizon.history) for camera in spec.cameras}
     entries |= {name: ObservationEntry("low_dim", (width,), spec.state_steps) for name, width in spec.states.items()}
-    path = folder / INSTRUCTIONS
+    hand = None if task.get("hand") is None else build_dataclass(HandSpec, task["hand"], "task.hand")
+    if hand is not None and (strangers := hand.states.keys() - entries.keys()):
+        raise ValueError(f"task.hand.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
+    if hand is not None and spec.action_dim != POSE_ACTION:
+        raise ValueError(f"task.hand: actions of {spec.action_dim} numbers are no poses, which have {POSE_ACTION}")
     return PolicyDescription(
         name=str(config.get("name") or folder.resolve().name),
         observations=entries,
@@ -88,8 +94,8 @@ def describe(folder: Path) -> PolicyDescription:
         action_steps=config["policy"]["action_steps"],
         follows_text=spec.text_dim > 0,
         instructions=tuple(_section(read_json(path), path, "features")) if path.is_file() else (),
-        step_seconds=_seconds(task.get("step_seconds")),
-        hand=_hand(task.get("hand"), entries, spec.action_dim),
+        step_seconds=None if seconds is None else float(seconds),
+        hand=hand,
         continues=True,
     )
 
@@ -118,26 +124,6 @@ def _section(data: Any, file: Path, *names: str) -> Any:
             raise ValueError(f"{file}: {'.'.join(names[:depth])} is missing; is it that of another project or task?")
         data = data[name]
     return data
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or not 0 < value < 60:
-        raise ValueError(f"task.step_seconds={value!r}: expected seconds between two steps, such as 0.05")
-    return float(value)
-
-
-def _hand(block: Mapping[str, Any] | None, entries: Mapping[str, ObservationEntry], dim: int) -> HandSpec | None:
-    if block is None:
-        return None
-    hand = build_dataclass(HandSpec, block, "task.hand")
-    strangers = [name for name in hand.states if name not in entries]
-    if strangers:
-        raise ValueError(f"task.hand.states: {', '.join(strangers)} is not in task.shape_meta.obs")
-    if dim != POSE_ACTION:
-        raise ValueError(f"task.hand: actions of {dim} numbers are no poses of a hand, which have {POSE_ACTION}")
-    return hand
 
 
 def _warm_up(session: PolicySession, spec: RequestSpec) -> None:

@@ -22,6 +22,7 @@ import asyncio
 import http
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -34,14 +35,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from unified_video_action.compat.openpi_messages import PROMPT, observations, pack, sent_as, unpack
+from unified_video_action.compat.openpi_messages import PROMPT, observations, pack, unpack
 from unified_video_action.messages import few
-from unified_video_action.real.planner import ObservationEntry
 from unified_video_action.real.serving.access import LimitedConnection, Limiter, has_key
-from unified_video_action.real.serving.core import Client, Core
+from unified_video_action.real.serving.core import Client, Core, open_soon
 from unified_video_action.real.serving.histories import LARGEST, Window, as_trained, pixels
 from unified_video_action.real.serving.rate import RateWatch
-from unified_video_action.real.serving.requests import BAD_REQUEST, BUSY, OVERHEAD, POLICY_FAILED, Refused
+from unified_video_action.real.serving.requests import BAD_REQUEST, BUSY, OVERHEAD, POLICY_FAILED, Refused, bad, kind
 
 log = logging.getLogger(__name__)
 STEP, RESET, SEED, PREFIX, WEIGHTS = "step", "reset", "seed", "prefix", "prefix_weights"
@@ -50,8 +50,6 @@ STEPS = 2**31
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one is answered
 ERROR, TOO_BIG = 1011, 1009
 HANDSHAKE_SECONDS, CLOSE_SECONDS = 10.0, 2.0
-GRACE_SECONDS = 0.5  # for it to be noticed that a client is gone, whose slot the next one asks for
-RETRY_SECONDS = 0.02  # between two looks for a slot
 
 
 class OpenpiHandler:
@@ -64,7 +62,6 @@ class OpenpiHandler:
     def __init__(self, core: Core, client: Client, query_steps: int) -> None:
         self._core, self._client, self._spec = core, client, core.spec
         self._window = Window(core.description.horizon, core.spec.entries, query_steps)
-        self._names: dict[str, str] = {}  # of the observations as they were sent
         self._prompt: str | None = None
         self._episodes = 0
         self._resets = False  # whether the client says itself when an episode begins
@@ -75,20 +72,23 @@ class OpenpiHandler:
     async def answer(self, data: bytes) -> bytes:
         """The answer to a message. Raises Refused."""
         begun = time.monotonic()
-        message = self._read(data)
-        prompt, step, reset = self._orders(message)
-        found, unknown = self._found(message)
-        begins_only = reset and not found
+        message, found = self._read(data)
+        step, reset = message.get(STEP), message.get(RESET, False)
+        if step is not None and not (isinstance(step, int | np.integer) and 0 <= step < STEPS):
+            raise Refused(BAD_REQUEST, f"{STEP}: expected a whole number, of control steps since the episode began")
+        if not isinstance(reset, bool | np.bool_):
+            raise bad(RESET, kind(reset), "true or false")
+        prompt = self._spec.text(message.get(PROMPT)) if self._core.description.follows_text else None
+        begins_only = bool(reset) and not found
         missing = [name for name in self._spec.entries if name not in found]
         if missing and not begins_only:
             raise Refused(BAD_REQUEST, f"{few(missing)} missing: got {few(message)}")
-        if unknown:
-            self._client.note("names", f"this policy does not read {few(unknown)}")
-        if reset or self._begins(prompt, step):
+        pause = step is None and not self._resets and begun - self._answered > PAUSE_SECONDS
+        if reset or not self._episodes or prompt != self._prompt or self._window.goes_back(step) or pause:
             await asyncio.wrap_future(self._client.reset(message.get(SEED, self._episodes), prompt))
             self._window.clear()
             self._rate.clear()
-            self._prompt, self._episodes, self._resets = prompt, self._episodes + 1, self._resets or reset
+            self._prompt, self._episodes, self._resets = prompt, self._episodes + 1, self._resets or bool(reset)
         if begins_only:
             self._answered = time.monotonic()
             return pack({"server_timing": {}})
@@ -101,70 +101,48 @@ class OpenpiHandler:
         answer = {"actions": plan.actions, "server_timing": timing}
         return pack(answer | ({"server_notes": list(plan.notes)} if plan.notes else {}))
 
-    def _read(self, data: bytes) -> dict[str, Any]:
+    def _read(self, data: bytes) -> tuple[dict[str, Any], dict[str, tuple[str, Any]]]:
+        """A message, and the policy's observations in it -> (the name under which it was sent, its value)."""
         try:
             message = unpack(data, CLEAR * most_bytes(self._core))  # so that too large a frame is answered by its size
+            if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
+                raise ValueError("an observation is a map whose keys are texts")
+            found, others = observations(message, self._spec.cameras, self._spec.states)
         except ValueError as error:
             raise Refused(BAD_REQUEST, str(error)) from error
-        if not isinstance(message, dict) or not all(isinstance(name, str) for name in message):
-            raise Refused(BAD_REQUEST, "an observation is a map whose keys are texts")
-        return message
+        if unknown := [name for name in others if name not in (STEP, RESET, SEED, PREFIX, WEIGHTS)]:
+            self._client.note("names", f"this policy does not read {few(unknown)}")
+        return message, found
 
-    def _orders(self, message: Mapping[str, Any]) -> tuple[str | None, int | None, bool]:
-        """Prompt, where the policy follows one, step and reset."""
-        step, reset = message.get(STEP), message.get(RESET, False)
-        if step is not None and not (isinstance(step, int | np.integer) and 0 <= step < STEPS):
-            raise Refused(BAD_REQUEST, f"{STEP}: expected a whole number, of control steps since the episode began")
-        if not isinstance(reset, bool | np.bool_):
-            raise Refused(BAD_REQUEST, f"{RESET}: got a {type(reset).__name__}, expected true or false")
-        prompt = self._spec.text(message.get(PROMPT)) if self._core.description.follows_text else None
-        return prompt, None if step is None else int(step), bool(reset)
-
-    def _found(self, message: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        try:
-            found, unknown = observations(message, self._spec.cameras, self._spec.states)
-        except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
-        self._names = {name: sent_as(message, name, self._spec.cameras) for name in found}
-        return found, [name for name in unknown if name not in (STEP, RESET, SEED, PREFIX, WEIGHTS)]
-
-    def _begins(self, prompt: str | None, step: int | None) -> bool:
-        """Whether a message begins an episode, though it does not say so."""
-        if not self._episodes or prompt != self._prompt or self._window.goes_back(step):
-            return True
-        return step is None and not self._resets and time.monotonic() - self._answered > PAUSE_SECONDS
-
-    def _history(self, found: Mapping[str, Any], step: int | None, now: float) -> dict[str, np.ndarray]:
+    def _history(self, found: Mapping[str, tuple[str, Any]], step: int | None, now: float) -> dict[str, np.ndarray]:
         """Entry -> (steps, ...), of what the client sent whole or of what it showed by and by."""
-        made = {name: self._entry(name, found[name], entry) for name, entry in self._spec.entries.items()}
-        whole = {name for name, entry in self._spec.entries.items() if made[name].ndim == len(entry.shape) + 1}
+        made = {name: self._entry(name, *found[name]) for name in self._spec.entries}
+        whole = [name for name, entry in self._spec.entries.items() if made[name].ndim == len(entry.shape) + 1]
         if whole and len(whole) < len(made):
-            raise Refused(BAD_REQUEST, f"{', '.join(sorted(whole))}: a history, but the others are single observations")
+            raise Refused(BAD_REQUEST, f"{', '.join(whole)}: a history, but the others are single observations")
         if whole:
             return made
-        steps = self._window.add(made, step)
+        steps = self._window.add(made, None if step is None else int(step))
         if said := self._rate.asked(now, steps):
             remedy = f", or serve with --query-steps, which is {steps}, or have it send step" if step is None else ""
             self._client.note("rate", said + remedy)
         return self._window.history()
 
-    def _entry(self, name: str, value: Any, entry: ObservationEntry) -> np.ndarray:
+    def _entry(self, name: str, sent: str, value: Any) -> np.ndarray:
         """One observation or a history of them: frames as trained, states in float64 and of the right width."""
-        sent = self._names[name]
+        entry = self._spec.entries[name]
         if entry.kind == "rgb":
             frames = as_trained(sent, value, entry, resize=True)
             if (came := pixels(value)) != entry.shape[:2]:
                 sizes = f"{came[1]} x {came[0]} pixels are resized to {entry.shape[1]} x {entry.shape[0]}"
                 self._client.note(f"size of {name}", f"{sent}: frames of {sizes}, as trained")
             return frames
-        if not isinstance(value, np.ndarray | np.number) or value.dtype.kind not in "fiu":
-            what = f"{sent}: got a {type(value).__name__}, expected an array of numbers {entry.shape}"
-            raise Refused(BAD_REQUEST, what)
-        value = np.atleast_1d(value)
-        if value.ndim > 2 or value.shape[-1:] != entry.shape:
-            raise Refused(BAD_REQUEST, f"{sent}: got {value.shape}, expected {entry.shape}")
+        is_array = isinstance(value, np.ndarray | np.number) and value.dtype.kind in "fiu"
+        state = np.atleast_1d(value) if is_array else None
+        if state is None or state.ndim > 2 or state.shape[-1:] != entry.shape:
+            raise bad(sent, kind(value), f"an array of numbers {entry.shape}")
         with np.errstate(invalid="ignore"):  # what is not finite is refused later
-            return value.astype(np.float64)
+            return state.astype(np.float64)
 
 
 def most_bytes(core: Core) -> int:
@@ -220,7 +198,8 @@ async def listen(
         name, client = f"client {_peer(connection)}", None
         limiter.open.add(connection)
         try:
-            client = await _slot(core, name, queue, connection)
+            wait = {"seconds": math.inf} if queue else {}
+            client = await open_soon(core, name, lambda: connection.state is State.OPEN, **wait)
             await connection.send(metadata)
             handler = OpenpiHandler(core, client, steps)
             async for message in connection:
@@ -271,19 +250,6 @@ async def listen(
     ) as server:
         yield server.sockets[0].getsockname()[1], server.wait_closed()
         limiter.close()
-
-
-async def _slot(core: Core, name: str, queue: bool, connection: ServerConnection) -> Client:
-    """A client's slot, at once or in the queue, for as long as the connection lasts. Raises Refused."""
-    end = time.monotonic() + GRACE_SECONDS
-    while True:
-        try:
-            return core.open(name)
-        except Refused as error:
-            waits = queue or time.monotonic() < end
-            if error.code != BUSY or not waits or connection.state is not State.OPEN:
-                raise
-        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _end(connection: ServerConnection, error: Refused, hello: bytes | None = None) -> None:

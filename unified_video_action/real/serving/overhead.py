@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import zmq
 
 from unified_video_action.compat import openpi_messages, plain_pickle, umi_arx
-from unified_video_action.inference.continuation import Continuation
 from unified_video_action.poses import KINDS, HandSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.serving.client import RemotePlanner
@@ -30,11 +28,11 @@ class StillSession:
     def __init__(self, description: PolicyDescription) -> None:
         self._plan = np.zeros((1, description.horizon.actions, description.action_dim), np.float32)
 
-    def reset(self, slot: int = 0, seed: int = 0, text: str | None = None) -> None: ...
+    def reset(self, *_: Any) -> None: ...
 
-    def recall(self, history: list[dict[str, np.ndarray]], slot: int = 0) -> None: ...
+    def recall(self, *_: Any) -> None: ...
 
-    def plan(self, slots: list[int], going_on: Mapping[int, Continuation] | None = None) -> np.ndarray:
+    def plan(self, *_: Any) -> np.ndarray:
         return self._plan
 
 
@@ -55,7 +53,6 @@ def measure(repeats: int = 300, frames: int = 4, size: int = 224) -> dict[str, d
     seen[umi_arx.CAMERA] = rng.integers(256, size=(frames, size, size, 3), dtype=np.uint8)
     floats = np.moveaxis(seen[umi_arx.CAMERA], -1, 1).astype(np.float32) / 255  # (T, 3, H, W)
     pickled = plain_pickle.write(seen | {umi_arx.CAMERA: floats})
-    sizes = {"websocket": len(openpi_messages.pack(seen)), "umi": len(pickled)}
 
     parser = argparse.ArgumentParser()
     add_arguments(parser)
@@ -75,16 +72,19 @@ def measure(repeats: int = 300, frames: int = 4, size: int = 224) -> dict[str, d
             if not isinstance(answer, np.ndarray):
                 raise RuntimeError(f"the server answers {answer!r} in place of actions")
 
-        asks: dict[str, Callable[[], Any]] = {"websocket": lambda: planner.plan(seen), "umi": ask_umi}
+        asks = {
+            "websocket": (lambda: planner.plan(seen), len(openpi_messages.pack(seen))),
+            "umi": (ask_umi, len(pickled)),
+        }
         times: dict[str, list[float]] = {name: [] for name in asks}
         for _ in range(WARM_UP + repeats):
-            for name, ask in asks.items():  # taken in turns, so that a busy moment meets all of them
+            for name, (ask, _) in asks.items():  # taken in turns, so that a busy moment meets all of them
                 begun = time.perf_counter()
                 ask()
                 taken = 1e3 * (time.perf_counter() - begun)
                 times[name].append(taken - core.health()["infer_ms"]["last"])
-    ranks = {name: np.quantile(each[WARM_UP:], (0.5, 0.99)) for name, each in times.items()}
-    return {
-        name: {"median_ms": float(median), "p99_ms": float(p99), "bytes": float(sizes[name])}
-        for name, (median, p99) in ranks.items()
-    }
+    found = {}
+    for name, (_, size) in asks.items():
+        median, p99 = np.quantile(times[name][WARM_UP:], (0.5, 0.99))
+        found[name] = {"median_ms": float(median), "p99_ms": float(p99), "bytes": float(size)}
+    return found

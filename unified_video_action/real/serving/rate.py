@@ -42,22 +42,20 @@ class RateWatch:
         if len(self._intervals) < INTERVALS:
             return None
         shortest, longest = np.median(np.array(self._intervals), axis=0)
-        return self.judge(shortest, "no more than ") or self.judge(longest, "no less than ")
+        return self._said(shortest, "no more than ", fast=False) or self._said(longest, "no less than ", slow=False)
 
     def answered(self, now: float) -> None:
         self._answered = now
 
-    def judge(self, seconds: float, bound: str = "") -> str | None:
-        """What is to be noted about control steps of that length, if anything.
+    def judge(self, seconds: float) -> str | None:
+        """What is to be noted about control steps of that length, if anything."""
+        return self._said(seconds)
 
-        Args:
-            bound: "no more than " where they may be longer, so that their rate is no more than what is said.
-        """
+    def _said(self, seconds: float, bound: str = "", slow: bool = True, fast: bool = True) -> str | None:
         if self._trained is None or not seconds > 0:
             return None
         ratio = seconds / self._trained
-        slow, fast = ratio > TOLERANCE, ratio < 1 / TOLERANCE
-        if not (slow and bound != "no less than ") and not (fast and bound != "no more than "):
+        if not (slow and ratio > TOLERANCE) and not (fast and ratio < 1 / TOLERANCE):
             return None
         times = f"stretched {ratio:.3g} times" if ratio > 1 else f"squeezed to {ratio:.2g} of their length"
         rate = f"{1 / self._trained:.3g} Hz"

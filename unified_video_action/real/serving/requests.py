@@ -9,7 +9,7 @@ import numpy as np
 
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.messages import few, shown
-from unified_video_action.real.planner import ObservationEntry, PolicyDescription
+from unified_video_action.real.planner import PolicyDescription
 
 # Why a request gets no plan.
 BAD_REQUEST = "bad_request"  # the message is not what this policy reads; sending it again does not help
@@ -18,8 +18,7 @@ NO_EPISODE = "no_episode"  # the server does not know this client's episode (any
 POLICY_FAILED = "policy_failed"  # the server's fault; it may be tried again
 STOPPING = "stopping"
 
-MOST_CHARACTERS = 1000  # of an error that is sent
-TEXT_CHARACTERS = 1000  # of an instruction
+MOST_CHARACTERS = 1000  # of an error that is sent, and of an instruction
 OVERHEAD = 64 * 1024  # bytes of a message that are not arrays
 SEEDS = 2**63
 FARTHEST = 1e6  # of a number of which nothing else is known
@@ -48,8 +47,7 @@ class Units:
     def __init__(self, low: np.ndarray, high: np.ndarray) -> None:
         self.low, self.high = np.asarray(low, float), np.asarray(high, float)
         self._width = self.high - self.low
-        slack = UNUSUAL * self._width
-        self._usual = self.low - slack, self.high + slack
+        self._usual = self.low - UNUSUAL * self._width, self.high + UNUSUAL * self._width
 
     def check(self, name: str, values: np.ndarray) -> None:
         """Refuse values (n, d) that cannot be in the data's units.
@@ -106,8 +104,8 @@ class RequestSpec:
         self.entries = description.observations
         self.cameras = tuple(name for name, entry in self.entries.items() if entry.kind == "rgb")
         self.states = {name: entry.shape[0] for name, entry in self.entries.items() if entry.kind == "low_dim"}
+        self._kinds = description.hand.states if description.hand is not None else {}
         self._trained = {name: Units(*each) for name, each in (ranges or {}).items()}
-        self._bounds = {name: self._bound(name) for name in self.states}
 
     def observation(self, given: Any) -> dict[str, np.ndarray]:
         """A whole history, entry -> (steps, *shape), uint8 frames and float32 states.
@@ -116,16 +114,15 @@ class RequestSpec:
             Refused: with the field, what came and what was expected.
         """
         if not isinstance(given, Mapping):
-            raise _bad("observation", _kind(given), "a map of names to arrays")
+            raise bad("observation", kind(given), "a map of names to arrays")
         if given.keys() != self.entries.keys():
-            raise _bad("observation", few([_name(name) for name in given]), few(self.entries, 20))
+            raise bad("observation", few(given), few(self.entries, 20))
         return {name: self._entry(name, given[name]) for name in self.entries}
 
     def unusual(self, observation: Mapping[str, np.ndarray]) -> dict[str, str]:
         """Of states that are allowed, those outside of the range of the training data -> what to note about them."""
-        found = {
-            name: self._trained[name].unusual(name, observation[name]) for name in self.states if name in self._trained
-        }
+        known = [name for name in self.states if name in self._trained]
+        found = {name: self._trained[name].unusual(name, observation[name]) for name in known}
         return {name: text for name, text in found.items() if text}
 
     def prefix(self, actions: Any, weights: Any) -> Continuation | None:
@@ -139,24 +136,22 @@ class RequestSpec:
         if not self.description.continues:
             raise Refused(BAD_REQUEST, "prefix: this policy does not go on from earlier plans; send none")
         dim, chunk = self.description.action_dim, self.description.horizon.actions
-        for name, value, ndim in (("prefix", actions, 2), ("prefix_weights", weights, 1)):
-            if not isinstance(value, np.ndarray) or value.dtype.kind != "f" or value.ndim != ndim:
-                raise _bad(name, _kind(value), f"an array of {ndim} dimensions of floating point numbers")
-        if actions.shape[1] != dim or not 1 <= len(actions) <= chunk:
-            raise _bad("prefix", str(actions.shape), f"1 to {chunk} actions of {dim} numbers")
-        if len(weights) != len(actions):
-            raise _bad("prefix_weights", str(weights.shape), f"({len(actions)},), as many as actions")
-        if not np.isfinite(actions).all() or np.abs(actions).max() > FARTHEST:
-            raise _bad("prefix", f"up to {np.abs(actions).max():.3g}", f"finite numbers of at most {FARTHEST:.0g}")
-        if self.description.hand is not None:
-            if (farthest := np.abs(actions[:, :3]).max()) > KIND_RANGES["position"]:
-                raise _bad("prefix", f"a position of {farthest:.3g}", "metres, at most 10 (are the units right?)")
-        elif "action" in self._trained:
+        for name, value in (("prefix", actions), ("prefix_weights", weights)):
+            if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+                raise bad(name, kind(value), "an array of floating point numbers")
+        if actions.ndim != 2 or actions.shape[1] != dim or not 1 <= len(actions) <= chunk:
+            raise bad("prefix", str(actions.shape), f"1 to {chunk} actions of {dim} numbers")
+        farthest, places = np.abs(actions).max(), np.abs(actions[:, :3]).max()
+        if not farthest <= FARTHEST:  # also where it is not a number
+            raise bad("prefix", f"up to {farthest:.3g}", f"finite numbers of at most {FARTHEST:.0g}")
+        if self._kinds and places > KIND_RANGES["position"]:
+            raise bad("prefix", f"a position of {places:.3g}", "metres, at most 10 (are the units right?)")
+        if not self._kinds and "action" in self._trained:
             self._trained["action"].check("prefix", actions)
         try:
             return Continuation(actions, weights)
         except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
+            raise Refused(BAD_REQUEST, f"prefix: {error}") from error
 
     def text(self, given: Any) -> str | None:
         """An instruction, or None.
@@ -166,11 +161,9 @@ class RequestSpec:
         """
         if given is None:
             return None
-        if not isinstance(given, str) or not given.strip() or len(given) > TEXT_CHARACTERS:
-            came = f"{len(given)} characters" if isinstance(given, str) else _kind(given)
-            raise _bad("text", came, f"1 to {TEXT_CHARACTERS} characters")
-        if not given.isprintable():
-            raise _bad("text", "line breaks or control characters", "printable characters")
+        if not isinstance(given, str) or not given.strip() or len(given) > MOST_CHARACTERS or not given.isprintable():
+            came = f"{len(given)} characters" if isinstance(given, str) else kind(given)
+            raise bad("text", came, f"1 to {MOST_CHARACTERS} printable characters in one line")
         if not self.description.follows_text:
             raise Refused(BAD_REQUEST, "text: this policy follows no instructions; send none")
         return given
@@ -178,69 +171,52 @@ class RequestSpec:
     def seed(self, given: Any) -> int:
         """Raises Refused for anything but a whole number of 63 bits."""
         if type(given) is not int or not 0 <= given < SEEDS:
-            raise _bad("seed", str(given)[:30] if type(given) is int else _kind(given), "0 to 2**63 - 1")
+            raise bad("seed", str(given)[:30] if type(given) is int else kind(given), "0 to 2**63 - 1")
         return given
 
     def _entry(self, name: str, value: Any) -> np.ndarray:
         entry = self.entries[name]
-        shape = (entry.steps, *entry.shape)
-        wanted = f"{'uint8' if entry.kind == 'rgb' else 'floating point'} {shape}"
-        if not isinstance(value, np.ndarray):
-            raise _bad(name, _kind(value), f"an array, {wanted}")
-        fits = value.dtype == np.uint8 if entry.kind == "rgb" else value.dtype.kind == "f"
+        shape, is_rgb = (entry.steps, *entry.shape), entry.kind == "rgb"
+        fits = isinstance(value, np.ndarray) and (value.dtype == np.uint8 if is_rgb else value.dtype.kind == "f")
         if not fits or value.shape != shape:
-            raise _bad(name, f"{value.dtype} {value.shape}", wanted + _what(entry))
-        return value if entry.kind == "rgb" else self._state(name, value)
-
-    def _state(self, name: str, value: np.ndarray) -> np.ndarray:
+            wanted = (
+                "uint8 RGB frames (steps, height, width, 3)" if is_rgb else "floating point states (steps, numbers)"
+            )
+            raise bad(name, kind(value), f"{shape}, {wanted}, oldest first")
+        if is_rgb:
+            return value
         if not np.isfinite(value).all():
-            raise _bad(name, "numbers that are not finite", "numbers")
-        trained, of_hand = self._trained.get(name), self._of_hand(name)
-        low, high = self._bounds[name]
+            raise bad(name, "numbers that are not finite", "numbers")
+        trained = None if name in self._kinds else self._trained.get(name)
+        low, high, since = -FARTHEST, FARTHEST, ""
+        if name in self._kinds:
+            low, high = -KIND_RANGES[self._kinds[name]], KIND_RANGES[self._kinds[name]]
+        elif trained is not None:
+            margin = MARGIN * (trained.high - trained.low) + 1.0  # what did not vary in the data may do so on a robot
+            low, high = trained.low - margin, trained.high + margin
         if (outside := _outside(value, low, high)) is not None:
             index, worst = outside
-            wanted = f"{low[index]:.6g} to {high[index]:.6g}"
+            low, high = np.broadcast_to(low, entry.shape), np.broadcast_to(high, entry.shape)
             if trained is not None:
-                wanted += f", since the training data has {trained.low[index]:.6g} to {trained.high[index]:.6g}"
-            raise _bad(name, f"{worst:.6g} at index {index}", f"{wanted} (are the units right?)")
-        if trained is not None and not of_hand:
+                since = f", since the training data has {trained.low[index]:.6g} to {trained.high[index]:.6g}"
+            wanted = f"{low[index]:.6g} to {high[index]:.6g}{since} (are the units right?)"
+            raise bad(name, f"{worst:.6g} at index {index}", wanted)
+        if trained is not None:
             trained.check(name, value)
         return value.astype(np.float32)
 
-    def _of_hand(self, name: str) -> bool:
-        return self.description.hand is not None and name in self.description.hand.states
 
-    def _bound(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest value (d,) that a state may have."""
-        if self._of_hand(name) or name not in self._trained:
-            farthest = KIND_RANGES[self.description.hand.states[name]] if self._of_hand(name) else FARTHEST
-            return np.full(self.states[name], -farthest), np.full(self.states[name], farthest)
-        low, high = self._trained[name].low, self._trained[name].high
-        margin = MARGIN * (high - low) + 1.0  # a state that did not vary in the data may do so on a robot
-        return low - margin, high + margin
-
-
-def _outside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[int, float] | None:
+def _outside(values: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> tuple[int, float] | None:
     """Column and value of the first of (..., d) that is not between two bounds (d,); None: all are."""
     outside = (values < low) | (values > high)
     return (int(np.argwhere(outside)[0, -1]), float(values[outside][0])) if outside.any() else None
 
 
-def _what(entry: ObservationEntry) -> str:
-    if entry.kind == "rgb":
-        return f" ({entry.steps} RGB frames of {entry.shape[1]} x {entry.shape[0]} pixels, oldest first)"
-    return f" ({entry.steps} states of {entry.shape[0]} numbers, oldest first)"
-
-
-def _bad(field: str, came: str, wanted: str) -> Refused:
+def bad(field: str, came: str, wanted: str) -> Refused:
     return Refused(BAD_REQUEST, f"{field}: got {came}, expected {wanted}")
 
 
-def _name(name: Any) -> str:
-    return f"'{shown(name)}'" if isinstance(name, str) else _kind(name)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray):
+def kind(value: Any) -> str:
+    if isinstance(value, np.ndarray | np.generic):
         return f"{value.dtype} {value.shape}"
     return "nothing" if value is None else f"a {type(value).__name__}"

@@ -26,14 +26,13 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
-from unified_video_action.real.serving import openpi
+from unified_video_action.real.serving import openpi, umi_arx, zeromq
 from unified_video_action.real.serving.access import VARIABLE, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
 
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
 LOOK_SECONDS = 1.0  # between two looks whether all parts of the server are alive
-REPORT_SECONDS = 60.0
 STOP_SECONDS = 10.0
 
 
@@ -82,21 +81,17 @@ def start(args: argparse.Namespace) -> int:
                 part.write_text(json.dumps({"ports": server.ports, "description": core.description.to_json()}))
                 part.replace(args.ready_file)  # at once, so that a reader sees all of it or nothing
             log.info("serving %s; Ctrl-C ends", core.description.name)
-            return _watch(core, server)
+            return _watch(server)
     except KeyboardInterrupt:  # before it served
         return 130
 
 
-def _watch(core: Core, server: PolicyServer) -> int:
+def _watch(server: PolicyServer) -> int:
     """Wait for Ctrl-C, SIGTERM, or the end of a part of the server; returns the exit status."""
     before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGINT, signal.SIGTERM)}
-    report = time.monotonic() + REPORT_SECONDS
     try:
         while not (died := server.died):
             time.sleep(LOOK_SECONDS)
-            if time.monotonic() > report:
-                log.info("%s", core.line())
-                report += REPORT_SECONDS
     except KeyboardInterrupt:
         log.info("stopping")
         return 0
@@ -121,10 +116,9 @@ def check(args: argparse.Namespace) -> None:
         )
     if not args.checkpoint.is_dir():
         raise FileNotFoundError(f"--checkpoint {args.checkpoint}: no such folder; a run has checkpoints/latest")
-    if args.query_steps is not None and args.query_steps < 1:
-        raise ValueError(f"--query-steps {args.query_steps}: expected at least 1 control step")
-    if args.max_clients < 1:
-        raise ValueError(f"--max-clients {args.max_clients}: expected at least 1")
+    for option, count in (("--query-steps", args.query_steps), ("--max-clients", args.max_clients)):
+        if count is not None and count < 1:
+            raise ValueError(f"{option} {count}: expected at least 1")
     if args.umi_client_yaml and not args.allow_umi_pickle:
         raise ValueError("--umi-client-yaml needs --allow-umi-pickle")
     for option, file in (("--umi-client-yaml", args.umi_client_yaml), ("--ready-file", args.ready_file)):
@@ -144,14 +138,13 @@ class PolicyServer:
 
     Args:
         core: whose thread runs.
-        args: the options of `eval_real.py serve`.
+        args: the options of `eval_real.py serve`, which `check` found right.
 
     Raises:
-        ValueError: a port is taken, or umi-arx's client could not use the checkpoint.
+        ValueError: umi-arx's client could not use the checkpoint. OSError: a port is taken.
     """
 
     def __init__(self, core: Core, args: argparse.Namespace) -> None:
-        check(args)
         self.ports: dict[str, int] = {}
         self._core, self._died = core, ""
         address = resolve(args.host)
@@ -160,12 +153,10 @@ class PolicyServer:
             "websocket": openpi.listen(core, address, args.port, key, args.queue, args.query_steps)
         }
         if args.allow_umi_pickle:
-            from unified_video_action.real.serving import umi_arx, zeromq  # pyzmq is for this client alone
-
-            handler = umi_arx.UmiHandler(core)
-            self._handlers["umi"] = zeromq.listen(handler, LOOPBACK, args.umi_port)
+            umi_arx.require_one_hand(core.description)
+            self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port)
             if args.umi_client_yaml:
-                args.umi_client_yaml.write_text(handler.client_yaml())
+                args.umi_client_yaml.write_text(umi_arx.client_yaml(core.description))
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)
         self._thread = threading.Thread(target=self._run, name="handlers", daemon=True)
         self._ready: Future[None] = Future()
@@ -199,26 +190,26 @@ class PolicyServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with AsyncExitStack() as stack:
-            tasks = {asyncio.ensure_future(self._stop.wait()): ""}
+            works: dict[asyncio.Future, str] = {}
             for name, handler in self._handlers.items():
                 self.ports[name], work = await stack.enter_async_context(handler)
-                tasks[asyncio.ensure_future(work)] = f"{name} handler"
+                works[asyncio.ensure_future(work)] = f"{name} handler"
                 log.info("%s: port %d", name, self.ports[name])
             self._ready.set_result(None)
-            done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                self._died = tasks[task]
-                if not task.cancelled() and (error := task.exception()):
-                    log.error("the %s failed", tasks[task], exc_info=error)
+            stop = asyncio.ensure_future(self._stop.wait())
+            done, rest = await asyncio.wait({stop, *works}, return_when=asyncio.FIRST_COMPLETED)
+            self._died = ", ".join(works[task] for task in done - {stop})
             for task in rest:
                 task.cancel()
+            for failed in await asyncio.gather(*done - {stop}, return_exceptions=True):
+                log.error("the %s failed", self._died, exc_info=failed)
             await asyncio.gather(*rest, return_exceptions=True)
 
 
 def _watch_parent() -> None:
     """Standard input is a pipe whose other end the parent holds: it ends when the parent does."""
     while os.read(0, 4096):
-        log.debug("the parent says something")
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,90 +17,57 @@ import numpy as np
 from unified_video_action.compat import plain_pickle, umi_arx
 from unified_video_action.poses import KINDS
 from unified_video_action.real.planner import PolicyDescription
-from unified_video_action.real.serving.core import Client, Core
+from unified_video_action.real.serving.core import Client, Core, open_soon
 from unified_video_action.real.serving.histories import as_trained, picked
 from unified_video_action.real.serving.rate import RateWatch
-from unified_video_action.real.serving.requests import BAD_REQUEST, OVERHEAD, POLICY_FAILED, Refused
+from unified_video_action.real.serving.requests import BAD_REQUEST, OVERHEAD, POLICY_FAILED, Refused, bad, kind
 
 log = logging.getLogger(__name__)
-LEASE = 5.0  # seconds of silence after which another client may have the slot: a restarted one is another
+GRACE_SECONDS = 2.0  # for the plan to end that a client asked for before it was restarted
 SPARSE = 8  # every so many pixels of a frame are compared with another's
 
 
-@dataclass
-class Known:
-    """What is known of a connection."""
-
-    client: Client
-    rate: RateWatch
-    text: str | None = None  # the episode's instruction
-    newest: np.ndarray | None = None  # (3, h, w) some pixels of the frame that was seen last
-
-
 class UmiHandler:
-    """Answers umi-arx's clients, one message after the other.
-
-    Raises:
-        ValueError: the checkpoint does not move a hand with one camera.
-    """
+    """Answers one connection's messages, one after the other; its client gets a slot with the first good one."""
 
     def __init__(self, core: Core) -> None:
-        require_one_hand(core.description)
         self._core, self._hand, (self._camera,) = core, core.description.hand, core.spec.cameras
-        self._clients: dict[bytes, Known] = {}  # by connection
+        self._client: Client | None = None
+        self._rate = RateWatch(core.description.step_seconds)
+        self._text: str | None = None  # the episode's instruction
+        self._newest: np.ndarray | None = None  # (3, h, w) some pixels of the frame that was seen last
 
-    @property
-    def most_bytes(self) -> int:
-        """Of a message: a history of every control step in float64, or in float32 as the oldest protocols write it."""
-        step = 8 * int(np.prod(self._core.spec.entries[self._camera].shape)) + 8 * sum(KINDS.values())
-        return self._steps * step + OVERHEAD
-
-    @property
-    def _steps(self) -> int:
-        """Of a history that ends with the newest observation and has one entry per control step."""
-        horizon = self._core.description.horizon
-        return horizon.history * horizon.stride
-
-    def client_yaml(self) -> str:
-        """The client's configuration."""
-        description = self._core.description
-        return umi_arx.client_yaml(
-            description.name,
-            description.observations[self._camera].shape[:2],
-            self._hand.states,
-            (self._hand.relative_states, self._hand.relative_actions),
-            self._steps,
-            description.horizon.actions,
-            description.step_seconds,
-        )
-
-    async def answer(self, identity: bytes, data: bytes | memoryview) -> bytes:
-        """The answer to a message on the connection of that name. Raises nothing, whatever `data` is."""
+    async def answer(self, data: bytes) -> bytes:
+        """The answer to a message. Raises nothing, whatever `data` is."""
         try:
-            message = self._read(data)
-            observation, text = self._observation(message), self._instruction(message)
+            message, observation, text = self._read(data)
             step = self._step_seconds(message)
-            known = self._known(identity, step)
-            if not known.client.has_episode or known.text != text:
-                known.text = text
-                await asyncio.wrap_future(known.client.reset(0, text))
-            moved = self._moved(known, message[umi_arx.CAMERA])
-            said = known.rate.asked(time.monotonic(), moved) if step is None else known.rate.judge(step)
+            if self._client is None:
+                self._client = await open_soon(self._core, "UMI client", seconds=GRACE_SECONDS)
+                if step is None and (trained := self._core.description.step_seconds) is not None:
+                    log.warning(
+                        "UMI client: its messages do not say its rate of control, which must be that of the training "
+                        "data: run it with %s (its default is 8 Hz)", umi_arx.frequency(trained),
+                    )  # fmt: skip
+            if not self._client.has_episode or self._text != text:
+                self._text = text
+                await asyncio.wrap_future(self._client.reset(0, text))
+            moved = self._moved(message[umi_arx.CAMERA])
+            said = self._rate.asked(time.monotonic(), moved) if step is None else self._rate.judge(step)
             if said:
-                known.client.note("rate", f"{said} (its option -f)")
-            plan = await asyncio.wrap_future(known.client.plan(observation))
-            known.rate.answered(time.monotonic())
+                self._client.note("rate", f"{said} (its option -f)")
+            plan = await asyncio.wrap_future(self._client.plan(observation))
+            self._rate.answered(time.monotonic())
             return plain_pickle.write(plan.actions)
         except Refused as error:
             return self._refuse(error)
-        except Exception as error:  # a mistake of ours must not end the others' connections
+        except Exception as error:  # a mistake of ours must not end the connection
             log.exception("a message could not be handled")
             return self._refuse(Refused(POLICY_FAILED, f"the server failed ({type(error).__name__})"))
 
-    def left(self, identity: bytes) -> None:
-        """The client of that connection is gone, and a restarted one is another."""
-        if identity in self._clients:
-            self._clients.pop(identity).client.close()
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
 
     def refuse(self, text: str) -> bytes:
         return self._refuse(Refused(BAD_REQUEST, text))
@@ -111,40 +77,27 @@ class UmiHandler:
         self._core.refused(str(error))
         return plain_pickle.write(error.text)
 
-    def _read(self, data: bytes | memoryview) -> Mapping[str, Any]:
+    def _read(self, data: bytes) -> tuple[Mapping[str, Any], dict[str, np.ndarray], str | None]:
+        """A message, the observations in it, entry -> (steps, ...), and its instruction."""
+        description, made = self._core.description, {}
         try:
-            message = plain_pickle.read(data, self.most_bytes)
-        except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
-        if not isinstance(message, dict):
-            raise Refused(BAD_REQUEST, f"a message that is a {type(message).__name__}: expected a dict")
-        return message
-
-    def _observation(self, message: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Entry -> (steps, ...)"""
-        try:
+            message = plain_pickle.read(data, most_bytes(self._core))
+            if not isinstance(message, dict):
+                raise ValueError(f"a message that is a {type(message).__name__}: expected a dict")
             found = umi_arx.observations(message, self._camera, self._hand.states)
+            text = umi_arx.instruction(message, description.instructions) if description.follows_text else None
         except ValueError as error:
             raise Refused(BAD_REQUEST, str(error)) from error
-        made = {}
         for name, value in found.items():
             entry = self._core.spec.entries[name]
             if not isinstance(value, np.ndarray) or not value.ndim or not value.size:
-                raise Refused(BAD_REQUEST, f"{name}: got a {type(value).__name__}, expected an array (T, ...)")
-            chosen = picked(value, self._core.description.horizon.history_offsets, entry.steps)
+                raise bad(name, kind(value), "an array (T, ...)")
+            chosen = picked(value, description.horizon.history_offsets, entry.steps)
             if chosen is None:
-                wanted = f"{entry.steps}, or {self._steps} with one for each control step"
-                raise Refused(BAD_REQUEST, f"{name}: got {len(value)} steps, expected {wanted}")
+                wanted = f"{entry.steps}, or {history_steps(description)} with one for each control step"
+                raise bad(name, f"{len(value)} steps", wanted)
             made[name] = as_trained(name, chosen, entry, resize=False) if name == self._camera else chosen
-        return made
-
-    def _instruction(self, message: Mapping[str, Any]) -> str | None:
-        if not self._core.description.follows_text:
-            return None
-        try:
-            return umi_arx.instruction(message, self._core.description.instructions)
-        except ValueError as error:
-            raise Refused(BAD_REQUEST, str(error)) from error
+        return message, made, text
 
     def _step_seconds(self, message: Mapping[str, Any]) -> float | None:
         """The length of a control step, by the times of the observations where the client sends them."""
@@ -158,28 +111,34 @@ class UmiHandler:
         horizon = self._core.description.horizon
         return float(np.median(np.diff(stamps))) / (horizon.stride if len(stamps) == horizon.history else 1)
 
-    def _known(self, identity: bytes, step: float | None) -> Known:
-        """The client of a connection, which gets a slot if it has none."""
-        self._clients = {each: known for each, known in self._clients.items() if not known.client.closed}
-        if identity not in self._clients:
-            trained = self._core.description.step_seconds
-            client = self._core.open("UMI client", LEASE)
-            self._clients[identity] = Known(client, RateWatch(trained))
-            if step is None and trained is not None:
-                log.warning(
-                    "UMI client: its messages do not say its rate of control, which must be that of the training data: "
-                    "run it with %s (its default is 8 Hz)", umi_arx.frequency(trained),
-                )  # fmt: skip
-        return self._clients[identity]
-
-    def _moved(self, known: Known, frames: np.ndarray) -> int:
+    def _moved(self, frames: np.ndarray) -> int:
         """Control steps since the request before, by where its newest frame lies in this history; 0: not known."""
         sparse = frames[..., ::SPARSE, ::SPARSE].copy()
-        before, known.newest = known.newest, sparse[-1]
+        before, self._newest = self._newest, sparse[-1]
         if before is None or len(frames) == self._core.description.horizon.history or before.shape != sparse[0].shape:
             return 0
         matches = [index for index, each in enumerate(sparse) if np.array_equal(each, before)]
         return len(frames) - 1 - matches[0] if len(matches) == 1 else 0  # a scene at rest tells nothing
+
+
+def history_steps(description: PolicyDescription) -> int:
+    """Of a history that ends with the newest observation and has one entry per control step."""
+    return description.horizon.history * description.horizon.stride
+
+
+def most_bytes(core: Core) -> int:
+    """Of a message: a history of every control step in float64, or in float32 as the oldest protocols write it."""
+    step = 8 * int(np.prod(core.spec.entries[core.spec.cameras[0]].shape)) + 8 * sum(KINDS.values())
+    return history_steps(core.description) * step + OVERHEAD
+
+
+def client_yaml(description: PolicyDescription) -> str:
+    """The configuration of umi-arx's client for a policy of one hand with one camera."""
+    (shape,) = (entry.shape for entry in description.observations.values() if entry.kind == "rgb")
+    hand, horizon = description.hand, description.horizon
+    relative = hand.relative_states, hand.relative_actions
+    sizes = history_steps(description), horizon.actions, description.step_seconds
+    return umi_arx.client_yaml(description.name, shape[:2], hand.states, relative, *sizes)
 
 
 def require_one_hand(description: PolicyDescription) -> None:

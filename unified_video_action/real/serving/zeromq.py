@@ -1,153 +1,96 @@
-"""A ROUTER socket with bounds, which carries requests of REQ clients to a handler and its answers back."""
+"""ZeroMQ's wire protocol, ZMTP 3 (RFC 23), as far as a REQ socket needs it that asks this machine for plans.
+
+libzmq bounds the parts of a message, but not how many of them it keeps; here a message is bounded as a whole.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
+import logging
 import struct
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, closing, suppress
-from logging import getLogger
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
 
-import zmq
-import zmq.asyncio
-from zmq.utils.monitor import recv_monitor_message
+from unified_video_action.real.serving.core import Core
+from unified_video_action.real.serving.umi_arx import UmiHandler, most_bytes
 
-if TYPE_CHECKING:
-    from unified_video_action.real.serving.umi_arx import UmiHandler
-
-log = getLogger(__name__)
-WAITING = 4  # messages of one connection that are kept until they are read
+log = logging.getLogger(__name__)
 CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one gets an answer
-PARTS = 3  # of a good message: identity, an empty one, the body
-HANDSHAKE_MS = 10_000
-LINGER_MS = 200  # for the last answers to leave
-LOOK_SECONDS = 0.05  # between two looks at what arrived; what comes meanwhile comes on top of the bound
-IDLE_BYTES = 64  # between two looks that are no more than libzmq's sign of life
-RECEIVED = 128  # offset of tcpi_bytes_received (64 bits) in Linux's struct tcp_info
+HANDSHAKE_SECONDS = 10.0
+MORE, LONG, COMMAND = 1, 2, 4  # flags of a frame
+HEAD = 9  # bytes, most that come before a frame's body
+READY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)  # version 3.0, no encryption
 
 
 @asynccontextmanager
-async def listen(handler: UmiHandler, address: str, port: int) -> AsyncIterator[tuple[int, Coroutine]]:
-    """Listen for REQ clients; yields the port, and what has to run for them to be answered.
+async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int, Coroutine]]:
+    """Listen for REQ clients; yields the port, and what runs for as long as connections are accepted.
 
-    One message is answered after the other. A message that is too long, or that has parts without an end, ends its
-    connection.
+    A message that is too long, or that has parts without an end, ends its connection.
 
     Args:
         port: 0 takes a free one.
 
     Raises:
-        ZMQError: the port is taken.
+        OSError: the port is taken.
     """
-    with zmq.asyncio.Context() as context, context.socket(zmq.ROUTER) as server:
-        server.maxmsgsize = CLEAR * handler.most_bytes  # of one part
-        server.rcvhwm = server.sndhwm = WAITING
-        server.linger, server.handshake_ivl = LINGER_MS, HANDSHAKE_MS
-        server.heartbeat_ivl, server.heartbeat_timeout = 5000, 15000  # connections of the dead are closed
-        parts = PartLimit(server, (CLEAR + 1) * handler.most_bytes)
+    most, connections = CLEAR * most_bytes(core), set()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handler = UmiHandler(core)
+        connections.add(writer.transport)
         try:
-            server.bind(f"tcp://{address}:{port or '*'}")
-            yield int(server.last_endpoint.decode().rsplit(":", 1)[1]), _run(server, handler, parts)
+            writer.write(GREETING)
+            async with asyncio.timeout(HANDSHAKE_SECONDS):
+                greeting = await reader.readexactly(len(GREETING))
+            if greeting[0] != 0xFF or greeting[10] < 3 or greeting[12:32] != GREETING[12:32]:
+                raise ValueError("a greeting that is not ZMTP 3 without encryption")
+            writer.write(_frame(READY, COMMAND))
+            while True:
+                parts = await _message(reader, writer, most)
+                if len(parts) == 2 and not parts[0]:
+                    answer = await handler.answer(parts[1])
+                else:
+                    answer = handler.refuse(f"{len(parts)} frames: expected an empty one and a message")
+                writer.write(_frame(b"", MORE) + _frame(answer))
+                await writer.drain()
+        except ValueError as error:
+            log.warning("UMI client: %s: closed", error)
+        except (OSError, asyncio.IncompleteReadError):
+            log.debug("UMI client: the connection ended")
         finally:
-            server.disable_monitor()
+            handler.close()
+            connections.discard(writer.transport)
+            writer.transport.abort()
+
+    async with await asyncio.start_server(talk, address, port, limit=most) as server:
+        try:
+            yield server.sockets[0].getsockname()[1], server.serve_forever()
+        finally:
+            for each in list(connections):
+                each.abort()
 
 
-async def _run(server: zmq.asyncio.Socket, handler: UmiHandler, parts: PartLimit) -> None:
-    def look() -> None:
-        for identity in parts.ended():
-            handler.left(identity)
-
-    async def watch() -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            look()
-            parts.look()
-
-    async def answer() -> None:
-        while True:
-            frames = await server.recv_multipart(copy=False)
-            look()
-            identity = frames[0].bytes
-            with suppress(zmq.ZMQError):  # a client as old as ZMTP 1, which does not say
-                parts.completed(frames[-1].get(zmq.SRCFD), identity)
-            if len(frames) == PARTS and not len(frames[1]):
-                body = await handler.answer(identity, frames[2].buffer)
-            else:
-                body = handler.refuse(f"{len(frames) - 1} frames: expected an empty one and a message")
-            await server.send_multipart([identity, b"", body])
-
-    await asyncio.gather(watch(), answer())
+def _frame(body: bytes, flags: int = 0) -> bytes:
+    return struct.pack(">BQ", flags | LONG, len(body)) + body
 
 
-class PartLimit:
-    """Ends connections that send too much without completing a message; for a socket that is not bound yet.
-
-    libzmq bounds the size of a message's part, but not how many parts there are, and keeps them out of sight until the
-    last one came. What can be seen are the bytes that a connection received (Linux), and when a message was complete.
-
-    Args:
-        most: bytes since the last complete message of a connection.
-    """
-
-    def __init__(self, server: zmq.Socket, most: int) -> None:
-        events = zmq.EVENT_ACCEPTED | zmq.EVENT_CLOSED | zmq.EVENT_DISCONNECTED
-        self._events = zmq.Socket.shadow(server.get_monitor_socket(events))
-        self._server, self._most = server, most
-        self._received: dict[int, tuple[int, int]] = {}  # file -> bytes at the last look, and at the last message
-        self._identities: dict[int, bytes] = {}  # of those that sent a message
-
-    def ended(self) -> list[bytes]:
-        """Note connections that came and went; the identities of those that went."""
-        gone = []
-        while self._events.poll(0):
-            event = recv_monitor_message(self._events)
-            file = event["value"]
-            self._received.pop(file, None)
-            if (identity := self._identities.pop(file, None)) is not None:
-                gone.append(identity)
-            if event["event"] == zmq.EVENT_ACCEPTED:
-                self._received[file] = 0, 0
-        return gone
-
-    def completed(self, file: int, identity: bytes) -> None:
-        """A whole message came through that file."""
-        if file in self._received:
-            self._received[file] = (self._bytes(file),) * 2
-            self._identities[file] = identity
-
-    def look(self) -> None:
-        """End what has gone too far."""
-        for file, (before, complete) in list(self._received.items()):
-            now = self._bytes(file)
-            if now - before <= IDLE_BYTES:
-                complete += now - before
-            self._received[file] = now, complete
-            if now - complete > self._most:
-                log.warning("a connection sent %d bytes of a message without an end: closed", now - complete)
-                self._end(file)
-
-    def _bytes(self, file: int) -> int:
-        """That a connection received until now; 0 where that cannot be known."""
-        with suppress(OSError), closing(self._open(file)) as connection:
-            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, RECEIVED + 8)
-            if len(information) == RECEIVED + 8:
-                return struct.unpack_from("=Q", information, RECEIVED)[0]
-        return 0
-
-    def _end(self, file: int) -> None:
-        self._received.pop(file, None)
-        with suppress(OSError), closing(self._open(file)) as connection:
-            reset = struct.pack("ii", 1, 0)  # when libzmq, which reads the end now, closes it
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
-            connection.shutdown(socket.SHUT_RDWR)
-
-    def _open(self, file: int) -> socket.socket:
-        """A second handle of a connection. Raises OSError where the file is another one by now."""
-        connection = socket.socket(fileno=os.dup(file))
-        if connection.getsockname()[1] != int(self._server.last_endpoint.decode().rsplit(":", 1)[1]):
-            connection.close()
-            raise OSError("not of this server")
-        return connection
+async def _message(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, most: int) -> list[bytes]:
+    """The parts of the next message; commands before it are followed. Raises ValueError for more than `most` bytes."""
+    parts, left = [], most
+    while True:
+        (flags,) = await reader.readexactly(1)
+        size = int.from_bytes(await reader.readexactly(8 if flags & LONG else 1))
+        left -= HEAD + size
+        if left < 0:
+            raise ValueError(f"a message of more than {most} bytes")
+        body = await reader.readexactly(size)
+        if not flags & COMMAND:
+            parts.append(body)
+            if not flags & MORE:
+                return parts
+        elif body.startswith(b"\x04PING"):
+            writer.write(_frame(b"\x04PONG" + body[7:], COMMAND))  # after a lifetime of two bytes its context
+            await writer.drain()
+            left += HEAD + size
