@@ -161,11 +161,13 @@ class Step:
             proprio_noise=EMPTY,
         )
 
-    def check(self, norms: dict[str, float] | None) -> None:
-        """Rows, losses and, where they are given, the gradient norms of all parameters, from one pass."""
-        with torch.set_grad_enabled(norms is not None), captured(self.model.video_heads[0], "loss") as video:
-            with captured(self.model.action_head, "chunk_loss") as action:
-                terms = self.model.loss_terms(self.inputs, self.targets, self.draws)
+    def check(self, norms: dict[str, float]) -> None:
+        """Rows, losses and the gradient norms of all parameters, from one pass."""
+        with (
+            captured(self.model.video_heads[0], "loss") as video,
+            captured(self.model.action_head, "chunk_loss") as action,
+        ):
+            terms = self.model.loss_terms(self.inputs, self.targets, self.draws)
         heads = {"diffactloss": action[0]} | ({"diffloss": video[0]} if video else {})
         assert bool(video) == self.mode.learns_frames
         for head, rows in heads.items():  # squared error and bound of every row, before they are averaged
@@ -177,8 +179,6 @@ class Step:
         close_relative(losses.get("video", torch.zeros(())), self["video_loss"])
         loss = sum(losses.values())
         close_relative(loss, self["loss"])
-        if norms is None:
-            return
         loss.backward()
         parameters = {reference_name(name): each for name, each in self.model.named_parameters()}
         found = {name: float(each.grad.norm()) for name, each in parameters.items() if each.grad is not None}
