@@ -1,7 +1,4 @@
-"""Parameters that are spread over processes (FSDP2), seen as whole tensors and as this process's share of them.
-
-On a plain tensor every function here does nothing, so callers need not ask how a model is laid out.
-"""
+"""Parameters that are spread over processes (FSDP2), and what `whole` makes of them; a plain tensor stays as it is."""
 
 from __future__ import annotations
 
@@ -50,23 +47,9 @@ def without_sync(module: FSDPModule) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, gathered; all processes call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_of_part(part: Tensor, like: Tensor) -> Tensor:
-    """A tensor laid out as `like`, of which `part` is this process's share, gathered; all processes together."""
-    if not isinstance(like, DTensor):
-        return part
-    return DTensor.from_local(
-        part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
-    ).full_tensor()
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:

@@ -22,15 +22,7 @@ from unified_video_action.workspace.batches import MicroBatch
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.sharding import (
-    blocks_of_lists,
-    laid_out,
-    own_part,
-    shard,
-    whole,
-    whole_of_part,
-    without_sync,
-)
+from unified_video_action.workspace.sharding import blocks_of_lists, laid_out, shard, whole, without_sync
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "trainer_state.safetensors"  # files of a checkpoint
 
@@ -153,7 +145,7 @@ class TrainState:
         require_same(shapes_of(state), shapes_of(given), str(folder / MODEL))
         self.model.load_state_dict({name: laid_out(value, state[name]) for name, value in given.items()})
         average = upgrade_tensors(read_safetensors(folder / EMA))
-        self.ema.load_state_dict({name: own_part(laid_out(average[name], p)) for name, p in parameters.items()})
+        self.ema.load({name: laid_out(average[name], parameter) for name, parameter in parameters.items()})
         moments: dict[str, dict[str, Tensor]] = {}  # parameter -> quantity -> value
         for key, value in upgrade_tensors(read_safetensors(folder / OPTIMIZER)).items():
             name, _, quantity = key.rpartition(".")
@@ -167,8 +159,7 @@ class TrainState:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": numbered})
 
     def _whole_average(self) -> dict[str, Tensor]:
-        parameters = dict(self.model.named_parameters())
-        return {name: whole_of_part(part, parameters[name]) for name, part in self.ema.state_dict().items()}
+        return {name: whole(value) for name, value in self.ema.weights.items()}
 
 
 class TrainingForward(nn.Module):

@@ -64,7 +64,13 @@ class TrainUnifiedVideoActionWorkspace:
         self.training = build_dataclass(TrainingSettings, self.config["training"], "training")
         self.trainer = build_dataclass(TrainerSettings, self.config["trainer"], "trainer")
         kind = policy_class(self.config)
-        self.runner = self._env_runner()
+        self.runner = None
+        if self.trainer.evaluate_every:
+            if not self.config["task"].get("env_runner"):
+                raise ValueError(
+                    "trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing"
+                )
+            self.runner = build_runner(self.config)
         self.accelerator = build_accelerator(self.trainer)
         if self.accelerator.num_processes > 1:  # each has resolved the time in the folder's name for itself
             (self.config["output_dir"],) = broadcast_object_list([self.config["output_dir"]])
@@ -146,13 +152,6 @@ class TrainUnifiedVideoActionWorkspace:
             if name not in normalizer:
                 raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
         return normalizer
-
-    def _env_runner(self) -> EnvRunner | None:
-        if not self.trainer.evaluate_every:
-            return None
-        if not self.config["task"].get("env_runner"):
-            raise ValueError("trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing")
-        return build_runner(self.config)
 
     def _initialise(self, folder: Path) -> None:
         allowed = tuple(self.config["init_allow_missing"])
