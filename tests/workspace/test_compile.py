@@ -72,9 +72,8 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
         assert compiled == {"mar", "video_heads.0.net", "action_head.net", "action_head.trunk", "auxiliary_head"}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_compiled_transformer_computes_what_the_eager_one_does(checkpointing):
-    config = TransformerConfig(16, 1, 1, 2, dropout=0.0, attention_dropout=0.0, gradient_checkpointing=checkpointing)
+def test_a_compiled_transformer_with_checkpointing_computes_what_the_eager_one_does():
+    config = TransformerConfig(16, 1, 1, 2, dropout=0.0, attention_dropout=0.0, gradient_checkpointing=True)
     torch.manual_seed(0)
     stack = Stack(1, config)
     x = torch.randn(2, 5, 16)

@@ -61,9 +61,8 @@ def test_a_run_in_three_parts_equals_one_however_often_one_looks(tmp_path):
     assert seen[5] == pytest.approx(sum(each[5:7]) / 2)
 
 
-@pytest.mark.parametrize("micro_batch", [5, 1])
-def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, micro_batch, whole):
-    cut = build_loop(tmp_path, trainer=trainer_settings(micro_batch=micro_batch))
+def test_accumulated_micro_batches_equal_the_whole_batch(tmp_path, whole):
+    cut = build_loop(tmp_path, trainer=trainer_settings(micro_batch=5))  # 4 at once
     cut.run()
     for name, value in weights(cut).items():
         torch.testing.assert_close(value, whole[1][name], rtol=1e-4, atol=1e-6)
@@ -165,12 +164,6 @@ def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
     assert validated == [8, 16, 20]
 
 
-def test_an_old_run_is_not_overwritten(tmp_path):
-    build_loop(tmp_path, trainer=trainer_settings(max_steps=2)).run()
-    with pytest.raises(ValueError, match=r"trainer.resume=false, but .*step_00000002 exists"):
-        build_loop(tmp_path, trainer=trainer_settings(resume=False)).run()
-
-
 def test_waiting_for_the_loader_is_counted_and_computing_is_not(tmp_path, monkeypatch):
     loop, clock, seen = build_loop(tmp_path), [0.0], []
     monkeypatch.setattr("unified_video_action.workspace.loop.time.perf_counter", lambda: clock[0])
@@ -185,14 +178,6 @@ def test_waiting_for_the_loader_is_counted_and_computing_is_not(tmp_path, monkey
         seen.append(micro_batch.batch["x"])
         clock[0] += 5
     assert loop.waited == 5 * 2 and all(torch.equal(each, first.batch["x"]) for each in seen) and len(seen) == 5
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_steps_arrive_on_the_device(tmp_path):
-    loop = build_loop(tmp_path, trainer=trainer_settings(device="cuda"))
-    pinned = loop.batches.first().pin_memory()
-    ((moved,),) = loop.on_device(iter([[pinned]]))
-    assert moved.batch["x"].device.type == "cuda" and torch.equal(moved.batch["x"].cpu(), pinned.batch["x"])
 
 
 def test_operations_are_those_of_a_real_pass_and_nothing_is_computed_or_changed(tmp_path):

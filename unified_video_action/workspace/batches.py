@@ -20,7 +20,6 @@ from unified_video_action.workspace.signals import leave_signals_to_parent
 
 Key = tuple[int, int]  # (window index, sample seed)
 PREFETCH = 4  # steps that each worker prepares ahead
-MOST_ROWS = 64  # samples that a description lists
 
 
 @dataclass(frozen=True)
@@ -131,16 +130,14 @@ class StepBatches(Dataset):
 
     def describe(self, step: int) -> str:
         """A line for each sample of a step: where it is from, its task mode, and its values that are not finite."""
-        lines, keys = [], self.whole(step)
-        for place, (index, seed) in enumerate(keys[:MOST_ROWS]):
+        lines = []
+        for place, (index, seed) in enumerate(self.whole(step)):
             sample = self.dataset.__getitems__([(index, seed)])
             prepared = self.policy.prepare(sample, Share(step, place, self.batch_size, self.seed))
             mode = "".join(f", mode {name}" for name in prepared.get("task_mode", ()))
             bad = ", ".join(sorted(name for name, value in _floats(sample) if not torch.isfinite(value).all()))
             fault = f"  <- not finite: {bad}" if bad else ""
             lines.append(f"  index {index}, seed {seed}{mode}: {self.dataset.describe(index)}{fault}")
-        if others := ", ".join(str(index) for index, _ in keys[MOST_ROWS:]):
-            lines.append(f"  and index {others}")
         return "\n".join(lines)
 
     def _keys(self, first: int, last: int, rank: int = 0, world: int = 1) -> StepBatchSampler:

@@ -86,7 +86,6 @@ class TrainingLoop:
         self.state = TrainState(policy, training, trainer, accelerator, self.terms)
         self.step = 0  # optimiser steps done
         self.saved: int | None = None  # step of the newest checkpoint
-        self.done: dict[str, int] = {}  # step at which each periodic task was done last
         self.seconds = 0.0  # spent on this run by earlier processes
         self.waited = 0.0  # seconds for the loader, since the losses were looked at last
         self.unread: list[Tensor] = []  # losses of the newest steps, not yet brought from the device
@@ -123,8 +122,8 @@ class TrainingLoop:
                         continue  # to the stop, without beginning an evaluation
                     self.between_steps([task for task in self.periodic if self.step % task.every == 0])
                 self.save()
-                if self.step > first and stop in (None, OUT_OF_TIME):
-                    self.between_steps(self.periodic)
+                if self.step > first and stop in (None, OUT_OF_TIME):  # what was not done after the last step
+                    self.between_steps([task for task in self.periodic if self.step % task.every])
         finally:
             if self.records:
                 self.records.close()
@@ -228,7 +227,6 @@ class TrainingLoop:
 
     def between_steps(self, due: Sequence[Periodic]) -> None:
         """Save when it is time, or when a score is about to be measured; then do what is due."""
-        due = [task for task in due if self.done.get(task.name) != self.step]
         every = self.trainer.checkpoint_every
         scored = any(self.trainer.monitor.startswith(f"{task.name}/") for task in due)
         saves = scored or (every is not None and self.step % every == 0)
@@ -249,7 +247,6 @@ class TrainingLoop:
                 if (score := metrics.get(self.trainer.monitor)) is not None:
                     ckpt.record_score(self.root, self.step, score)
                     ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)
-            self.done |= {task.name: self.step for task in due}
             self.accelerator.wait_for_everyone()
         self.mark += time.perf_counter() - began  # samples per second are those of training
 
