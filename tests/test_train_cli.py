@@ -79,8 +79,8 @@ def test_mistakes_end_with_one_line_that_names_them(tmp_path, arguments, message
 
 
 def test_a_sweep_in_a_folder_that_is_given(tmp_path, places):
-    sweep = ["--multirun", "training.steps=1", "seed=1,2", "output_dir=mine/${name}"]
-    status, said = train(*FAST, *places, *BLIND, *sweep, folder=tmp_path)
+    sweep = ["training.steps=2", "trainer.max_steps=1", "seed=1,2", "output_dir=mine/${name}"]
+    status, said = train("--multirun", *FAST, *places, *BLIND, *sweep, folder=tmp_path)
     assert status == 0, said
     for number in "01":
         assert (tmp_path / "mine" / "uva_pusht_mini" / number / "checkpoints" / "latest").is_dir()
