@@ -19,28 +19,18 @@ from unified_video_action.workspace.settings import TrainerSettings, TrainingSet
         ({"optimizer": {"fan_in": 0}}, "OptimizerSettings.fan_in must be a positive integer, or null, got 0"),
         ({"schedule": {"shape": "linear"}}, "ScheduleSettings.shape must be cosine or constant, got 'linear'"),
         ({"ema": {"decay": 1.0}}, "EmaSettings.decay must be in"),
-    ],
-)
-def test_training(change, message):
-    with pytest.raises(ValueError) as caught:
-        build_dataclass(TrainingSettings, {"steps": 10, "batch_size": 4, **change}, "training")
-    assert message in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
         ({"max_steps": "five"}, "TrainerSettings.max_steps must be a positive integer or null, got 'five'"),
         ({"compile": "yes"}, "trainer.compile: expected bool, got 'yes'"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a CUDA device"),
         ({"precision": "fp16", "sharding": "full"}, "fp16 cannot be used with trainer.sharding=full; take bf16"),
         ({"sharding": "half"}, "TrainerSettings.sharding must be none or full, got 'half'"),
-        ({"log_every": 0}, "TrainerSettings.log_every must be a positive integer"),
         ({"epochs": 3}, "trainer.epochs: TrainerSettings has no such field"),
     ],
 )
-def test_trainer(change, message):
+def test_what_cannot_be_meant_is_named(change, message):
     with pytest.raises(ValueError) as caught:
+        if change.keys() & {"steps", "batch_size", "optimizer", "schedule", "ema"}:
+            build_dataclass(TrainingSettings, {"steps": 10, "batch_size": 4, **change}, "training")
         build_accelerator(build_dataclass(TrainerSettings, change, "trainer"))
     assert message in str(caught.value)
 
