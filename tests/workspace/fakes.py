@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import signal
 from pathlib import Path
@@ -18,6 +16,8 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 from unified_video_action.policy.base import BasePolicy, LossTerm, Share
 from unified_video_action.spec import Horizon, TaskSpec
+from unified_video_action.workspace import checkpoint
+from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import (
@@ -141,8 +141,6 @@ def build_loop(
     periodic=(),
     mode_mix: ModeMix | None = None,
 ) -> TrainingLoop:
-    from unified_video_action.workspace.accelerator import build_accelerator
-
     training, trainer = training or training_settings(), trainer or trainer_settings()
     torch.manual_seed(0)
     policy = FakePolicy(dropout, mode_mix)
@@ -166,60 +164,46 @@ def metrics(output_dir: Path) -> list[dict]:
 
 def weights(loop: TrainingLoop) -> dict[str, Tensor]:
     """Everything that training leaves: weights, their average, the optimiser's state."""
-    from unified_video_action.workspace.checkpoint import optimizer_tensors
-
-    state = loop.state
-    average = {f"ema.{name}": value for name, value in state.ema.state_dict().items()}
-    return {**state.model.state_dict(), **average, **optimizer_tensors(state.optimizer, state.model)}
+    return {f"{file}/{name}": value for file, group in loop.state.tensors().items() for name, value in group.items()}
 
 
-def main() -> None:
-    """Train in a process of its own: `python fakes.py OUTPUT ...`, also under torchrun."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--max-steps", type=int)
-    parser.add_argument("--micro-batch", type=int)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--sharding", default="none")
-    parser.add_argument("--per-batch", action="store_true", help="one task mode for a whole batch")
-    parser.add_argument("--kill-at", type=int, help="send this process --send during this step")
-    parser.add_argument("--kill-in-write", type=int, help="die while the checkpoint of this step is being written")
-    parser.add_argument("--send", default="SIGKILL")
-    parser.add_argument("--look-every", type=int, help="steps between two sums of the averaged weights")
-    options = parser.parse_args()
+def train(
+    output_dir: Path,
+    dropout: float = 0.0,
+    batch_size: int = 12,
+    per_batch: bool = False,
+    kill_at: int | None = None,
+    send: str = "SIGKILL",
+    kill_in_write: int | None = None,
+    look_every: int | None = None,
+    **trainer,
+) -> None:
+    """Train, in a process of its own.
+
+    Args:
+        kill_at: the step during which the first process sends itself the signal `send`.
+        kill_in_write: the step while whose checkpoint is being written it dies.
+        look_every: steps between two sums of the averaged weights.
+    """
 
     def look(step: int, records: Records | None) -> dict[str, float]:
         assert not loop.state.policy.training
         return {"sum": sum(float(value.abs().sum()) for value in loop.state.policy.model.state_dict().values())}
 
-    logging.basicConfig(level=logging.INFO)
-    trainer = trainer_settings(max_steps=options.max_steps, micro_batch=options.micro_batch, sharding=options.sharding)
-    training, mix = training_settings(batch_size=options.batch), ModeMix(per_batch=options.per_batch)
-    periodic = [Periodic("look", options.look_every, look, together=True)] if options.look_every else []
-    loop = build_loop(options.output, training, trainer, dropout=options.dropout, periodic=periodic, mode_mix=mix)
-    if options.kill_at is not None:
-        step = loop.train_step
+    training, mix = training_settings(batch_size=batch_size), ModeMix(per_batch=per_batch)
+    periodic = [Periodic("look", look_every, look, together=True)] if look_every else []
+    loop = build_loop(output_dir, training, trainer_settings(**trainer), dropout, periodic=periodic, mode_mix=mix)
+    step, write = loop.train_step, checkpoint.write_safetensors
 
-        def train_step(*arguments):
-            if loop.step == options.kill_at and loop.accelerator.is_main_process:
-                os.kill(os.getpid(), getattr(signal, options.send))
-            step(*arguments)
+    def train_step(*arguments):
+        if loop.step == kill_at and loop.accelerator.is_main_process:
+            os.kill(os.getpid(), getattr(signal, send))
+        step(*arguments)
 
-        loop.train_step = train_step
-    if options.kill_in_write is not None:
-        from unified_video_action.workspace import checkpoint
+    def write_and_die(path: Path, tensors: dict[str, Tensor]) -> None:
+        write(path, tensors)
+        if kill_in_write and f"{kill_in_write:08d}" in str(path) and path.name == "ema.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        write = checkpoint.write_safetensors
-
-        def write_and_die(path, tensors):
-            write(path, tensors)
-            if f"{options.kill_in_write:08d}" in str(path) and path.name == "ema.safetensors":
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        checkpoint.write_safetensors = write_and_die
+    loop.train_step, checkpoint.write_safetensors = train_step, write_and_die
     loop.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,17 @@ def write(root, step, value=0.0):
     return ckpt.write_checkpoint(root, step, tensors, {"config.yaml": "name: test\n"}, {"elapsed_seconds": 1.5})
 
 
+def names(root):
+    return [path.name for path in ckpt.checkpoints(root)]
+
+
+def flip(path):
+    """Change one bit."""
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
 def test_a_folder_holds_what_was_given(tmp_path):
     folder = write(tmp_path, 1000, 2.0)
     assert folder == tmp_path / "step_00001000"
@@ -33,31 +44,21 @@ def test_a_folder_holds_what_was_given(tmp_path):
         (lambda folder: (folder / "config.yaml").unlink(), "config.yaml is missing"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"abc"), "has 3 bytes"),
         (lambda folder: (folder / "trainer_state.json").write_text("{"), "cannot be read"),
+        (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is damaged: its checksum is"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_and_written_anew(tmp_path, caplog, damage, reason):
-    write(tmp_path, 1)
-    damage(write(tmp_path, 2))
-    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000001"]
-    assert reason in caplog.text
-    write(tmp_path, 2, 5.0)
-    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000001", "step_00000002"]
-
-
-def flip(path):
-    """Change one bit."""
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def test_one_flipped_bit_is_noticed_and_the_older_checkpoint_is_taken(tmp_path, caplog):
     assert ckpt.newest(tmp_path) is None
     older, newer = write(tmp_path, 1), write(tmp_path, 2)
     assert ckpt.newest(tmp_path) == newer
-    flip(newer / "model.safetensors")
-    assert ckpt.newest(tmp_path) == older
-    assert "step_00000002: model.safetensors is damaged: its checksum is" in caplog.text
+    damage(newer)
+    assert ckpt.newest(tmp_path) == older and names(tmp_path) == ["step_00000001"]
+    assert f"{newer}: " in caplog.text and reason in caplog.text
+    damage(older)
+    with pytest.raises(ValueError, match=r"no checkpoint in .*: step_00000002: .*, step_0.*choose another output_dir"):
+        ckpt.newest(tmp_path)
+    write(tmp_path, 2, 5.0)
+    assert ckpt.newest(tmp_path) == newer
 
 
 def test_sizes_alone_are_enough_for_checkpoints_of_before(tmp_path):
@@ -68,15 +69,6 @@ def test_sizes_alone_are_enough_for_checkpoints_of_before(tmp_path):
     assert ckpt.newest(tmp_path) == folder and ckpt.checkpoints(tmp_path) == [folder]
     (folder / "config.yaml").write_text("name: tes\n")
     assert ckpt.checkpoints(tmp_path) == []
-
-
-def test_where_all_are_damaged_nothing_is_begun_anew(tmp_path):
-    flip(write(tmp_path, 1) / "model.safetensors")
-    (write(tmp_path, 2) / "config.yaml").unlink()
-    with pytest.raises(ValueError, match=r"no checkpoint in .*: step_00000002: config.yaml is missing, step_0"):
-        ckpt.newest(tmp_path)
-    with pytest.raises(ValueError, match="choose another output_dir"):
-        ckpt.newest(tmp_path)
 
 
 def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch, caplog):
@@ -90,16 +82,9 @@ def test_a_deletion_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypat
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ckpt.shutil, "rmtree", killed)
         ckpt.prune(tmp_path, keep=0, mode="max")
-    assert [path.name for path in ckpt.checkpoints(tmp_path)] == ["step_00000002"] and not caplog.text
+    (tmp_path / ".step_00000003.99.tmp").mkdir()  # of a checkpoint that was being written
+    assert names(tmp_path) == ["step_00000002"] and not caplog.text
     assert len(list(tmp_path.glob(".step_00000001.*.tmp"))) == 1
-    ckpt.remove_unfinished(tmp_path)
-    assert not list(tmp_path.glob(".step*"))
-
-
-def test_unfinished_folders_are_no_checkpoints(tmp_path):
-    write(tmp_path, 1)
-    (tmp_path / ".step_00000002.99.tmp").mkdir()
-    assert len(ckpt.checkpoints(tmp_path)) == 1
     ckpt.remove_unfinished(tmp_path)
     assert not list(tmp_path.glob(".step*"))
 
@@ -117,26 +102,39 @@ def test_the_best_and_the_newest_are_kept(tmp_path, mode, kept):
     assert json.loads((tmp_path / "scores.json").read_text())["3"] == 0.9
 
 
-def test_initial_weights_must_fit(tmp_path):
-    torch.manual_seed(0)
-    source = nn.ModuleDict({"trunk": nn.Linear(2, 3), "old": nn.Linear(2, 2)})
-    target = nn.ModuleDict({"trunk": nn.Linear(2, 4), "action_head": nn.Linear(2, 2)})
-    save_file(source.state_dict(), tmp_path / "ema.safetensors")
+def test_a_folder_replaces_another_only_when_it_is_whole(tmp_path):
+    final = tmp_path / "shipped"
+    with ckpt.written_whole(final) as folder:
+        (folder / "a").write_text("first")
+        assert not final.exists()
+    with pytest.raises(RuntimeError, match="on purpose"), ckpt.written_whole(final) as folder:
+        (folder / "a").write_text("second")
+        raise RuntimeError("on purpose")
+    assert (final / "a").read_text() == "first" and os.listdir(tmp_path) == ["shipped"]
+    with ckpt.written_whole(final) as folder:
+        (folder / "b").write_text("third")
+    assert os.listdir(final) == ["b"] and os.listdir(tmp_path) == ["shipped"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "messages"),
+    [
+        ({"trunk.weight": torch.zeros(3, 2), "trunk.bias": torch.zeros(4), "old.bias": torch.zeros(2)},
+         ["missing: head.weight (2, 2)", "extra: old.bias (2,)", "trunk.weight is (3, 2), expected (4, 2)",
+          "init_allow_missing"]),
+        ({"trunk.weight": torch.full((4, 2), torch.nan), "trunk.bias": torch.zeros(4), "head.bias": torch.zeros(2),
+          "head.weight": torch.zeros(2, 2)}, ["ema.safetensors: trunk.weight is not finite (nan"]),
+    ],
+)  # fmt: skip
+def test_initial_weights_must_fit_and_be_finite(tmp_path, tensors, messages):
+    module = nn.ModuleDict({"trunk": nn.Linear(2, 4), "head": nn.Linear(2, 2)})
+    path = tmp_path / "ema.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"ema.safetensors.*init_from=null to train from scratch"):
+        ckpt.load_initial_weights(module, path)
+    save_file(tensors, path)
     with pytest.raises(ValueError) as caught:
-        ckpt.load_initial_weights(target, tmp_path / "ema.safetensors")
-    for part in (
-        "missing: action_head.weight (2, 2)",
-        "extra: old.bias (2,)",
-        "misshapen: trunk.weight is (3, 2), expected (4, 2)",
-        "init_allow_missing",
-    ):
-        assert part in str(caught.value)
-
-
-def test_initial_weights_must_be_finite(tmp_path):
-    save_file({"weight": torch.full((1, 1), torch.nan), "bias": torch.zeros(1)}, tmp_path / "ema.safetensors")
-    with pytest.raises(ValueError, match=r"ema.safetensors: weight is not finite \(nan"):
-        ckpt.load_initial_weights(nn.Linear(1, 1), tmp_path / "ema.safetensors")
+        ckpt.load_initial_weights(module, path)
+    assert all(message in str(caught.value) for message in messages)
 
 
 def test_initial_weights_may_lack_what_is_allowed(tmp_path):
@@ -158,52 +156,3 @@ def test_initial_weights_come_in_pieces_and_in_half_precision_too(tmp_path):
     assert ckpt.load_initial_weights(target, tmp_path / "ema.safetensors") == []
     assert target.weight.dtype == torch.float32
     assert torch.equal(target.weight, half["weight"].float()) and torch.equal(target.bias, half["bias"].float())
-
-
-def test_a_folder_replaces_another_only_when_it_is_whole(tmp_path):
-    final = tmp_path / "shipped"
-    with ckpt.written_whole(final) as folder:
-        (folder / "a").write_text("first")
-        assert not final.exists()
-    with pytest.raises(RuntimeError, match="on purpose"), ckpt.written_whole(final) as folder:
-        (folder / "a").write_text("second")
-        raise RuntimeError("on purpose")
-    assert (final / "a").read_text() == "first" and os.listdir(tmp_path) == ["shipped"]
-    with ckpt.written_whole(final) as folder:
-        (folder / "b").write_text("third")
-    assert os.listdir(final) == ["b"] and os.listdir(tmp_path) == ["shipped"]
-
-
-def test_no_initial_weights_names_the_path_and_the_way_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere/ema.safetensors.*init_from=null to train from scratch"):
-        ckpt.load_initial_weights(nn.Linear(1, 1), tmp_path / "nowhere" / "ema.safetensors")
-
-
-def test_optimizer_state_survives_as_tensors():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-
-    def steps(optimizer, count):
-        for _ in range(count):
-            model(torch.ones(2, 3)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def make():
-        return torch.optim.AdamW([{"params": [model[1].bias]}, {"params": list(model.parameters())[:3]}], fused=True)
-
-    optimizer = make()
-    steps(optimizer, 3)
-    kept, tensors = {k: v.clone() for k, v in model.state_dict().items()}, ckpt.optimizer_tensors(optimizer, model)
-    tensors = {name: value.clone() for name, value in tensors.items()}
-    assert {"0.weight.exp_avg", "0.weight.exp_avg_sq", "0.weight.step"} <= tensors.keys()
-    steps(optimizer, 2)
-    expected = {k: v.clone() for k, v in model.state_dict().items()}
-
-    model.load_state_dict(kept)
-    other = make()
-    ckpt.load_optimizer_tensors(other, model, tensors)
-    steps(other, 2)
-    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
-    with pytest.raises(ValueError, match=r"do not train here: 7.weight"):
-        ckpt.load_optimizer_tensors(other, model, {"7.weight.exp_avg": torch.zeros(1)})

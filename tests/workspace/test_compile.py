@@ -1,10 +1,12 @@
 """Training with torch.compile: the same losses, the same checkpoints."""
 
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.workspace.fakes import build_loop, metrics, trainer_settings, training_settings
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
@@ -34,7 +36,7 @@ def test_compiled_equals_eager_and_eager_continues_its_checkpoint(tmp_path):
         torch.testing.assert_close(mixed[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_kernels_are_made_for_training_and_not_for_evaluations(tmp_path):
+def test_kernels_are_made_for_training_and_not_for_evaluations(tmp_path, monkeypatch):
     graphs = []
 
     def backend(graph, inputs):
@@ -48,10 +50,9 @@ def test_kernels_are_made_for_training_and_not_for_evaluations(tmp_path):
                 loop.state.model["blocks"][0](torch.zeros(rows, 16))
         return {"compiled": float(len(graphs) - before)}
 
-    loop = build_loop(tmp_path, trainer=trainer_settings(compile=True), periodic=[Periodic("look", 4, look)])
     torch.compiler.reset()
-    for block in loop.state.model["blocks"]:
-        block.compile(backend=backend, dynamic=False)
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    loop = build_loop(tmp_path, trainer=trainer_settings(compile=True), periodic=[Periodic("look", 4, look)])
     loop.run()
     assert len(graphs) == 1  # two blocks of one kind and 20 steps of one shape
     assert [line["look/compiled"] for line in metrics(tmp_path) if "look/compiled" in line] == [0.0] * 5
@@ -71,9 +72,8 @@ def test_networks_are_compiled_whole_but_block_by_block_where_parameters_are_gat
         assert compiled == {"mar", "video_heads.0.net", "action_head.net", "action_head.trunk", "auxiliary_head"}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_compiled_transformer_computes_what_the_eager_one_does(checkpointing):
-    config = TransformerConfig(16, 1, 1, 2, dropout=0.0, attention_dropout=0.0, gradient_checkpointing=checkpointing)
+def test_a_compiled_transformer_with_checkpointing_computes_what_the_eager_one_does():
+    config = TransformerConfig(16, 1, 1, 2, dropout=0.0, attention_dropout=0.0, gradient_checkpointing=True)
     torch.manual_seed(0)
     stack = Stack(1, config)
     x = torch.randn(2, 5, 16)
@@ -90,7 +90,5 @@ def test_a_compiled_transformer_computes_what_the_eager_one_does(checkpointing):
 
 
 def test_unequal_micro_batches_are_refused(tmp_path):
-    with pytest.raises(
-        ValueError, match="needs micro-batches of equal size, but a process's 10 samples are cut into 3"
-    ):
+    with pytest.raises(ValueError, match="a process's 10 samples are cut into 3"):
         build_loop(tmp_path, training_settings(batch_size=10), trainer_settings(compile=True, micro_batch=4))

@@ -33,6 +33,6 @@ def test_rows_and_chunks(tmp_path: Path) -> None:
 
 def test_without_chunks_there_are_rows_alone(tmp_path: Path) -> None:
     frames = torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8)
-    compose(tmp_path / "sheet.png", frames, frames, {"imagined": frames}, torch.zeros(1, 4, dtype=torch.bool))
+    compose(tmp_path / "sheet.png", frames, frames, {"imagined": frames}, torch.zeros(1, 4, dtype=torch.bool), {})
     width, height = Image.open(tmp_path / "sheet.png").size
     assert width == LABELS + 8 * (128 + GAP) + GAP and height == HEADING + 2 * (128 + GAP) + 2 * GAP

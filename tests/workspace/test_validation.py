@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -30,14 +31,6 @@ def policy() -> Any:
     return build_policy(CONFIG, Normalizer.limits({"action": corners, "agent_pos": corners})).eval()
 
 
-class Pictures:
-    def __init__(self) -> None:
-        self.shown: list[Path] = []
-
-    def picture(self, step: int, name: str, path: Path) -> None:
-        self.shown.append(path)
-
-
 def test_every_mode_is_measured_and_a_deaf_head_is_told(policy: Any, store: Path, caplog: Any, tmp_path: Path) -> None:
     nn.init.constant_(policy.model.action_head.trunk.fc[0].bias, -1000.0)
     validation = Validation(policy, held_out(store), 6, PushTReader())
@@ -53,10 +46,11 @@ def test_every_mode_is_measured_and_a_deaf_head_is_told(policy: Any, store: Path
     assert all(np.isfinite(value) for value in measured.values()) and measured == validation.measure(8, None)
     assert measured["health/action_live"] == 0
     assert "step 7: the action head no longer depends on its input (spread 0.000" in caplog.text
-    pictures = Pictures()
-    validation.draw(7, pictures, tmp_path / "sheets", rows=2)
-    assert pictures.shown == [tmp_path / "sheets" / "step_00000007.png"]
-    assert Image.open(pictures.shown[0]).size[1] > 2 * 3 * 96  # recorded, from history, from actions
+    records = Mock()
+    validation.draw(7, records, tmp_path / "sheets", rows=2)
+    path = tmp_path / "sheets" / "step_00000007.png"
+    records.picture.assert_called_once_with(7, "imagined", path)
+    assert Image.open(path).size[1] > 2 * 3 * 96  # recorded, from history, from actions
 
 
 def test_only_what_is_trained_is_measured(policy: Any, store: Path, tmp_path: Path) -> None:
@@ -67,5 +61,5 @@ def test_only_what_is_trained_is_measured(policy: Any, store: Path, tmp_path: Pa
     policy.trained = (TASK_MODES["policy"],)
     acting = Validation(policy, held_out(store), 4)
     assert {"policy/action", "action_error", "health/action_spread"} <= acting.measure(0, None).keys()
-    acting.draw(0, Pictures(), tmp_path / "sheets", rows=1)
+    acting.draw(0, Mock(), tmp_path / "sheets", rows=1)
     assert not (tmp_path / "sheets").exists()

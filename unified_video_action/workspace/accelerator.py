@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import atexit
 import logging
+import os
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from unified_video_action.workspace.cluster import find_tasks
 from unified_video_action.workspace.settings import TrainerSettings
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
 logger = logging.getLogger(__name__)
-
-
 PATIENCE = timedelta(hours=6)  # the others wait while the main process fills caches or measures
 
 
@@ -28,18 +24,14 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
     Raises:
         ValueError: a device or a precision that this machine does not have.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device=cuda, but torch finds no CUDA device; take trainer.device=cpu or auto")
     cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    if settings.precision == "fp16" and cpu:
+    if cpu and settings.device == "cuda":
+        raise ValueError("trainer.device=cuda, but torch finds no CUDA device; take trainer.device=cpu or auto")
+    if cpu and settings.precision == "fp16":
         raise ValueError("trainer.precision=fp16 needs a CUDA device; take bf16 or no")
-    find_tasks()
+    _find_tasks()
     AcceleratorState._reset_state()  # accelerate keeps one per process; a sweep runs several trainings in one
-    atexit.register(close_process_group)
+    atexit.register(_close_process_group)
     return Accelerator(
         cpu=cpu,
         mixed_precision=precision_on("cpu" if cpu else "cuda", settings.precision),
@@ -52,17 +44,26 @@ def build_accelerator(settings: TrainerSettings) -> Accelerator:
 
 def precision_on(device: str, wanted: str) -> str:
     """What `trainer.precision` means on a device: `auto` is bf16 where the hardware computes in it, else no."""
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else _cpu_computes_in_bf16()
+    if device == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()  # no public function says so; a CPU with AMX has it too
     if wanted == "bf16" and not native:
         logger.warning("trainer.precision=bf16, but this device only imitates it: `no` will be many times faster")
     return ("bf16" if native else "no") if wanted == "auto" else wanted
 
 
-def _cpu_computes_in_bf16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported()  # no public function says so; a CPU with AMX has it too
+def _find_tasks() -> None:
+    """Tell torch of the tasks of a job that Hydra's submitit launchers have started, as torchrun does."""
+    if "SUBMITIT_EXECUTOR" in os.environ and "RANK" not in os.environ:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        tasks = TorchDistributedEnvironment()
+        if tasks.world_size > 1:
+            tasks.export(set_cuda_visible_devices=False)
 
 
-def close_process_group() -> None:
+def _close_process_group() -> None:
     """Part from the other processes in order; threads of an open group may abort the process when Python exits."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

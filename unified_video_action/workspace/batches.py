@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -48,7 +48,6 @@ class StepBatches(Dataset):
     Args:
         dataset: `dataset.__getitems__([(index, seed), ...])` is a collated batch. If it has a method `stored`, that is
             called in its place: its latents are unscaled, and scaled on the device.
-        policy: prepares batches.
         micro_batch: most samples of a micro-batch; None: no limit.
         rank, world: this process and the number of processes.
 
@@ -72,11 +71,6 @@ class StepBatches(Dataset):
         self.batch_size, self.seed, self.rank, self.world = training.batch_size, seed, rank, world
         self.share = self.batch_size // world
         self.parts = 1 if micro_batch is None else -(-self.share // micro_batch)
-
-    @staticmethod
-    def ahead(workers: int) -> int:
-        """Steps that lie ready when a loader with so many workers has not been asked for a while."""
-        return PREFETCH * workers
 
     def loader(
         self, first: int, last: int, workers: int = 0, pin: bool = False
@@ -119,23 +113,34 @@ class StepBatches(Dataset):
                 raise
             return StoreError(str(error))
 
-    def whole(self, step: int) -> list[Key]:
-        """(index, seed) of all samples of a step, those of other processes too."""
-        (keys,) = self._keys(step, step + 1, 0, 1)
-        return keys
-
-    def loss_terms(self) -> tuple[str, ...]:
-        """Names of the losses that the policy can have, in an order that all processes share."""
-        (keys,) = self._keys(0, 1, 0, 1)
-        held_out = self.policy.validation_batches(self.dataset.__getitems__(keys[:1]))
-        return tuple(sorted({name for batch in held_out.values() for name in self.policy.loss_weights(batch)}))
-
     def first(self) -> MicroBatch:
         """The first micro-batch of the run."""
         (keys,) = self._keys(0, 1, self.rank, self.world)
         return self[0, keys][0]
 
-    def _keys(self, first: int, last: int, rank: int, world: int) -> StepBatchSampler:
+    def whole(self, step: int) -> list[Key]:
+        """(index, seed) of all samples of a step, those of other processes too."""
+        (keys,) = self._keys(step, step + 1)
+        return keys
+
+    def loss_terms(self) -> tuple[str, ...]:
+        """Names of the losses that the policy can have, in an order that all processes share."""
+        held_out = self.policy.validation_batches(self.dataset.__getitems__(self.whole(0)[:1]))
+        return tuple(sorted({name for batch in held_out.values() for name in self.policy.loss_weights(batch)}))
+
+    def describe(self, step: int) -> str:
+        """A line for each sample of a step: where it is from, its task mode, and its values that are not finite."""
+        lines = []
+        for place, (index, seed) in enumerate(self.whole(step)):
+            sample = self.dataset.__getitems__([(index, seed)])
+            prepared = self.policy.prepare(sample, Share(step, place, self.batch_size, self.seed))
+            mode = "".join(f", mode {name}" for name in prepared.get("task_mode", ()))
+            bad = ", ".join(sorted(name for name, value in _floats(sample) if not torch.isfinite(value).all()))
+            fault = f"  <- not finite: {bad}" if bad else ""
+            lines.append(f"  index {index}, seed {seed}{mode}: {self.dataset.describe(index)}{fault}")
+        return "\n".join(lines)
+
+    def _keys(self, first: int, last: int, rank: int = 0, world: int = 1) -> StepBatchSampler:
         return StepBatchSampler(len(self.dataset), self.batch_size, self.seed, first, last, rank, world)
 
     def _micro_batch(self, step: int, first: int, keys: list[Key]) -> MicroBatch:
@@ -153,6 +158,13 @@ def map_leaves(item: Any, kind: type, function: Callable[[Any], Any]) -> Any:
     if isinstance(item, list | tuple):
         return type(item)(map_leaves(value, kind, function) for value in item)
     if is_dataclass(item):
-        changed = {part.name: map_leaves(getattr(item, part.name), kind, function) for part in fields(item)}
-        return replace(item, **changed)
+        return replace(item, **{f.name: map_leaves(getattr(item, f.name), kind, function) for f in fields(item)})
     return item
+
+
+def _floats(sample: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(sample, Mapping):
+        for key, value in sample.items():
+            yield from _floats(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(sample, Tensor) and sample.is_floating_point():
+        yield name, sample

@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.checkpoint_files import fault, listed, read_json
@@ -33,9 +32,7 @@ from unified_video_action.compat.tensors import (
 from unified_video_action.messages import few
 
 logger = logging.getLogger(__name__)
-
-STATE = "trainer_state.json"
-SCORES = "scores.json"
+STATE, SCORES = "trainer_state.json", "scores.json"
 SMALL = 1 << 20  # bytes; checksums of smaller files are always looked at
 
 
@@ -82,7 +79,7 @@ def written_whole(final: Path) -> Iterator[Path]:
 
 def checkpoints(root: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first; of large files only the sizes are checked. Others are warned of."""
-    return [path for path in _folders(root) if not _damaged(path, SMALL)]
+    return [path for path in _folders(root) if not _damage(path, SMALL)]
 
 
 def newest(root: Path) -> Path | None:
@@ -91,15 +88,14 @@ def newest(root: Path) -> Path | None:
     Raises:
         ValueError: there are checkpoints, and all of them are damaged.
     """
-    found = _folders(root)
-    faults = {}
-    for path in reversed(found):
-        if not (damage := _damaged(path)):
+    damages = []
+    for path in reversed(_folders(root)):
+        if not (damage := _damage(path)):
             return path
-        faults[path.name] = damage
-    if found:
+        damages.append(f"{path.name}: {damage}")
+    if damages:
         raise ValueError(
-            f"no checkpoint in {root} can be read: {few(f'{name}: {damage}' for name, damage in faults.items())}. "
+            f"no checkpoint in {root} can be read: {few(damages)}. "
             "Restore one of them from a copy; or, to start anew, remove them or choose another output_dir"
         )
     return None
@@ -121,16 +117,11 @@ def remove_unfinished(root: Path) -> None:
 
 
 def record_score(root: Path, step: int, score: float) -> None:
-    scores = read_scores(root) | {step: score}
+    """Note the score of the checkpoint of a step, for `prune`."""
     temporary = root / f".{SCORES}.tmp"
-    temporary.write_text(json.dumps(scores, indent=1))
+    temporary.write_text(json.dumps(_scores(root) | {step: score}, indent=1))
     _flush(temporary)
     os.replace(temporary, root / SCORES)
-
-
-def read_scores(root: Path) -> dict[int, float]:
-    path = root / SCORES
-    return {int(step): score for step, score in read_json(path).items()} if path.exists() else {}
 
 
 def prune(root: Path, keep: int, mode: str) -> None:
@@ -139,7 +130,7 @@ def prune(root: Path, keep: int, mode: str) -> None:
     mode: max or min, which scores are better. Checkpoints without a score go once they are not the newest.
     """
     folders = {step_of(path): path for path in checkpoints(root)}
-    scores = {step: score for step, score in read_scores(root).items() if step in folders}
+    scores = {step: score for step, score in _scores(root).items() if step in folders}
     sign = 1 if mode == "max" else -1
     ranked = sorted(scores, key=lambda step: (sign * scores[step], step), reverse=True)[:keep]
     if ranked:
@@ -148,32 +139,6 @@ def prune(root: Path, keep: int, mode: str) -> None:
         removed = root / f".{folders[step].name}.{os.getpid()}.removed.tmp"  # whole or gone, also after a kill
         os.rename(folders[step], removed)
         shutil.rmtree(removed)
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state as tensors named `<parameter>.<quantity>`."""
-    return {
-        f"{name}.{quantity}": value
-        for name, parameter in module.named_parameters()
-        for quantity, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`, onto the parameters' device."""
-    names = {parameter: name for name, parameter in module.named_parameters()}
-    states: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, quantity = key.rpartition(".")
-        states.setdefault(name, {})[quantity] = value
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    unknown = states.keys() - set(order)
-    if unknown:
-        raise ValueError(f"the optimiser's state names parameters that do not train here: {few(sorted(unknown))}")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict(
-        {"state": {i: states[name] for i, name in enumerate(order) if name in states}, "param_groups": groups}
-    )
 
 
 def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str, ...] = ()) -> list[str]:
@@ -203,7 +168,7 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.glob("step_*") if re.fullmatch(r"step_\d{8,}", path.name))
 
 
-def _damaged(folder: Path, most: int | None = None) -> str | None:
+def _damage(folder: Path, most: int | None = None) -> str | None:
     """What is wrong with a checkpoint, which is warned of; None for a good one. See `fault` for `most`."""
     try:
         found = fault(folder, read_state(folder)["files"], most)
@@ -212,6 +177,11 @@ def _damaged(folder: Path, most: int | None = None) -> str | None:
     if found:
         logger.warning("Skipping the checkpoint %s: %s", folder, found)
     return found
+
+
+def _scores(root: Path) -> dict[int, float]:
+    path = root / SCORES
+    return {int(step): score for step, score in read_json(path).items()} if path.exists() else {}
 
 
 def _point(link: Path, target: str) -> None:

@@ -9,20 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.workspace.settings import EmaSettings
-from unified_video_action.workspace.sharding import own_part
 
 
 class Ema:
-    """Average of a module's parameters, in float32, on the module's device; of sharded ones, of this process's part.
+    """Average of a module's parameters, in float32, `weights` by name; each lies where its parameter does.
 
     The paper's schedule: after update n the decay is min(max_decay, 1 - n^-power), so the first update copies.
     """
 
     def __init__(self, module: nn.Module, settings: EmaSettings) -> None:
         self.settings = settings
-        self.names = [name for name, _ in module.named_parameters()]
-        self.parameters = [own_part(parameter.detach()) for parameter in module.parameters()]  # the module's memory
-        self.weights = [parameter.clone().float() for parameter in self.parameters]
+        self.parameters = {name: value.detach() for name, value in module.named_parameters()}  # the module's memory
+        self.weights = {name: value.clone().float() for name, value in self.parameters.items()}
 
     def decay(self, update: int) -> float:
         """Decay of update number 1, 2, ..."""
@@ -32,20 +30,22 @@ class Ema:
 
     @torch.no_grad()
     def update(self, update: int) -> None:
-        torch._foreach_lerp_(self.weights, self.parameters, 1 - self.decay(update))
+        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - self.decay(update))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the module computes with the averaged weights."""
-        kept = [parameter.clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.weights)
+        kept = {name: value.clone() for name, value in self.parameters.items()}
+        _copy(self.weights, self.parameters)
         try:
             yield
         finally:
-            torch._foreach_copy_(self.parameters, kept)
+            _copy(kept, self.parameters)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return dict(zip(self.names, self.weights))
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        _copy(weights, self.weights)
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        torch._foreach_copy_(self.weights, [state[name] for name in self.names])
+
+def _copy(given: Mapping[str, Tensor], to: Mapping[str, Tensor]) -> None:
+    for name, value in to.items():
+        value.copy_(given[name])

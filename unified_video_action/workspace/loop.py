@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -22,18 +22,13 @@ from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.accelerator import PATIENCE
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
-from unified_video_action.workspace.faults import non_finite_loss, non_finite_weights
 from unified_video_action.workspace.optim import learning_rate_factor
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.signals import StopSignals
+from unified_video_action.workspace.signals import noted_signals
 from unified_video_action.workspace.train_state import TrainState, count_flops
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 logger = logging.getLogger(__name__)
-
 FINISHED, OUT_OF_TIME = "all steps are done", "the time budget is used up"  # why a run ends, besides signals
 
 
@@ -59,7 +54,6 @@ class TrainingLoop:
         policy: its `model` is trained and saved.
         dataset: samples by (index, seed), with `describe(index)`.
         output_dir: gets `checkpoints/`, one folder each.
-        accelerator: device, precision and processes.
         open_records: makes the run's records, given the step it continues from.
         files: text files that belong into every checkpoint, content by name.
     """
@@ -92,10 +86,9 @@ class TrainingLoop:
         self.state = TrainState(policy, training, trainer, accelerator, self.terms)
         self.step = 0  # optimiser steps done
         self.saved: int | None = None  # step of the newest checkpoint
-        self.done: dict[str, int] = {}  # step at which each periodic task was done last
         self.seconds = 0.0  # spent on this run by earlier processes
         self.waited = 0.0  # seconds for the loader, since the losses were looked at last
-        self.unread: list[tuple[int, Tensor]] = []  # step and losses, not yet brought from the device
+        self.unread: list[Tensor] = []  # losses of the newest steps, not yet brought from the device
 
     def run(self) -> str:
         """Train to the end, or until a signal or the time budget; return which of them it was."""
@@ -116,21 +109,21 @@ class TrainingLoop:
         stop = None
         try:
             loader = closing(self.batches.loader(first, last, self.trainer.num_workers, pin))
-            with self.bar, StopSignals() as signals, loader as steps:
+            with self.bar, noted_signals() as signals, loader as steps:
                 for micro_batches in self.on_device(steps):
-                    weights, time_used, stop = self.agree(micro_batches, signals.received)
+                    weights, time_used, stop = self.agree(micro_batches, signals[-1] if signals else None)
                     if stop:
                         break
                     self.train_step(micro_batches, weights, time_used)
                     self.bar.update()
                     if self.step % self.trainer.log_every == 0:
                         self.look_at_losses()
-                    if signals.received and self.accelerator.num_processes == 1:
+                    if signals and self.accelerator.num_processes == 1:
                         continue  # to the stop, without beginning an evaluation
                     self.between_steps([task for task in self.periodic if self.step % task.every == 0])
                 self.save()
-                if self.step > first and stop in (None, OUT_OF_TIME):
-                    self.between_steps(self.periodic)
+                if self.step > first and stop in (None, OUT_OF_TIME):  # what was not done after the last step
+                    self.between_steps([task for task in self.periodic if self.step % task.every])
         finally:
             if self.records:
                 self.records.close()
@@ -158,11 +151,10 @@ class TrainingLoop:
         for number, micro_batch in enumerate(micro_batches, start=1):
             torch.manual_seed(micro_batch.seed)
             losses = self.state.backward(micro_batch, weights, last=number == len(micro_batches))
-            zero = total.new_zeros(())
-            total += torch.stack([losses.get(name, zero).detach() for name in ("loss", *self.terms)])
+            total += torch.stack([losses.get(name, total.new_zeros(())).detach() for name in ("loss", *self.terms)])
         norm = self.state.update(self.step + 1, rate, weights)
         norm = total.new_tensor(math.nan) if norm is None else norm.to(total)
-        self.unread.append((self.step, torch.cat([total, norm.reshape(1)])))
+        self.unread.append(torch.cat([total, norm.reshape(1)]))
         self.step += 1
 
     def agree(self, micro_batches: list[MicroBatch], signal: str | None) -> tuple[dict[str, Tensor], float, str | None]:
@@ -191,28 +183,31 @@ class TrainingLoop:
     # -- between steps -------------------------------------------------------------------------------------------------
 
     def look_at_losses(self) -> None:
-        """Bring the losses of the last steps from the device, record their means, and stop on one that is not finite.
+        """Bring the losses of the last steps from the device and record their means.
 
         Raises:
-            NonFiniteLoss: with the step and its samples.
+            FloatingPointError: one is not finite; with the step and its samples.
         """
         if not self.unread:
             return
-        values = torch.stack([losses for _, losses in self.unread]).double()  # (steps, 1 + terms + 1)
+        values = torch.stack(self.unread).double()  # (steps, 1 + terms + 1)
+        self.unread.clear()
         if self.accelerator.num_processes > 1:
             values[:, :-1] = self.accelerator.reduce(values[:, :-1].contiguous(), "sum")
-        values = values.cpu()
-        steps = [step for step, _ in self.unread]
-        self.unread.clear()
-        names = ("loss", *self.terms)
-        for step, row in zip(steps, values[:, :-1].tolist()):
+        values, names = values.cpu(), ("loss", *self.terms)
+        for step, row in enumerate(values[:, :-1].tolist(), start=self.step - len(values)):
             if not all(map(math.isfinite, row)):
-                raise non_finite_loss(self.batches, step, dict(zip(names, row)), self.root)
+                raise FloatingPointError(
+                    f"the loss of step {step} is not finite: "
+                    + ", ".join(f"{name} {value:g}" for name, value in zip(names, row))
+                    + f"\nNothing was saved since the last good checkpoint in {self.root}. The samples of the step:\n"
+                    + self.batches.describe(step)
+                )
 
         mean = dict(zip(names, values[:, :-1].mean(0).tolist()))
         now = time.perf_counter()
         seconds, self.mark = now - self.mark, now
-        rate = self.training.batch_size * len(steps) / seconds
+        rate = self.training.batch_size * len(values) / seconds
         metrics = {f"train/{name}": value for name, value in mean.items()}
         metrics |= {
             "train/learning_rate": self.state.optimizer.param_groups[0]["lr"],
@@ -221,21 +216,17 @@ class TrainingLoop:
             "train/waiting": self.waited / seconds,
         }
         self.waited = 0.0
-        norm = float(values[:, -1].mean())
-        if math.isfinite(norm):
+        if math.isfinite(norm := float(values[:, -1].mean())):
             metrics["train/gradient_norm"] = norm
         if self.records:
             self.records.write(self.step, metrics)
-        self.bar.set_postfix(
-            {name: f"{value:.4f}" for name, value in mean.items()} | {"samples/s": f"{rate:.0f}"}, refresh=False
-        )
-        budget = self.trainer.time_budget_minutes
-        if budget:  # the bar counts steps: guess how many the time allows
+        shown = {name: f"{value:.4f}" for name, value in mean.items()}
+        self.bar.set_postfix(shown | {"samples/s": f"{rate:.0f}"}, refresh=False)
+        if budget := self.trainer.time_budget_minutes:  # the bar counts steps: guess how many the time allows
             self.bar.total = min(self.last, round(self.step * 60 * budget / self.elapsed()))
 
     def between_steps(self, due: Sequence[Periodic]) -> None:
         """Save when it is time, or when a score is about to be measured; then do what is due."""
-        due = [task for task in due if self.done.get(task.name) != self.step]
         every = self.trainer.checkpoint_every
         scored = any(self.trainer.monitor.startswith(f"{task.name}/") for task in due)
         saves = scored or (every is not None and self.step % every == 0)
@@ -245,30 +236,28 @@ class TrainingLoop:
         if saves:
             self.save()
         if due:
-            self._carry_out(due)
-            self.done |= {task.name: self.step for task in due}
+            metrics: dict[str, float] = {}
+            with self.state.averaged():
+                for task in due:
+                    if task.together or self.records:
+                        found = task.run(self.step, self.records)
+                        metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
+            if self.records:
+                self.records.write(self.step, metrics)
+                if (score := metrics.get(self.trainer.monitor)) is not None:
+                    ckpt.record_score(self.root, self.step, score)
+                    ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)
             self.accelerator.wait_for_everyone()
         self.mark += time.perf_counter() - began  # samples per second are those of training
-
-    def _carry_out(self, due: Sequence[Periodic]) -> None:
-        metrics: dict[str, float] = {}
-        with self.state.averaged():
-            for task in due:
-                if task.together or self.records:
-                    found = task.run(self.step, self.records)
-                    metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
-        if not self.records:
-            return
-        self.records.write(self.step, metrics)
-        score = metrics.get(self.trainer.monitor)
-        if score is not None:
-            ckpt.record_score(self.root, self.step, score)
-            ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of the current step, unless there is one."""
+        """Write a checkpoint of the current step, unless there is one.
+
+        Raises:
+            FloatingPointError: weights that a gradient has ruined although every loss was finite.
+        """
         if self.saved == self.step:
             return
         self.look_at_losses()  # nothing bad is ever saved
@@ -276,7 +265,11 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             weights = tensors["model.safetensors"].values()
             if not all(torch.isfinite(value).all() for value in weights if value.is_floating_point()):
-                raise non_finite_weights(self.step, self.root)
+                raise FloatingPointError(
+                    f"after step {self.step - 1} the weights are not finite, although the losses are: a gradient has "
+                    f"overflowed. The last good checkpoint in {self.root} is untouched. A lower "
+                    "training.optimizer.learning_rate, training.optimizer.clip=1 or trainer.precision=no may help"
+                )
             scaler = self.accelerator.scaler
             state = {"elapsed_seconds": self.elapsed(), "scaler": scaler.state_dict() if scaler else None}
             ckpt.write_checkpoint(self.root, self.step, tensors, self.files, state)

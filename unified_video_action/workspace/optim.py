@@ -18,15 +18,16 @@ def parameter_groups(module: nn.Module, settings: OptimizerSettings) -> list[dic
     proportion. A step of Adam changes every weight by about the rate, so what it changes in a layer's output grows with
     the layer's inputs (Yang et al., Tensor Programs V); the trunk of the action head has thousands.
     """
-    trainable = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    vectors = [parameter for name, parameter in trainable if parameter.ndim < 2 or name.endswith(".bias")]
     inputs = {}
     if settings.fan_in is not None:
         layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
         inputs = {layer.weight: max(layer.weight[0].numel(), settings.fan_in) for layer in layers}
+    vectors: list[nn.Parameter] = []
     matrices: dict[float, list[nn.Parameter]] = {1.0: []}
-    for name, parameter in trainable:
-        if not (parameter.ndim < 2 or name.endswith(".bias")):
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and (parameter.ndim < 2 or name.endswith(".bias")):
+            vectors.append(parameter)
+        elif parameter.requires_grad:
             scale = settings.fan_in / inputs[parameter] if parameter in inputs else 1.0
             matrices.setdefault(scale, []).append(parameter)
     return [

@@ -54,14 +54,8 @@ class Command:
         with output.open("a") as file:
             file.write(f"\n$ {self}\n")
             file.flush()
-            process = subprocess.Popen(
-                [sys.executable, *self.words],
-                cwd=ROOT,
-                env=dict(environment),
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            command, to = [sys.executable, *self.words], {"stdout": file, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=ROOT, env=dict(environment), start_new_session=True, **to)
             try:
                 return process.wait(seconds - grace)
             except subprocess.TimeoutExpired:
@@ -105,7 +99,7 @@ class Parts:
         """
         todo: list[Part] = []
         for part in (part for part in self.parts if part.name in wanted):
-            if not self.done(part) or any(each.name in part.needs for each in todo):
+            if not self._done(part) or any(each.name in part.needs for each in todo):
                 todo.append(part)
         for number, part in enumerate(todo):
             left = deadline - time.monotonic()
@@ -117,15 +111,14 @@ class Parts:
             log.info("%s: %s, up to %.0f s", part.name, part.about, seconds)
             self.records[part.name] = record = self._do(part, seconds)
             log.info("%s: %s after %.0f s %s", part.name, record["state"], record["seconds"], record["reason"])
-            write_json(self.folder / "results.json", self.records)
+            temporary = self.folder / ".results.json.tmp"
+            temporary.write_text(json.dumps(self.records, indent=2) + "\n")
+            temporary.replace(self.folder / "results.json")
             after()
-
-    def done(self, part: Part) -> bool:
-        return self.records.get(part.name, {}).get("state") == "done"
 
     def log_owed(self) -> None:
         """Say which parts are not done, and how to do them by hand."""
-        owed = [part for part in self.parts if not self.done(part)]
+        owed = [part for part in self.parts if not self._done(part)]
         log.info("\nResults: %s", self.folder / "results.json")
         log.info("Still owed: %s", ", ".join(part.name for part in owed) or "none of these parts")
         for part in owed:
@@ -133,6 +126,9 @@ class Parts:
             log.info("  %s: %s, %s %s", part.name, part.about, record["state"], record["reason"])
             for command in record.get("commands", []):
                 log.info("    %s", command)
+
+    def _done(self, part: Part) -> bool:
+        return self.records.get(part.name, {}).get("state") == "done"
 
     def _do(self, part: Part, seconds: float) -> dict[str, Any]:
         """Do a part within its limit: its record."""
@@ -145,11 +141,12 @@ class Parts:
                 if command.makes and command.makes.is_file():
                     continue
                 status = command.run(max(1.0, seconds - (time.monotonic() - began)), self.environment, output)
-                if status is None:
-                    record["state"] = "out of time"
-                    break
                 if status:
-                    record |= {"state": "failed", "reason": f"(exit status {status}) {_last_line(output)}"}
+                    last = output.read_text(errors="replace").strip().replace("\r", "\n").splitlines()[-1][:300]
+                    record |= {"state": "failed", "reason": f"(exit status {status}) {last}"}
+                elif status is None:
+                    record["state"] = "out of time"
+                if record["state"] != "done":
                     break  # what follows may build on it
             record["figures"] = part.figures()
         except NotHere as error:
@@ -186,13 +183,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_json(path: Path, data: Any) -> None:
-    """A crash leaves the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
-    temporary.replace(path)
-
-
 def _end(process: subprocess.Popen, seconds: float) -> None:
     """End a command that may still run, and whatever it has started; all of them may save something first."""
     until = time.monotonic() + seconds
@@ -205,7 +195,3 @@ def _end(process: subprocess.Popen, seconds: float) -> None:
                 time.sleep(0.1)
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _last_line(path: Path) -> str:
-    return path.read_text(errors="replace").strip().replace("\r", "\n").splitlines()[-1][:300]

@@ -36,13 +36,14 @@ class Records:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        _drop_after(path, step)
+        if path.exists():
+            _drop_after(path, step)
         self._lines = path.open("a", buffering=1)  # a line is on disk as soon as it is written
         self._trackers: list[TensorBoardTracker | WandBTracker] = []
         if settings.tensorboard:
             self._trackers.append(TensorBoardTracker("tensorboard", folder, purge_step=step + 1 if step else None))
         if settings.wandb:
-            self._trackers.append(_wandb_tracker(folder, settings, name, config))
+            self._trackers.append(_wandb_tracker(folder, settings, name, dict(config or {})))
         for tracker in self._trackers:
             tracker.start()
 
@@ -65,8 +66,6 @@ class Records:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    if not path.exists():
-        return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
@@ -79,20 +78,13 @@ def _drop_after(path: Path, step: int) -> None:
     os.replace(temporary, path)
 
 
-def _wandb_tracker(
-    folder: Path, settings: TrainerSettings, name: str, config: Mapping[str, Any] | None
-) -> WandBTracker:
+def _wandb_tracker(folder: Path, settings: TrainerSettings, name: str, config: dict[str, Any]) -> WandBTracker:
     import wandb
 
     mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
     if mode == "offline":
         logger.info("wandb has no API key: recording offline under %s; `wandb sync` uploads it later", folder / "wandb")
+    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]  # of every part of a resumed run
     return WandBTracker(
-        settings.wandb_project,
-        name=name,
-        dir=str(folder),
-        mode=mode,
-        config=dict(config or {}),
-        resume="allow",
-        id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12],  # the same for every part of a resumed run
+        settings.wandb_project, name=name, dir=str(folder), mode=mode, config=config, resume="allow", id=identity
     )

@@ -1,11 +1,8 @@
-"""Parameters that are spread over processes (FSDP2), seen as whole tensors and as this process's share of them.
-
-On a plain tensor every function here does nothing, so callers need not ask how a model is laid out.
-"""
+"""Parameters that are spread over processes (FSDP2), and what `whole` makes of them; a plain tensor stays as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,18 +12,18 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(module: nn.Module, device: torch.device, always_used: Collection[str]) -> None:
+def shard(module: nn.Module, device: torch.device, heads: tuple[str, ...]) -> None:
     """Spread a module's parameters over all processes, in place; they are gathered while they are needed.
 
     Blocks of a list are gathered one after the other, provided every forward pass of every process runs them; what is
     left is gathered at once.
 
     Args:
-        always_used: names of the parameters that every forward pass uses.
+        heads: how the names of parameters begin that some forward passes do not use.
     """
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for block_name, block in blocks_of_lists(module):
-        if {f"{block_name}.{name}" for name, _ in block.named_parameters()} <= set(always_used):
+    for name, block in blocks_of_lists(module):
+        if not any(parameter.startswith(heads) for parameter, _ in block.named_parameters(name)):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
 
@@ -50,22 +47,9 @@ def without_sync(module: FSDPModule) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor; shares its memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, gathered; all processes call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def whole_of_part(part: Tensor, like: Tensor) -> Tensor:
-    """A tensor laid out as `like`, of which `part` is this process's share, gathered; all processes together."""
-    if not isinstance(like, DTensor):
-        return part
-    spread = DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
-    return spread.full_tensor()
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:

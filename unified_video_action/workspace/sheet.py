@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -48,12 +49,7 @@ def draw_sheet(path: Path, model: WorldModel) -> bool:
 
 
 def compose(
-    path: Path,
-    history: Tensor,
-    future: Tensor,
-    imagined: Mapping[str, Tensor],
-    is_pad: Tensor,
-    chunks: Chunks | None = None,
+    path: Path, history: Tensor, future: Tensor, imagined: Mapping[str, Tensor], is_pad: Tensor, chunks: Chunks
 ) -> None:
     """Write a PNG with rows for every sample: what happened, and below it what the policy imagined.
 
@@ -62,8 +58,6 @@ def compose(
         is_pad: (B, F) bool, frames beyond the episode's end; they are drawn pale.
         chunks: drawn over the newest frame, in the room below the history.
     """
-    from PIL import Image, ImageDraw
-
     seen, steps = history.shape[1], history.shape[1] + future.shape[1]
     scale = max(1, -(-TILE // history.shape[-1]))
     side = history.shape[-1] * scale
@@ -86,14 +80,13 @@ def compose(
         """The newest frame in a square of `large` pixels, and the chunks over it, each from its first action on."""
         newest = Image.fromarray(history[sample, -1].permute(1, 2, 0).numpy()).resize((large, large))
         over, factor = ImageDraw.Draw(newest), large / history.shape[-1]
-        for places, colour in (chunks or {}).values():
+        for line, (label, (places, colour)) in enumerate(chunks.items()):
             points = [tuple(place) for place in (places[sample] * factor).tolist()]
             over.line(points, colour, 2)
             x, y = points[-1]
             over.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
-        grid.paste(newest, (left, top))
-        for line, (label, (_, colour)) in enumerate((chunks or {}).items()):
             pen.text((left + large + 8, top + 14 * line), label, colour)
+        grid.paste(newest, (left, top))
 
     for sample, pale in enumerate(is_pad):
         top = HEADING + sample * block

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 GRACE = 60  # seconds that a worker lives on after SIGTERM
 
 
-class StopSignals:
-    """Context in which the first SIGTERM or SIGINT is only noted; a second SIGINT interrupts as usual.
+@contextmanager
+def noted_signals() -> Iterator[list[str]]:
+    """Names of the signals that have come; only a second SIGINT interrupts as usual.
 
-    Outside the main thread, where Python allows no handlers, it does nothing.
+    Outside the main thread, where Python allows no handlers, nothing is noted.
     """
+    names: list[str] = []
 
-    def __init__(self) -> None:
-        self.received: str | None = None  # name of the signal
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received:
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and names:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        names.append(signal.Signals(number).name)
+
+    numbers = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield names
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def leave_signals_to_parent(worker: int = 0) -> None:

@@ -5,35 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from unified_video_action.compat.old_checkpoints import upgrade_tensors
 from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
+from unified_video_action.messages import few
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.batches import MicroBatch
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.sharding import (
-    blocks_of_lists,
-    laid_out,
-    own_part,
-    shard,
-    whole,
-    whole_of_part,
-    without_sync,
-)
+from unified_video_action.workspace.sharding import blocks_of_lists, laid_out, shard, whole, without_sync
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "trainer_state.safetensors"  # files of a checkpoint
 
 
 class TrainState:
@@ -57,25 +48,19 @@ class TrainState:
         self.clip = training.optimizer.clip
         self.sharded = trainer.sharding == "full" and accelerator.num_processes > 1
         trained = copy.deepcopy(policy) if self.sharded else policy
-        trained.to(accelerator.device)
-        self.model = trained.model
-        for name, parameter in self.model.named_parameters():
-            if any(name.startswith(prefixes) for term, prefixes in policy.heads.items() if term not in terms):
+        self.model = trained.to(accelerator.device).model
+        for term in policy.heads.keys() - set(terms):
+            for parameter in _begin_with(self.model, policy.heads[term]):
                 parameter.requires_grad_(False)
         prepare_for_training(self.model, trainer.compile, self.sharded)
         forward = TrainingForward(trained)
         if self.sharded:
-            every = tuple(chain.from_iterable(policy.heads.values()))
-            names = {name for name, _ in self.model.named_parameters() if not name.startswith(every)}
-            shard(forward, accelerator.device, {f"policy.model.{name}" for name in names})
+            heads = tuple(f"policy.model.{name}" for names in policy.heads.values() for name in names)
+            shard(forward, accelerator.device, heads)
         else:
             forward = accelerator.prepare_model(forward)  # DDP looks for parameters that a process has no use for
         self.forward = forward
-        self.heads = {
-            term: [p for name, p in self.model.named_parameters() if name.startswith(prefixes)]
-            for term, prefixes in policy.heads.items()
-            if term in terms
-        }
+        self.heads = {term: _begin_with(self.model, policy.heads[term]) for term in policy.heads if term in terms}
         self.optimizer = accelerator.prepare_optimizer(build_optimizer(self.model, training.optimizer))
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = Ema(self.model, training.ema)
@@ -91,13 +76,12 @@ class TrainState:
         Returns:
             the losses, this process's part of them.
         """
-        processes = self.accelerator.num_processes
         alone = without_sync if self.sharded else self.accelerator.no_sync
         with nullcontext() if last else alone(self.forward):
             with self.accelerator.autocast():
                 losses = self.forward(micro_batch.batch, weights, last and self.sharded)
             # Gradients are averaged over processes; here they must add up.
-            self.accelerator.backward(losses["loss"] * processes)
+            self.accelerator.backward(losses["loss"] * self.accelerator.num_processes)
         return losses
 
     def update(self, number: int, rate: float, weights: Mapping[str, Tensor]) -> Tensor | None:
@@ -143,12 +127,12 @@ class TrainState:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds, file name -> whole tensors; all processes call this together."""
         model = {name: whole(value) for name, value in self.model.state_dict().items()}
-        moments = ckpt.optimizer_tensors(self.optimizer, self.model)
-        return {
-            "model.safetensors": model,
-            "ema.safetensors": {**model, **self._whole_average()},
-            "trainer_state.safetensors": {name: whole(value) for name, value in moments.items()},
+        moments = {
+            f"{name}.{quantity}": whole(value)
+            for name, parameter in self.model.named_parameters()
+            for quantity, value in self.optimizer.state.get(parameter, {}).items()
         }
+        return {MODEL: model, EMA: {**model, **self._whole_average()}, OPTIMIZER: moments}
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint, however many processes have written it.
@@ -156,23 +140,26 @@ class TrainState:
         Raises:
             ValueError: it holds other tensors than this model has.
         """
-        state = self.model.state_dict()
-        given = upgrade_tensors(read_safetensors(folder / "model.safetensors"))
-        require_same(shapes_of(state), shapes_of(given), f"{folder}/model.safetensors")
+        state, parameters = self.model.state_dict(), dict(self.model.named_parameters())
+        given = upgrade_tensors(read_safetensors(folder / MODEL))
+        require_same(shapes_of(state), shapes_of(given), str(folder / MODEL))
         self.model.load_state_dict({name: laid_out(value, state[name]) for name, value in given.items()})
-        average = upgrade_tensors(read_safetensors(folder / "ema.safetensors"))
-        parameters = dict(self.model.named_parameters())
-        self.ema.load_state_dict({name: own_part(laid_out(average[name], p)) for name, p in parameters.items()})
-        moments = {}
-        for key, value in upgrade_tensors(read_safetensors(folder / "trainer_state.safetensors")).items():
-            parameter = parameters.get(key.rpartition(".")[0])
-            fits = parameter is not None and parameter.shape == value.shape
-            moments[key] = laid_out(value, parameter) if fits else value
-        ckpt.load_optimizer_tensors(self.optimizer, self.model, moments)
+        average = upgrade_tensors(read_safetensors(folder / EMA))
+        self.ema.load({name: laid_out(average[name], parameter) for name, parameter in parameters.items()})
+        moments: dict[str, dict[str, Tensor]] = {}  # parameter -> quantity -> value
+        for key, value in upgrade_tensors(read_safetensors(folder / OPTIMIZER)).items():
+            name, _, quantity = key.rpartition(".")
+            fits = name in parameters and parameters[name].shape == value.shape  # a number of steps does not
+            moments.setdefault(name, {})[quantity] = laid_out(value, parameters[name]) if fits else value
+        names = {parameter: name for name, parameter in parameters.items()}
+        order = [names[parameter] for group in self.optimizer.param_groups for parameter in group["params"]]
+        if unknown := moments.keys() - set(order):
+            raise ValueError(f"{folder / OPTIMIZER} names parameters that do not train here: {few(sorted(unknown))}")
+        numbered = {number: moments[name] for number, name in enumerate(order) if name in moments}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": numbered})
 
     def _whole_average(self) -> dict[str, Tensor]:
-        parameters = dict(self.model.named_parameters())
-        return {name: whole_of_part(part, parameters[name]) for name, part in self.ema.state_dict().items()}
+        return {name: whole(value) for name, value in self.ema.weights.items()}
 
 
 class TrainingForward(nn.Module):
@@ -187,25 +174,11 @@ class TrainingForward(nn.Module):
 
     def forward(self, batch: Mapping[str, Any], weights: Mapping[str, Tensor], all_heads: bool) -> dict[str, Tensor]:
         losses = self.policy(batch, weights)
-        absent = tuple(p for term, names in self.policy.heads.items() if term not in losses for p in names)
-        if all_heads and absent:
-            named = self.policy.model.named_parameters()
-            unused = [parameter for name, parameter in named if name.startswith(absent) and parameter.requires_grad]
-            losses["loss"] = _Touched.apply(losses["loss"], *unused)
+        if all_heads:
+            absent = tuple(name for term, names in self.policy.heads.items() if term not in losses for name in names)
+            unused = [parameter for parameter in _begin_with(self.policy.model, absent) if parameter.requires_grad]
+            losses["loss"] = losses["loss"] + 0 * sum(parameter.sum() for parameter in unused)
         return losses
-
-
-class _Touched(torch.autograd.Function):
-    """The first argument; the gradients of the others are zero."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, *others: Tensor) -> Tensor:
-        ctx.others = others
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
-        return gradient, *map(torch.zeros_like, ctx.others)
 
 
 def prepare_for_training(model: nn.Module, compiled: bool, sharded: bool = False) -> None:
@@ -214,19 +187,9 @@ def prepare_for_training(model: nn.Module, compiled: bool, sharded: bool = False
     Names of tensors stay. Of a model that will be `sharded` it makes them for the blocks of its lists, one by one:
     parameters are gathered between two of them.
     """
-    if not compiled:
-        return
-    for module in (block for _, block in blocks_of_lists(model)) if sharded else _outermost_called(model):
-        module.compile(dynamic=False)
-
-
-def _outermost_called(module: nn.Module) -> Iterator[nn.Module]:
-    """Parts of a module that have a `forward` and parts of their own; what holds others and has none is passed by."""
-    for child in module.children():
-        if type(child).forward is nn.Module.forward:
-            yield from _outermost_called(child)
-        elif any(True for _ in child.children()):
-            yield child
+    if compiled:
+        for module in (block for _, block in blocks_of_lists(model)) if sharded else _outermost_called(model):
+            module.compile(dynamic=False)
 
 
 def count_flops(policy: BasePolicy, micro_batch: MicroBatch) -> float:
@@ -241,3 +204,16 @@ def count_flops(policy: BasePolicy, micro_batch: MicroBatch) -> float:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         shadow(moved.batch, moved.weights)["loss"].backward()
     return counter.get_total_flops() / len(moved.batch["seed"])
+
+
+def _begin_with(model: nn.Module, names: tuple[str, ...]) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if name.startswith(names)]
+
+
+def _outermost_called(module: nn.Module) -> Iterator[nn.Module]:
+    """Parts of a module that have a `forward` and parts of their own; what holds others and has none is passed by."""
+    for child in module.children():
+        if type(child).forward is nn.Module.forward:
+            yield from _outermost_called(child)
+        elif any(True for _ in child.children()):
+            yield child

@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from accelerate.utils import broadcast_object_list
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.build import build_dataset
@@ -63,12 +64,20 @@ class TrainUnifiedVideoActionWorkspace:
         self.training = build_dataclass(TrainingSettings, self.config["training"], "training")
         self.trainer = build_dataclass(TrainerSettings, self.config["trainer"], "trainer")
         kind = policy_class(self.config)
-        self.runner = self._env_runner()
+        self.runner = None
+        if self.trainer.evaluate_every:
+            if not self.config["task"].get("env_runner"):
+                raise ValueError(
+                    "trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing"
+                )
+            self.runner = build_runner(self.config)
         self.accelerator = build_accelerator(self.trainer)
-        self.output_dir = self._shared_output_dir()
+        if self.accelerator.num_processes > 1:  # each has resolved the time in the folder's name for itself
+            (self.config["output_dir"],) = broadcast_object_list([self.config["output_dir"]])
+        self.output_dir = Path(self.config["output_dir"])
         main = self.accelerator.is_main_process
         if not main:
-            logging.getLogger("unified_video_action").setLevel(logging.WARNING)
+            logging.getLogger(PACKAGE).setLevel(logging.WARNING)
 
         with self.accelerator.main_process_first():  # it alone downloads and fills caches; the others find them
             self.dataset = build_dataset(self.config)
@@ -87,15 +96,9 @@ class TrainUnifiedVideoActionWorkspace:
         self.policy = build_policy(self.config, self.normalizer, encoders)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
             self._initialise(Path(self.config["init_from"]))
-        size = sum(parameter.numel() for parameter in self.policy.model.parameters())
-        logger.info(
-            "%s: %.1f M parameters, %d windows to train on, %s, results in %s",
-            self.config["name"],
-            size / 1e6,
-            len(self.dataset),
-            self.accelerator.device,
-            self.output_dir,
-        )
+        size = sum(parameter.numel() for parameter in self.policy.model.parameters()) / 1e6
+        about = f"{self.config['name']}: {size:.1f} M parameters, {len(self.dataset)} windows to train on"
+        logger.info("%s, %s, results in %s", about, self.accelerator.device, self.output_dir)
 
     def run(self) -> str:
         """Train, or continue; return why the run ended.
@@ -104,28 +107,23 @@ class TrainUnifiedVideoActionWorkspace:
             ValueError: another process trains in output_dir, or its checkpoint does not fit this configuration.
         """
         with locked(self.output_dir) if self.accelerator.is_main_process else nullcontext():
-            return self._run()
-
-    def _run(self) -> str:
-        self._warn_of_changes()
-        text = OmegaConf.to_yaml(self.config)
-        if self.accelerator.is_main_process:
-            (self.output_dir / "config.yaml").write_text(text)
-        texts = {"config.yaml": text, NORMALIZER: self.normalizer.to_json(), DATA: json.dumps(self.data, indent=1)}
-        texts |= self.policy.files(self.dataset)
-        loop = TrainingLoop(
-            self.policy,
-            self.dataset,
-            self.training,
-            self.trainer,
-            self.config["seed"],
-            self.output_dir,
-            self.accelerator,
-            lambda step: Records(self.output_dir, self.trainer, step, self.config["name"], self.config),
-            self._periodic(),
-            texts,
-        )
-        return loop.run()
+            self._warn_of_changes()
+            text = OmegaConf.to_yaml(self.config)
+            if self.accelerator.is_main_process:
+                (self.output_dir / "config.yaml").write_text(text)
+            texts = {"config.yaml": text, NORMALIZER: self.normalizer.to_json(), DATA: json.dumps(self.data, indent=1)}
+            return TrainingLoop(
+                self.policy,
+                self.dataset,
+                self.training,
+                self.trainer,
+                self.config["seed"],
+                self.output_dir,
+                self.accelerator,
+                lambda step: Records(self.output_dir, self.trainer, step, self.config["name"], self.config),
+                self._periodic(),
+                texts | self.policy.files(self.dataset),
+            ).run()
 
     def _periodic(self) -> list[Periodic]:
         trainer, tasks = self.trainer, []
@@ -134,24 +132,19 @@ class TrainUnifiedVideoActionWorkspace:
             held_out.use_frames()
             validation = Validation(self.policy, held_out, trainer.validation_windows, build_reader(self.config))
             draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
-            tasks += (
-                [Periodic("validation", trainer.validate_every, validation.measure)] if trainer.validate_every else []
-            )
-            tasks += [Periodic("sheet", trainer.sheet_every, draw)] if trainer.sheet_every else []
-        if trainer.evaluate_every:
-            tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
-        return tasks
+            tasks = [
+                Periodic("validation", trainer.validate_every, validation.measure),
+                Periodic("sheet", trainer.sheet_every, draw),
+            ]
+        tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
+        return [task for task in tasks if task.every]
 
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
         return self.runner.run(self.policy, folder, films=0, config=self.config)
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
-        """That of the checkpoint from which the run goes on, or one fitted to the data.
-
-        Raises:
-            ValueError: a checkpoint without a field that is needed.
-        """
+        """That of the checkpoint from which the run goes on, or one fitted to the data."""
         if begun is None:
             return kind.fit_normalizer(self.config, self.dataset)
         normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
@@ -159,23 +152,6 @@ class TrainUnifiedVideoActionWorkspace:
             if name not in normalizer:
                 raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
         return normalizer
-
-    def _env_runner(self) -> EnvRunner | None:
-        if not self.trainer.evaluate_every:
-            return None
-        if not self.config["task"].get("env_runner"):
-            raise ValueError("trainer.evaluate_every is set, but the task has no simulator: task.env_runner is missing")
-        return build_runner(self.config)
-
-    def _shared_output_dir(self) -> Path:
-        """The main process's folder: each process has resolved the time in its name for itself."""
-        from accelerate.utils import broadcast_object_list
-
-        folder = [self.config["output_dir"]]
-        if self.accelerator.num_processes > 1:
-            broadcast_object_list(folder)
-        self.config["output_dir"] = folder[0]
-        return Path(folder[0])
 
     def _initialise(self, folder: Path) -> None:
         allowed = tuple(self.config["init_allow_missing"])
@@ -185,13 +161,11 @@ class TrainUnifiedVideoActionWorkspace:
             logger.warning("%d tensors are not in it and start anew: %s", len(absent), ", ".join(absent))
 
     def _warn_of_changes(self) -> None:
-        found = checkpoints(self.output_dir / "checkpoints")
-        if not found:
-            return
-        before = read_checkpoint_config(found[-1])
-        changed = [key for part in RECIPE for key in differences(before.get(part), self.config.get(part), part)]
-        if changed:
-            logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
+        if found := checkpoints(self.output_dir / "checkpoints"):
+            before = read_checkpoint_config(found[-1])
+            changed = [key for part in RECIPE for key in differences(before.get(part), self.config.get(part), part)]
+            if changed:
+                logger.warning("This run was begun with another configuration; changed: %s", ", ".join(changed))
 
 
 def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> None:
@@ -205,16 +179,15 @@ def require_same_data(checkpoint: Path, data: Sequence[Mapping[str, str]]) -> No
         return
     before = json.loads(path.read_text())
     if len(before) != len(data):  # mirror images count
-        stores = [few(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data)]
+        then, now = (few(dict.fromkeys(table["store"] for table in tables)) for tables in (before, data))
         raise ValueError(
-            f"{checkpoint} was trained on {len(before)} tables of {stores[0]}, now there are {len(data)} of "
-            f"{stores[1]}; {ANOTHER_RUN}"
+            f"{checkpoint} was trained on {len(before)} tables of {then}, now there are {len(data)} of {now}; "
+            + ANOTHER_RUN
         )
-    changed = dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"])
-    if changed:
+    if changed := dict.fromkeys(new["store"] for old, new in zip(before, data) if old["sha256"] != new["sha256"]):
         raise ValueError(
             f"{checkpoint} was trained on other data: {few(changed)} has changed since; bring the old data back, or "
-            f"{ANOTHER_RUN}"
+            + ANOTHER_RUN
         )
 
 

@@ -14,7 +14,7 @@ from unified_video_action.evaluation.synthetic import SyntheticWindows
 from unified_video_action.evaluation.timing import Bench, Times, matrix_rate
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.accelerator import build_accelerator
-from unified_video_action.workspace.batches import MicroBatch, StepBatches
+from unified_video_action.workspace.batches import PREFETCH, MicroBatch, StepBatches
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import build_optimizer
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
@@ -41,13 +41,12 @@ def time_training(
     losses: dict[str, Tensor] = {}
     steps: list[MicroBatch] = []
 
-    def forward() -> None:
-        inputs = steps[-1]
-        with bench.autocast():
-            losses.update(policy(inputs.batch, inputs.weights))
+    def load() -> None:
+        steps[:] = [part.to(bench.device) for part in next(loader)]
 
-    def backward() -> None:
-        losses["loss"].backward()
+    def forward() -> None:
+        with bench.autocast():
+            losses.update(policy(steps[0].batch, steps[0].weights))
 
     def update() -> None:
         optimizer.step()
@@ -55,27 +54,27 @@ def time_training(
         ema.update(1)
 
     def measure() -> Times:
-        times = {"waiting": bench.time(lambda: steps.extend(part.to(bench.device) for part in next(loader)))}
-        times["forward"] = bench.time(forward)
-        times["backward"] = bench.time(backward)
-        times["optimizer and EMA"] = bench.time(update)
-        del steps[:-1]
+        times = {
+            "waiting": bench.time(load),
+            "forward": bench.time(forward),
+            "backward": bench.time(lambda: losses["loss"].backward()),
+            "optimizer and EMA": bench.time(update),
+        }
         return {**times, "total": sum(times.values())}
 
-    steps.extend(part.to(bench.device) for part in next(loader))
+    load()  # the loader's start does not count
     prepare_for_training(policy.model, compiled)
     rows = bench.summarise(measure)
-    total, size = rows["total"]["median"] / 1000, training.batch_size
-    flops *= size
+    rate = training.batch_size * 1000 / rows["total"]["median"]
     peak = matrix_rate(bench.device, bench.precision)
     return {
-        "batch": size,
+        "batch": training.batch_size,
         "ms": rows,
-        "samples_per_second": size / total,
+        "samples_per_second": rate,
         "matrix_tflops": peak / 1e12,
-        "tflop_per_sample": flops / size / 1e12,
-        "mfu": flops / total / peak,
-        "waiting": rows["waiting"]["median"] / 1000 / total,
+        "tflop_per_sample": flops / 1e12,
+        "mfu": flops * rate / peak,
+        "waiting": rows["waiting"]["median"] / rows["total"]["median"],
     }
 
 
@@ -88,9 +87,8 @@ def time_loader(
         ms: one row, a step of `batch` samples; samples_per_second, and samples_per_second_per_worker where there are
         workers: rate over all repeats, the start of the workers left out.
     """
-    batches = StepBatches(dataset, policy, training, seed=0)
-    first = bench.warmup + 2 * batches.ahead(workers)  # what was ready before the clock began does not count
-    loader = batches.loader(0, first + bench.repeats, workers)
+    first = bench.warmup + 2 * PREFETCH * workers  # what was ready before the clock began does not count
+    loader = StepBatches(dataset, policy, training, seed=0).loader(0, first + bench.repeats, workers)
     for _ in range(first):
         next(loader)
     began = time.perf_counter()
