@@ -134,6 +134,11 @@ class TaskSpec:
         )
 
     @property
+    def observations(self) -> tuple[str, ...]:
+        """Names of what a policy must be given: cameras, states and, with language, `text`."""
+        return *self.camera_names, *self.states, *(("text",) if self.text_dim else ())
+
+    @property
     def camera_names(self) -> tuple[str, ...]:
         return tuple(camera.name for camera in self.cameras)
 

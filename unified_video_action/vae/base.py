@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from unified_video_action.noise import Generators, randn
 from unified_video_action.spec import LatentShape
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Moments(NamedTuple):
@@ -42,16 +41,6 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
-
-
-def gaussian(like: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise shaped as `like`; a list of generators has one for each row of the first axis."""
-    if isinstance(generator, Sequence):
-        if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)} rows: give one per row")
-        return torch.stack([gaussian(row, own) for row, own in zip(like, generator, strict=True)])
-    device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 @contextmanager
@@ -171,7 +160,7 @@ class FrameCodec(nn.Module, ABC):
         """Moments -> scaled latents of the same shape; `generator` matters only for posterior "sample"."""
         z = moments.mean
         if self.posterior == "sample":
-            z = z + torch.exp(0.5 * moments.logvar) * gaussian(z, generator)
+            z = z + torch.exp(0.5 * moments.logvar) * randn(z.shape, generator, z)
         return (z - self.shift) * self.scale
 
     def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:
