@@ -4,7 +4,8 @@ Every modality becomes one vector per video token; the vectors of a token are co
 layer. Language is spread over tokens of its own, in front.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -28,11 +29,6 @@ class ModelInputs:
     def batch(self) -> int:
         return self.history.shape[0]
 
-    def repeat(self, times: int) -> "ModelInputs":
-        """The batch, `times` over."""
-        present = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: torch.cat([value] * times) for name, value in present.items()})
-
 
 @dataclass
 class Visibility:
@@ -43,8 +39,15 @@ class Visibility:
     actions: Tensor  # (B,) bool
     text: Tensor  # (B,) bool
 
-    def repeat(self, times: int) -> "Visibility":
-        return Visibility(**{name: torch.cat([value] * times) for name, value in vars(self).items()})
+
+T = TypeVar("T", ModelInputs, Visibility)
+
+
+def doubled(batch: T) -> T:
+    """The batch, twice."""
+    return type(batch)(
+        **{name: None if value is None else torch.cat([value] * 2) for name, value in vars(batch).items()}
+    )
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

@@ -13,7 +13,7 @@ from unified_video_action.model.acceleration import Replays, Weights, in_precisi
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.heads import ActionHead, VideoHead
-from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
+from unified_video_action.model.inputs import ModelInputs, Visibility, doubled, patchify, unpatchify
 from unified_video_action.model.mar import MAR
 from unified_video_action.model.masking import TrainingDraws, generation_schedule
 from unified_video_action.model.samplers import Sampler
@@ -106,16 +106,12 @@ class UVA(nn.Module):
                 totals.append(LossTerm.of((squared_error + bound).mean(-1), weights["video"]))
             terms["video"] = LossTerm(sum(term.total for term in totals), totals[0].weight)
         if len(draws.action_samples):
-            chosen = draws.action_samples
-            valid = targets.action_valid[chosen]
-            losses = self.action_head.chunk_loss(
-                z[chosen], inputs.actions[chosen], valid, draws.action_t, draws.action_noise
-            )
+            rows = (each[draws.action_samples] for each in (z, inputs.actions, targets.action_valid))
+            losses = self.action_head.chunk_loss(*rows, draws.action_t, draws.action_noise)
             terms["action"] = LossTerm.of(sum(losses), weights["action"])
         if self.spec.proprio_output_dim:
-            losses = self.proprio_head.chunk_loss(
-                z, targets.proprio, targets.action_valid, draws.proprio_t, draws.proprio_noise
-            )
+            rows = z, targets.proprio, targets.action_valid
+            losses = self.proprio_head.chunk_loss(*rows, draws.proprio_t, draws.proprio_noise)
             terms["proprio"] = LossTerm.of(sum(losses), weights["proprio"])
         if self.spec.auxiliary_dim:
             predicted = self.auxiliary_head(z).reshape(targets.auxiliary.shape)
@@ -280,7 +276,7 @@ class UVA(nn.Module):
     def joint_latent(self, inputs: ModelInputs, seen: Visibility, guided: bool = False) -> Tensor:
         """(B, T*S, d), or when guided (2B, T*S, d), the second half without the instruction."""
         if guided:
-            inputs, seen = inputs.repeat(2), seen.repeat(2)
+            inputs, seen = doubled(inputs), doubled(seen)
             seen.text[len(seen.text) // 2 :] = False
         given, shown = list(vars(inputs).values()), list(vars(seen).values())
 

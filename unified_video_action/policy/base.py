@@ -105,18 +105,21 @@ class BasePolicy(nn.Module, ABC):
 
     @classmethod
     def build_encoders(cls, config: Config) -> dict[str, Any]:
-        """Frozen parts that the training data is prepared with, such as `text`; `from_config` gets them."""
+        """Frozen parts that the training data is prepared with, `text` and `codec`; `from_config` gets them."""
         return {"text": instantiate(config["text"], ClipText, "text") if config.get("text") else None}
 
     @classmethod
     def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Give a dataset what its samples are to hold: frames, as `data.frames` says, and features of instructions.
-        Raises ValueError where the configuration and the data do not fit."""
-        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
-        settings = build_dataclass(DataSettings, config["data"], "data")
-        if settings.frames == "latents":
+        """Give a dataset what its samples are to hold: frames or their latents, which are built once, as `data.frames`
+        says, and features of instructions. Raises ValueError where the configuration and the data do not fit."""
+        _open_text(dataset, encoders.get("text"), TaskSpec.parse(config["task"]).text_dim)
+        settings, codec = build_dataclass(DataSettings, config["data"], "data"), encoders.get("codec")
+        if settings.frames != "latents":
+            dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+        elif codec is None:
             raise ValueError(f"data.frames=latents: {cls.__name__} learns from frames; choose cached or decoded")
-        dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+        else:
+            dataset.use_latents(dataset.latents(codec, settings.cache_dir, settings.n_views, progress=progress))
 
     @classmethod
     def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
@@ -215,9 +218,7 @@ class BasePolicy(nn.Module, ABC):
         return next(self.model.parameters()).device
 
 
-def open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None:
-    """Give a dataset the features (width,) of its instructions, for a task with language. Raises ValueError where data,
-    encoder and width do not fit together."""
+def _open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None:
     if not width:
         return
     if text is None:

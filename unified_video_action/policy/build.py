@@ -42,12 +42,10 @@ def build_policy(
 
 
 def load_policy(folder: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BasePolicy:
-    """Load a policy from a checkpoint folder, ready to act.
+    """Load the "ema" or the "model" weights of a checkpoint, ready to act.
 
-    Args:
-        folder: with config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and in half
-            precision; `codec.safetensors`, where present, replaces the codec's own weights.
-        weights: "ema" or "model".
+    The folder has config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and half precision;
+    `codec.safetensors`, where present, replaces the codec's own weights.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration.

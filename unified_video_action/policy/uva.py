@@ -19,7 +19,7 @@ from unified_video_action.model.masking import TrainingDraws, draw_training
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA
 from unified_video_action.noise import Generators
-from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm, Observation, Share, open_text
+from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm, Observation, Share
 from unified_video_action.policy.config import UVAConfig
 from unified_video_action.policy.uva_transform import CHANGE, UVATransform, model_spec
 from unified_video_action.spec import TaskSpec
@@ -79,15 +79,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def build_encoders(cls, config: Config) -> dict[str, Any]:
         """`codec` and, for tasks with language, `text`."""
         return {**super().build_encoders(config), "codec": instantiate(config["vae"], FrameCodec, "vae")}
-
-    @classmethod
-    def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Where `data.frames` says so samples get latents, which are built once, in place of frames."""
-        settings = build_dataclass(DataSettings, config["data"], "data")
-        if settings.frames != "latents":
-            return super().open_data(config, dataset, encoders, progress)
-        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
-        dataset.use_latents(dataset.latents(encoders["codec"], settings.cache_dir, settings.n_views, progress=progress))
 
     @classmethod
     def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
@@ -215,11 +206,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Moments:
         """uint8 frames (B, T, 3, h, w) -> moments (B, T, C, h', w') of the codec's posterior."""
-
-        def moments(frames: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.codec.moments(frames))
-
-        return Moments(*self.model.run("VAE encode", moments, frames))
+        return Moments(*self.model.run("VAE encode", self.codec.moments, frames))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
