@@ -46,8 +46,7 @@ def trusted_packages() -> tuple[str, ...]:
 def resolve_class(target: Any, interface: type, where: str = "config") -> type:
     """The class that a dotted path in a trusted package names, where a configuration has room for `interface`.
 
-    Raises:
-        ValueError: the target lies outside those packages, does not exist, or is no concrete subclass of `interface`.
+    Raises ValueError for one outside those packages, one that does not exist, and no concrete subclass of `interface`.
     """
     where, trusted = f"{where}._target_", trusted_packages()
     if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in trusted)):
@@ -79,9 +78,7 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
     Args:
         node: mapping with `_target_` (a dotted path in a trusted package) and the constructor's arguments. Arguments
             may be nodes too, or hold some in lists and mappings, where the constructor's type hints name a class.
-        interface: the class from which the target must be derived.
-        where: name of the node in the configuration, for messages.
-        given: names of arguments that the node need not have.
+        where: name of the node in the configuration, for messages. given: arguments that the node need not have.
 
     Raises:
         ValueError: no mapping with `_target_`, a refused target, or an argument that is unknown or missing.
@@ -109,11 +106,7 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
 def instantiate(node: Any, interface: type[T], where: str = "config", **extra: Any) -> T:
     """Build the object that a configuration node describes, once all of it has been checked (see `check_node`).
 
-    Args:
-        extra: further arguments; they win over the node's.
-
-    Raises:
-        ValueError: as `check_node`, or a value that a constructor rejects.
+    `extra` are further arguments; they win over the node's.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)

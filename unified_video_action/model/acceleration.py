@@ -21,8 +21,7 @@ MOST_GRAPHS = 8  # of one function; each keeps memory of its own
 class Weights:
     """The weights of a module at one moment, by where they lie and how often they were written to.
 
-    Args:
-        probe: a small parameter that every step trains: fused optimisers write without counting.
+    `probe` is a small parameter that every step trains: fused optimisers write without counting.
     """
 
     def __init__(self, module: nn.Module, probe: Tensor) -> None:

@@ -68,10 +68,8 @@ class Tables(nn.Module):
 class Diffusion(nn.Module):
     """Noise schedule and loss; owns tables, no weights.
 
-    Args:
-        steps: length of the training chain.
-        prediction: what the network's first C outputs mean. The paper: epsilon.
-        learned_variance: the network has C further outputs that interpolate the log-variance (the paper: yes).
+    `prediction` is what the network's first C outputs mean (the paper: epsilon); with `learned_variance` (the paper:
+    yes) it has C further ones that interpolate the log-variance.
     """
 
     def __init__(

@@ -49,9 +49,8 @@ class ClipText:
     def encode(self, instructions: Sequence[str]) -> Tensor:
         """Instructions, n strings -> features (n, width), float32; width is 512 for the published weights.
 
-        Raises:
-            FileNotFoundError: an instruction is new and there are no weights; names the path, the URL and the option.
-            ValueError: the weights are damaged, or not those that made the cache file.
+        Raises FileNotFoundError for a new instruction without weights, ValueError for damaged weights, or others than
+        made the cache file.
         """
         if isinstance(instructions, str):
             raise ValueError(f"instructions={instructions!r}: expected a list of strings, got one string")
@@ -82,7 +81,13 @@ class ClipText:
         from open_clip import SimpleTokenizer
 
         if self._tower is None:
-            self._load()
+            path = Path(self.weights) if self.weights else download()
+            if not path.is_file():
+                raise FileNotFoundError(f"CLIP text weights {path} are missing. {REMEDY}")
+            key = hashlib.sha256(path.read_bytes()).hexdigest()
+            if self._key not in (None, key):
+                raise ValueError(f"{self._source} holds features of other CLIP weights than {path}: delete it")
+            self._key, self._tower = key, build_tower(path, self.tokens)
         ids = SimpleTokenizer()(texts, context_length=self.tokens)  # (n, tokens)
         self._features |= dict(zip(texts, self._tower(ids), strict=True))
         if self.cache:
@@ -90,15 +95,6 @@ class ClipText:
             temporary = self.cache.with_name(f"{self.cache.name}.{os.getpid()}.tmp")
             temporary.write_text(self.to_json(list(self._features)))
             temporary.replace(self.cache)
-
-    def _load(self) -> None:
-        path = Path(self.weights) if self.weights else download()
-        if not path.is_file():
-            raise FileNotFoundError(f"CLIP text weights {path} are missing. {REMEDY}")
-        key = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._key not in (None, key):
-            raise ValueError(f"{self._source} holds features of other CLIP weights than {path}: delete it")
-        self._key, self._tower = key, build_tower(path, self.tokens)
 
 
 def download() -> Path:
@@ -112,11 +108,7 @@ def download() -> Path:
 
 
 def build_tower(path: Path, tokens: int) -> nn.Module:
-    """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width).
-
-    Raises:
-        ValueError: tensors that are missing, extra, misshapen or not finite.
-    """
+    """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width)."""
     from open_clip.transformer import QuickGELU, TextTransformer
 
     tensors = {name: x.float() for name, x in read_safetensors(path).items() if not name.startswith(IMAGE_TENSORS)}

@@ -43,11 +43,7 @@ def untrained() -> Iterator[None]:
 
 
 def find_weights(codec: str, given: str | None, url: str, *names: str) -> Path:
-    """The weights that are `given`, or the first of `names` in `${UVA_DATA_DIR}/vae`.
-
-    Raises:
-        FileNotFoundError: neither is there; it names the path, the public home, and the options that help.
-    """
+    """The weights that are `given`, or the first of `names` in `${UVA_DATA_DIR}/vae`; else FileNotFoundError."""
     folder = Path(os.environ.get("UVA_DATA_DIR") or "$UVA_DATA_DIR") / "vae"
     paths = [Path(given)] if given else [folder / name for name in names]
     for path in paths:
