@@ -99,7 +99,7 @@ def test_a_checkpoint_acts_as_what_was_saved(make_policy, checkpoint, obs):
 def test_weights_that_do_not_fit_are_not_loaded(checkpoint, value, message):
     weights = load_file(checkpoint / "ema.safetensors")
     save_file({**weights, "mar.inputs.mix.bias": value}, checkpoint / "ema.safetensors")
-    with pytest.raises(ValueError, match=rf"ema.safetensors.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)ema.safetensors.*{message}"):
         build.load_policy(checkpoint)
 
 
