@@ -40,8 +40,13 @@ def test_packaged_weights_are_small_and_make_the_documented_latents(codec):
     assert codec.decode(latents).shape == (2, 3, 3, 96, 96)
 
 
-def test_human_demonstrations_come_back(codec, pusht_zip):
-    figures = measure(codec, torch.cat(list(images_of(pusht_zip, held_out=True, most=300))))
+@pytest.fixture(scope="module")
+def human_images(pusht_zip) -> torch.Tensor:
+    return torch.cat(list(images_of(pusht_zip, held_out=True, most=300)))
+
+
+def test_human_demonstrations_come_back(codec, human_images):
+    figures = measure(codec, human_images)
     least = LEAST_PSNR[type(codec)]
     assert figures["psnr"] >= least and figures["psnr_lowest_frame"] >= least - 2
 

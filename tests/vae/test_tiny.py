@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unified_video_action.vae.base import resize
 from unified_video_action.vae.tiny import TAEF2, read_weights
 
 
@@ -34,23 +33,15 @@ def frames(data_dir: Path) -> Tensor:
     return torch.from_numpy(np.stack(chosen)).permute(0, 3, 1, 2).unsqueeze(1)
 
 
-@pytest.mark.parametrize(("size", "expected", "count"), [(96, 33.0, 24), (128, 37.5, 12)])
-def test_frames_come_back(weights: str, frames: Tensor, size: int, expected: float, count: int) -> None:
-    codec = TAEF2(weights, image_size=size)
-    truth = resize(frames[:count, 0].float() / 127.5 - 1, size)
-    decoded = codec.decode(codec.encode(frames[:count]))[:, 0]
-    squared_error = ((decoded - truth) / 2).square().mean()
-    assert -10 * torch.log10(squared_error) == pytest.approx(expected, abs=0.7)
-
-
-def test_latents_have_about_unit_deviation_and_no_posterior(weights: str, frames: Tensor) -> None:
+def test_frames_come_back_from_latents_of_about_unit_deviation(weights: str, frames: Tensor) -> None:
     codec = TAEF2(weights)
     latents = codec.encode(frames)
-    assert latents.shape == (24, 1, 32, 12, 12)
-    assert latents.std() == pytest.approx(1, abs=0.1)
+    assert latents.shape == (24, 1, 32, 12, 12) and latents.std() == pytest.approx(1, abs=0.1)
     assert latents.mean((0, 1, 3, 4)).abs().max() < 0.25
+    squared_error = ((codec.decode(latents) - (frames.float() / 127.5 - 1)) / 2).square().mean()
+    assert -10 * torch.log10(squared_error) == pytest.approx(33, abs=0.7)
     sampled = TAEF2(weights, posterior="sample").encode(frames[:2], torch.Generator().manual_seed(0))
-    torch.testing.assert_close(sampled, latents[:2], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sampled, latents[:2], atol=1e-5, rtol=1e-5)  # there is no posterior
 
 
 def test_the_hub_layout_is_the_same_network(weights: str, tmp_path: Path) -> None:
