@@ -42,13 +42,18 @@ def matrix_from_6d(rotation: np.ndarray) -> np.ndarray:
     return np.stack([x, y, np.cross(x, y)], axis=-2)
 
 
+def axis_angle_to_6d(axis_angle: np.ndarray) -> np.ndarray:
+    """(..., 3) radians -> (..., 6)."""
+    flat = np.asarray(axis_angle, np.float64).reshape(-1, 3)
+    return matrix_to_6d(Rotation.from_rotvec(flat).as_matrix()).reshape(*np.shape(axis_angle)[:-1], 6)
+
+
 def to_pose_actions(actions: np.ndarray) -> np.ndarray:
     """Position, axis-angle, gripper (..., 7) -> position, 6-D rotation, gripper (..., 10), float32."""
     if actions.shape[-1] != AXIS_ANGLE_ACTION:
         raise ValueError(f"actions have shape {actions.shape}, expected (..., {AXIS_ANGLE_ACTION})")
-    turns = np.asarray(actions[..., 3:6], np.float64)
-    rotation = matrix_to_6d(Rotation.from_rotvec(turns.reshape(-1, 3)).as_matrix()).reshape(*turns.shape[:-1], 6)
-    return np.concatenate([actions[..., :3], rotation, actions[..., 6:]], axis=-1).astype(np.float32)
+    parts = [actions[..., :3], axis_angle_to_6d(actions[..., 3:6]), actions[..., 6:]]
+    return np.concatenate(parts, axis=-1).astype(np.float32)
 
 
 def from_pose_actions(actions: np.ndarray) -> np.ndarray:
