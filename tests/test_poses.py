@@ -1,34 +1,36 @@
-"""Poses against ones worked out by hand."""
+"""Poses and rotations against ones worked out by hand, and against scipy's."""
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
-from unified_video_action.poses import HandSpec, distance, from_vector, inverse, relative_to, to_vector
+from unified_video_action.poses import HandSpec, between, distance, from_vector, inverse, relative_to, to_vector
+from unified_video_action.rotations import from_pose_actions, matrix_from_6d, to_pose_actions
 
 QUARTER = np.pi / 2
 NOW = from_vector(np.array([1.0, 2.0, 0.5, 0, 0, QUARTER]))  # at (1, 2, 0.5), its x axis along the base's y
 AHEAD = from_vector(np.array([1.0, 2.3, 0.5, 0, 0, QUARTER]))  # 0.3 m along its own x axis
-
-
-def test_six_numbers_and_back() -> None:
-    np.testing.assert_allclose(NOW[:3, :3], [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
-    np.testing.assert_allclose(to_vector(NOW), [1, 2, 0.5, 0, 0, QUARTER], atol=1e-12)
-    many = np.random.default_rng(0).normal(size=(2, 5, 6))
-    np.testing.assert_allclose(to_vector(from_vector(many))[..., :3], many[..., :3])
-    np.testing.assert_allclose(from_vector(to_vector(from_vector(many))), from_vector(many), atol=1e-12)
-
-
-def test_relative_poses() -> None:
-    np.testing.assert_allclose(NOW @ inverse(NOW), np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(to_vector(relative_to(AHEAD[None], NOW)), [[0.3, 0, 0, 0, 0, 0]], atol=1e-12)
-    metres, radians = distance(NOW, from_vector(np.array([1.0, 2.0, 0.9, 0, 0, 0])))
-    assert metres == pytest.approx(0.4) and radians == pytest.approx(QUARTER)
-
-
 STATES = {"where": "position", "turned": "rotation_6d", "open": "gripper", "since": "rotation_6d_from_start"}
 
 
-def test_what_a_policy_reads() -> None:
+def test_six_numbers_and_back():
+    np.testing.assert_allclose(NOW[:3, :3], [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-12)
+    np.testing.assert_allclose(to_vector(NOW), [1, 2, 0.5, 0, 0, QUARTER], atol=1e-12)
+    many = from_vector(np.random.default_rng(0).normal(size=(2, 5, 6)))
+    np.testing.assert_allclose(from_vector(to_vector(many)), many, atol=1e-12)
+
+
+def test_relative_poses():
+    np.testing.assert_allclose(NOW @ inverse(NOW), np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(to_vector(relative_to(AHEAD[None], NOW)), [[0.3, 0, 0, 0, 0, 0]], atol=1e-12)
+    start = from_vector(np.array([1.0, 2.0, 0.9, 0, 0, 0]))
+    metres, radians = distance(NOW, start)
+    assert metres == pytest.approx(0.4) and radians == pytest.approx(QUARTER)
+    halfway = to_vector(between(start, NOW, np.array(0.5)))
+    np.testing.assert_allclose(halfway, [1, 2, 0.7, 0, 0, QUARTER / 2], atol=1e-12)
+
+
+def test_what_a_policy_reads():
     start = from_vector(np.zeros(6))
     seen = HandSpec(STATES).observe(np.stack([NOW, AHEAD]), np.array([0.02, 0.08]), AHEAD, start)
     np.testing.assert_allclose(seen["where"], [[-0.3, 0, 0], [0, 0, 0]], atol=1e-6)
@@ -41,22 +43,46 @@ def test_what_a_policy_reads() -> None:
 
 
 @pytest.mark.parametrize("relative", [True, False])
-def test_actions_there_and_back(relative: bool) -> None:
+def test_actions_there_and_back(relative):
     hand = HandSpec({}, relative_actions=relative)
     actions = hand.actions(AHEAD[None], np.array([0.05]), NOW)
     turn = [1, 0, 0, 0, 1, 0] if relative else [0, -1, 0, 1, 0, 0]
     np.testing.assert_allclose(actions, [[*((0.3, 0, 0) if relative else (1, 2.3, 0.5)), *turn, 0.05]], atol=1e-6)
-    poses, openings = hand.targets(actions, NOW)
-    np.testing.assert_allclose(poses, AHEAD[None], atol=1e-6)
-    np.testing.assert_allclose(openings, [0.05])
-    batched = hand.targets(np.stack([actions, actions]), np.stack([NOW, NOW]))[0]
-    np.testing.assert_allclose(batched, np.stack([AHEAD, AHEAD])[:, None], atol=1e-6)
+    poses, openings = hand.targets(np.stack([actions, actions]), np.stack([NOW, NOW]))
+    np.testing.assert_allclose(poses, np.stack([AHEAD, AHEAD])[:, None], atol=1e-6)
+    np.testing.assert_allclose(openings, [[0.05]] * 2)
 
 
-def test_bad_input_is_named() -> None:
-    with pytest.raises(ValueError, match="hand.states.x='colour'"):
-        HandSpec({"x": "colour"})
-    with pytest.raises(ValueError, match="7 numbers: expected 10"):
-        HandSpec({}).targets(np.zeros((1, 7)), NOW)
-    with pytest.raises(ValueError, match="first row is zero"):
-        HandSpec({}).targets(np.zeros((1, 10)), NOW)
+def test_pose_actions_in_any_shape():
+    vectors = Rotation.random(12, np.random.default_rng(0)).as_rotvec().reshape(3, 4, 3)
+    actions = np.concatenate([np.ones((3, 4, 3)), vectors, -np.ones((3, 4, 1))], axis=-1)
+    actions[0, 0, 3:6] = 0, 0, QUARTER
+    poses = to_pose_actions(actions)
+    assert poses.shape == (3, 4, 10) and poses.dtype == np.float32
+    np.testing.assert_allclose(poses[0, 0, 3:9], [0, -1, 0, 1, 0, 0], atol=1e-7)  # first two rows of the matrix
+    np.testing.assert_allclose(from_pose_actions(poses), actions, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[0, 2, 0, 3, 5, 0], [-1, -1, 1, 1, 1, -1], [0, 3, 0, 0, 0, 0], [2, 0, 0, 2, 0, 0]])
+def test_any_two_rows_become_a_rotation_with_the_first(rows):
+    matrix = matrix_from_6d(np.array(rows, np.float32))
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(3), atol=1e-12)
+    assert np.linalg.det(matrix) == pytest.approx(1)
+    np.testing.assert_allclose(matrix[0], rows[:3] / np.linalg.norm(rows[:3]), atol=1e-7)
+    assert rows != [0, 2, 0, 3, 5, 0] or np.allclose(matrix[1], [1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: HandSpec({"x": "colour"}), "hand.states.x='colour'"),
+        (lambda: HandSpec({}).targets(np.zeros((1, 7)), NOW), "7 numbers: expected 10"),
+        (lambda: HandSpec({}).targets(np.zeros((1, 10)), NOW), "names no rotation: its first row is zero"),
+        (lambda: matrix_from_6d(np.array([np.nan, 0, 0, 0, 1, 0])), "not finite"),
+        (lambda: to_pose_actions(np.zeros((2, 6))), r"expected \(\.\.\., 7\)"),
+        (lambda: from_pose_actions(np.zeros((2, 7))), r"expected \(\.\.\., 10\)"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

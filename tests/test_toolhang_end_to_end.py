@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from scipy.spatial.transform import Rotation
 
 from tests.shrunk import SHRUNK, read
 
@@ -14,7 +15,7 @@ pytest.importorskip("robosuite", reason="robosuite is not installed; add the sim
 from unified_video_action.env.robomimic.demonstrations import Demonstration, new_file
 from unified_video_action.env.robomimic.env import RobomimicEnv
 from unified_video_action.env.robomimic.simulator import environment_arguments
-from unified_video_action.rotations import quaternion_to_axis_angle, to_pose_actions
+from unified_video_action.rotations import to_pose_actions
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 SIZE, STEPS = 32, 36
@@ -32,7 +33,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
             observation, _ = env.reset(seed=seed)
             seen, actions = [], []
             for _ in range(STEPS):
-                turn = quaternion_to_axis_angle(observation["robot0_eef_quat"])
+                turn = Rotation.from_quat(observation["robot0_eef_quat"]).as_rotvec()
                 actions.append(np.concatenate([observation["robot0_eef_pos"] + 5 * STRIDE, turn, [-1.0]]))
                 seen.append(observation)
                 observation, *_ = env.step(to_pose_actions(actions[-1]))

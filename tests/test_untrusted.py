@@ -1,13 +1,12 @@
 """What a checkpoint's configuration may not do: grow, nest, refer to itself, or read this machine's environment."""
 
-import os
 import resource
 import time
 
 import pytest
 
 from unified_video_action.policy.build import load_policy
-from unified_video_action.untrusted import read_checkpoint_config, read_yaml
+from unified_video_action.untrusted import read_checkpoint_config
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
 HOSTILE = {
@@ -25,6 +24,7 @@ HOSTILE = {
     "a list": ("[1, 2]", "holds no mapping"),
     "half a file": ("a: {b: [1,", "is no YAML"),
     "control characters": ("a: \x00", "is no YAML"),
+    "bytes that are no text": (b"\xff\xfe\x00\xd8" * 250, "is no YAML"),
 }
 
 
@@ -32,7 +32,7 @@ HOSTILE = {
 def test_hostile_configurations_are_refused_at_once(tmp_path, monkeypatch, kind):
     text, message = HOSTILE[kind]
     monkeypatch.setenv("SECRET", "a password")
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for read in (read_checkpoint_config, load_policy):
         with pytest.raises(ValueError, match=message) as caught:
@@ -41,13 +41,6 @@ def test_hostile_configurations_are_refused_at_once(tmp_path, monkeypatch, kind)
         assert len(str(caught.value)) < 1000
     assert time.process_time() - start < 5
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_bytes(b"\xff\xfe" + os.urandom(1000))
-    with pytest.raises(ValueError, match="config.yaml is no YAML"):
-        read_yaml(path)
 
 
 def test_a_configuration_is_read_as_it_is_written(tmp_path):

@@ -26,10 +26,8 @@ def find_files(
     beside every NAME on other systems' disks. All that is left out is logged.
 
     Args:
-        endings: in lower case, such as ".mp4".
-        known: endings of companions that are left out unsaid.
-        remedy: for a folder without such files, what to do.
-        required: there must be one at least.
+        endings: in lower case, such as ".mp4". known: endings of companions that are left out unsaid.
+        remedy: for a folder without such files, what to do. required: there must be one at least.
 
     Raises:
         FileNotFoundError: no such folder, or no such files in it.
@@ -69,12 +67,7 @@ def require_data(path: Path) -> None:
 
 
 def unreadable(path: str | Path, kind: str, error: Exception) -> str:
-    """A message about a file that cannot be read: what it is instead, and what to do.
-
-    Args:
-        kind: what is expected, such as "parquet file".
-        error: what its reader said.
-    """
+    """A message about a file that could not be read as a `kind`, such as "parquet file": what it is, and what to do."""
     if os.path.isfile(path) and os.access(path, os.R_OK):
         with open(path, "rb") as file:
             if said := mistaken(file.read(HEAD), kind):

@@ -34,11 +34,8 @@ PLUGINS = "UVA_PLUGINS"  # environment variable: further packages or modules, se
 
 
 def trusted_packages() -> tuple[str, ...]:
-    """This package, and those that the user named in UVA_PLUGINS.
-
-    Raises:
-        ValueError: a name there that is none of a package, or that is the standard library's: it can do anything.
-    """
+    """This package, and those that the user named in UVA_PLUGINS. Raises ValueError for a name there that is none of a
+    package, or that is the standard library's: it can do anything."""
     plugins = [name.strip() for name in os.environ.get(PLUGINS, "").split(",") if name.strip()]
     for name in plugins:
         if not all(part.isidentifier() for part in name.split(".")) or name.split(".")[0] in sys.stdlib_module_names:
@@ -49,13 +46,12 @@ def trusted_packages() -> tuple[str, ...]:
 def resolve_class(target: Any, interface: type, where: str = "config") -> type:
     """The class that a dotted path in a trusted package names, where a configuration has room for `interface`.
 
-    Raises:
-        ValueError: the target lies outside those packages, does not exist, or is no concrete subclass of `interface`.
+    Raises ValueError for one outside those packages, one that does not exist, and no concrete subclass of `interface`.
     """
-    trusted = trusted_packages()
+    where, trusted = f"{where}._target_", trusted_packages()
     if not isinstance(target, str) or not target.startswith(tuple(f"{package}." for package in trusted)):
         raise ValueError(
-            f"{where}._target_: {target!r} is refused; a configuration may build {'.*, '.join(trusted)}.* only. If "
+            f"{where}: {target!r} is refused; a configuration may build {'.*, '.join(trusted)}.* only. If "
             f"this is code of yours, name its package when you start the program: {PLUGINS}=my_package"
         )
     below = target.removeprefix(f"{PACKAGE}.")
@@ -67,15 +63,12 @@ def resolve_class(target: Any, interface: type, where: str = "config") -> type:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # a missing third-party package is its own, clear message
         hint = "" if module_name.startswith(PACKAGE) else "; is its folder in PYTHONPATH, or the package installed?"
-        raise ValueError(f"{where}._target_: no module {error.name!r}{hint}") from error
+        raise ValueError(f"{where}: no module {error.name!r}{hint}") from error
     found = getattr(module, attribute, None)
-    if found is None or getattr(found, "__module__", None) != module_name:
-        raise ValueError(f"{where}._target_: {module_name!r} defines no {attribute!r}")
+    if getattr(found, "__module__", None) != module_name:
+        raise ValueError(f"{where}: {module_name!r} defines no {attribute!r}")
     if not inspect.isclass(found) or not issubclass(found, interface) or inspect.isabstract(found):
-        raise ValueError(
-            f"{where}._target_: {target!r} is refused; a class derived from {interface.__module__}."
-            f"{interface.__qualname__} is needed here"
-        )
+        raise ValueError(f"{where}: {target!r} is refused; a class derived from {_name(interface)} is needed here")
     return found
 
 
@@ -85,9 +78,7 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
     Args:
         node: mapping with `_target_` (a dotted path in a trusted package) and the constructor's arguments. Arguments
             may be nodes too, or hold some in lists and mappings, where the constructor's type hints name a class.
-        interface: the class from which the target must be derived.
-        where: name of the node in the configuration, for messages.
-        given: names of arguments that the node need not have.
+        where: name of the node in the configuration, for messages. given: arguments that the node need not have.
 
     Raises:
         ValueError: no mapping with `_target_`, a refused target, or an argument that is unknown or missing.
@@ -97,14 +88,12 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
     target = resolve_class(node["_target_"], interface, where)
     known = inspect.signature(target).parameters
     for key in node.keys() - {"_target_"}:
-        if key not in known:
-            raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
-        nodes = list(_nodes(node[key], f"{where}.{key}"))
-        interfaces = _interfaces(target, key) if nodes else []
-        for place, inner in nodes:
+        _require_known(key, target, known, where)
+        for place, inner in _nodes(node[key], f"{where}.{key}"):
+            interfaces = _interfaces(target, key)
             matching = [each for each in interfaces if _fits(inner["_target_"], each, place)]
             if not matching:
-                names = " or ".join(f"{each.__module__}.{each.__qualname__}" for each in interfaces)
+                names = " or ".join(map(_name, interfaces))
                 needed = f"a class derived from {names} is needed here" if names else "no object is expected here"
                 raise ValueError(f"{place}._target_: {inner['_target_']!r} is refused; {needed}")
             check_node(inner, matching[0], place)
@@ -117,30 +106,30 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
 def instantiate(node: Any, interface: type[T], where: str = "config", **extra: Any) -> T:
     """Build the object that a configuration node describes, once all of it has been checked (see `check_node`).
 
-    Args:
-        extra: further arguments; they win over the node's.
-
-    Raises:
-        ValueError: as `check_node`, or a value that a constructor rejects.
+    `extra` are further arguments; they win over the node's.
     """
     if isinstance(node, DictConfig | ListConfig):
         node = OmegaConf.to_container(node, resolve=True)
     if isinstance(node, Mapping):
         node = {key: value for key, value in node.items() if key not in extra}
     target = check_node(node, interface, where, extra)
-    known = inspect.signature(target).parameters
     for key in extra:
-        if key not in known:
-            raise ValueError(f"{where}.{key}: {target.__name__} has no such field; it has {', '.join(known)}")
-    return _build(node, extra)
+        _require_known(key, target, inspect.signature(target).parameters, where)
+    return target(**{key: _build(value) for key, value in node.items() if key != "_target_"}, **extra)
+
+
+def _build(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        built = {key: _build(item) for key, item in value.items() if key != "_target_"}
+        return resolve_class(value["_target_"], object)(**built) if "_target_" in value else built
+    return [_build(item) for item in value] if isinstance(value, list) else value
 
 
 def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The outermost nodes in a value, with their places."""
-    if isinstance(value, Mapping):
-        if "_target_" in value:
-            yield where, value
-            return
+    if isinstance(value, Mapping) and "_target_" in value:
+        yield where, value
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _nodes(item, f"{where}.{key}")
     elif isinstance(value, list):
@@ -150,6 +139,7 @@ def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _interfaces(target: type, argument: str) -> list[type]:
     """Classes of trusted packages in the type hint of a constructor's argument."""
+    roots = {package.split(".")[0] for package in trusted_packages()}
 
     def classes(hint: Any) -> Iterator[type]:
         inner = typing.get_args(hint)
@@ -158,7 +148,6 @@ def _interfaces(target: type, argument: str) -> list[type]:
         if not inner and inspect.isclass(hint) and hint.__module__.split(".")[0] in roots:
             yield hint
 
-    roots = {package.split(".")[0] for package in trusted_packages()}
     return list(classes(typing.get_type_hints(target.__init__).get(argument)))
 
 
@@ -169,11 +158,13 @@ def _fits(target: Any, interface: type, where: str) -> bool:
         return False
 
 
-def _build(value: Any, extra: Mapping[str, Any] | None = None) -> Any:
-    if isinstance(value, Mapping):
-        built = {key: _build(item) for key, item in value.items() if key != "_target_"}
-        return resolve_class(value["_target_"], object)(**built | (extra or {})) if "_target_" in value else built
-    return [_build(item) for item in value] if isinstance(value, list) else value
+def _name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _require_known(key: str, kind: type, known: Mapping[str, Any], where: str) -> None:
+    if key not in known:
+        raise ValueError(f"{where}.{key}: {kind.__name__} has no such field; it has {', '.join(known)}")
 
 
 def build_dataclass(kind: type, node: Any, where: str) -> Any:
@@ -189,15 +180,16 @@ def build_dataclass(kind: type, node: Any, where: str) -> Any:
     types, values = typing.get_type_hints(kind), {}
     known = {field.name: field for field in dataclasses.fields(kind)}
     for key, value in node.items():
-        if key not in known:
-            raise ValueError(f"{where}.{key}: {kind.__name__} has no such field; it has {', '.join(known)}")
-        kinds = [each for each in (types[key], *typing.get_args(types[key])) if dataclasses.is_dataclass(each)]
-        nested = kinds and isinstance(value, dict)
-        values[key] = build_dataclass(kinds[0], value, f"{where}.{key}") if nested else value
-        if types[key] is float and isinstance(value, int) and not isinstance(value, bool):
-            values[key] = float(value)
-        elif types[key] in (int, float, str, bool) and not isinstance(values[key], types[key]):
-            raise ValueError(f"{where}.{key}: expected {types[key].__name__}, got {value!r}")
+        _require_known(key, kind, known, where)
+        wanted = types[key]
+        nested = [each for each in (wanted, *typing.get_args(wanted)) if dataclasses.is_dataclass(each)]
+        if nested and isinstance(value, dict):
+            value = build_dataclass(nested[0], value, f"{where}.{key}")
+        elif wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        elif wanted in (int, float, str, bool) and not isinstance(value, wanted):
+            raise ValueError(f"{where}.{key}: expected {wanted.__name__}, got {value!r}")
+        values[key] = value
     for name, field in known.items():
         optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in values and not optional:

@@ -35,11 +35,7 @@ def few(names: Iterable[object], most: int = 5, separator: str = ", ") -> str:
 def one_line(program: str, resumes: str = "") -> Iterator[None]:
     """End the program with one message in place of a traceback, where the cause is a wrong input or the machine.
 
-    Programming mistakes keep their traceback; HYDRA_FULL_ERROR=1 keeps all.
-
-    Args:
-        program: what the message begins with.
-        resumes: how to go on after the cause is removed.
+    Programming mistakes keep their traceback; HYDRA_FULL_ERROR=1 keeps all. `resumes` says how to go on afterwards.
     """
     from safetensors import SafetensorError
 
@@ -50,7 +46,8 @@ def one_line(program: str, resumes: str = "") -> Iterator[None]:
     except (OSError, ValueError, ImportError, FloatingPointError, SafetensorError) as error:
         if os.environ.get(FULL) == "1":
             raise
-        sys.exit(f"{program}: {describe(error)}{f'. Mended, {resumes}' if _is_of_machine(error) and resumes else ''}")
+        of_machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError | FileExistsError)
+        sys.exit(f"{program}: {describe(error)}{f'. Mended, {resumes}' if of_machine and resumes else ''}")
 
 
 def describe(error: BaseException) -> str:
@@ -62,7 +59,3 @@ def describe(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"a package is missing or broken: {error}. `make sims` installs the simulators; see README"
     return str(error) or type(error).__name__
-
-
-def _is_of_machine(error: BaseException) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError | FileExistsError)

@@ -20,11 +20,7 @@ KINDS = {"position": 3, "rotation_6d": 6, "gripper": 1, "rotation_6d_from_start"
 
 @dataclass(frozen=True)
 class HandSpec:
-    """How the poses of one hand and its gripper become a policy's states, and its actions poses again.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
+    """How the poses of one hand and its gripper become a policy's states, and its actions poses again."""
 
     states: Mapping[str, str]  # name of a policy's observation -> one of KINDS
     relative_states: bool = True  # seen from the newest pose, otherwise from the base; not rotation_6d_from_start
@@ -64,10 +60,9 @@ class HandSpec:
         return np.concatenate(parts, axis=-1).astype(np.float32)
 
     def targets(self, actions: np.ndarray, now: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Actions (..., A, 10) -> poses (..., A, 4, 4) and openings (..., A): the inverse of `actions`.
+        """Actions (..., A, 10) -> poses (..., A, 4, 4) and openings (..., A), the inverse of `actions`.
 
-        Raises:
-            ValueError: another width, or numbers that name no pose.
+        Raises ValueError for another width, or numbers that name no pose.
         """
         if actions.shape[-1] != POSE_ACTION:
             raise ValueError(f"actions of {actions.shape[-1]} numbers: expected {POSE_ACTION} for one hand")

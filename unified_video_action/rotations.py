@@ -1,7 +1,7 @@
 """Rotations as robots and networks write them.
 
 The network's form is 6-D: the first two rows of the rotation matrix (Zhou et al. 2019), which has no jumps. Simulators
-and demonstrations use axis-angle vectors (radians) or quaternions in the order x, y, z, w.
+and demonstrations use axis-angle vectors (radians).
 """
 
 from __future__ import annotations
@@ -48,18 +48,6 @@ def axis_angle_to_6d(axis_angle: np.ndarray) -> np.ndarray:
     return matrix_to_6d(Rotation.from_rotvec(flat).as_matrix()).reshape(*np.shape(axis_angle)[:-1], 6)
 
 
-def axis_angle_from_6d(rotation: np.ndarray) -> np.ndarray:
-    """(..., 6) -> (..., 3) radians; its angle lies in [0, pi]."""
-    matrix = matrix_from_6d(rotation).reshape(-1, 3, 3)
-    return Rotation.from_matrix(matrix).as_rotvec().reshape(*np.shape(rotation)[:-1], 3)
-
-
-def quaternion_to_axis_angle(quaternion: np.ndarray) -> np.ndarray:
-    """(..., 4) in the order x, y, z, w -> (..., 3) radians."""
-    flat = np.asarray(quaternion, np.float64).reshape(-1, 4)
-    return Rotation.from_quat(flat).as_rotvec().reshape(*np.shape(quaternion)[:-1], 3)
-
-
 def to_pose_actions(actions: np.ndarray) -> np.ndarray:
     """Position, axis-angle, gripper (..., 7) -> position, 6-D rotation, gripper (..., 10), float32."""
     if actions.shape[-1] != AXIS_ANGLE_ACTION:
@@ -69,10 +57,12 @@ def to_pose_actions(actions: np.ndarray) -> np.ndarray:
 
 
 def from_pose_actions(actions: np.ndarray) -> np.ndarray:
-    """Inverse of `to_pose_actions`: (..., 10) -> (..., 7), float64."""
+    """Inverse of `to_pose_actions`: (..., 10) -> (..., 7), float64; angles lie in [0, pi] radians."""
     if actions.shape[-1] != POSE_ACTION:
         raise ValueError(f"actions have shape {actions.shape}, expected (..., {POSE_ACTION})")
-    return np.concatenate([actions[..., :3], axis_angle_from_6d(actions[..., 3:9]), actions[..., 9:]], axis=-1)
+    matrix = matrix_from_6d(actions[..., 3:9])
+    turns = Rotation.from_matrix(matrix.reshape(-1, 3, 3)).as_rotvec().reshape(*matrix.shape[:-2], 3)
+    return np.concatenate([actions[..., :3], turns, actions[..., 9:]], axis=-1)
 
 
 def _across(rows: np.ndarray, x: np.ndarray) -> np.ndarray:

@@ -81,15 +81,12 @@ class TaskSpec:
 
     @classmethod
     def parse(cls, task: Mapping[str, Any]) -> "TaskSpec":
-        """From a configuration's `task`.
+        """From a configuration's `task`; raises ValueError for a value that is missing or wrong, named by its place.
 
         Every rgb observation is a camera; `predict: false` makes one an input only. Low-dim observations are inputs;
         those that say `predict: true` are outputs as well. Where none says so, `proprio_output_dim` decides: all of
         them, or none where it is 0 or absent; it stands even if it is not the width of all, as in checkpoints of the
         paper's code.
-
-        Raises:
-            ValueError: a value that is missing or wrong, named by its place.
         """
         meta, where = task["shape_meta"], "task.shape_meta"
         try:
@@ -132,6 +129,11 @@ class TaskSpec:
             int(meta.get("text_dim", 0)),
             int(meta.get("auxiliary_dim", 0)),
         )
+
+    @property
+    def observations(self) -> tuple[str, ...]:
+        """Names of what a policy must be given: cameras, states and, with language, `text`."""
+        return *self.camera_names, *self.states, *(("text",) if self.text_dim else ())
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -181,12 +183,8 @@ class ModelSpec:
         require_integers(
             self, "proprio_dim", "proprio_steps", "proprio_output_dim", "text_dim", "auxiliary_dim", least=0
         )
-        for side in ("height", "width"):
-            if getattr(self.latent, side) % self.patch_size:
-                raise ValueError(
-                    f"ModelSpec.patch_size {self.patch_size} does not divide the latent's {side} "
-                    f"{getattr(self.latent, side)}"
-                )
+        if self.latent.height % self.patch_size or self.latent.width % self.patch_size:
+            raise ValueError(f"ModelSpec.patch_size {self.patch_size} does not divide the latents, {self.latent}")
         if bool(self.proprio_dim) != bool(self.proprio_steps):
             raise ValueError(
                 f"ModelSpec.proprio_dim {self.proprio_dim} and proprio_steps {self.proprio_steps} go together"

@@ -23,19 +23,18 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such folder, or no config.yaml in it.
-        ValueError: the file is a checkpoint of another project, or too large or deep, no YAML, or with interpolations.
+        ValueError: a file in place of a folder, or as `read_yaml`.
     """
-    path = folder / CONFIG
     if folder.is_file():
         raise ValueError(
             f"checkpoint {folder} is a file; expected a folder with {CONFIG} and weights; one is "
             f"made of a .ckpt of the paper's code by: python scripts/convert_checkpoint.py {folder} FOLDER"
         )
-    if not path.is_file():
+    if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
             f"checkpoint {folder}: {f'{CONFIG} is missing' if folder.is_dir() else 'no such folder'}"
         )
-    return upgrade_config(read_yaml(path))
+    return upgrade_config(read_yaml(folder / CONFIG))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -50,8 +49,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if len(data) > MOST_BYTES:
         raise ValueError(f"{path} is larger than {MOST_BYTES:,} bytes; no configuration is")
     try:
-        text = data.decode()
-        _check_nesting(text, path)
+        text, depth = data.decode(), 0
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if depth == 0 and isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent):
+                raise ValueError(f"{path} holds no mapping")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST or isinstance(event, yaml.AliasEvent):
+                what = f"nested deeper than {DEEPEST} levels" if depth > DEEPEST else "an alias"
+                raise ValueError(f"{path}: line {event.start_mark.line + 1}: {what}, which a checkpoint may not have")
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} is no YAML: {shown(' '.join(str(error).split()), 500)}") from error
@@ -72,15 +77,3 @@ def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{where}[{index}]")
     else:
         yield where, node
-
-
-def _check_nesting(text: str, path: Path) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if depth == 0 and isinstance(event, yaml.ScalarEvent | yaml.SequenceStartEvent):
-            raise ValueError(f"{path} holds no mapping")
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{path}: line {event.start_mark.line + 1}: an alias, which a checkpoint may not have")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError(f"{path}: line {event.start_mark.line + 1}: nested deeper than {DEEPEST} levels")

@@ -41,7 +41,9 @@ def test_the_interval_covers_the_distance_and_counts_groups():
     found = frechet_interval(x, y, groups)
     assert found["low"] < found["value"] < found["high"] and found["value"] == frechet_distance(x, y)
     alike = np.repeat(rng.standard_normal((20, 4)), 10, axis=0)  # episodes of equal clips: as good as 20 clips
-    assert frechet_interval(alike, alike + 1 + rng.standard_normal((20, 4)).repeat(10, 0), groups)["high"] > found["high"]
+    assert (
+        frechet_interval(alike, alike + 1 + rng.standard_normal((20, 4)).repeat(10, 0), groups)["high"] > found["high"]
+    )
 
 
 def test_codec_features_order_corruptions_by_their_strength():

@@ -10,7 +10,7 @@ from tests.inference.test_session import make_policy as acting_policy
 from tests.model.conftest import EVERYTHING, PLAIN
 from tests.model.test_acceleration import make_sample, noise
 from unified_video_action.inference.session import PolicySession
-from unified_video_action.model.acceleration import Replayed
+from unified_video_action.model.acceleration import Replays
 from unified_video_action.model.denoiser import Denoiser
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.samplers import Sampler
@@ -55,10 +55,10 @@ def test_the_loop_never_waits_for_the_device() -> None:
 
 
 def test_outputs_are_the_callers_own_and_new_shapes_beyond_the_limit_still_work() -> None:
-    double = Replayed("double", lambda x: 2 * x, torch.device("cuda"), most=2)
-    kept = [double(torch.full((n,), float(value))) for n, value in ((2, 1), (2, 2), (3, 3), (4, 4), (2, 5))]
+    replays, shapes = Replays(torch.device("cuda"), most=2), ((2, 1), (2, 2), (3, 3), (4, 4), (2, 5))
+    kept = [replays("double", lambda x: 2 * x, torch.full((n,), float(value))) for n, value in shapes]
     assert [each.tolist() for each in kept] == [[2.0] * 2, [4.0] * 2, [6.0] * 3, [8.0] * 4, [10.0] * 2]
-    assert len(double._captured) == 2
+    assert len(replays.captured["double"]) == 2
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

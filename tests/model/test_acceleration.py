@@ -13,6 +13,7 @@ from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.spec import ModelSpec
 
 TOLERANCE = 5e-5  # of values around 1; random networks amplify rounding
+ACT = dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 4))
 
 
 def make_sample(spec: ModelSpec, newest_token: bool = False, **head: object) -> Sample:
@@ -41,7 +42,7 @@ def plain_sample(head: DiffusionHead, cond: torch.Tensor, drawn: torch.Tensor, s
         if (clamp := head.clamp_for(sampler)) is not None:
             x0 = x0.clamp(-clamp, clamp)
         x = step.from_x * x + step.from_x0 * x0 + step.from_last * last
-        if step.adds_noise:
+        if i < len(drawn) - 1:
             slope = step.log_std_slope * spread if head.config.learned_variance else 0.0
             x = x + torch.exp(torch.as_tensor(step.log_std + slope)) * drawn[i]
         last = x0
@@ -50,14 +51,13 @@ def plain_sample(head: DiffusionHead, cond: torch.Tensor, drawn: torch.Tensor, s
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 @pytest.mark.parametrize("learned_variance", [True, False])
-@pytest.mark.parametrize("sampler", ["ancestral1", "ancestral16", "ddim10", "dpm10"])
 @torch.no_grad()
-def test_the_denoiser_equals_the_network_that_trains(prediction: str, learned_variance: bool, sampler: str) -> None:
+def test_the_denoiser_equals_the_network_that_trains(prediction: str, learned_variance: bool) -> None:
     head = make_sample(PLAIN, prediction=prediction, learned_variance=learned_variance).model.action_head
-    sampler = Sampler.parse(sampler)
-    cond, drawn = torch.randn(6, 32), torch.randn(sampler.noise_draws, 6, head.channels)
-    made = head.sample(cond, drawn, sampler)
-    assert (made - plain_sample(head, cond, drawn, sampler)).abs().max() < TOLERANCE and made.std() > 0.1
+    for sampler in map(Sampler.parse, ("ancestral1", "ancestral16", "ddim10", "dpm10")):
+        cond, drawn = torch.randn(6, 32), torch.randn(sampler.noise_draws, 6, head.channels)
+        made = head.sample(cond, drawn, sampler)
+        assert (made - plain_sample(head, cond, drawn, sampler)).abs().max() < TOLERANCE and made.std() > 0.1
 
 
 def test_steps_in_portions_equal_steps_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,61 +70,38 @@ def test_steps_in_portions_equal_steps_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert torch.allclose(made[0], made[1], atol=1e-6) and torch.allclose(made[0], made[2], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("spec", "guidance"), [(PLAIN, 1.0), (EVERYTHING, 1.0), (EVERYTHING, 2.5)], ids=["plain", "everything", "guided"]
-)
+@pytest.mark.parametrize(("spec", "guidance"), [(PLAIN, 1.0), (EVERYTHING, 1.0), (EVERYTHING, 2.5)])
 @pytest.mark.parametrize("chunk", ["rows", "vector"])
-@pytest.mark.parametrize("mode", list(TASK_MODES))
-def test_all_modes_equal_the_plain_models(spec: ModelSpec, guidance: float, chunk: str, mode: str) -> None:
+def test_all_modes_equal_the_plain_models(spec: ModelSpec, guidance: float, chunk: str) -> None:
     sample = make_sample(spec, chunk=chunk, newest_token=chunk == "vector")
     options = dict(sampler=Sampler("ancestral", 5), guidance=guidance, iterations=2)
-    mine, theirs = noise(), noise()
-    fast = sample.model.accelerated().sample(sample.inputs, TASK_MODES[mode], generator=mine, **options)
-    plain = sample.model.sample(sample.inputs, TASK_MODES[mode], generator=theirs, **options)
-    for name in ("actions", "frames", "proprio"):
-        made, expected = getattr(fast, name), getattr(plain, name)
-        assert (made is None) == (expected is None)
-        assert made is None or torch.allclose(made, expected, atol=TOLERANCE * max(1, expected.abs().max()))
-    left = [[torch.rand((), generator=each).item() for each in made] for made in (mine, theirs)]
-    assert left[0] == left[1]
+    fast = sample.model.accelerated()
+    for mode in TASK_MODES.values():
+        mine, theirs = noise(), noise()
+        made = fast.sample(sample.inputs, mode, generator=mine, **options)
+        expected = sample.model.sample(sample.inputs, mode, generator=theirs, **options)
+        assert (made.frames is not None, made.actions is not None) == (mode.learns_frames, mode.learns_actions)
+        for found, wanted in zip(made, expected, strict=True):
+            assert found is None or torch.allclose(found, wanted, atol=TOLERANCE * max(1, wanted.abs().max()))
+        left = [[torch.rand((), generator=each).item() for each in used] for used in (mine, theirs)]
+        assert left[0] == left[1]
 
 
-@pytest.mark.parametrize("chunk", ["rows", "vector"])
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize(
+    ("chunk", "guidance", "keeps"), [("rows", 2.5, True), ("vector", 1.0, True), ("rows", 1.0, False)]
+)
 def test_several_chunks_of_one_joint_latent(guidance: float, chunk: str, keeps: bool) -> None:
     sample = make_sample(EVERYTHING, chunk=chunk)
     keep = (sample.inputs.actions, torch.rand(sample.inputs.actions.shape[:2])) if keeps else None
-    options = dict(sampler=Sampler("ddim", 4), guidance=guidance)
-    mode, model = TASK_MODES["policy"], sample.model.accelerated()
-    made = model.sample(sample.inputs, mode, generator=noise(), keep=keep, chunks=2, **options).actions
+    model = sample.model.accelerated()
+    made = model.sample(sample.inputs, generator=noise(), keep=keep, chunks=2, guidance=guidance, **ACT).actions
     made = made.unflatten(0, (3, 2))
     for row, own in enumerate(noise()):
         single = replace(sample.inputs, **{k: v[row : row + 1] for k, v in vars(sample.inputs).items()})
         own_keep = keep and tuple(each[row : row + 1] for each in keep)
-        first = model.sample(single, mode, generator=[own], keep=own_keep, states=False, **options).actions
+        first = model.sample(single, generator=[own], keep=own_keep, guidance=guidance, **ACT).actions
         assert (made[row, 0] - first[0]).abs().max() < TOLERANCE
     assert (made[:, 0] - made[:, 1]).abs().max() > 0.1
-
-
-def test_every_input_reaches_the_actions() -> None:
-    sample = make_sample(EVERYTHING)
-    model, options = sample.model.accelerated(), dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 4))
-    made = model.sample(sample.inputs, generator=noise(), **options).actions
-    for name in ("history", "history_actions", "proprio", "text"):
-        value = getattr(sample.inputs, name)
-        changed = replace(sample.inputs, **{name: value + torch.randn_like(value)})
-        assert (model.sample(changed, generator=noise(), **options).actions - made).abs().max() > 1e-3, name
-    for view in range(3):
-        history = sample.inputs.history.clone()
-        history[:, view] += 1
-        changed = replace(sample.inputs, history=history)
-        assert (model.sample(changed, generator=noise(), **options).actions - made).abs().max() > 1e-3, view
-
-
-def write_in_place(sample: Sample) -> None:
-    with torch.no_grad():
-        sample.model.action_head.net.final.linear.bias.add_(1)
 
 
 def write_many(sample: Sample) -> None:
@@ -141,37 +118,32 @@ def load_weights(sample: Sample) -> None:
     sample.model.load_state_dict({name: 1.1 * value for name, value in sample.model.state_dict().items()})
 
 
-@pytest.mark.parametrize("change", [write_in_place, write_many, take_a_training_step, load_weights])
+@pytest.mark.parametrize("change", [write_many, take_a_training_step, load_weights])
 def test_weights_that_changed_are_noticed(change) -> None:
     sample = make_sample(PLAIN)
-    options = dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 4))
     model = sample.model.accelerated()
-    before = model.sample(sample.inputs, generator=noise(), **options).actions
+    before = model.sample(sample.inputs, generator=noise(), **ACT).actions
     change(sample)
     with pytest.raises(RuntimeError, match="make a new PolicySession"):
-        model.sample(sample.inputs, generator=noise(), **options)
-    after = sample.model.accelerated().sample(sample.inputs, generator=noise(), **options).actions
+        model.sample(sample.inputs, generator=noise(), **ACT)
+    after = sample.model.accelerated().sample(sample.inputs, generator=noise(), **ACT).actions
     assert (after - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_stays_close(dtype: torch.dtype) -> None:
+def test_low_precision_stays_close_and_an_outer_autocast_changes_nothing(dtype: torch.dtype) -> None:
     sample = make_sample(EVERYTHING)
     options = dict(mode=TASK_MODES["policy_and_video"], sampler=Sampler("ddim", 10))
-    fast = sample.model.accelerated(dtype).sample(sample.inputs, generator=noise(), **options)
+    model = sample.model.accelerated(dtype)
+    fast = model.sample(sample.inputs, generator=noise(), **options)
     plain = sample.model.sample(sample.inputs, generator=noise(), **options)
     assert fast.actions.dtype == fast.frames.dtype == torch.float32
     assert 0 < (fast.actions - plain.actions).abs().mean() < 0.05
-    for tensors in (sample.model.parameters(), sample.model.buffers()):
-        assert all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point())
-
-
-def test_an_outer_autocast_changes_nothing() -> None:
-    sample = make_sample(PLAIN)
-    model, options = sample.model.accelerated(), dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 4))
-    expected = model.sample(sample.inputs, generator=noise(), **options).actions
+    assert all(tensor.dtype == torch.float32 for tensor in sample.model.state_dict().values())
+    exact = sample.model.accelerated()
+    expected = exact.sample(sample.inputs, generator=noise(), **ACT).actions
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.sample(sample.inputs, generator=noise(), **options).actions, expected)
+        assert torch.equal(exact.sample(sample.inputs, generator=noise(), **ACT).actions, expected)
 
 
 @pytest.mark.parametrize("chunk", ["rows", "vector"])

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
-from unified_video_action.model.diffusion import Diffusion, cosine_betas, draw_noise, randn
+from unified_video_action.model.diffusion import Diffusion, cosine_betas, draw_noise
 from unified_video_action.model.samplers import Sampler, denoise
+from unified_video_action.noise import randn
 
 
 def sample(diffusion, network, shape, sampler):
@@ -18,25 +20,18 @@ def sample(diffusion, network, shape, sampler):
     return denoise(step, noise, chain, clamp=1.0)
 
 
-def test_schedule_has_the_published_values():
+def test_schedule_and_respacing_have_the_published_values():
     betas = cosine_betas(1000)
     abar = np.cumprod(1 - betas)
     assert betas[0] == pytest.approx(4.1284e-5, rel=1e-4) and betas[999] == 0.999
     assert abar[500] == pytest.approx(0.492285, abs=1e-6) and abar[999] == pytest.approx(2.4288e-9, rel=1e-4)
-
-
-def test_respacing_keeps_the_published_steps():
-    diffusion = Diffusion()
-    assert [step.t for step in reversed(diffusion.chain(Sampler("ancestral", 16)))] == [
+    assert [step.t for step in reversed(Diffusion().chain(Sampler("ancestral", 16)))] == [
         0, 67, 133, 200, 266, 333, 400, 466, 533, 599, 666, 733, 799, 866, 932, 999,
     ]  # fmt: skip
-    hundred = [step.t for step in diffusion.chain(Sampler())]
-    assert hundred[-2] == 10 and hundred[0] == 999 and len(hundred) == 100
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
-@pytest.mark.parametrize("sampler", ["ancestral100", "ddim10", "ddim50", "dpm16", "dpm50"])
-def test_samplers_draw_the_distribution_that_the_network_knows(prediction, sampler):
+def test_samples_have_the_distribution_that_the_network_knows(prediction):
     """For normal data the best network is known in closed form, so samples must have its mean and spread."""
     mean, std = torch.tensor([0.4, -0.3]), torch.tensor([0.1, 0.2])
     diffusion = Diffusion(prediction=prediction, learned_variance=False)
@@ -48,11 +43,9 @@ def test_samplers_draw_the_distribution_that_the_network_knows(prediction, sampl
         noise = (x - a * x0) / s
         return {"epsilon": noise, "v": a * noise - s * x0, "sample": x0}[prediction]
 
-    drawn = sample(diffusion, best, (4000, 2), Sampler.parse(sampler))
+    drawn = sample(diffusion, best, (4000, 2), Sampler())
     assert torch.allclose(drawn.mean(0), mean, atol=0.02)
-    # Coarse steps shrink the spread; fine ones keep it.
-    shrinkage = (drawn.std(0) / std).mean()
-    assert 0.8 < shrinkage < 1.05 if sampler in ("ddim50", "dpm50") else 0.4 < shrinkage < 1.05
+    assert 0.8 < (drawn.std(0) / std).mean() < 1.05
 
 
 def test_the_loss_is_least_at_the_truth_and_reaches_the_variance_only_through_the_bound():
@@ -71,10 +64,11 @@ def test_the_loss_is_least_at_the_truth_and_reaches_the_variance_only_through_th
 
 
 def test_generators_make_a_sample_independent_of_its_batch():
-    like = torch.zeros(())
-    together = randn((6, 4), [torch.Generator().manual_seed(seed) for seed in (1, 2)], like)
-    alone = randn((3, 4), [torch.Generator().manual_seed(2)], like)
+    generators = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ((1, 2), (2,), (1, 2))]
+    together, alone = randn((6, 4), generators[0], torch.zeros(())), randn((3, 4), generators[1], torch.zeros(()))
     assert torch.equal(together[3:], alone)
+    with pytest.raises(ValueError, match="2 generators for a batch of 3 rows"):
+        randn((3, 4), generators[2], torch.zeros(()))
 
 
 @pytest.mark.parametrize("text", ["ddim", "euler10", "ancestral0", "ddim2000", ""])
@@ -84,10 +78,8 @@ def test_bad_samplers_are_refused(text):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
-@pytest.mark.parametrize("sampler", ["ddim1", "ddim3", "ddim7", "ddim10", "ddim16", "dpm1", "dpm2", "dpm10", "dpm16"])
+@pytest.mark.parametrize("sampler", ["ddim1", "ddim7", "ddim10", "dpm1", "dpm2", "dpm10", "dpm16"])
 def test_few_step_solvers_equal_those_of_diffusers(prediction, sampler):
-    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-
     sampler, diffusion = Sampler.parse(sampler), Diffusion(prediction=prediction)
     shared = dict(trained_betas=diffusion.betas, prediction_type="sample", timestep_spacing="trailing")
     if sampler.kind == "ddim":
@@ -101,8 +93,8 @@ def test_few_step_solvers_equal_those_of_diffusers(prediction, sampler):
 
     x = randn((50, 3), torch.Generator().manual_seed(0), torch.zeros(()))
     for t in scheduler.timesteps.tolist():
-        at = diffusion.tables.at(torch.full(x.shape[:1], t))
-        x0 = diffusion._x0(network(x, torch.full(x.shape[:1], t))[:, :3], x, at).clamp(-1, 1)
+        steps = torch.full(x.shape[:1], t)
+        x0 = diffusion.x0(network(x, steps)[:, :3], x, steps).clamp(-1, 1)
         x = scheduler.step(x0, t, x, return_dict=False)[0]
     drawn = sample(diffusion, network, (50, 3), sampler)
     assert [step.t for step in diffusion.chain(sampler)] == scheduler.timesteps.tolist()

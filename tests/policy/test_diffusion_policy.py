@@ -11,9 +11,8 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.base import Share
 from unified_video_action.policy.diffusion_networks import SpatialSoftmax
-from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionPolicy
+from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionNetwork, DiffusionPolicy
 from unified_video_action.spec import Camera, Horizon, TaskSpec
-from unified_video_action.workspace.batches import map_leaves
 
 NETWORKS = ["unet", "transformer"]
 TASK = TaskSpec(
@@ -23,7 +22,7 @@ TASK = TaskSpec(
     states={"agent_pos": 2},
     state_steps=2,
 )
-SMALL = dict(encoder="resnet10t", crop=40, widths=(16, 32), step_embed=16, width=32, depth=2, heads=2, dropout=0.0)
+SMALL = dict(encoder="test_resnet", crop=40, widths=(16, 32), step_embed=16, width=32, depth=2, heads=2, dropout=0.0)
 
 
 def make_policy(network: str, task: TaskSpec = TASK, **changes: Any) -> DiffusionPolicy:
@@ -66,46 +65,38 @@ def test_keypoints_are_expected_positions() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_it_learns_and_every_input_counts(network: str) -> None:
     policy, batch = make_policy(network), make_batch(2)
-    optimizer = torch.optim.Adam(policy.model.parameters(), lr=2e-3)
-    many = map_leaves(batch, torch.Tensor, lambda values: values.repeat_interleave(4, 0))
+    optimizer = torch.optim.Adam(policy.model.parameters(), lr=3e-3)
     losses = []
-    for step in range(32):
-        many["seed"] = torch.arange(8) + 100 * step
-        loss = policy(policy.prepare(many, Share(step, 0, 8, 0)))["loss"]
+    for step in range(40):
+        batch["seed"] = torch.arange(2) + 100 * step
+        loss = policy(policy.prepare(batch, Share(step, 0, 2, 0)))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:4]) and 0.8 < losses[0] < 1.5  # of noise that has variance 1
+    assert np.mean(losses[-8:]) < 0.85 * np.mean(losses[:4]) and 0.6 < losses[0] < 2  # of noise that has variance 1
     obs = observation(batch)
-    made = policy.predict_action(obs, noise(2), "ddim10")["action_pred"]
+    made = policy.predict_action(obs, noise(2), "ddim4")["action_pred"]
     for name in obs:
-        changed = {**obs, name: obs[name].flip(0)}
-        assert (policy.predict_action(changed, noise(2), "ddim10")["action_pred"] - made).abs().max() > 5e-4, (
-            name
-        )  # rounding: 6e-5
+        changed = policy.predict_action({**obs, name: obs[name].flip(0)}, noise(2), "ddim4")["action_pred"]
+        assert (changed - made).abs().max() > 5e-4, name  # rounding: 6e-5
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_actions_do_not_depend_on_the_batch_and_have_their_shapes(network: str) -> None:
-    policy, obs = make_policy(network), observation(make_batch())
-    for sampler in ("ancestral8", "ddim4"):
-        together = policy.predict_action(obs, noise(), sampler)
-        assert together["action"].shape == (4, 8, 2) and together["action_pred"].shape == (4, 16, 2)
-        one = {name: value[2:3] for name, value in obs.items()}
-        alone = policy.predict_action(one, [torch.Generator().manual_seed(2)], sampler)["action_pred"]
-        torch.testing.assert_close(together["action_pred"][2:3], alone, rtol=0, atol=0.05)
-    several = policy.predict_action(obs, noise(), "ddim4", chunks=3)["action_pred"].unflatten(0, (4, 3))
-    assert (several[:, 0] - several[:, 1]).abs().max() > 1
-
-
 @pytest.mark.parametrize("sampler", ["ancestral8", "ddim4"])
-def test_kept_actions_are_kept(sampler: str) -> None:
-    policy, batch = make_policy("unet"), make_batch()
-    weight = torch.zeros(4, 16)
+def test_actions_do_not_depend_on_the_batch_and_are_kept_where_they_are_to(network: str, sampler: str) -> None:
+    policy, batch = make_policy(network), make_batch()
+    obs, weight = observation(batch), torch.zeros(4, 16)
     weight[:, :5] = 1.0
-    kept = policy.predict_action(observation(batch), noise(), sampler, keep=(batch["action"], weight))["action_pred"]
-    torch.testing.assert_close(kept[:, :5], batch["action"][:, :5], rtol=0, atol=1e-3)
+    for keep in (None, (batch["action"], weight)):
+        together = policy.predict_action(obs, noise(), sampler, keep)
+        assert together["action"].shape == (4, 8, 2) and together["action_pred"].shape == (4, 16, 2)
+        one, kept = {name: value[2:3] for name, value in obs.items()}, keep and tuple(each[2:3] for each in keep)
+        alone = policy.predict_action(one, [torch.Generator().manual_seed(2)], sampler, kept)["action_pred"]
+        torch.testing.assert_close(together["action_pred"][2:3], alone, rtol=0, atol=0.05)
+    torch.testing.assert_close(together["action_pred"][:, :5], batch["action"][:, :5], rtol=0, atol=1e-3)
+    several = policy.predict_action(obs, noise(), sampler, chunks=3)["action_pred"].unflatten(0, (4, 3))
+    assert (several[:, 0] - several[:, 1]).abs().max() > 1
 
 
 def test_what_is_random_depends_on_a_samples_seed_alone() -> None:
@@ -144,19 +135,17 @@ def test_a_session_plans_as_the_policy_does() -> None:
     assert not session.imagines
     with pytest.raises(ValueError, match="DiffusionPolicy imagines no frames"):
         session.imagine()
-
-
-def test_a_precision_it_does_not_compute_in_is_refused() -> None:
     with pytest.raises(ValueError, match="precision='bf16': DiffusionPolicy computes in float32 alone"):
-        PolicySession(make_policy("unet"), precision="bf16")
+        PolicySession(policy, precision="bf16")
 
 
 def test_published_sizes() -> None:
     task = TaskSpec(Horizon(2, 0, 1), (Camera("image", (96, 96), True),), 2, {"agent_pos": 2}, 2)
     sizes = {"unet": 262.7, "transformer": 20.2}  # millions, encoder included
     for network, size in sizes.items():
-        policy = DiffusionPolicy(task, Normalizer.identity({"action": 2}), DiffusionConfig(network=network))
-        assert sum(p.numel() for p in policy.parameters()) / 1e6 == pytest.approx(size, abs=0.1)
+        with torch.device("meta"):
+            model = DiffusionNetwork(task, DiffusionConfig(network=network))
+        assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(size, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -173,13 +162,6 @@ def test_published_sizes() -> None:
 def test_bad_options_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(**({"network": "unet"} | changes))
-
-
-def test_missing_observations_are_named() -> None:
-    with pytest.raises(ValueError, match="'wrist' is missing"):
-        obs = observation(make_batch())
-        del obs["wrist"]
-        make_policy("unet").predict_action(obs)
 
 
 @pytest.mark.parametrize("name", ["dp_unet_pusht_mini", "dp_transformer_pusht_mini"])

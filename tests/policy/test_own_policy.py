@@ -26,7 +26,13 @@ def test_the_policy_of_the_docs_trains_and_acts(
     monkeypatch.setenv("UVA_PLUGINS", "my_policies")
     overrides = [
         *(f"output_dir={tmp_path / 'run'}", f"task.dataset.paths={pusht_store}", "training.batch_size=4"),
-        *("trainer.max_steps=2", "trainer.num_workers=0", "trainer.tensorboard=false", "trainer.sheet_every=null"),
+        *(
+            "trainer.max_steps=2",
+            "trainer.num_workers=0",
+            "trainer.tensorboard=false",
+            "trainer.sheet_every=null",
+            "trainer.evaluate_every=null",
+        ),
         *("trainer.validate_every=2", "trainer.validation_windows=2", "trainer.micro_batch=null"),
         *("task.dataset.augmentation=false", "data.n_views=1"),
     ]

@@ -40,15 +40,22 @@ def test_packaged_weights_are_small_and_make_the_documented_latents(codec):
     assert codec.decode(latents).shape == (2, 3, 3, 96, 96)
 
 
-def test_human_demonstrations_come_back(codec, pusht_zip):
-    figures = measure(codec, torch.cat(list(images_of(pusht_zip, held_out=True))))
+@pytest.fixture(scope="module")
+def human_images(pusht_zip) -> torch.Tensor:
+    return torch.cat(list(images_of(pusht_zip, held_out=True, most=300)))
+
+
+def test_human_demonstrations_come_back(codec, human_images):
+    figures = measure(codec, human_images)
     least = LEAST_PSNR[type(codec)]
     assert figures["psnr"] >= least and figures["psnr_lowest_frame"] >= least - 2
 
 
 def test_rendered_frames_come_back_with_the_agent_in_its_place(codec, images):
-    decoded = codec.decode(codec.encode(images[:, None]))[:, 0]
     assert measure(codec, images)["psnr"] >= LEAST_PSNR[type(codec)]
+    latents = codec.encode(images[:, None])
+    assert latents.std() == pytest.approx(1, abs=0.2) and latents.mean().abs() < 0.2
+    assert (latents.abs() > 4).float().mean() < 0.03
 
     def agent_centre(of: torch.Tensor) -> torch.Tensor:
         """Centre of the blue in each of (N, 3, 96, 96), in pixels: (N, 2)."""
@@ -57,13 +64,8 @@ def test_rendered_frames_come_back_with_the_agent_in_its_place(codec, images):
         axis, total = torch.arange(96.0), weight.sum((1, 2))
         return torch.stack([(weight.sum(1) * axis).sum(1) / total, (weight.sum(2) * axis).sum(1) / total], 1)
 
+    decoded = codec.decode(latents)[:, 0]
     assert (agent_centre(decoded) - agent_centre(images)).norm(dim=1).median() < 0.35  # pixels
-
-
-def test_latents_have_variance_one(codec, images):
-    latents = codec.encode(images[:, None])
-    assert latents.std() == pytest.approx(1, abs=0.2) and latents.mean().abs() < 0.2
-    assert (latents.abs() > 4).float().mean() < 0.03
 
 
 def test_where_nothing_moves_latents_do_not_change(codec, images):
@@ -71,11 +73,6 @@ def test_where_nothing_moves_latents_do_not_change(codec, images):
     moved[..., :16, :16] = -moved[..., :16, :16]  # one patch
     changed = (codec.encode(moved[:, None]) - codec.encode(images[:1, None])).abs().amax((0, 1, 2))  # (6, 6)
     assert changed[0, 0] > 0.1 and changed.flatten()[1:].max() < 1e-4
-
-
-def test_the_linear_codec_has_its_strongest_channels_first(images):
-    deviations = PushTTiny().encode(images[:, None]).std((0, 1, 3, 4))
-    assert deviations[:8].mean() > 3 * deviations[-8:].mean()
 
 
 def test_fitting_finds_the_components_and_does_not_depend_on_the_parts(images):
@@ -103,9 +100,3 @@ def test_the_script_writes_weights_and_figures(kind, pusht_store, tmp_path, monk
     assert figures[pusht_store.name]["psnr"] > 0
     {"linear": PushTTiny, "mlp": PatchMLP}[kind](str(tmp_path / "new" / "codec.safetensors"))
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name.startswith(".")] == []
-
-
-@pytest.mark.parametrize("kind", [PushTTiny, PatchMLP])
-def test_missing_weights_are_named(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.safetensors"):
-        kind(str(tmp_path / "nowhere.safetensors"))

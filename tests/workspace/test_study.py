@@ -42,7 +42,9 @@ def test_an_interval_covers_the_mean_of_pooled_episodes():
 )
 def test_a_difference_is_claimed_only_of_trainings_that_agree(shifts, claimed):
     other = {str(seed): seed % 7 / 7 for seed in range(50)}
-    found = difference([{key: value + shift for key, value in other.items()} for shift in shifts], [other] * len(shifts))
+    found = difference(
+        [{key: value + shift for key, value in other.items()} for shift in shifts], [other] * len(shifts)
+    )
     assert found["value"] == pytest.approx(sum(shifts) / len(shifts))
     assert found["claimed"] is claimed
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.cache import Layout, Stores, array_path, fill_cache
-from unified_video_action.vae.base import FrameCodec, Moments, gaussian
+from unified_video_action.noise import randn
+from unified_video_action.vae.base import FrameCodec, Moments
 
 LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterior to store
 
@@ -138,5 +139,5 @@ def read_latents(parts: Sequence[tuple[LatentCache, str]], rows: np.ndarray, see
         for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
             deviation = torch.exp(0.5 * torch.from_numpy(store["logvar"].read(own)).float())
             sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
-            sample += deviation * gaussian(sample[None], [generator])[0]
+            sample += deviation * randn(sample.shape, generator, sample)
     return StoredLatents(torch.from_numpy(latents), cache.shift, cache.scale)

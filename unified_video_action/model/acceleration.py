@@ -6,8 +6,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Hashable
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +18,10 @@ WARM_UP = 3  # runs before a capture, in which libraries choose their kernels an
 MOST_GRAPHS = 8  # of one function; each keeps memory of its own
 
 
-class Captured(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor | None, ...]  # what the graph reads
-    outputs: object  # what it writes
-
-
 class Weights:
     """The weights of a module at one moment, by where they lie and how often they were written to.
 
-    Args:
-        probe: a small parameter that every step trains: fused optimisers write without counting.
+    `probe` is a small parameter that every step trains: fused optimisers write without counting.
     """
 
     def __init__(self, module: nn.Module, probe: Tensor) -> None:
@@ -46,77 +38,57 @@ class Weights:
 
 
 class Replays:
-    """Functions by name, each run as `Replayed` does it, with gradients off and in a precision of their own.
+    """Functions of tensors by name, run without gradients and in a precision of their own.
+
+    On a CUDA device each is captured as a graph for each combination of input shapes. A function may then not look at
+    values, draw random numbers or upload anything. Inputs may lie in pinned host memory; outputs are the caller's.
 
     Args:
         dtype: that autocast computes in, whatever the caller's says; None: it is off.
+        most: combinations of shapes that are captured of a function; any others run uncaptured.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        self.device, self.dtype = device, dtype
-        self._made: dict[Hashable, Replayed] = {}
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None, most: int = MOST_GRAPHS) -> None:
+        self.device, self.dtype, self.most = device, dtype, most
+        self.captured: dict[Hashable, dict[tuple, tuple]] = {}  # name -> shapes -> graph, what it reads and writes
 
-    def __call__(self, name: Hashable, function: Callable, *tensors: Tensor | None) -> Tensor:
-        if name not in self._made:
-            self._made[name] = Replayed(str(name), self._wrapped(function), self.device)
-        return self._made[name](*tensors)
-
-    def _wrapped(self, function: Callable) -> Callable:
-        @torch.no_grad()
-        def run(*tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
-            # A cache of cast weights would live in the memory of the graph that is being captured.
-            low = self.dtype is not None
-            with torch.autocast(self.device.type, self.dtype, enabled=low, cache_enabled=False):
-                return tree_map(lambda made: made.float() if made.is_floating_point() else made, function(*tensors))
-
-        return run
-
-
-class Replayed:
-    """A function of tensors, captured as a CUDA graph for each combination of input shapes; called as it is on a CPU.
-
-    The function may not look at values, draw random numbers or upload anything. Its inputs may lie in (pinned) host
-    memory; its outputs are the caller's own.
-
-    Args:
-        name: for messages. function: tensors, or None, to a tensor or a tuple of tensors. device: where it runs.
-        most: combinations of shapes that are captured; any others run uncaptured.
-    """
-
-    def __init__(self, name: str, function: Callable, device: torch.device, most: int = MOST_GRAPHS) -> None:
-        self.name, self.function, self.device, self.most = name, function, device, most
-        self._captured: dict[tuple, Captured] = {}
-
-    def __call__(self, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, name: Hashable, function: Callable, *tensors: Tensor | None) -> Tensor | tuple[Tensor, ...]:
         if self.device.type != "cuda":
-            return self.function(*(each if each is None else each.to(self.device) for each in inputs))
-        shapes = tuple(None if each is None else (each.shape, each.dtype) for each in inputs)
-        if shapes not in self._captured:
-            own = tuple(None if each is None else each.to(self.device, copy=True) for each in inputs)
-            if len(self._captured) == self.most:
-                return self.function(*own)
-            self._captured[shapes] = self._capture(own)
-        graph, own, outputs = self._captured[shapes]
-        for mine, given in zip(own, inputs, strict=True):
+            return self._run(function, [each if each is None else each.to(self.device) for each in tensors])
+        captured = self.captured.setdefault(name, {})
+        shapes = tuple(None if each is None else (each.shape, each.dtype) for each in tensors)
+        if shapes not in captured:
+            own = [None if each is None else each.to(self.device, copy=True) for each in tensors]
+            if len(captured) == self.most:
+                return self._run(function, own)
+            captured[shapes] = self._capture(str(name), function, own)
+        graph, own, outputs = captured[shapes]
+        for mine, given in zip(own, tensors, strict=True):
             if mine is not None:
                 mine.copy_(given, non_blocking=True)
         graph.replay()
         return tree_map(torch.clone, outputs)  # the next replay writes to the same place
 
-    def _capture(self, inputs: tuple[Tensor | None, ...]) -> Captured:
+    @torch.no_grad()
+    def _run(self, function: Callable, tensors: Sequence[Tensor | None]) -> Tensor | tuple[Tensor, ...]:
+        # A cache of cast weights would live in the memory of the graph that is being captured.
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None, cache_enabled=False):
+            return tree_map(lambda made: made.float() if made.is_floating_point() else made, function(*tensors))
+
+    def _capture(self, name: str, function: Callable, inputs: list[Tensor | None]) -> tuple:
         start = time.perf_counter()
         aside = torch.cuda.Stream(self.device)
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UP):
-                self.function(*inputs)
+                self._run(function, inputs)
         torch.cuda.current_stream(self.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            outputs = self.function(*inputs)
+            outputs = self._run(function, inputs)
         sizes = ", ".join("none" if each is None else "x".join(map(str, each.shape)) for each in inputs)
-        log.info("%s: captured for %s in %.1f s", self.name, sizes, time.perf_counter() - start)
-        return Captured(graph, inputs, outputs)
+        log.info("%s: captured for %s in %.1f s", name, sizes, time.perf_counter() - start)
+        return graph, inputs, outputs
 
 
 def shallow_copy(module: nn.Module) -> nn.Module:

@@ -17,19 +17,14 @@ MODULATION_BYTES = 2**25  # of the steps whose modulation is computed at a time
 
 
 class Denoiser:
-    """Samples a head's rows from noise that is given.
+    """Samples a head's rows from noise that is given, with the weights as they are at construction.
 
-    Embeddings of the time steps are computed once, here. What shifts, scales and gates the network's layers depends on
-    the condition and the step, not on the noisy rows: one product gives it for all layers and as many steps as fit
-    into memory, with the affine part of the norms folded in. Weights are those at construction.
+    What shifts, scales and gates the network's layers depends on the condition and the step, not on the noisy rows: one
+    product gives it for all layers and as many steps as fit into memory, with the affine part of the norms folded in.
 
     Args:
-        head: with its network. sampler: its steps.
-        guidance: classifier-free guidance; other than 1, conditions come in two halves, with and without instruction.
+        guidance: other than 1, conditions come in two halves, with and without the instruction.
         dtype: of matrix products and of what they multiply; rows stay in float32.
-
-    Raises:
-        ValueError: a few-step solver for a head without a bound on its samples.
     """
 
     @torch.no_grad()
@@ -45,29 +40,20 @@ class Denoiser:
         with torch.autocast(device.type, enabled=False):
             steps = torch.tensor([step.t for step in self.chain], device=device)
             self.time = net.time_embed(steps).float().unsqueeze(1)  # (steps, 1, w)
-        self.cond_embed = self._linear(net.cond_embed)
-        self.input_proj = self._linear(net.input_proj)
-        self.layers = [(self._linear(block.mlp[0]), self._linear(block.mlp[2])) for block in net.blocks]
-        self.output = self._linear(net.final.linear)
+
+        def linear(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+            return layer.weight.to(dtype), layer.bias.to(dtype)
+
+        self.cond_embed, self.input_proj = linear(net.cond_embed), linear(net.input_proj)
+        self.layers = [(linear(block.mlp[0]), linear(block.mlp[2])) for block in net.blocks]
+        self.output = linear(net.final.linear)
         folded = [_fold_affine(block.modulation[-1], block.norm) for block in net.blocks]
         folded.append(_fold_affine(net.final.modulation[-1], net.final.norm))
         weight, bias = (torch.cat(parts).to(dtype) for parts in zip(*folded, strict=True))
         self.modulation = weight, bias  # (layers * 3w + 2w, w)
 
-    def _linear(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        return layer.weight.to(self.dtype), layer.bias.to(self.dtype)
-
     def __call__(self, cond: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
-        """Denoise.
-
-        Args:
-            cond: (rows, c), or (2 * rows, c) when guided.
-            noise: (draws, rows, C) float32, as many draws as the sampler asks for.
-            known: what the rows are to keep to.
-
-        Returns:
-            (rows, C) float32.
-        """
+        """cond (rows, c), or (2 * rows, c) when guided; noise (draws, rows, C) -> (rows, C), both float32."""
         with torch.autocast(cond.device.type, enabled=False):
             cond = F.linear(cond.to(self.dtype), *self.cond_embed).float()  # (R, w)
             row_bytes = len(cond) * self.modulation[0].shape[0] * self.dtype.itemsize

@@ -13,22 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.model.samplers import Sampler, Step, make_chain
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
-
-
-def randn(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
-    """Normal noise of `shape`, with the device and dtype of `like`.
-
-    A list of generators draws an equal share of the first axis each, so that every sample of a batch has its own noise,
-    whatever it is batched with. Generators live on the CPU or on the device; the same seed on the same kind repeats.
-    """
-    if isinstance(generator, Sequence):
-        share, rest = divmod(shape[0], len(generator))
-        assert rest == 0, f"{shape[0]} rows cannot be shared by {len(generator)} generators"
-        return torch.cat([randn((share, *shape[1:]), each, like) for each in generator])
-    device = like.device if generator is None else generator.device
-    return torch.randn(*shape, generator=generator, device=device).to(like)
+from unified_video_action.noise import Generators, randn
 
 
 def draw_noise(shape: Sequence[int], draws: int, generator: Generators, device: torch.device) -> Tensor:
@@ -72,8 +57,8 @@ class Tables(nn.Module):
             "log_variance": np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas),
         }
         self.names = tuple(columns)
-        table = np.stack([columns[name] for name in self.names], axis=1)
-        self.register_buffer("table", torch.tensor(table, dtype=torch.float32), persistent=False)  # (steps, columns)
+        table = torch.tensor(np.stack(list(columns.values()), axis=1), dtype=torch.float32)
+        self.register_buffer("table", table, persistent=False)  # (steps, columns)
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
         """Columns at the rows' step indices, (..., 1) each."""
@@ -83,10 +68,8 @@ class Tables(nn.Module):
 class Diffusion(nn.Module):
     """Noise schedule and loss; owns tables, no weights.
 
-    Args:
-        steps: length of the training chain.
-        prediction: what the network's first C outputs mean. The paper: epsilon.
-        learned_variance: the network has C further outputs that interpolate the log-variance (the paper: yes).
+    `prediction` is what the network's first C outputs mean (the paper: epsilon); with `learned_variance` (the paper:
+    yes) it has C further ones that interpolate the log-variance.
     """
 
     def __init__(
@@ -96,13 +79,9 @@ class Diffusion(nn.Module):
         learned_variance: bool = True,
     ) -> None:
         super().__init__()
-        if prediction not in ("epsilon", "v", "sample"):
-            raise ValueError(f"diffusion prediction must be epsilon, v or sample, got {prediction!r}")
         self.steps, self.prediction, self.learned_variance = steps, prediction, learned_variance
         self.betas = cosine_betas(steps)
         self.tables = Tables(self.betas)
-
-    # -- training ------------------------------------------------------------------------------------------------------
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """q(x_t | x_0) for rows x0 (..., C) at steps t (...)."""
@@ -120,42 +99,38 @@ class Diffusion(nn.Module):
             squared error and variational bound in bits (zero without a learned variance), (..., C) each. The bound
             trains the variance only: the mean is detached, and its weight is 1, as in the paper's code.
         """
-        at = self.tables.at(t)
-        mean_output = output[..., : x0.shape[-1]]
-        target = {
-            "epsilon": lambda: noise,
-            "sample": lambda: x0,
-            "v": lambda: at["sqrt_abar"] * noise - at["sqrt_one_minus_abar"] * x0,
-        }[self.prediction]()
+        at, channels = self.tables.at(t), x0.shape[-1]
+        mean_output = output[..., :channels]
+        if self.prediction == "v":
+            target = at["sqrt_abar"] * noise - at["sqrt_one_minus_abar"] * x0
+        else:
+            target = noise if self.prediction == "epsilon" else x0
         squared_error = (target - mean_output) ** 2
         if not self.learned_variance:
             return squared_error, torch.zeros_like(squared_error)
 
         xt = self.add_noise(x0, t, noise)
-        predicted_x0 = self._x0(mean_output.detach(), xt, at)
+        predicted_x0 = self.x0(mean_output.detach(), xt, t)
         true_mean = at["posterior_x0"] * x0 + at["posterior_xt"] * xt
         mean = at["posterior_x0"] * predicted_x0 + at["posterior_xt"] * xt
-        log_variance = self._log_variance(output, x0.shape[-1], at)
+        fraction = (output[..., channels:] + 1) / 2
+        log_variance = fraction * at["log_beta"] + (1 - fraction) * at["log_variance"]
         kl = _normal_kl(true_mean, at["log_variance"], mean, log_variance)
         decoder_nll = -_discretised_log_likelihood(x0, mean, 0.5 * log_variance)
         return squared_error, torch.where(t.unsqueeze(-1) == 0, decoder_nll, kl) / math.log(2.0)
 
-    def chain(self, sampler: Sampler) -> list[Step]:
-        """The sampler's steps for what the network predicts, from noise to data."""
-        return make_chain(sampler, self.betas, self.prediction, self.learned_variance)
-
-    def _x0(self, output: Tensor, xt: Tensor, at: dict[str, Tensor]) -> Tensor:
+    def x0(self, output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The clean rows (..., C) that a mean output (..., C) says for x_t (..., C) at steps t (...)."""
+        at = self.tables.at(t)
         if self.prediction == "epsilon":
             return at["sqrt_recip_abar"] * xt - at["sqrt_recip_abar_minus_one"] * output
         if self.prediction == "v":
             return at["sqrt_abar"] * xt - at["sqrt_one_minus_abar"] * output
         return output
 
-    def _log_variance(self, output: Tensor, channels: int, at: dict[str, Tensor]) -> Tensor:
-        if not self.learned_variance:
-            return at["log_variance"]
-        fraction = (output[..., channels:] + 1) / 2
-        return fraction * at["log_beta"] + (1 - fraction) * at["log_variance"]
+    def chain(self, sampler: Sampler) -> list[Step]:
+        """The sampler's steps for what the network predicts, from noise to data."""
+        return make_chain(sampler, self.betas, self.prediction, self.learned_variance)
 
 
 def _normal_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_variance2: Tensor) -> Tensor:

@@ -67,9 +67,6 @@ class SimpleMLPAdaLN(nn.Module):
         self.input_proj = nn.Linear(in_channels, width)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final = FinalLayer(width, out_channels)
-        self._initialise()
-
-    def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -93,12 +90,14 @@ class SimpleMLPAdaLN(nn.Module):
 class DiffusionHead(nn.Module):
     """A denoising network with its diffusion: loss on given rows, samples for given conditions."""
 
-    def __init__(self, channels: int, cond_channels: int, config: HeadConfig, clamp: float, always_clamp: bool) -> None:
+    bound: float  # on the predicted x0, where the configuration has none
+    always_bound: bool  # also with the ancestral sampler
+
+    def __init__(self, channels: int, cond_channels: int, config: HeadConfig) -> None:
         super().__init__()
         self.channels, self.config = channels, config
-        self.clamp, self.always_clamp = config.sample_clamp or clamp, always_clamp or config.sample_clamp is not None
         self.diffusion = Diffusion(config.diffusion_steps, config.prediction, config.learned_variance)
-        self.keeps_denoisers, self._denoisers = False, {}  # True once the weights no longer change
+        self.denoisers: dict[tuple, Denoiser] | None = None  # kept once the weights no longer change
         self.low_precision: torch.dtype | None = None  # of products while sampling; None: the weights' own, or autocast
         outputs = 2 * channels if config.learned_variance else channels
         self.net = SimpleMLPAdaLN(channels, config.width, outputs, cond_channels, config.depth)
@@ -116,34 +115,28 @@ class DiffusionHead(nn.Module):
         With `guidance` other than 1 there are two halves of conditions, with and without the instruction, and the
         prediction is extrapolated away from the second (classifier-free guidance; the variance is the first's).
         """
-        return self.denoiser(sampler, guidance)(cond, noise, known)
-
-    def denoiser(self, sampler: Sampler, guidance: float) -> Denoiser:
-        """Of the weights as they are now, or those of `accelerated`."""
-        if (sampler, guidance) in self._denoisers:
-            return self._denoisers[sampler, guidance]
-        weight = self.net.cond_embed.weight
-        dtype = weight.dtype
-        if torch.is_autocast_enabled(weight.device.type):
-            dtype = torch.get_autocast_dtype(weight.device.type)
-        made = Denoiser(self, sampler, guidance, self.low_precision or dtype)
-        if self.keeps_denoisers:
-            self._denoisers[sampler, guidance] = made
-        return made
+        kept = {} if self.denoisers is None else self.denoisers
+        if (sampler, guidance) not in kept:
+            weight = self.net.cond_embed.weight
+            autocast = torch.is_autocast_enabled(weight.device.type)
+            dtype = torch.get_autocast_dtype(weight.device.type) if autocast else weight.dtype
+            kept[sampler, guidance] = Denoiser(self, sampler, guidance, self.low_precision or dtype)
+        return kept[sampler, guidance](cond, noise, known)
 
     def clamp_for(self, sampler: Sampler) -> float | None:
         """Bound on the predicted x0, if any."""
-        return self.clamp if self.always_clamp or sampler.kind != "ancestral" else None
+        if self.config.sample_clamp is not None:
+            return self.config.sample_clamp
+        return self.bound if self.always_bound or sampler.kind != "ancestral" else None
 
 
 class VideoHead(DiffusionHead):
     """Decodes rows of the joint latent into latent tokens, each on its own.
 
-    The paper's ancestral sampler leaves latents unbounded; few-step solvers clamp them to `latent_range`.
+    The paper's ancestral sampler leaves latents unbounded; few-step solvers need a bound.
     """
 
-    def __init__(self, token_dim: int, dim: int, config: HeadConfig, latent_range: float = 5.0) -> None:
-        super().__init__(token_dim, dim, config, clamp=latent_range, always_clamp=False)
+    bound, always_bound = 5.0, False
 
 
 class ChunkTrunk(nn.Module):
@@ -177,20 +170,15 @@ class ActionHead(DiffusionHead):
     `chunk: rows` (the paper) denoises every step on its own; `vector` denoises the whole chunk as one row.
     """
 
+    bound, always_bound = 1.0, True
+
     def __init__(
         self, row_dim: int, steps: int, dim: int, frames: int, grid: tuple[int, int], config: HeadConfig
     ) -> None:
         whole = config.chunk == "vector"
-        super().__init__(
-            row_dim * steps if whole else row_dim, dim * steps if whole else dim, config, clamp=1.0, always_clamp=True
-        )
-        self.row_dim, self.steps, self.whole = row_dim, steps, whole
+        super().__init__(row_dim * steps if whole else row_dim, dim * steps if whole else dim, config)
+        self.row_dim, self.steps, self.rows = row_dim, steps, 1 if whole else steps  # rows denoised of a chunk
         self.trunk = ChunkTrunk(dim, frames, grid, steps, config.pool)
-
-    @property
-    def rows(self) -> int:
-        """Rows that are denoised per chunk."""
-        return 1 if self.whole else self.steps
 
     def chunk_loss(self, z: Tensor, chunk: Tensor, valid: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of every step of the chunks, averaged over its dimensions.
@@ -226,15 +214,11 @@ class ActionHead(DiffusionHead):
         cond = self.conditions(z)  # (B, rows, c), twice as many when guided
         chunks = noise.shape[1] * (1 if guidance == 1.0 else 2) // (len(cond) * self.rows)  # of each sample
         cond = repeat(cond, "b r c -> (b k r) c", k=chunks)
-        rows = self.sample(cond, noise, sampler, guidance, None if keep is None else self.known_rows(*keep))
-        return rows.reshape(-1, self.steps, self.row_dim)
-
-    def known_rows(self, chunk: Tensor, weight: Tensor) -> Known:
-        """A normalised chunk (B, steps, row_dim) to keep to, and by how much (B, steps), as rows."""
-        shape = len(chunk) * self.rows, self.channels
-        return Known(chunk.reshape(shape), weight.unsqueeze(-1).expand_as(chunk).reshape(shape))
+        if keep is not None:
+            chunk, weight = keep
+            keep = tuple(x.reshape(-1, self.channels) for x in (chunk, weight.unsqueeze(-1).expand_as(chunk)))
+        return self.sample(cond, noise, sampler, guidance, keep).reshape(-1, self.steps, self.row_dim)
 
     def conditions(self, z: Tensor) -> Tensor:
         """z (B, T*S, d) -> (B, rows, c): what each row is denoised with."""
-        cond = self.trunk(z)  # (B, steps, d)
-        return cond.flatten(1).unsqueeze(1) if self.whole else cond
+        return self.trunk(z).reshape(len(z), self.rows, -1)

@@ -4,7 +4,8 @@ Every modality becomes one vector per video token; the vectors of a token are co
 layer. Language is spread over tokens of its own, in front.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -28,11 +29,6 @@ class ModelInputs:
     def batch(self) -> int:
         return self.history.shape[0]
 
-    def repeat(self, times: int) -> "ModelInputs":
-        """The batch, `times` over."""
-        present = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(self, **{name: torch.cat([value] * times) for name, value in present.items()})
-
 
 @dataclass
 class Visibility:
@@ -43,8 +39,15 @@ class Visibility:
     actions: Tensor  # (B,) bool
     text: Tensor  # (B,) bool
 
-    def repeat(self, times: int) -> "Visibility":
-        return Visibility(**{name: torch.cat([value] * times) for name, value in vars(self).items()})
+
+T = TypeVar("T", ModelInputs, Visibility)
+
+
+def doubled(batch: T) -> T:
+    """The batch, twice."""
+    return type(batch)(
+        **{name: None if value is None else torch.cat([value] * 2) for name, value in vars(batch).items()}
+    )
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
@@ -64,11 +67,7 @@ def spread(rows: Tensor, tokens: int) -> Tensor:
 
 
 class InputStage(nn.Module):
-    """Projects, hides and mixes the modalities; adds positions.
-
-    Args:
-        spec: which modalities there are, and their sizes. dim: width of a token.
-    """
+    """Projects, hides and mixes the modalities that `spec` has; adds positions."""
 
     def __init__(self, spec: ModelSpec, dim: int) -> None:
         super().__init__()
@@ -129,20 +128,16 @@ class InputStage(nn.Module):
         streams.append(chunk(inputs.actions, seen.actions, self.action_proj, self.masked_action))
         streams += others  # as in the paper's code, seen in every mode, inverse dynamics included
         if spec.proprio_dim:
-            streams.append(spread(self.proprio_proj(_required(inputs, "proprio")), tokens))  # (B, T*S, d)
+            streams.append(spread(self.proprio_proj(inputs.proprio), tokens))  # (B, T*S, d)
 
         x = self.mix(torch.cat(streams, dim=-1))  # (B, T*S, d)
-        x = x + self.positions()
+        x = x + join_positions(self.temporal_position, self.spatial_position)
         if not spec.text_dim:
             return x
-        text = self.text_proj(_required(inputs, "text"))  # (B, d)
+        text = self.text_proj(inputs.text)  # (B, d)
         text = torch.where(seen.text[:, None], text, self.masked_text)
         text = text.unsqueeze(1) + self.text_position  # (B, text_tokens, d)
         return torch.cat([text, x], dim=1)  # (B, text_tokens + T*S, d)
-
-    def positions(self) -> Tensor:
-        """(1, T*S, d): a frame's embedding plus a cell's."""
-        return join_positions(self.temporal_position, self.spatial_position)
 
     def history_tokens(self, latents: Tensor) -> Tensor:
         """(B, H, C, h, w) -> (B, T*S, token_dim * frames per slot); missing frames repeat the oldest."""
@@ -153,12 +148,5 @@ class InputStage(nn.Module):
 
 
 def join_positions(temporal: Tensor, spatial: Tensor) -> Tensor:
-    """(1, T, d) and (1, S, d) -> (1, T*S, d)."""
+    """Embeddings of frames (1, T, d) and of cells (1, S, d) -> (1, T*S, d)."""
     return (temporal.unsqueeze(2) + spatial.unsqueeze(1)).flatten(1, 2)
-
-
-def _required(inputs: ModelInputs, name: str) -> Tensor:
-    value = getattr(inputs, name)
-    if value is None:
-        raise ValueError(f"the model was built with {name} as an input, but the batch has none")
-    return value

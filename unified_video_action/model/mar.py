@@ -21,18 +21,14 @@ class Stack(nn.Module):
     def __init__(self, depth: int, config: TransformerConfig) -> None:
         super().__init__()
         norm = partial(nn.LayerNorm, eps=1e-6)
-        self.blocks = nn.ModuleList(
-            Block(
-                config.dim,
-                config.heads,
-                mlp_ratio=config.mlp_ratio,
-                qkv_bias=True,
-                proj_drop=config.dropout,
-                attn_drop=config.attention_dropout,
-                norm_layer=norm,
-            )
-            for _ in range(depth)
+        options = dict(
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=True,
+            proj_drop=config.dropout,
+            attn_drop=config.attention_dropout,
+            norm_layer=norm,
         )
+        self.blocks = nn.ModuleList(Block(config.dim, config.heads, **options) for _ in range(depth))
         for block in self.blocks:
             block.attn.fused_attn = config.fused_attention
         self.norm = norm(config.dim)
@@ -48,11 +44,7 @@ class Stack(nn.Module):
 
 
 class MAR(nn.Module):
-    """Input stage, encoder and decoder.
-
-    Args:
-        spec: sizes of inputs. config: size of the transformer.
-    """
+    """Input stage, encoder and decoder."""
 
     def __init__(self, spec: ModelSpec, config: TransformerConfig) -> None:
         super().__init__()
@@ -75,11 +67,8 @@ class MAR(nn.Module):
 
     def forward(self, inputs: ModelInputs, seen: Visibility) -> Tensor:
         """Joint latent (B, T*S, d), one row per future video token."""
-        return self.joint_latent(self.inputs(inputs, seen))
-
-    def joint_latent(self, x: Tensor) -> Tensor:
-        """Tokens of the input stage (B, L, d), the instruction's in front -> joint latent (B, T*S, d)."""
-        x = self.encoder(self.input_norm(x))  # (B, L, d)
+        x = self.inputs(inputs, seen)  # (B, L, d), the instruction's tokens in front
+        x = self.encoder(self.input_norm(x))
         position = join_positions(self.decoder_temporal_position, self.decoder_spatial_position)  # (1, T*S, d)
         if self.text_tokens:
             position = torch.cat([self.decoder_text_position, position], dim=1)  # (1, L, d)

@@ -6,13 +6,12 @@ change what is masked, which noise is added, or which instruction is dropped.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from unified_video_action.model.config import HeadConfig, MaskConfig, ModelConfig
+from unified_video_action.model.config import MaskConfig, ModelConfig
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
 
@@ -35,29 +34,13 @@ class TrainingDraws:
     proprio_t: Tensor  # (B, K, rows), or of no samples
     proprio_noise: Tensor  # (B, K, rows, channels), or of no samples
 
-    def to(self, device: torch.device | str) -> "TrainingDraws":
-        return TrainingDraws(
-            **{field.name: getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)}
-        )
-
 
 def mask_ratios(config: MaskConfig, uniform: Tensor) -> Tensor:
     """Shares of cells to hide (B,), made of uniform numbers (B,) float64. (The paper's code has one for a batch.)"""
-    low, high = _quantiles(config)
+    bounds = (torch.tensor([config.low, config.high], dtype=torch.float64) - config.mean) / config.std
+    low, high = torch.special.ndtr(bounds).tolist()  # shares of the normal distribution below
     drawn = config.mean + config.std * torch.special.ndtri(low + uniform * (high - low))
     return drawn.clamp(config.low, config.high)
-
-
-@lru_cache
-def _quantiles(config: MaskConfig) -> tuple[float, float]:
-    """Shares of the normal distribution below the bounds of the ratio."""
-    bounds = (torch.tensor([config.low, config.high], dtype=torch.float64) - config.mean) / config.std
-    return tuple(torch.special.ndtr(bounds).tolist())
-
-
-def spatial_order(cells: int, generator: torch.Generator | None) -> Tensor:
-    """(cells,) a random order of a frame's cells, on the generator's device."""
-    return torch.randperm(cells, generator=generator, device=None if generator is None else generator.device)
 
 
 def generation_schedule(cells: int, iterations: int) -> list[int]:
@@ -72,27 +55,18 @@ def generation_schedule(cells: int, iterations: int) -> list[int]:
 def draw_training(
     spec: ModelSpec, config: ModelConfig, seeds: Sequence[int], modes: Sequence[TaskMode]
 ) -> TrainingDraws:
-    """Draw a batch's randomness.
-
-    Args:
-        seeds: one integer per sample. modes: one task mode per sample.
-    """
-    if len(seeds) != len(modes):
-        raise ValueError(f"{len(seeds)} seeds for {len(modes)} modes: one of each per sample is needed")
+    """Draw a batch's randomness, from one seed and one task mode per sample."""
     batch, cells, tokens, steps = len(seeds), spec.tokens_per_frame, spec.tokens, spec.horizon.actions
     video = [i for i, mode in enumerate(modes) if mode.learns_frames]
     action = [i for i, mode in enumerate(modes) if mode.learns_actions]
     wanted = config.video_head.rows
     chosen = tokens if wanted is None else min(wanted, tokens)  # R
-    whole = config.action_head.chunk == "vector"
-
-    def chunk(dim: int) -> tuple[HeadConfig, int, int]:
-        return (config.action_head, 1, dim * steps) if whole else (config.action_head, steps, dim)
-
+    rows, width = (1, steps) if config.action_head.chunk == "vector" else (steps, 1)  # of a chunk; steps of a row
+    states = range(batch) if spec.proprio_output_dim else []
     noisy = {  # what is denoised: samples, head, rows, channels
         **{f"video{view}": (video, config.video_head, chosen, spec.token_dim) for view in range(spec.predicted_views)},
-        "action": (action, *chunk(spec.action_dim)),
-        "proprio": (range(batch) if spec.proprio_output_dim else [], *chunk(spec.proprio_output_dim)),
+        "action": (action, config.action_head, rows, width * spec.action_dim),
+        "proprio": (states, config.action_head, rows, width * spec.proprio_output_dim),
     }
     counts = {"text": 1, "ratio": 1, "cells": cells, "tokens": tokens if chosen < tokens else 0}  # uniform numbers
     # A second view's numbers are drawn even where there is none: seeds mean what they meant in earlier versions.
@@ -112,7 +86,7 @@ def draw_training(
             targets[sample].append(own)
     generator = torch.Generator()
     for seed, own, rest in zip(seeds, uniform.unbind(), targets, strict=True):
-        generator.manual_seed(int(seed) % 2**63)
+        generator.manual_seed(seed % 2**63)
         own.uniform_(generator=generator)
         for values in rest:
             values.normal_(generator=generator)
@@ -144,7 +118,7 @@ def draw_training(
 
 
 def _masked(config: MaskConfig, ratio: Tensor, cells: Tensor, modes: Sequence[TaskMode]) -> Tensor:
-    """(B, S) bool: hidden cells, the same in every frame; `ratio` (B,) and `cells` (B, S) are uniform numbers."""
+    """(B, S) bool: cells hidden in every frame; `ratio` (B,) and `cells` (B, S) are uniform numbers."""
     counts = torch.ceil(cells.shape[1] * mask_ratios(config, ratio))  # (B,)
     partly = cells.argsort(dim=1).argsort(dim=1) < counts.unsqueeze(1)  # the first ones of a random order
     partial = torch.tensor([mode.future == "partial" for mode in modes]).unsqueeze(1)  # (B, 1)

@@ -18,23 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KINDS = ("ancestral", "ddim", "dpm")
+Known = tuple[Tensor, Tensor]  # values (rows, C) that x0 is drawn towards, and by how much (rows, C), from 0 to 1
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """How a head denoises.
-
-    Raises:
-        ValueError: an unknown kind, or a step count or temperature out of range.
-    """
+    """How a head denoises. Raises ValueError for an unknown kind, and a step count or temperature out of range."""
 
     kind: Literal["ancestral", "ddim", "dpm"] = "ancestral"
     steps: int = 100  # network calls
     temperature: float = 0.95  # scales the noise added at each ancestral step, not the initial noise
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in ("ancestral", "ddim", "dpm"):
             raise ValueError(f"Sampler.kind must be ancestral, ddim or dpm, got {self.kind!r}")
         if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
             raise ValueError(f"Sampler.steps must be an integer from 1 to 1000, got {self.steps!r}")
@@ -42,31 +38,20 @@ class Sampler:
             raise ValueError(f"Sampler.temperature must lie in [0, 2], got {self.temperature!r}")
 
     @classmethod
-    def parse(cls, text: str) -> "Sampler":
+    def parse(cls, text: str, temperature: float = 0.95) -> "Sampler":
         """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`."""
         kind = text.rstrip("0123456789")
-        steps = text[len(kind) :]
-        if not steps:
+        if kind == text:
             raise ValueError(
                 f"sampler {text!r}: expected a kind and a step count, such as ancestral100, ddim10 or dpm16"
             )
-        return cls(kind, int(steps))
+        return cls(kind, int(text[len(kind) :]), temperature)
 
     @property
     def noise_draws(self) -> int:
         """How often a row is given noise: at its start, and by the ancestral sampler at every step, the last included
         (where it is not used)."""
         return 1 + self.steps if self.kind == "ancestral" else 1
-
-
-class Known(NamedTuple):
-    """Rows that are known in part: at every step x0 is drawn towards `values`, by `weight` in [0, 1]."""
-
-    values: Tensor  # (rows, C)
-    weight: Tensor  # (rows, C)
-
-    def blend(self, x0: Tensor) -> Tensor:
-        return torch.lerp(x0, self.values, self.weight)
 
 
 class Step(NamedTuple):
@@ -80,10 +65,6 @@ class Step(NamedTuple):
     from_last: float = 0.0
     log_std: float = -math.inf  # of the noise that is added
     log_std_slope: float = 0.0
-
-    @property
-    def adds_noise(self) -> bool:
-        return self.log_std > -math.inf
 
 
 def denoise(
@@ -100,7 +81,6 @@ def denoise(
         noise: (draws, rows, C), as many draws as the sampler asks for.
         clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
             error times 2e4.
-        known: what the rows are to keep to.
 
     Returns:
         (rows, C).
@@ -112,11 +92,11 @@ def denoise(
         if clamp is not None:
             x0 = x0.clamp(-clamp, clamp)
         if known is not None:
-            x0 = known.blend(x0)
+            x0 = torch.lerp(x0, *known)
         x = step.from_x * x + step.from_x0 * x0
         if step.from_last:
             x = torch.add(x, last, alpha=step.from_last)
-        if step.adds_noise:
+        if step.log_std > -math.inf:
             log_std = torch.full_like(x, step.log_std) if spread is None else step.log_std + step.log_std_slope * spread
             x = torch.addcmul(x, torch.exp(log_std), noise[i + 1])
         last = x0
@@ -131,38 +111,29 @@ def make_chain(
     Args:
         betas: (T,) float64 of the training chain. prediction, learned_variance: as the head was trained.
     """
-    if sampler.kind == "ancestral":
-        return _ancestral(sampler, betas, prediction, learned_variance)
     abar = np.cumprod(1 - betas)
+    if sampler.kind == "ancestral":
+        return _ancestral(sampler, abar, prediction, learned_variance)
     # "Trailing" spacing: from the last step of the training chain, evenly, to almost its first.
     kept = (np.arange(len(betas), 0, -len(betas) / sampler.steps).round().astype(int) - 1).tolist()
-    solver = _ddim if sampler.kind == "ddim" else _dpm
-    return solver(kept, abar, prediction)
+    return (_ddim if sampler.kind == "ddim" else _dpm)(kept, abar, prediction)
 
 
-def spaced(length: int, steps: int) -> list[int]:
-    """Evenly spaced steps of a training chain, its first and last included."""
-    return [length - 1] if steps == 1 else [round(i * (length - 1) / (steps - 1)) for i in range(steps)]
-
-
-def _ancestral(sampler: Sampler, betas: np.ndarray, prediction: str, learned_variance: bool) -> list[Step]:
+def _ancestral(sampler: Sampler, abar: np.ndarray, prediction: str, learned_variance: bool) -> list[Step]:
     """The chain respaced, with the posterior's mean and a variance between its bounds (paper: 100 steps)."""
-    kept = spaced(len(betas), sampler.steps)
-    abar = np.cumprod(1 - betas)[kept]
+    last, gaps = len(abar) - 1, sampler.steps - 1
+    kept = [round(i * last / gaps) for i in range(sampler.steps)] if gaps else [last]
+    abar = abar[kept]
     previous = np.append(1.0, abar[:-1])
     betas = 1 - abar / previous
-    variance = betas * (1 - previous) / (1 - abar)
-    low = np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas)
-    high = np.log(betas)
+    variance = betas * (1 - previous) / (1 - abar)  # 0 at the first
+    low, high = np.log(variance.clip(min=1e-300)), np.log(betas)
     log_temperature = math.log(sampler.temperature) if sampler.temperature else -math.inf
     steps = []
     for i in reversed(range(sampler.steps)):
-        step = Step(
-            kept[i],
-            *_x0(prediction, abar[i]),
-            from_x=float((1 - previous[i]) * np.sqrt(1 - betas[i]) / (1 - abar[i])),
-            from_x0=float(betas[i] * np.sqrt(previous[i]) / (1 - abar[i])),
-        )
+        from_x = float((1 - previous[i]) * np.sqrt(1 - betas[i]) / (1 - abar[i]))
+        from_x0 = float(betas[i] * np.sqrt(previous[i]) / (1 - abar[i]))
+        step = Step(kept[i], *_x0(prediction, abar[i]), from_x, from_x0)
         if i > 0 and learned_variance:  # log-variance = low + (spread + 1) / 2 * (high - low)
             slope = float(high[i] - low[i]) / 4
             step = step._replace(log_std=log_temperature + float(high[i] + low[i]) / 4, log_std_slope=slope)
@@ -179,8 +150,7 @@ def _ddim(kept: Sequence[int], abar: np.ndarray, prediction: str) -> list[Step]:
         after = t - len(abar) // len(kept)
         target = abar[after] if after >= 0 else 1.0
         keep = math.sqrt((1 - target) / (1 - abar[t]))  # of the noise
-        from_x0 = math.sqrt(target) - keep * math.sqrt(abar[t])
-        steps.append(Step(t, *_x0(prediction, abar[t]), from_x=keep, from_x0=from_x0))
+        steps.append(Step(t, *_x0(prediction, abar[t]), keep, math.sqrt(target) - keep * math.sqrt(abar[t])))
     return steps
 
 
@@ -191,18 +161,14 @@ def _dpm(kept: Sequence[int], abar: np.ndarray, prediction: str) -> list[Step]:
         return 0.5 * (math.log(abar[t]) - math.log1p(-abar[t]))
 
     steps = []
-    for i, t in enumerate(kept):
-        x0 = _x0(prediction, abar[t])
-        if i == len(kept) - 1:
-            steps.append(Step(t, *x0, from_x=0.0, from_x0=1.0))
-            break
+    for i, t in enumerate(kept[:-1]):
         target = abar[kept[i + 1]]
         stride = half_log_snr(kept[i + 1]) - half_log_snr(t)
         weight = -math.sqrt(target) * math.expm1(-stride)
         last = weight * stride / (2 * (half_log_snr(t) - half_log_snr(kept[i - 1]))) if i else 0.0
         from_x = math.sqrt((1 - target) / (1 - abar[t]))
-        steps.append(Step(t, *x0, from_x=from_x, from_x0=weight + last, from_last=-last))
-    return steps
+        steps.append(Step(t, *_x0(prediction, abar[t]), from_x, weight + last, -last))
+    return [*steps, Step(kept[-1], *_x0(prediction, abar[kept[-1]]), from_x=0.0, from_x0=1.0)]
 
 
 def _x0(prediction: str, abar: float) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 What a mode hides and what it learns is a row of `TASK_MODES`; no other file compares mode names.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,37 +20,18 @@ class TaskMode:
     learns_frames: bool
     learns_actions: bool
 
-    @property
-    def inputs(self) -> tuple[bool, bool, bool]:
-        """What is shown when frames or actions are asked for: history, future frames, actions."""
-        return self.sees_history, self.future == "seen", self.sees_actions
-
 
 TASK_MODES: dict[str, TaskMode] = {
     mode.name: mode
     for mode in (
-        TaskMode("policy", "policy_model", True, "masked", False, learns_frames=False, learns_actions=True),
-        TaskMode("video", "video_model", True, "partial", False, learns_frames=True, learns_actions=False),
-        TaskMode("forward_dynamics", "dynamic_model", True, "partial", True, learns_frames=True, learns_actions=False),
-        TaskMode("inverse_dynamics", "inverse_model", False, "seen", False, learns_frames=False, learns_actions=True),
-        TaskMode(
-            "policy_and_video", "full_dynamic_model", True, "partial", False, learns_frames=True, learns_actions=True
-        ),
+        # sees history, future, sees actions, learns frames, learns actions
+        TaskMode("policy", "policy_model", True, "masked", False, False, True),
+        TaskMode("video", "video_model", True, "partial", False, True, False),
+        TaskMode("forward_dynamics", "dynamic_model", True, "partial", True, True, False),
+        TaskMode("inverse_dynamics", "inverse_model", False, "seen", False, False, True),
+        TaskMode("policy_and_video", "full_dynamic_model", True, "partial", False, True, True),
     )
 }
-
-
-def require_trained(trained: Sequence[TaskMode], name: str) -> None:
-    """Raise ValueError for a task mode where none of the trained ones has the same inputs and learns the same."""
-    mode = TASK_MODES[name]
-    alike = [other for other in trained if other.inputs == mode.inputs]
-    frames, actions = (any(getattr(other, what) for other in alike) for what in ("learns_frames", "learns_actions"))
-    if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
-        raise ValueError(
-            f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
-            f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
-            f"{', '.join(other.name for other in trained)})"
-        )
 
 
 @dataclass(frozen=True)

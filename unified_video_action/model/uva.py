@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from unified_video_action.model.acceleration import Replays, Weights, in_precision, shallow_copy
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.diffusion import Generators, draw_noise
+from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.heads import ActionHead, VideoHead
-from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, unpatchify
+from unified_video_action.model.inputs import ModelInputs, Visibility, doubled, patchify, unpatchify
 from unified_video_action.model.mar import MAR
-from unified_video_action.model.masking import TrainingDraws, generation_schedule, spatial_order
+from unified_video_action.model.masking import TrainingDraws, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TaskMode
+from unified_video_action.noise import Generators
 from unified_video_action.spec import ModelSpec
 
 
@@ -31,28 +32,26 @@ class Targets:
     auxiliary: Tensor | None = None  # (B, H+F, auxiliary_dim)
 
 
-class Term(NamedTuple):
-    """A loss as a weighted sum, so that ranks and micro-batches can be added before dividing."""
+class LossTerm(NamedTuple):
+    """A loss as a weighted sum, so that processes and micro-batches add up before anything is divided."""
 
     total: Tensor
     weight: Tensor
 
+    @classmethod
+    def of(cls, rows: Tensor, weights: Tensor) -> LossTerm:
+        return cls((rows * weights).sum(), weights.sum())
 
-@dataclass
-class Generated:
-    """What a mode returns; latents are scaled, actions and states normalised."""
 
-    frames: Tensor | None = None  # (B, P, F, C, h, w)
-    actions: Tensor | None = None  # (B, A, action_dim)
-    proprio: Tensor | None = None  # (B, A, proprio_output_dim)
+class Generated(NamedTuple):
+    """What a mode returns: scaled latents and normalised actions."""
+
+    frames: Tensor | None  # (B, P, F, C, h, w)
+    actions: Tensor | None  # (B, A, action_dim)
 
 
 class UVA(nn.Module):
-    """Unified Video Action model.
-
-    Args:
-        spec: sizes of inputs and outputs. config: the network.
-    """
+    """Unified Video Action model."""
 
     def __init__(self, spec: ModelSpec, config: ModelConfig) -> None:
         super().__init__()
@@ -63,12 +62,10 @@ class UVA(nn.Module):
         heads = (VideoHead(spec.token_dim, cond, config.video_head) for _ in range(spec.predicted_views))
         self.video_heads = nn.ModuleList(heads)
 
-        def chunk_head(row_dim: int) -> ActionHead:
-            return ActionHead(row_dim, horizon.actions, dim, horizon.future, spec.grid, config.action_head)
-
-        self.action_head = chunk_head(spec.action_dim)
+        chunk = horizon.actions, dim, horizon.future, spec.grid, config.action_head
+        self.action_head = ActionHead(spec.action_dim, *chunk)
         if spec.proprio_output_dim:
-            self.proprio_head = chunk_head(spec.proprio_output_dim)
+            self.proprio_head = ActionHead(spec.proprio_output_dim, *chunk)
         if spec.auxiliary_dim:
             outputs = (horizon.history + horizon.future) * spec.auxiliary_dim
             squeezed = max(1, dim // 16)  # values kept of a token
@@ -82,7 +79,7 @@ class UVA(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def loss_terms(self, inputs: ModelInputs, targets: Targets, draws: TrainingDraws) -> dict[str, Term]:
+    def loss_terms(self, inputs: ModelInputs, targets: Targets, draws: TrainingDraws) -> dict[str, LossTerm]:
         """Losses of a batch that may mix task modes (paper, section III-D).
 
         Args:
@@ -106,23 +103,21 @@ class UVA(nn.Module):
                 x0 = patchify(inputs.future[:, view], self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)
                 cond = self.video_condition(z, inputs.history[:, view])[at].unsqueeze(1)  # (V, 1, R, c)
                 squared_error, bound = head.loss(cond, x0, t, noise)
-                totals.append(_term((squared_error + bound).mean(-1), weights["video"]))
-            terms["video"] = Term(sum(term.total for term in totals), totals[0].weight)
+                totals.append(LossTerm.of((squared_error + bound).mean(-1), weights["video"]))
+            terms["video"] = LossTerm(sum(term.total for term in totals), totals[0].weight)
         if len(draws.action_samples):
-            chosen = draws.action_samples
-            valid = targets.action_valid[chosen]
-            losses = self.action_head.chunk_loss(
-                z[chosen], inputs.actions[chosen], valid, draws.action_t, draws.action_noise
-            )
-            terms["action"] = _term(sum(losses), weights["action"])
+            rows = (each[draws.action_samples] for each in (z, inputs.actions, targets.action_valid))
+            losses = self.action_head.chunk_loss(*rows, draws.action_t, draws.action_noise)
+            terms["action"] = LossTerm.of(sum(losses), weights["action"])
         if self.spec.proprio_output_dim:
-            losses = self.proprio_head.chunk_loss(
-                z, targets.proprio, targets.action_valid, draws.proprio_t, draws.proprio_noise
-            )
-            terms["proprio"] = _term(sum(losses), weights["proprio"])
+            rows = z, targets.proprio, targets.action_valid
+            losses = self.proprio_head.chunk_loss(*rows, draws.proprio_t, draws.proprio_noise)
+            terms["proprio"] = LossTerm.of(sum(losses), weights["proprio"])
         if self.spec.auxiliary_dim:
             predicted = self.auxiliary_head(z).reshape(targets.auxiliary.shape)
-            terms["auxiliary"] = _term((predicted - targets.auxiliary).float().square().mean(-1), weights["auxiliary"])
+            terms["auxiliary"] = LossTerm.of(
+                (predicted - targets.auxiliary).float().square().mean(-1), weights["auxiliary"]
+            )
         return terms
 
     def loss_weights(self, targets: Targets, draws: TrainingDraws) -> dict[str, Tensor]:
@@ -173,7 +168,6 @@ class UVA(nn.Module):
         resample_actions: bool = False,
         keep: tuple[Tensor, Tensor] | None = None,
         chunks: int = 1,
-        states: bool = True,
     ) -> Generated:
         """Do one of the five jobs.
 
@@ -189,7 +183,6 @@ class UVA(nn.Module):
             keep: normalised actions (B, A, action_dim) that the chunk is to keep to, and by how much (B, A): from 0,
                 free, to 1, as they are.
             chunks: draw so many chunks of actions from each sample's joint latent: (B * chunks, A, action_dim).
-            states: also predict the states, where the model can. Their noise is drawn anyway.
 
         Raises:
             ValueError: an input that the mode needs is missing, or guidance without language.
@@ -205,47 +198,43 @@ class UVA(nn.Module):
             raise ValueError(f"mode {mode.name} needs actions")
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
-        sees_history = mode.sees_history if hide_history is None else not hide_history
-
-        def every(value: bool) -> Tensor:
-            return torch.full((batch,), value, dtype=torch.bool, device=device)
-
-        masked = torch.full((batch, spec.tokens), mode.future != "seen", dtype=torch.bool, device=device)
-        seen = Visibility(masked, every(sees_history), every(mode.sees_actions), every(True))
+        seen = self._shown(inputs, mode, hide_history)
         inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
-        repeated = [each for each in generator for _ in range(chunks)] if isinstance(generator, list) else generator
-        keep = keep and tuple(each.repeat_interleave(chunks, 0) for each in keep)
-        result = Generated()
+        repeated = [own for own in generator for _ in range(chunks)] if isinstance(generator, Sequence) else generator
+        kept = () if keep is None else tuple(each.repeat_interleave(chunks, 0) for each in keep)
 
-        def decode(head: ActionHead, name: str, z: Tensor, wanted: bool, keep: tuple | None) -> Tensor | None:
-            noise = draw_noise((batch * chunks * head.rows, head.channels), sampler.noise_draws, repeated, device)
-            if not wanted:
-                return None
+        def noise_for(head: ActionHead) -> Tensor:
+            shape = batch * chunks * head.rows, head.channels
+            return draw_noise(shape, sampler.noise_draws, repeated, device)
 
-            def chunk(z: Tensor, noise: Tensor, *keep: Tensor) -> Tensor:
-                return head.sample_chunk(z, noise, sampler, guidance, keep or None)
-
-            return self.run((name, sampler, guidance), chunk, z, noise, *(keep or ()))
-
-        def decode_chunks(z: Tensor) -> None:
+        def decode_actions(z: Tensor) -> Tensor | None:
+            actions, head = None, self.action_head
             if mode.learns_actions:
-                result.actions = decode(self.action_head, "actions", z, True, keep)
-            if spec.proprio_output_dim:
-                result.proprio = decode(self.proprio_head, "states", z, states, None)
+
+                def chunk(z: Tensor, noise: Tensor, *keep: Tensor) -> Tensor:
+                    return head.sample_chunk(z, noise, sampler, guidance, keep or None)
+
+                actions = self.run(("actions", sampler, guidance), chunk, z, noise_for(head), *kept)
+            if spec.proprio_output_dim:  # states are not sampled, but seeds mean what they meant when they were
+                noise_for(self.proprio_head)
+            return actions
 
         if not mode.learns_frames:
-            decode_chunks(self.joint_latent(inputs, seen, guided))
-            return result
+            return Generated(None, decode_actions(self.joint_latent(inputs, seen, guided)))
 
-        order = self._order(batch, generator).to(device) if order is None else order  # (B, S)
-        size = spec.latent.channels, spec.latent.height, spec.latent.width
-        inputs.future = inputs.history.new_zeros(batch, spec.predicted_views, spec.horizon.future, *size)
+        if order is None:
+            generators = generator if isinstance(generator, Sequence) else [generator] * batch
+            order = torch.stack([_random_order(spec.tokens_per_frame, each) for each in generators]).to(
+                device
+            )  # (B, S)
+        latent = spec.latent.channels, spec.latent.height, spec.latent.width
+        inputs.future = inputs.history.new_zeros(batch, spec.predicted_views, spec.horizon.future, *latent)
         frames = torch.arange(spec.horizon.future, device=device)[:, None] * spec.tokens_per_frame  # (F, 1)
-        right = spec.tokens_per_frame
+        by, actions, right = video_sampler or sampler, None, spec.tokens_per_frame
         for left in generation_schedule(spec.tokens_per_frame, iterations):
             z = self.joint_latent(inputs, seen, guided)
             if resample_actions or left == 0:
-                decode_chunks(z)
+                actions = decode_actions(z)
             cells = order[:, left:right].sort(dim=1).values  # (B, n) those predicted now, in every frame
             tokens = (frames + cells.unsqueeze(1)).flatten(1)  # (B, F*n)
             both = tokens.repeat(2, 1) if guided else tokens
@@ -254,10 +243,9 @@ class UVA(nn.Module):
                 history = inputs.history[:, view]
                 cond = self.video_condition(z, history.repeat(2, 1, 1, 1, 1) if guided else history)  # (B, T*S, c)
                 cond = cond.gather(1, both.unsqueeze(-1).expand(-1, -1, cond.shape[-1])).flatten(0, 1)  # (B*F*n, c)
-                by = video_sampler or sampler
                 noise = draw_noise((tokens.numel(), head.channels), by.noise_draws, generator, device)
 
-                def rows(cond: Tensor, noise: Tensor, head: VideoHead = head, by: Sampler = by) -> Tensor:
+                def rows(cond: Tensor, noise: Tensor, head: VideoHead = head) -> Tensor:
                     return head.sample(cond, noise, by, guidance)
 
                 drawn = self.run((f"frames {view}", by, guidance), rows, cond, noise).unflatten(0, tokens.shape)
@@ -267,13 +255,28 @@ class UVA(nn.Module):
             inputs.future = torch.stack(made, dim=1)  # (B, P, F, C, h, w)
             seen.masked = seen.masked.scatter(1, tokens, False)
             right = left
-        result.frames = inputs.future
-        return result
+        return Generated(inputs.future, actions)
+
+    @torch.no_grad()
+    def states(self, inputs: ModelInputs, mode: TaskMode) -> Tensor:
+        """Auxiliary targets (B, H+F, auxiliary_dim) as the joint latent has them before any frame is generated."""
+        z = self.joint_latent(inputs, self._shown(inputs, mode))  # (B, T*S, d)
+        return self.auxiliary_head(z).reshape(inputs.batch, -1, self.spec.auxiliary_dim)
+
+    def _shown(self, inputs: ModelInputs, mode: TaskMode, hide_history: bool | None = None) -> Visibility:
+        """What a mode sees before any frame is generated."""
+
+        def every(value: bool, *shape: int) -> Tensor:
+            return torch.full((inputs.batch, *shape), value, dtype=torch.bool, device=inputs.history.device)
+
+        history = mode.sees_history if hide_history is None else not hide_history
+        masked = every(mode.future != "seen", self.spec.tokens)
+        return Visibility(masked, every(history), every(mode.sees_actions), every(True))
 
     def joint_latent(self, inputs: ModelInputs, seen: Visibility, guided: bool = False) -> Tensor:
         """(B, T*S, d), or when guided (2B, T*S, d), the second half without the instruction."""
         if guided:
-            inputs, seen = inputs.repeat(2), seen.repeat(2)
+            inputs, seen = doubled(inputs), doubled(seen)
             seen.text[len(seen.text) // 2 :] = False
         given, shown = list(vars(inputs).values()), list(vars(seen).values())
 
@@ -308,34 +311,12 @@ class UVA(nn.Module):
         fast.replay = Replays(self.mar.input_norm.weight.device, dtype)
         fast.mar = in_precision(self.mar, dtype)
         fast.video_heads = nn.ModuleList(map(shallow_copy, self.video_heads))
-        heads = list(fast.video_heads)
-        for name in ("action_head", "proprio_head"):
-            if hasattr(self, name):
-                head = shallow_copy(getattr(self, name))
-                head.trunk = in_precision(head.trunk, dtype)
-                setattr(fast, name, head)
-                heads.append(head)
-        for head in heads:
-            head.keeps_denoisers, head._denoisers, head.low_precision = True, {}, dtype
+        fast.action_head = shallow_copy(self.action_head)
+        fast.action_head.trunk = in_precision(self.action_head.trunk, dtype)
+        for head in (*fast.video_heads, fast.action_head):
+            head.denoisers, head.low_precision = {}, dtype
         return fast
 
-    @torch.no_grad()
-    def states(self, inputs: ModelInputs, mode: TaskMode) -> Tensor:
-        """Auxiliary targets (B, H+F, auxiliary_dim) as the joint latent has them before any frame is generated."""
 
-        def every(value: bool, *shape: int) -> Tensor:
-            return torch.full((inputs.batch, *shape), value, device=inputs.history.device)
-
-        shown = every(mode.sees_history), every(mode.sees_actions), every(True)
-        z = self.joint_latent(inputs, Visibility(every(True, self.spec.tokens), *shown))  # (B, T*S, d)
-        return self.auxiliary_head(z).reshape(inputs.batch, -1, self.spec.auxiliary_dim)
-
-    def _order(self, batch: int, generator: Generators) -> Tensor:
-        cells = self.spec.tokens_per_frame
-        if isinstance(generator, list | tuple):
-            return torch.stack([spatial_order(cells, each) for each in generator])
-        return torch.stack([spatial_order(cells, generator) for _ in range(batch)])
-
-
-def _term(rows: Tensor, weight: Tensor) -> Term:
-    return Term((rows * weight).sum(), weight.sum())
+def _random_order(cells: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randperm(cells, generator=generator, device=None if generator is None else generator.device)

@@ -6,8 +6,7 @@ Frames are uint8 RGB (B, T, C, H, W); observations are mappings from the names i
 A policy is chosen by `policy._target_` in a configuration. It is one file of this folder and one of `config/policy`;
 nothing else knows its class. What only some policies can do is asked for by name (`hasattr(policy, "predict_video")`):
 
-* `encode_frames(frames (B, T, 3, H, W)) -> tuple of tensors (B, T, ...)`: what it makes of frames, whatever comes
-  after them; sessions keep it and give it in place of the frames.
+* `encode_frames(frames (B, T, 3, H, W)) -> tuple of tensors (B, T, ...)`: sessions keep it and give it for the frames.
 * `predict_video`, `predict_forward_dynamics`, `predict_action_and_video`: imagined frames.
 * `predict_inverse_dynamics`: actions between frames. `predict_states`: imagined states, for planners.
 """
@@ -18,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,8 @@ from unified_video_action.dataset.build import DataSettings
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
-from unified_video_action.model.diffusion import Generators
+from unified_video_action.model.uva import LossTerm
+from unified_video_action.noise import Generators
 from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText
 
@@ -35,13 +35,6 @@ INSTRUCTIONS = "instructions.json"  # in a checkpoint: features of the instructi
 Observation = Mapping[str, Any]
 Config = Mapping[str, Any]
 Keep = tuple[Tensor, Tensor]  # actions (B, A, D) in the data's units, and by how much a plan keeps to each (B, A)
-
-
-class LossTerm(NamedTuple):
-    """A loss as a weighted sum, so that processes and micro-batches add up before anything is divided."""
-
-    total: Tensor
-    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -62,21 +55,16 @@ class BasePolicy(nn.Module, ABC):
         text: makes features of instructions; None: they are given, or the task has none.
         frozen: further modules that move with the policy but are no parameters or weights of it, such as a codec.
 
-    Attributes:
-        model: what is trained and saved; everything else of a policy is frozen.
-        action_steps: actions of a chunk that are executed before the next one is asked for.
-        loss_scale: factors of loss terms; 1 where not named.
-        heads: loss term -> beginnings of the names of the model's parameters that it alone trains. A step without
-            that term leaves them as they are.
-
     Raises:
         ValueError: more action_steps than a chunk has actions.
     """
 
     CONFIG: ClassVar[type]
     GROUPS: ClassVar[frozenset[str]] = frozenset()  # groups of a configuration that it reads, besides task and policy
-    model: nn.Module
-    loss_scale: Mapping[str, float] = {}
+    model: nn.Module  # what is trained and saved; everything else of a policy is frozen
+    action_steps: int  # actions of a chunk that are executed before the next one is asked for
+    loss_scale: Mapping[str, float] = {}  # factors of loss terms; 1 where not named
+    # Loss term -> how the names of parameters begin that it alone trains; a step without it leaves them as they are.
     heads: Mapping[str, tuple[str, ...]] = {}
     imagines: bool = False  # has learned frames, so `predict_action_and_video` can be asked for those of its plans
 
@@ -117,21 +105,21 @@ class BasePolicy(nn.Module, ABC):
 
     @classmethod
     def build_encoders(cls, config: Config) -> dict[str, Any]:
-        """Frozen parts that the training data is prepared with, such as `text`; `from_config` gets them."""
+        """Frozen parts that the training data is prepared with, `text` and `codec`; `from_config` gets them."""
         return {"text": instantiate(config["text"], ClipText, "text") if config.get("text") else None}
 
     @classmethod
     def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Give a dataset what its samples are to hold: frames, as `data.frames` says, and features of instructions.
-
-        Raises:
-            ValueError: what the configuration and the data say does not fit.
-        """
-        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
-        settings = build_dataclass(DataSettings, config["data"], "data")
-        if settings.frames == "latents":
+        """Give a dataset what its samples are to hold: frames or their latents, which are built once, as `data.frames`
+        says, and features of instructions. Raises ValueError where the configuration and the data do not fit."""
+        _open_text(dataset, encoders.get("text"), TaskSpec.parse(config["task"]).text_dim)
+        settings, codec = build_dataclass(DataSettings, config["data"], "data"), encoders.get("codec")
+        if settings.frames != "latents":
+            dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+        elif codec is None:
             raise ValueError(f"data.frames=latents: {cls.__name__} learns from frames; choose cached or decoded")
-        dataset.use_frames(settings.cache_dir, cached=settings.frames == "cached", progress=progress)
+        else:
+            dataset.use_latents(dataset.latents(codec, settings.cache_dir, settings.n_views, progress=progress))
 
     @classmethod
     def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
@@ -176,11 +164,9 @@ class BasePolicy(nn.Module, ABC):
     def forward(self, batch: Mapping[str, Any], weights: Mapping[str, float] | None = None) -> dict[str, Tensor]:
         """`loss` and its terms, each the batch's sum divided by `weights` (its own weights when None)."""
         terms = self.loss_terms(batch)
-        own = {name: term.weight for name, term in terms.items()}
-        losses = {
-            # A term with nothing to learn from has a sum of 0 as well.
-            name: term.total / torch.as_tensor((weights or own)[name]).clamp(min=1e-8)
-            for name, term in terms.items()
+        weights = weights or {name: term.weight for name, term in terms.items()}
+        losses = {  # a term with nothing to learn from has a sum of 0 as well
+            name: term.total / torch.as_tensor(weights[name]).clamp(min=1e-8) for name, term in terms.items()
         }
         scaled = [self.loss_scale.get(name, 1.0) * loss for name, loss in losses.items()]
         return {"loss": sum(scaled, start=torch.zeros((), device=self.device)), **losses}
@@ -214,24 +200,15 @@ class BasePolicy(nn.Module, ABC):
         """
 
     def accelerated(self, precision: str = "no") -> BasePolicy:
-        """A policy that computes the same sooner, on weights that no longer change.
-
-        Args:
-            precision: of products and of what lies between them: "no" is float32, or "bf16", "fp16".
-
-        Raises:
-            ValueError: a precision that the policy cannot compute in.
-        """
+        """A policy that computes the same sooner, on weights that no longer change; `precision` of products and of what
+        lies between them is "no" (float32), "bf16" or "fp16". Raises ValueError for one that it cannot compute in."""
         if precision != "no":
             raise ValueError(f"precision={precision!r}: {type(self).__name__} computes in float32 alone; take no")
         return self
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
-        """Features (n, text_dim) of instructions.
-
-        Raises:
-            ValueError: there is nothing to encode them with. FileNotFoundError: its weights are not there.
-        """
+        """Features (n, text_dim) of instructions. Raises ValueError without an encoder, FileNotFoundError without its
+        weights."""
         if self.text is None:
             raise ValueError(f"instructions {list(instructions)}: no text encoder is configured; add +text=clip")
         return self.text.encode(instructions).to(self.device)
@@ -241,12 +218,7 @@ class BasePolicy(nn.Module, ABC):
         return next(self.model.parameters()).device
 
 
-def open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None:
-    """Give a dataset the features (width,) of its instructions, for a task with language.
-
-    Raises:
-        ValueError: instructions, features and task.shape_meta.text_dim do not fit together.
-    """
+def _open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None:
     if not width:
         return
     if text is None:
@@ -259,8 +231,8 @@ def open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> None
     dataset.use_text(features)
 
 
-def require_observations(obs: Observation, names: tuple[str, ...]) -> None:
+def require_observations(obs: Observation, names: Sequence[str]) -> None:
     """Raise ValueError for an observation that is missing."""
     for name in names:
-        if name not in obs:
+        if obs.get(name) is None:
             raise ValueError(f"observation {name!r} is missing; given are {', '.join(map(str, obs))}")

@@ -30,12 +30,7 @@ def policy_class(config: Mapping[str, Any]) -> type[BasePolicy]:
 def build_policy(
     config: DictConfig | Mapping[str, Any], normalizer: Normalizer, encoders: Mapping[str, Any] | None = None
 ) -> BasePolicy:
-    """Build an untrained policy.
-
-    Args:
-        config: with task, policy and the groups that the policy reads.
-        normalizer: fitted on the training data.
-        encoders: already built; otherwise the policy's class builds them.
+    """Build an untrained policy; its class builds the encoders that are not given.
 
     Raises:
         ValueError: a value that does not fit, named by its place.
@@ -47,12 +42,10 @@ def build_policy(
 
 
 def load_policy(folder: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BasePolicy:
-    """Load a policy from a checkpoint folder, ready to act.
+    """Load the "ema" or the "model" weights of a checkpoint, ready to act.
 
-    Args:
-        folder: with config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and in half
-            precision; `codec.safetensors`, where present, replaces the codec's own weights.
-        weights: "ema" or "model".
+    The folder has config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and half precision;
+    `codec.safetensors`, where present, replaces the codec's own weights.
 
     Raises:
         FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration.
@@ -61,15 +54,14 @@ def load_policy(folder: str | Path, weights: str = "ema", device: str | torch.de
     if weights not in ("ema", "model"):
         raise ValueError(f"weights must be ema or model, got {weights!r}")
     config = read_checkpoint_config(folder)
-    path = folder / f"{weights}.safetensors"
-    there = {"normalizer.json": (folder / "normalizer.json").is_file(), path.name: weights_exist(path)}
-    for name, exists in there.items():
+    path, normalizer = folder / f"{weights}.safetensors", folder / "normalizer.json"
+    for file, exists in ((normalizer, normalizer.is_file()), (path, weights_exist(path))):
         if not exists:
-            raise FileNotFoundError(f"checkpoint {folder}: {name} is missing")
+            raise FileNotFoundError(f"checkpoint {folder}: {file.name} is missing")
     verify(folder, weights)
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
-    policy = build_policy(config, Normalizer.from_json((folder / "normalizer.json").read_text()))
+    policy = build_policy(config, Normalizer.from_json(normalizer.read_text()))
     policy.read_files(folder)
     load_exactly(policy.model, upgrade_tensors(read_safetensors(path)), str(path))
     log.info("loaded %s weights of %s", weights, folder)

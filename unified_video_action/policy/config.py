@@ -12,11 +12,7 @@ LOSS_TERMS = ("video", "action", "proprio", "auxiliary")
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """Draw several plans, imagine each, execute the best (compare the paper's Table V).
-
-    Raises:
-        ValueError: a value out of range.
-    """
+    """Draw several plans, imagine each, execute the best (compare the paper's Table V)."""
 
     score: Mapping[str, Any]  # what rates an imagined plan: the `_target_` of an `env.plan_score.PlanScore`
     candidates: int = 16  # plans of the policy for each environment; 1: no choice
@@ -54,7 +50,4 @@ class UVAConfig:
 
     def samplers(self, override: str | None = None) -> tuple[Sampler, Sampler]:
         """(for actions, for frames)"""
-        return tuple(
-            Sampler(parsed.kind, parsed.steps, self.temperature)
-            for parsed in (Sampler.parse(override or self.sampler), Sampler.parse(override or self.video_sampler))
-        )
+        return tuple(Sampler.parse(override or own, self.temperature) for own in (self.sampler, self.video_sampler))

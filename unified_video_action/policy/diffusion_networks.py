@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import timm
 import torch
 import torch.nn.functional as F
+from diffusers.models.embeddings import Timesteps
 from einops import rearrange
 from timm.layers import GroupNorm
 from torch import Tensor, nn
@@ -86,17 +85,9 @@ class ObservationEncoder(nn.Module):
         return torch.cat(parts, dim=-1)  # (B, H, width)
 
 
-class StepEmbedding(nn.Module):
+def _steps(width: int) -> Timesteps:
     """Denoising steps (B,) -> sinusoids (B, width)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        scale = torch.exp(-math.log(10_000) * torch.arange(width // 2) / (width // 2 - 1))
-        self.register_buffer("frequencies", scale, persistent=False)
-
-    def forward(self, t: Tensor) -> Tensor:
-        angle = t.unsqueeze(-1).float() * self.frequencies
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+    return Timesteps(width, flip_sin_to_cos=False, downscale_freq_shift=1)
 
 
 class ResidualBlock1d(nn.Module):
@@ -131,9 +122,7 @@ class ConditionalUnet1d(nn.Module):
         super().__init__()
         if steps % 2 ** (len(widths) - 1):
             raise ValueError(f"policy.widths: {len(widths)} levels need a multiple of {2 ** (len(widths) - 1)} actions")
-        self.embed = nn.Sequential(
-            StepEmbedding(embed), nn.Linear(embed, 4 * embed), nn.Mish(), nn.Linear(4 * embed, embed)
-        )
+        self.embed = nn.Sequential(_steps(embed), nn.Linear(embed, 4 * embed), nn.Mish(), nn.Linear(4 * embed, embed))
         levels = list(zip((action_dim, *widths), widths))
 
         def block(inputs: int, outputs: int) -> ResidualBlock1d:
@@ -172,7 +161,7 @@ class CausalTransformer(nn.Module):
         self, action_dim: int, steps: int, cond: int, history: int, width: int, depth: int, heads: int, dropout: float
     ) -> None:
         super().__init__()
-        self.step = StepEmbedding(width)
+        self.step = _steps(width)
         self.embed, self.embed_cond = nn.Linear(action_dim, width), nn.Linear(cond, width)
         self.position = nn.Parameter(0.02 * torch.randn(1, steps, width))
         self.cond_position = nn.Parameter(0.02 * torch.randn(1, 1 + history, width))

@@ -15,8 +15,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.model.diffusion import Generators, randn
 from unified_video_action.model.samplers import Sampler
+from unified_video_action.noise import Generators, randn
 from unified_video_action.policy.base import (
     BasePolicy,
     Config,
@@ -36,11 +36,7 @@ SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """Everything about the policy; the defaults are the published ones for PushT.
-
-    Raises:
-        ValueError: a value out of range.
-    """
+    """Everything about the policy; the defaults are the published ones for PushT."""
 
     network: str = "unet"  # unet (DP-C) or transformer (DP-T)
     action_steps: int = 8  # actions executed of each chunk
@@ -70,36 +66,19 @@ class DiffusionNetwork(nn.Module):
 
     def __init__(self, task: TaskSpec, config: DiffusionConfig) -> None:
         super().__init__()
-        steps, history = task.horizon.actions, task.horizon.history
         self.encoder = ObservationEncoder(task, config.encoder, config.pretrained, config.image_size)
+        chunk, cond, history = (task.action_dim, task.horizon.actions), self.encoder.width, task.horizon.history
         if config.network == "unet":
-            self.denoiser = ConditionalUnet1d(
-                task.action_dim,
-                steps,
-                self.encoder.width * history,
-                tuple(config.widths),
-                config.kernel,
-                config.step_embed,
-            )
+            widths = tuple(config.widths)
+            self.denoiser = ConditionalUnet1d(*chunk, cond * history, widths, config.kernel, config.step_embed)
         else:
-            self.denoiser = CausalTransformer(
-                task.action_dim,
-                steps,
-                self.encoder.width,
-                history,
-                config.width,
-                config.depth,
-                config.heads,
-                config.dropout,
-            )
+            size = config.width, config.depth, config.heads, config.dropout
+            self.denoiser = CausalTransformer(*chunk, cond, history, *size)
 
 
 class DiffusionPolicy(BasePolicy):
-    """Denoises a chunk of actions, given the history of frames and states.
-
-    Raises:
-        ValueError: a configuration that does not fit the task.
-    """
+    """Denoises a chunk of actions, given the history of frames and states. Raises ValueError for a configuration that
+    does not fit the task."""
 
     CONFIG = DiffusionConfig
     GROUPS = frozenset({"text"})
@@ -138,21 +117,18 @@ class DiffusionPolicy(BasePolicy):
         """Crop the frames, and draw denoising steps and noise."""
         seeds, (steps, dim) = batch["seed"].tolist(), batch["action"].shape[1:]
         t, noise = torch.empty(len(seeds), dtype=torch.long), torch.empty(len(seeds), steps, dim)
-        history = {name: video.clone() for name, video in batch["history"].items()}
-        if self.config.crop is not None:
-            side = self.config.crop
-            history = {name: video.new_empty(*video.shape[:-2], side, side) for name, video in history.items()}
+        whole, side = batch["history"], self.config.crop
+        cropped = {} if side is None else {name: v.new_empty(*v.shape[:-2], side, side) for name, v in whole.items()}
         for row, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             t[row] = torch.randint(self.config.diffusion_steps, (), generator=generator)
             noise[row].normal_(generator=generator)
-            for name, video in batch["history"].items() if self.config.crop is not None else ():
-                places = torch.rand(len(video[row]), 2, generator=generator)  # (H, 2)
-                for step, frame in enumerate(video[row]):
-                    room = torch.tensor(frame.shape[-2:]) - side + 1
-                    y, x = (places[step] * room).long().tolist()
-                    history[name][row, step] = frame[:, y : y + side, x : x + side]
-        return {**batch, "history": history, "t": t, "noise": noise}
+            for name, crops in cropped.items():
+                room = torch.tensor(whole[name].shape[-2:]) - side + 1
+                corners = torch.rand(crops.shape[1], 2, generator=generator) * room  # (H, 2)
+                for step, (y, x) in enumerate(corners.long().tolist()):
+                    crops[row, step] = whole[name][row, step, :, y : y + side, x : x + side]
+        return {**batch, "history": cropped or whole, "t": t, "noise": noise}
 
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
         return {"action": float(_counted(batch).sum())}
@@ -164,7 +140,7 @@ class DiffusionPolicy(BasePolicy):
         actions = self.normalizer.normalize("action", batch["action"])
         noisy = self._schedule.add_noise(actions, noise, t)
         error = (self.model.denoiser(noisy, t, cond).float() - noise).square().mean(-1)  # (B, A)
-        return {"action": LossTerm((error * counted).sum(), counted.sum())}
+        return {"action": LossTerm.of(error, counted)}
 
     def condition(self, batch: Mapping[str, Any]) -> Tensor:
         """What the denoiser knows of a batch of windows, (B, H, width)."""
@@ -205,7 +181,7 @@ class DiffusionPolicy(BasePolicy):
 
     def _condition(self, obs: Observation) -> Tensor:
         """(B, H, width)"""
-        require_observations(obs, (*self.task.camera_names, *self.task.states))
+        require_observations(obs, self.task.observations)
         frames = [self._frames(obs[name]) for name in self.task.camera_names]
         steps = frames[0].shape[1]
         if steps != self.task.horizon.history:
@@ -213,8 +189,6 @@ class DiffusionPolicy(BasePolicy):
         states = [self.normalizer.normalize(name, obs[name].to(self.device)) for name in self.task.states]
         states = torch.cat([frames[0].new_empty(*frames[0].shape[:2], 0), *states], dim=-1)  # (B, H, d)
         text = obs.get("text")
-        if self.task.text_dim and text is None:
-            raise ValueError("observation 'text' is missing: this policy follows instructions")
         return self.model.encoder(frames, states, None if text is None else text.to(self.device))
 
     def _frames(self, frames: Tensor) -> Tensor:

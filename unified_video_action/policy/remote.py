@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unified_video_action.compat.openpi_messages import PROMPT, STATE, pack, unpack
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.model.diffusion import Generators
+from unified_video_action.noise import Generators
 from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm, Observation, require_observations
 from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.vae.base import resize

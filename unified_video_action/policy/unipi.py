@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unified_video_action.model.diffusion import Generators
+from unified_video_action.noise import Generators
 from unified_video_action.policy.base import Keep, Observation
 from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 

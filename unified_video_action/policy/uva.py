@@ -15,19 +15,11 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.masking import TrainingDraws, draw_training
-from unified_video_action.model.task_modes import TASK_MODES, TaskMode, require_trained
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA
-from unified_video_action.policy.base import (
-    BasePolicy,
-    Config,
-    Keep,
-    LossTerm,
-    Observation,
-    Share,
-    open_text,
-)
+from unified_video_action.noise import Generators
+from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm, Observation, Share
 from unified_video_action.policy.config import UVAConfig
 from unified_video_action.policy.uva_transform import CHANGE, UVATransform, model_spec
 from unified_video_action.spec import TaskSpec
@@ -39,14 +31,7 @@ PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UnifiedVideoActionPolicy(BasePolicy):
-    """The model with its frame codec and normaliser.
-
-    Args:
-        model: the network; the only part that is trained and saved.
-        codec: frozen frame codec.
-        normalizer: fields `action` and one for each state.
-        text: makes features of instructions; None: they are given.
-    """
+    """The model with its frozen frame codec and its normaliser, which has fields `action` and one for each state."""
 
     CONFIG = UVAConfig
     GROUPS = frozenset({"model", "vae", "text"})
@@ -94,15 +79,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def build_encoders(cls, config: Config) -> dict[str, Any]:
         """`codec` and, for tasks with language, `text`."""
         return {**super().build_encoders(config), "codec": instantiate(config["vae"], FrameCodec, "vae")}
-
-    @classmethod
-    def open_data(cls, config: Config, dataset: WindowDataset, encoders: Mapping[str, Any], progress: bool) -> None:
-        """Where `data.frames` says so samples get latents, which are built once, in place of frames."""
-        settings = build_dataclass(DataSettings, config["data"], "data")
-        if settings.frames != "latents":
-            return super().open_data(config, dataset, encoders, progress)
-        open_text(dataset, encoders["text"], TaskSpec.parse(config["task"]).text_dim)
-        dataset.use_latents(dataset.latents(encoders["codec"], settings.cache_dir, settings.n_views, progress=progress))
 
     @classmethod
     def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
@@ -167,16 +143,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         keep: Keep | None = None,
         chunks: int = 1,
     ) -> dict[str, Tensor]:
-        """Policy: actions from history; the video heads are not run.
-
-        Args:
-            obs: camera name -> uint8 (B, H, 3, h, w), moments, or scaled latents (B, H, C, h, w); state name ->
-                (B, P, d) raw; `text` (B, d).
-            chunks: plans for each row, all of one joint latent.
-
-        Returns:
-            as `BasePolicy.predict_action`.
-        """
+        """Policy: actions from history, all chunks of a row of one joint latent; the video heads are not run. Frames
+        may also be moments or scaled latents (B, H, C, h, w)."""
         return self._run("policy", obs, generator, sampler, keep=keep, chunks=chunks)
 
     def predict_video(
@@ -195,11 +163,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
     @torch.no_grad()
     def predict_states(self, obs: Observation, actions: Tensor, generator: Generators = None) -> Tensor:
         """Forward dynamics of states: auxiliary targets (B, H+F, K) from history and actions (B, A, D) in the data's
-        units, for one pass of the transformer.
-
-        Raises:
-            ValueError: the model has no auxiliary head.
-        """
+        units, for one pass of the transformer. Raises ValueError for a model without an auxiliary head."""
         self.require_trained("forward_dynamics")
         if not self.model.spec.auxiliary_dim:
             raise ValueError("this policy predicts no states: train one with task.shape_meta.auxiliary_dim above 0")
@@ -242,11 +206,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Moments:
         """uint8 frames (B, T, 3, h, w) -> moments (B, T, C, h', w') of the codec's posterior."""
-
-        def moments(frames: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self.codec.moments(frames))
-
-        return Moments(*self.model.run("VAE encode", moments, frames))
+        return Moments(*self.model.run("VAE encode", self.codec.moments, frames))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -266,12 +226,21 @@ class UnifiedVideoActionPolicy(BasePolicy):
         return fast
 
     def require_trained(self, name: str) -> None:
-        """Refuse a task mode in which this policy's answer would be noise.
+        """Raise ValueError for a task mode in which this policy's answer would be noise: no mode that it was trained in
+        has the same inputs and learns the same."""
 
-        Raises:
-            ValueError: no mode that it was trained in has the same inputs and learns the same.
-        """
-        require_trained(self.trained, name)
+        def inputs(mode: TaskMode) -> tuple[bool, bool, bool]:
+            return mode.sees_history, mode.future == "seen", mode.sees_actions
+
+        mode = TASK_MODES[name]
+        alike = [other for other in self.trained if inputs(other) == inputs(mode)]
+        frames, actions = any(other.learns_frames for other in alike), any(other.learns_actions for other in alike)
+        if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
+            raise ValueError(
+                f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
+                f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
+                f"{', '.join(other.name for other in self.trained)})"
+            )
 
     @torch.no_grad()
     def _run(
@@ -306,7 +275,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
             hide_history=hide_history,
             keep=keep,
             chunks=chunks,
-            states=False,
         )
         found: dict[str, Any] = {}
         if made.actions is not None:

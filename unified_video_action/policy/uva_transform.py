@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.model.diffusion import Generators
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.uva import Targets
+from unified_video_action.noise import Generators
 from unified_video_action.policy.base import Observation, require_observations
 from unified_video_action.policy.config import UVAConfig
 from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
@@ -21,12 +21,7 @@ CHANGE = "change_"  # normaliser's field that scales changes of a camera's laten
 
 
 class UVATransform:
-    """Both directions of every conversion.
-
-    Args:
-        codec, normalizer: on the model's device; they may move.
-        config: says what actions and frames are relative to.
-    """
+    """Both directions of every conversion; codec and normaliser are on the model's device."""
 
     def __init__(self, task: TaskSpec, codec: FrameCodec, normalizer: Normalizer, config: UVAConfig) -> None:
         self.task, self.codec, self.normalizer, self.config = task, codec, normalizer, config
@@ -38,13 +33,10 @@ class UVATransform:
     # -- what the model sees -------------------------------------------------------------------------------------------
 
     def observed(self, obs: Observation, generator: Generators = None) -> ModelInputs:
-        """The part of the model's inputs that is observed: history frames, states, instruction.
-
-        Raises:
-            ValueError: an observation is missing, or a history of another length.
-        """
+        """History frames, states and instruction. Raises ValueError for one that is missing, or a history of another
+        length."""
         task = self.task
-        require_observations(obs, (*task.camera_names, *task.states))
+        require_observations(obs, task.observations)
         views = [self.latents(obs[name], generator) for name in task.camera_names]
         inputs = ModelInputs(torch.stack(views, dim=1))  # (B, V, H, C, h, w)
         if inputs.history.shape[2] != task.horizon.history:
@@ -58,8 +50,6 @@ class UVATransform:
         if task.history_actions and obs.get("history_action") is not None:
             inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
         if task.text_dim:
-            if obs.get("text") is None:
-                raise ValueError("observation 'text' is missing: this policy follows instructions")
             inputs.text = obs["text"].to(self.device)
         return inputs
 
@@ -106,11 +96,10 @@ class UVATransform:
 
     def _change_scales(self) -> Tensor:
         """(P, 1, 1, 1, 1): what changes of each predicted camera's latents are multiplied by."""
-        for name in self.task.predicted_cameras:
-            if CHANGE + name not in self.normalizer:
-                raise ValueError(f"policy.relative_frames: the normaliser has no {CHANGE + name}; train from scratch")
-        scales = [self.normalizer.scale(CHANGE + name).reshape(()) for name in self.task.predicted_cameras]
-        return torch.stack(scales).reshape(-1, 1, 1, 1, 1)
+        names = [CHANGE + name for name in self.task.predicted_cameras]
+        if lacking := [name for name in names if name not in self.normalizer]:
+            raise ValueError(f"policy.relative_frames: the normaliser has no {lacking[0]}; train from scratch")
+        return torch.stack([self.normalizer.scale(name) for name in names]).reshape(-1, 1, 1, 1, 1)
 
     # -- actions -------------------------------------------------------------------------------------------------------
 

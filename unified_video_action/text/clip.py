@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unified_video_action.compat.tensors import load_exactly
-
-logger = logging.getLogger(__name__)
+from unified_video_action.compat.tensors import load_exactly, read_safetensors
 
 HUB_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"
 HUB_FILE = "open_clip_model.safetensors"
 URL = f"https://huggingface.co/{HUB_REPOSITORY}/resolve/main/{HUB_FILE}"
+REMEDY = f"Download {URL} and name the file with text.weights=FILE"
 HEAD_WIDTH = 64  # of every published CLIP text tower
 IMAGE_TENSORS = ("visual.", "logit_scale")  # of the full model's file; the text tower has no use for them
 
@@ -31,8 +28,7 @@ IMAGE_TENSORS = ("visual.", "logit_scale")  # of the full model's file; the text
 class ClipText:
     """Turns instructions into features and remembers them, in memory and, when `cache` names a file, on disk.
 
-    The weights are read when the first instruction that is not remembered arrives, so a filled cache file does
-    without them.
+    The weights are read at the first instruction that is not remembered.
 
     Args:
         weights: safetensors file in open_clip's layout; None downloads it from the hub.
@@ -43,9 +39,7 @@ class ClipText:
     def __init__(self, weights: str | None = None, tokens: int = 30, cache: str | None = None) -> None:
         if tokens < 2:
             raise ValueError(f"text.tokens={tokens}: at least 2, for the start and the end of the text")
-        self.weights = weights
-        self.tokens = tokens
-        self.cache = Path(cache) if cache else None
+        self.weights, self.tokens, self.cache = weights, tokens, Path(cache) if cache else None
         self._features: dict[str, Tensor] = {}
         self._key: str | None = None  # of the weights that made the remembered features, where known
         self._tower: nn.Module | None = None
@@ -55,15 +49,13 @@ class ClipText:
     def encode(self, instructions: Sequence[str]) -> Tensor:
         """Instructions, n strings -> features (n, width), float32; width is 512 for the published weights.
 
-        Raises:
-            FileNotFoundError: an instruction is new and there are no weights; names the path, the URL and the option.
-            ValueError: the weights are damaged, or not those that made the cache file.
+        Raises FileNotFoundError for a new instruction without weights, ValueError for damaged weights, or others than
+        made the cache file.
         """
         if isinstance(instructions, str):
             raise ValueError(f"instructions={instructions!r}: expected a list of strings, got one string")
-        new = [text for text in dict.fromkeys(instructions) if text not in self._features]
-        if new:
-            self._remember(new)
+        if new := [text for text in dict.fromkeys(instructions) if text not in self._features]:
+            self._add(new)
         return torch.stack([self._features[text] for text in instructions])  # (n, width)
 
     def to_json(self, instructions: Sequence[str]) -> str:
@@ -72,11 +64,7 @@ class ClipText:
         return json.dumps({"tokens": self.tokens, "weights": self._key, "features": features})
 
     def remember(self, text: str | bytes, source: str) -> None:
-        """Take in what `to_json` wrote to the file `source`.
-
-        Raises:
-            ValueError: it is something else, or of instructions of another length.
-        """
+        """Take in what `to_json` wrote to the file `source`. Raises ValueError for anything else."""
         try:
             known = json.loads(text)
             features = {name: torch.tensor(values) for name, values in known["features"].items()}
@@ -89,11 +77,17 @@ class ClipText:
         self._key, self._source = key, source
 
     @torch.no_grad()
-    def _remember(self, texts: list[str]) -> None:
+    def _add(self, texts: list[str]) -> None:
         from open_clip import SimpleTokenizer
 
         if self._tower is None:
-            self._load()
+            path = Path(self.weights) if self.weights else download()
+            if not path.is_file():
+                raise FileNotFoundError(f"CLIP text weights {path} are missing. {REMEDY}")
+            key = hashlib.sha256(path.read_bytes()).hexdigest()
+            if self._key not in (None, key):
+                raise ValueError(f"{self._source} holds features of other CLIP weights than {path}: delete it")
+            self._key, self._tower = key, build_tower(path, self.tokens)
         ids = SimpleTokenizer()(texts, context_length=self.tokens)  # (n, tokens)
         self._features |= dict(zip(texts, self._tower(ids), strict=True))
         if self.cache:
@@ -102,46 +96,25 @@ class ClipText:
             temporary.write_text(self.to_json(list(self._features)))
             temporary.replace(self.cache)
 
-    def _load(self) -> None:
-        path = Path(self.weights) if self.weights else download()
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"CLIP text weights {path} are missing. Download {URL} and name the file with text.weights=FILE"
-            )
-        key = hashlib.sha256(path.read_bytes()).hexdigest()
-        if self._key not in (None, key):
-            raise ValueError(f"{self._source} holds features of other CLIP weights than {path}: delete it")
-        self._key = key
-        self._tower = build_tower(path, self.tokens)
-
 
 def download() -> Path:
-    """Fetch the published weights into the hub's cache (about 600 MB, once) and return the file."""
+    """The published weights, which the hub's client keeps (about 600 MB)."""
     from huggingface_hub import hf_hub_download
 
-    logger.info("CLIP text weights: %s", URL)
     try:
         return Path(hf_hub_download(HUB_REPOSITORY, HUB_FILE))
     except (OSError, ValueError) as error:  # offline, or a read-only cache
-        raise FileNotFoundError(
-            f"CLIP text weights could not be downloaded from {URL}. Fetch that file elsewhere and name it with "
-            "text.weights=FILE"
-        ) from error
+        raise FileNotFoundError(f"CLIP text weights could not be downloaded. {REMEDY}") from error
 
 
 def build_tower(path: Path, tokens: int) -> nn.Module:
-    """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width).
-
-    Raises:
-        ValueError: tensors that are missing, extra, misshapen or not finite.
-    """
+    """Text tower with the weights of `path`, its sizes read from the tensors' shapes: ids (n, tokens) -> (n, width)."""
     from open_clip.transformer import QuickGELU, TextTransformer
 
-    tensors = {name: tensor.float() for name, tensor in load_file(path).items() if not name.startswith(IMAGE_TENSORS)}
+    tensors = {name: x.float() for name, x in read_safetensors(path).items() if not name.startswith(IMAGE_TENSORS)}
     try:
         vocabulary, width = tensors["token_embedding.weight"].shape
-        positions = tensors["positional_embedding"]
-        output = tensors["text_projection"].shape[1]
+        positions, output = tensors["positional_embedding"], tensors["text_projection"].shape[1]
     except KeyError as error:
         raise ValueError(f"{path} is not a CLIP text tower in open_clip's layout: it has no {error}") from error
     if tokens > len(positions):

@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from unified_video_action.noise import Generators, randn
 from unified_video_action.spec import LatentShape
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class Moments(NamedTuple):
@@ -28,30 +27,11 @@ class Moments(NamedTuple):
     logvar: Tensor  # (..., C, h, w), natural logarithm of the variance
 
 
-def to_unit_range(frames: Tensor) -> Tensor:
-    """uint8 0..255 to float in [-1, 1]; floating point frames are in that range already."""
-    if frames.dtype == torch.uint8:
-        return frames.float() / 127.5 - 1
-    if not frames.is_floating_point():
-        raise ValueError(f"frames of {frames.dtype}: expected torch.uint8 (0..255) or floating point (-1..1)")
-    return frames
-
-
 def resize(images: Tensor, size: int) -> Tensor:
     """Bilinear, corners not aligned, no antialias: (N, 3, H, W) -> (N, 3, size, size)."""
     if images.shape[-2:] == (size, size):
         return images
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False, antialias=False)
-
-
-def gaussian(like: Tensor, generator: Generators = None) -> Tensor:
-    """Standard normal noise shaped as `like`; a list of generators has one for each row of the first axis."""
-    if isinstance(generator, Sequence):
-        if len(generator) != len(like):
-            raise ValueError(f"{len(generator)} generators for a batch of {len(like)} rows: give one per row")
-        return torch.stack([gaussian(row, own) for row, own in zip(like, generator, strict=True)])
-    device = generator.device if generator is not None else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 @contextmanager
@@ -62,17 +42,15 @@ def untrained() -> Iterator[None]:
         yield
 
 
-def in_data_folder(*names: str) -> Path | None:
-    """The first of `names` that exists in `${UVA_DATA_DIR}/vae`, or None."""
-    folder = os.environ.get("UVA_DATA_DIR")
-    paths = [Path(folder) / "vae" / name for name in names] if folder else []
-    return next((path for path in paths if path.exists()), None)
-
-
-def missing(codec: str, looked_for: str | Path, url: str) -> FileNotFoundError:
-    """The error to raise when a codec's weights are nowhere: path, public home, and the options that help."""
-    return FileNotFoundError(
-        f"no weights for the {codec} codec: {looked_for} does not exist. Download {url} and name the file with "
+def find_weights(codec: str, given: str | None, url: str, *names: str) -> Path:
+    """The weights that are `given`, or the first of `names` in `${UVA_DATA_DIR}/vae`; else FileNotFoundError."""
+    folder = Path(os.environ.get("UVA_DATA_DIR") or "$UVA_DATA_DIR") / "vae"
+    paths = [Path(given)] if given else [folder / name for name in names]
+    for path in paths:
+        if path.exists():
+            return path
+    raise FileNotFoundError(
+        f"no weights for the {codec} codec: {paths[0]} does not exist. Download {url} and name the file with "
         f"vae.weights=PATH, or put it into $UVA_DATA_DIR/vae; vae.weights=random starts from random weights."
     )
 
@@ -80,13 +58,9 @@ def missing(codec: str, looked_for: str | Path, url: str) -> FileNotFoundError:
 class FrameCodec(nn.Module, ABC):
     """A frozen autoencoder for single frames.
 
-    A subclass sets `name`, `channels` and `downsample`, implements `encode_images` and `decode_images`, and ends its
-    constructor with `self.freeze()`. Latents are `(z - shift) * scale`, with z the posterior's mean or a sample of it.
-    Every codec has the argument `weights`: a file, None for the usual place, or "random", the same every time.
-
-    Args:
-        image_size: side of the square images that are encoded, in pixels.
-        posterior: "mean" or "sample".
+    A subclass ends its constructor with `self.freeze()`. Latents are `(z - shift) * scale`, with z the posterior's mean
+    or a sample of it. Every codec has the argument `weights`: a file, None for the usual place, or "random", the same
+    every time.
 
     Raises:
         FileNotFoundError: no weights; the message names the remedy.
@@ -110,8 +84,7 @@ class FrameCodec(nn.Module, ABC):
             raise ValueError(f"vae.image_size={image_size}: {self.name} needs a positive multiple of {self.downsample}")
         if posterior not in ("mean", "sample"):
             raise ValueError(f"vae.posterior={posterior!r}: expected 'mean' or 'sample'")
-        self.image_size = image_size
-        self.posterior = posterior
+        self.image_size, self.posterior = image_size, posterior  # side of the square images in pixels, mean or sample
         per_channel = torch.ones(self.channels, 1, 1)
         self.register_buffer("scale", torch.tensor(scale).reshape(-1, 1, 1) * per_channel, persistent=False)
         self.register_buffer("shift", torch.tensor(shift).reshape(-1, 1, 1) * per_channel, persistent=False)
@@ -158,20 +131,19 @@ class FrameCodec(nn.Module, ABC):
         """Frames (B, T, 3, H, W), uint8 or float in [-1, 1], of any size -> moments (B, T, C, h, w)."""
         if frames.ndim != 5 or frames.shape[2] != 3:
             raise ValueError(f"frames of shape {tuple(frames.shape)}: expected (B, T, 3, H, W)")
-        parts = [
-            self.encode_images(resize(to_unit_range(images).to(self.scale.dtype), self.image_size))
-            for images in frames.flatten(0, 1).split(self.frames_per_pass)  # (<= frames_per_pass, 3, H, W)
-        ]
-        lead = frames.shape[:2]
-        mean = torch.cat([part.mean for part in parts]).unflatten(0, lead)  # (B, T, C, h, w)
-        logvar = torch.cat([part.logvar for part in parts]).unflatten(0, lead)  # (B, T, C, h, w)
-        return Moments(mean, logvar)
+        if frames.dtype != torch.uint8 and not frames.is_floating_point():
+            raise ValueError(f"frames of {frames.dtype}: expected torch.uint8 (0..255) or floating point (-1..1)")
+        parts = []
+        for images in frames.flatten(0, 1).split(self.frames_per_pass):  # (<= frames_per_pass, 3, H, W)
+            images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
+            parts.append(self.encode_images(resize(images.to(self.scale.dtype), self.image_size)))
+        return Moments(*(torch.cat(each).unflatten(0, frames.shape[:2]) for each in zip(*parts)))  # (B, T, C, h, w)
 
     def latents(self, moments: Moments, generator: Generators = None) -> Tensor:
         """Moments -> scaled latents of the same shape; `generator` matters only for posterior "sample"."""
         z = moments.mean
         if self.posterior == "sample":
-            z = z + torch.exp(0.5 * moments.logvar) * gaussian(z, generator)
+            z = z + torch.exp(0.5 * moments.logvar) * randn(z.shape, generator, z)
         return (z - self.shift) * self.scale
 
     def encode(self, frames: Tensor, generator: Generators = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from unified_video_action.compat import kl16
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.compat.torch_archive import load_checkpoint
-from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
+from unified_video_action.vae.base import FrameCodec, Moments, find_weights, untrained
 
 KL16_URL = "https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=1"
 SCALE = 0.2325  # latents of natural images come to about unit deviation
@@ -43,12 +43,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 class AutoencoderKL(FrameCodec):
-    """The paper's codec: (3, S, S) <-> (16, S/16, S/16), scale 0.2325.
+    """The paper's codec: (3, S, S) <-> (16, S/16, S/16).
 
     Args:
         weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
             kl16.ckpt in `$UVA_DATA_DIR/vae`.
-        posterior: the paper's code has "sample", also at inference.
     """
 
     name = "kl"
@@ -59,9 +58,7 @@ class AutoencoderKL(FrameCodec):
     def __init__(self, weights: str | None = None, image_size: int = 256, posterior: str = "mean") -> None:
         super().__init__(image_size, posterior, scale=SCALE)
         if weights != "random":
-            path = Path(weights) if weights else in_data_folder("kl16.safetensors", "kl16.ckpt")
-            if path is None or not path.is_file():
-                raise missing(self.name, path or "$UVA_DATA_DIR/vae/kl16.safetensors", KL16_URL)
+            path = find_weights(self.name, weights, KL16_URL, "kl16.safetensors", "kl16.ckpt")
             with torch.device("meta"):  # the random start would take seconds and is not used
                 network = build_network()
             self.network = network.to_empty(device=self.scale.device)

@@ -50,23 +50,15 @@ class PatchCodec(FrameCodec):
 
     @abstractmethod
     def _build(self) -> None:
-        """Make the modules and buffers."""
-
-    @abstractmethod
-    def encode_patches(self, patches: Tensor) -> Tensor:
-        """(..., 768), channel first -> (..., channels)."""
-
-    @abstractmethod
-    def decode_patches(self, z: Tensor) -> Tensor:
-        """(..., channels) -> (..., 768)."""
+        """Make `encoder`, (..., 768) with channels first -> (..., channels), and `decoder`, its inverse."""
 
     def encode_images(self, images: Tensor) -> Moments:
         patches = rearrange(images, "n c (h p) (w q) -> n h w (c p q)", p=PATCH, q=PATCH)
-        mean = rearrange(self.encode_patches(patches), "n h w c -> n c h w")
+        mean = rearrange(self.encoder(patches), "n h w c -> n c h w")
         return Moments(mean, torch.full_like(mean, CERTAIN))
 
     def decode_images(self, z: Tensor) -> Tensor:
-        patches = self.decode_patches(rearrange(z, "n c h w -> n h w c"))
+        patches = self.decoder(rearrange(z, "n c h w -> n h w c"))
         return rearrange(patches, "n h w (c p q) -> n c (h p) (w q)", p=PATCH, q=PATCH)
 
 
@@ -79,12 +71,6 @@ class PatchMLP(PatchCodec):
 
     def _build(self) -> None:
         self.encoder, self.decoder = _network(VALUES, CHANNELS), _network(CHANNELS, VALUES)
-
-    def encode_patches(self, patches: Tensor) -> Tensor:
-        return self.encoder(patches)
-
-    def decode_patches(self, z: Tensor) -> Tensor:
-        return self.decoder(z)
 
     def named_weights(self) -> dict[str, Tensor]:
         """In half precision, to which training has rounded them."""

@@ -34,8 +34,8 @@ class PushTTiny(PatchCodec):
         components = torch.linalg.qr(torch.randn(VALUES, CHANNELS))[0].T  # (128, 768)
         self.register_buffer("components", components.contiguous())
 
-    def encode_patches(self, patches: Tensor) -> Tensor:
+    def encoder(self, patches: Tensor) -> Tensor:
         return (patches - self.centre) @ self.components.T
 
-    def decode_patches(self, z: Tensor) -> Tensor:
+    def decoder(self, z: Tensor) -> Tensor:
         return z @ self.components + self.centre

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
-from unified_video_action.vae.base import FrameCodec, Moments, in_data_folder, missing, untrained
+from unified_video_action.vae.base import FrameCodec, Moments, find_weights, untrained
 
 REPOSITORY, FILE = "madebyollin/taef2", "taef2.safetensors"
 HUB_NAME = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")
@@ -59,8 +59,6 @@ class Block(nn.Module):
 
 
 class Bound(nn.Module):
-    """Soft limit of the latent to +-3."""
-
     def forward(self, x: Tensor) -> Tensor:
         return 3 * torch.tanh(x / 3)
 
@@ -82,28 +80,32 @@ def build_decoder() -> nn.Sequential:
     return nn.Sequential(*layers, Block(), conv(WIDTH, 3))
 
 
-def _our_name(hub: re.Match[str]) -> str:
-    """`encoder.layers.<i>.` -> `encoder.<i>.`; the hub counts the decoder's layers without its leading bound."""
-    part, index = hub.groups()
-    return f"{part}.{int(index) + (part == 'decoder')}."
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights named `encoder.<index>...` and `decoder.<index>...`, from a folder of two files or from one file."""
+
+    def our_name(hub: re.Match[str]) -> str:
+        part, index = hub.groups()
+        return f"{part}.{int(index) + (part == 'decoder')}."  # the hub does not count the bound before the decoder
+
     if path.is_file():
-        return {HUB_NAME.sub(_our_name, name): x for name, x in read_safetensors(path).items()}
+        return {HUB_NAME.sub(our_name, name): x for name, x in read_safetensors(path).items()}
     parts = {part: path / f"taef2_{part}.safetensors" for part in ("encoder", "decoder")}
     return {f"{part}.{name}": x for part, file in parts.items() for name, x in read_safetensors(file).items()}
 
 
-def from_hub() -> Path:
-    """Download the weights (once; cached). Raises FileNotFoundError when they cannot be had."""
+def find_or_download(weights: str | None) -> Path:
+    """Raises FileNotFoundError where the weights are neither here nor on the hub, from which they come once."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(REPOSITORY, FILE))
-    except (OSError, ValueError) as error:  # offline, no such file, or a read-only cache
-        raise missing("taef2", f"{FILE} in the Hugging Face cache ({error})", URL) from error
+        return find_weights("taef2", weights, URL, "taef2", FILE)
+    except FileNotFoundError as missing:
+        if weights:
+            raise
+        try:
+            return Path(hf_hub_download(REPOSITORY, FILE))
+        except (OSError, ValueError) as error:  # offline, no such file, or a read-only cache
+            raise missing from error
 
 
 class TAEF2(FrameCodec):
@@ -120,12 +122,10 @@ class TAEF2(FrameCodec):
 
     def __init__(self, weights: str | None = None, image_size: int = 96, posterior: str = "mean") -> None:
         super().__init__(image_size, posterior, scale=[1 / deviation for deviation in DEVIATION], shift=MEAN)
-        if weights and weights != "random" and not Path(weights).exists():
-            raise missing(self.name, weights, URL)
         with untrained():
             self.encoder, self.decoder = build_encoder(), build_decoder()
         if weights != "random":
-            path = Path(weights) if weights else in_data_folder("taef2", FILE) or from_hub()
+            path = find_or_download(weights)
             load_exactly(self, read_weights(path), str(path))
         self.freeze()
 
