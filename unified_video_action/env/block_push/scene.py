@@ -81,14 +81,10 @@ class Scene:
 
     def __init__(self) -> None:
         self._bullet = Client()
-        self._squares = np.zeros((2, 3))
-        self._blocks: list[int] = []
-        self._effector = -1
-        self._target = np.zeros(2)
+        self._effector: int | None = None  # before the first `build`
 
     def close(self) -> None:
-        if self._bullet.isConnected():
-            self._bullet.disconnect()
+        self._bullet.disconnect()
 
     def build(self, state: np.ndarray) -> None:
         """Start from nothing with everything as `state` (14,) says: what follows owes nothing to earlier episodes."""
@@ -121,6 +117,8 @@ class Scene:
     @property
     def target(self) -> np.ndarray:
         """(2,) where the effector was last sent."""
+        if self._effector is None:
+            raise RuntimeError("the environment was never reset: call reset(seed=...) before step")
         return self._target.copy()
 
     @property
@@ -131,11 +129,6 @@ class Scene:
         blocks = np.array([(*position[:2], angle) for (position, _), angle in zip(poses, angles, strict=True)])
         effector = np.array([joint[0] for joint in self._bullet.getJointStates(self._effector, (0, 1))])
         return join_state(effector, blocks, self._squares)
-
-    @property
-    def block_heights(self) -> np.ndarray:
-        """(2,) of the blocks' centres above the table."""
-        return np.array([self._bullet.getBasePositionAndOrientation(block)[0][2] for block in self._blocks])
 
     def render(self, height: int, width: int) -> np.ndarray:
         """What the camera sees: uint8 (height, width, 3)."""
