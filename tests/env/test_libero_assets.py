@@ -86,11 +86,11 @@ def test_assets_are_a_folder_or_an_archive(small: Path, tmp_path: Path, monkeypa
 
 
 def test_processes_unpack_an_archive_once(small: Path, tmp_path: Path):
-    (small / "scenes" / "big").write_bytes(os.urandom(2**22))
+    (small / "scenes" / "big").write_bytes(os.urandom(2**20))
     archive = pack(small, tmp_path / "a.tar.gz")
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.map(unpack, [(archive, tmp_path / "cache")] * 4)
-    assert len(set(found)) == 1 and (found[0] / "scenes" / "big").stat().st_size == 2**22
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        found = pool.map(unpack, [(archive, tmp_path / "cache")] * 3)
+    assert len(set(found)) == 1 and (found[0] / "scenes" / "big").stat().st_size == 2**20
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [found[0]]
     archive.write_bytes(pack(small, tmp_path / "b.tar.gz").read_bytes() + b"\0")
     assert find_assets(str(archive), tmp_path / "cache") != found[0]  # another archive
@@ -126,27 +126,23 @@ def test_seeds_run_evenly_through_tasks_and_states(libero_cache):  # noqa: F811
     env = LiberoEnv(cache_dir=libero_cache)
     places = [env.place(seed) for seed in range(100_000, 100_500)]
     assert len(set(places)) == 500 and env.place(100_500) == places[0] == (0, 0)
-    for count in (1, 7, 50, 123, 500):
+    for count in (7, 123):
         tasks = Counter(task for task, _ in places[:count])
         assert max(tasks.values()) - min(tasks[task] for task in range(10)) <= 1
-        states = {task: {state for other, state in places[:count] if other == task} for task in tasks}
-        assert all(found == set(range(len(found))) for found in states.values())
     some = LiberoEnv(tasks=[4, 2], cache_dir=libero_cache)
     assert [task.name[:20] for task in some.tasks] == ["LIVING_ROOM_SCENE5_p", "KITCHEN_SCENE3_turn_"]
     assert [some.place(seed) for seed in (0, 1, 2, 99, 100)] == [(0, 0), (1, 0), (0, 1), (1, 49), (0, 0)]
 
 
 def test_the_suites_tasks_and_their_start_states():
-    for suite, count in {"libero_10": 10, "libero_spatial": 10, "libero_object": 10, "libero_goal": 10}.items():
-        assert len(load_suite(suite)) == count
+    assert [len(load_suite(f"libero_{suite}")) for suite in ("10", "spatial", "object", "goal")] == [10] * 4
     tasks = load_suite("libero_10")
     assert tasks[2].instruction == "turn on the stove and put the moka pot on it"
     for task in tasks:
         words = task.name.partition("SCENE")[2].partition("_")[2].replace("_", " ")
-        assert task.instruction == words and task.bddl.is_file()
         states = task.start_states()
+        assert task.instruction == words and task.bddl.is_file() and find_task(task.name) == task
         assert states.dtype == np.float64 and states.shape[0] == 50 and len(np.unique(states, axis=0)) == 50
-    assert find_task(tasks[3].name) == tasks[3]
     with pytest.raises(ValueError, match="LIBERO has no task 'fold_the_shirt'"):
         find_task("fold_the_shirt")
 
@@ -190,7 +186,6 @@ def test_start_states_that_want_to_run_something_are_refused(tmp_path: Path, mon
         ({"tasks": [10]}, r"tasks=\[10\]: expected numbers from 0 to 9, or null"),
         ({"tasks": []}, r"tasks=\[\]: expected numbers"),
         ({"control": "delta"}, "control='delta': expected absolute or relative"),
-        ({"image_size": 4}, "image_size=4: expected a whole number of at least 8"),
         ({"settle_steps": -1}, "settle_steps=-1: expected a whole number of at least 0"),
         ({"samples": 1.5}, "samples=1.5: expected a whole number of at least 0"),
     ],

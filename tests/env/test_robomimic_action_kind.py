@@ -30,8 +30,8 @@ def kind(position: np.ndarray, hand: np.ndarray, arguments: str | None = None) -
     return kind_of_actions(np.concatenate([position, np.zeros((150, 4))], axis=1), hand, ENDS, arguments)
 
 
-@pytest.mark.parametrize("size", [0.01, 0.1, 2.0])
-@pytest.mark.parametrize("centre", [(0, 0, 0), (0.2, 0, 0.15), (0, 0, 1.0)])
+@pytest.mark.parametrize("size", [0.01, 2.0])
+@pytest.mark.parametrize("centre", [(0, 0, 0), (0.2, 0, 1.0)])
 @pytest.mark.parametrize("arguments", [None, DELTA, ABSOLUTE])
 def test_arms_of_any_size(size, centre, arguments):
     """Whatever the file says of its controller, which may be that of the recording."""

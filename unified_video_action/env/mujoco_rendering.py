@@ -18,11 +18,10 @@ def prepare_rendering() -> str:
     default = "egl" if Path("/dev/nvidiactl").exists() else "osmesa"
     chosen = os.environ.setdefault("MUJOCO_GL", default)
     os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
-    library = LIBRARIES.get(chosen)
-    if library is not None:
-        try:
+    try:
+        if library := LIBRARIES.get(chosen):
             ctypes.CDLL(library)
-        except OSError as error:
-            remedy = missing_library_message(f"{library}: cannot open shared object file")
-            raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={chosen}: {remedy}") from error
+    except OSError as error:
+        remedy = missing_library_message(f"{library}: cannot open shared object file")
+        raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={chosen}: {remedy}") from error
     return chosen

@@ -80,6 +80,15 @@ class RobosuiteArm:
         return bool(self._env._check_success())
 
     @property
+    def relative(self) -> bool:
+        """Whether actions are steps, or poses; a reset sets it anew."""
+        return self._env.robots[0].controller.use_delta
+
+    @relative.setter
+    def relative(self, value: bool) -> None:
+        self._env.robots[0].controller.use_delta = value
+
+    @property
     def state(self) -> np.ndarray:
         """(S,) time, positions and velocities of all joints: float64."""
         return self._env.sim.get_state().flatten()

@@ -27,12 +27,10 @@ def missing_library_message(text: str) -> str | None:
     match = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", text)
     if match is None:
         return None
-    library = match.group(1)
-    packages = [package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start)]
-    if packages:
-        remedy = f"install it with: sudo apt-get install -y {packages[0]}"
-    else:
-        remedy = f"find its package with: apt-file search {library}, then install that with: sudo apt-get install"
+    library = match[1]
+    package = next((name for start, name in DEBIAN_PACKAGES.items() if library.startswith(start)), None)
+    search = f"find its package with: apt-file search {library}, then install that with: sudo apt-get install"
+    remedy = f"install it with: sudo apt-get install -y {package}" if package else search
     return f"the system library {library} is missing; {remedy}"
 
 

@@ -43,8 +43,7 @@ class EnvRunner:
             observations are a dict; its step info holds `score` in [0, 1] (progress now) and `is_success`.
         n_episodes: episodes, on seeds start_seed, start_seed + 1, ...
         n_envs: environments at a time of every process that evaluates, each in one of its own; default one per core.
-        max_steps: control steps after which an episode ends.
-        action_steps: actions executed between two plans.
+        max_steps, action_steps: control steps of an episode at most, and between two plans.
         metrics: further entries of the step info whose largest value over an episode is reported.
         timeout_s: a simulator that takes longer over one chunk counts as crashed.
         fps: of the rollout videos; 10 shows an environment of 10 control steps a second in its own time.

@@ -38,19 +38,8 @@ class LiberoEnv(ArmEnv):
 
     The scene is built anew whenever the task changes: some seconds. A process holds one, and needs about 2 GB.
 
-    Args:
-        suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
-        tasks: numbers of the tasks in the suite to play; None: all.
-        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `installation.find_assets`.
-        cache_dir: where an archive or download is kept; None: the user's cache.
-        image_size: pixels.
-        wrist: also observe the view from the wrist.
-        mirrored: show left and right exchanged, as in the data that openpi and LeRobot publish (frames turned by 180
-            degrees are upright but mirrored).
-        control: absolute or relative.
-        settle_steps: see above; 10 is what others use.
-        samples: of each pixel when drawing; 4 is what demonstrations are drawn with.
-        observe_images: False leaves the cameras out, for callers that need no frames.
+    Options are described in config/task/libero10.yaml; 10 `settle_steps` are what others use, and frames that are
+    `mirrored` are those of openpi and LeRobot (turned by 180 degrees, they are upright but mirrored).
 
     Raises:
         ValueError: a value outside of these. FileNotFoundError: no assets there, and none could be downloaded.

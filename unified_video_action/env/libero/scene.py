@@ -82,20 +82,9 @@ class Scene(RobosuiteArm):
         self._env._post_process()  # a stove that is on glows
 
     def settle(self, steps: int) -> None:
-        """Let objects come to rest while the arm stays and opens its gripper."""
-        before, self.relative = self.relative, True
+        """After a reset, let objects come to rest while the arm stays and opens its gripper."""
         for _ in range(steps):
             self.step(NO_OP)
-        self.relative = before
-
-    @property
-    def relative(self) -> bool:
-        """Whether actions are steps, or poses."""
-        return self._env.robots[0].controller.use_delta
-
-    @relative.setter
-    def relative(self, value: bool) -> None:
-        self._env.robots[0].controller.use_delta = value
 
     def frame(self, camera: str, size: int) -> np.ndarray:
         """What one of `CAMERAS` sees: uint8 (size, size, 3), upright.

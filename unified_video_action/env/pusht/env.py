@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from unified_video_action.env.checking import checked_options, checked_vector
-from unified_video_action.env.forked import in_copy
 from unified_video_action.env.pusht.disturbances import Disturbance
 from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, coverage, state_targets
 from unified_video_action.env.system_libraries import explain_missing_libraries
@@ -102,7 +105,7 @@ class PushTEnv(GymPushTEnv):
         Returns:
             (n, F, 6) states as `geometry.state_targets`; those after the episode's end are its last.
         """
-        return np.stack([in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
+        return np.stack([_in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
 
     def _states_of(self, chunk: np.ndarray, steps: Sequence[int]) -> np.ndarray:
         """States (F, 6) after so many steps; the episode goes on from there."""
@@ -179,3 +182,30 @@ class PushTEnv(GymPushTEnv):
             return super()._get_img(screen, width, height, render_action)
         pixels = np.frombuffer(screen.get_view("0"), np.uint8).reshape(*screen.get_size(), 4)  # BGRX, not copied
         return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])  # the same image, 40 times faster
+
+
+def _in_copy(function: Callable[[], np.ndarray]) -> np.ndarray:
+    """The result of `function` in a forked copy of this process, which stays as it is. POSIX only.
+
+    The physics keeps more than positions and velocities (contacts and their impulses), so a copy made object by object
+    drifts away from the original. RuntimeError: the function raised, or the copy died.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    copy = context.Process(target=_answer, args=(function, sender))
+    copy.start()
+    sender.close()
+    succeeded, answer = False, "it died"
+    with receiver, suppress(EOFError):
+        succeeded, answer = receiver.recv()
+    copy.join()
+    if not succeeded:
+        raise RuntimeError(f"a copy of the process failed: {answer}")
+    return answer
+
+
+def _answer(function: Callable[[], np.ndarray], sender: Connection) -> None:
+    try:
+        sender.send((True, function()))
+    except Exception:
+        sender.send((False, traceback.format_exc()))
