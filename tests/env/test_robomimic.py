@@ -73,31 +73,21 @@ def test_an_episode_is_a_function_of_its_seed(blind) -> None:
     assert np.abs(starts[0] - starts[1]).max() > 1e-4, "without a seed they differ"
 
 
-def test_the_hand_goes_to_the_commanded_pose(blind) -> None:
-    blind.reset(seed=2)
+def test_the_hand_goes_to_the_commanded_pose_and_the_gripper_closes_above_0(blind) -> None:
+    observation, _ = blind.reset(seed=2)
+    before = Rotation.from_quat(observation["robot0_eef_quat"])
     position, rotation = blind.simulator.hand_pose()
-    goal = position + [0.04, -0.05, -0.03]
-    turned = Rotation.from_euler("z", 0.4).as_matrix() @ rotation
-    for _ in range(25):
-        observation, score, *_ = blind.step(pose_action(goal, turned, -1.0))
+    goal, turned = position + [0.04, -0.05, -0.03], Rotation.from_euler("z", 0.4).as_matrix() @ rotation
+    widths = []
+    for steps, command in ((12, 1.0), (15, -1.0)):
+        for _ in range(steps):
+            observation, score, *_ = blind.step(pose_action(goal, turned, command))
+        widths.append(np.ptp(observation["robot0_gripper_qpos"]))
+    assert widths[0] < 0.01 < 0.07 < widths[1] and score == 0.0
     np.testing.assert_allclose(observation["robot0_eef_pos"], goal, atol=0.01)
     assert Rotation.from_matrix(blind.simulator.hand_pose()[1] @ turned.T).magnitude() < 0.1
     turn = Rotation.from_quat(observation["robot0_eef_quat"])  # of the hand's body, which turns along
-    blind.reset(seed=2)
-    before = Rotation.from_quat(blind.simulator.robot_states()["robot0_eef_quat"])
     assert abs((turn * before.inv()).magnitude() - 0.4) < 0.1
-    assert score == 0.0
-
-
-def test_the_gripper_closes_above_0_and_opens_below(blind) -> None:
-    blind.reset(seed=2)
-    pose = blind.simulator.hand_pose()
-    widths = []
-    for command in (1.0, -1.0):
-        for _ in range(12):
-            observation, *_ = blind.step(pose_action(*pose, command))
-        widths.append(np.ptp(observation["robot0_gripper_qpos"]))
-    assert widths[0] < 0.01 < 0.07 < widths[1]
 
 
 def test_success_ends_the_episode(blind) -> None:

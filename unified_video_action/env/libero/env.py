@@ -62,7 +62,7 @@ class LiberoEnv(ArmEnv):
         if control not in CONTROLS:
             raise ValueError(f"control={control!r}: expected {' or '.join(CONTROLS)}")
         check_count("settle_steps", settle_steps, 0)
-        views = {name: name for name in tuple(CAMERAS)[: 1 + wrist]}
+        views = dict(list(CAMERAS.items())[: 1 + wrist])
         super().__init__(image_size, samples, views, STATES, CONTROLS[control], observe_images)
         self.observation_space["instruction"] = INSTRUCTION
         suite_tasks = load_suite(suite)

@@ -26,6 +26,9 @@ NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # of relative control: s
 class Scene(RobosuiteArm):
     """A task's simulator, kept from episode to episode.
 
+    LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the scene
+    upright but mirrored; in `frame` left and right are true.
+
     Args:
         task: what to build.
         assets: LIBERO's meshes and textures.
@@ -86,14 +89,6 @@ class Scene(RobosuiteArm):
         for _ in range(steps):
             self.step(NO_OP)
 
-    def frame(self, camera: str, size: int) -> np.ndarray:
-        """What one of `CAMERAS` sees: uint8 (size, size, 3), upright.
-
-        LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the
-        scene upright but mirrored; here left and right are true.
-        """
-        return super().frame(CAMERAS[camera], size)
-
     def robot_states(self) -> dict[str, np.ndarray]:
         """`STATES`, float32: where the hand is (the point that actions speak of), how it is turned, and its fingers."""
         position, rotation = self.hand_pose()
@@ -104,10 +99,6 @@ class Scene(RobosuiteArm):
             "gripper_qpos": data.qpos[robot._ref_gripper_joint_pos_indexes],
         }
         return {name: np.array(value, np.float32) for name, value in values.items()}
-
-    @property
-    def model_xml(self) -> str:
-        return self._env.sim.model.get_xml()
 
     def restore(self, state: np.ndarray, fixtures: Mapping[str, tuple[np.ndarray, np.ndarray]], gripper: float) -> None:
         """Go on from a recorded state (S,) in the middle of an episode.
