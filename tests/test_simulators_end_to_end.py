@@ -44,7 +44,6 @@ SMALL = {  # configuration and overrides of each task
         *("vae.image_size=48", "trainer.sheet_every=null"),
     ),
 }
-PACKAGES = {"block_push": "pybullet", "lift": "robosuite", "libero": "libero"}
 
 
 def need(package: str) -> None:
@@ -94,9 +93,10 @@ def libero_places(request, folder: Path) -> list[str]:
 def trained(request, tmp_path_factory) -> tuple[str, dict, Path]:
     """A task, its configuration, and the folder of a run of three steps that evaluates at its end."""
     task = request.param
-    need(PACKAGES[task])
+    package, prepare, _ = TASKS[task]
+    need(package)
     folder = tmp_path_factory.mktemp(task)
-    places = globals()[f"{task}_places"](request, folder)
+    places = prepare(request, folder)
     name, *overrides = SMALL[task]
     config = read(name, *SHRUNK, *overrides, *places, f"data.cache_dir={folder}", f"output_dir={folder}/run")
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
@@ -115,7 +115,7 @@ def test_a_policy_trains_acts_and_imagines(trained, tmp_path: Path):
     results = json.loads((run / "evaluation" / "step_00000003" / "results.json").read_text())
     assert results["metrics"]["crashed"] == 0 and [episode["steps"] for episode in results["episodes"]] == [8]
     policy = load_policy(run / "checkpoints" / "latest", weights="model")
-    globals()[f"check_{task}"](policy, config, tmp_path)
+    TASKS[task][2](policy, config, tmp_path)
 
 
 def observe(config: dict, rows: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -171,6 +171,13 @@ def check_libero(policy, config: dict, folder: Path) -> None:
     assert policy.text.encode([INSTRUCTION]).shape == (1, 24)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         policy.text.encode(["fold the shirt"])
+
+
+TASKS = {  # the package that it needs, what makes its demonstrations, and what its policy is asked
+    "block_push": ("pybullet", block_push_places, check_block_push),
+    "lift": ("robosuite", lift_places, check_lift),
+    "libero": ("libero", libero_places, check_libero),
+}
 
 
 @pytest.mark.parametrize(

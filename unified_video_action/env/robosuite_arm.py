@@ -14,8 +14,7 @@ from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
 from unified_video_action.env.checking import check_count, checked_vector
-from unified_video_action.env.mujoco_rendering import prepare_rendering
-from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
 from unified_video_action.rotations import POSE_ACTION, from_pose_actions
 
 advice = logging.getLogger("robosuite_logs")  # it recommends a private settings file to everyone who imports it
@@ -144,13 +143,9 @@ class ArmEnv(gymnasium.Env):
     `step` ends the episode on success and reports in its info `is_success` and `score`, which is 1 then and 0 before.
 
     Args:
-        views: names of frames among the observations, and the cameras that see them.
-        states: names and sizes of the other ones.
+        views: name of each frame among the observations, and the camera that sees it.
+        states: names and sizes of the other observations.
         action_size: POSE_ACTION for absolute actions, else that of the simulator's own steps.
-        observe_images: False leaves the frames out.
-
-    Raises:
-        ValueError: a size or number of samples out of range.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}

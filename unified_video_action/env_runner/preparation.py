@@ -31,12 +31,9 @@ CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.read
 def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool = True) -> dict[str, Any]:
     """Configuration of a checkpoint, with `key=value` overrides of its simulator and its runner.
 
-    Args:
-        simulates: whether a simulator is needed.
-
     Raises:
         FileNotFoundError: no such folder, or no config.yaml in it.
-        ValueError: no simulator is configured, or an override is malformed or concerns anything else.
+        ValueError: it `simulates` but names no simulator, or an override is malformed or concerns anything else.
     """
     config = read_checkpoint_config(checkpoint)
     for override in overrides:
@@ -75,12 +72,10 @@ def build_reader(config: Mapping[str, Any]) -> StateReader | None:
 
 
 def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
-    """The planner of a configuration, with another number of candidates if given; None: there is none.
-
-    Without one of its own (policy.planner) it is made of the task's score (task.planner_score).
+    """The planner of a configuration (policy.planner), with another number of candidates if given; None: there is none.
 
     Raises:
-        ValueError: no score is configured, or a setting is out of range.
+        ValueError: no score is configured there or as task.planner_score, or a setting is out of range.
     """
     configured = config["policy"].get("planner") or {}
     if candidates is None and not configured:

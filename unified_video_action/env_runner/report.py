@@ -50,13 +50,7 @@ def write_report(
     training_log: Path | None = None,
     video_note: str = "",
 ) -> None:
-    """Write the page.
-
-    Args:
-        results: what `results.describe_results` returned.
-        training_log: metrics.jsonl of the training run, one JSON object with `step` per line; it may be absent.
-        video_note: what the videos show.
-    """
+    """Write the page of `results.describe_results`; the training's metrics.jsonl may be absent."""
     metrics, episodes = results["metrics"], results["episodes"]
     batch = ((results["config"] or {}).get("training") or {}).get("batch_size")
     curves = _read_curves(training_log) if training_log is not None and training_log.is_file() else {}

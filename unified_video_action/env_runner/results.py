@@ -100,13 +100,12 @@ def describe_results(
     facts: Mapping[str, str] | None = None,
     plan_ms: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Gather what results.json holds; `config` is the resolved configuration, `facts` what else was chosen, `plan_ms`
-    how long a plan took: its `median` over calls, of so many `environments` together."""
+    """Gather what results.json holds: also the resolved configuration, other facts, and how long a plan took."""
     return {
         "metrics": dict(metrics),
         "intervals": INTERVALS,
         "facts": dict(facts or {}),
-        "plan_ms": None if plan_ms is None else dict(plan_ms),
+        "plan_ms": plan_ms,
         "episodes": [episode.to_json() for episode in episodes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -176,12 +175,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 class Journal:
-    """Finished episodes of one evaluation, kept in its output folder while it runs.
+    """Finished episodes of one evaluation, kept in its output folder while it runs, by each process (`rank`) its own.
 
-    Args:
-        folder: of the evaluation.
-        settings: all that an episode depends on besides its seed: weights, sampler, simulator, length.
-        rank: number of this process.
+    `settings` is all that an episode depends on besides its seed: weights, sampler, simulator, length.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:

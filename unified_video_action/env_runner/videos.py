@@ -51,13 +51,7 @@ class Imagination:
 def imagine_episode(
     session: Any, observations: Sequence[Observation], seed: int, action_steps: int, offsets: tuple[int, ...]
 ) -> list[Imagination]:
-    """Let the policy imagine the future at every moment of an episode when it planned.
-
-    Args:
-        session: a `PolicySession`; slot 0 is used.
-        observations: before the first step, and after each.
-        offsets: control steps from now to each imagined frame.
-    """
+    """Let the policy in slot 0 of a `PolicySession` imagine the future whenever it planned in an episode."""
     session.reset(slot=0, seed=seed, text=instruction_of(observations[0]))
     imagined = []
     for step, observation in enumerate(observations[:-1]):
@@ -81,11 +75,7 @@ def pick_for_videos(episodes: Sequence[Episode], count: int) -> list[tuple[str, 
 
 
 def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
-    """One line for the report: what the videos show.
-
-    Args:
-        plan_first: the policy imagines the very plan that it executes (`policy.plan_first`).
-    """
+    """One line for the report: what the videos show. `plan_first`: the policy imagines the plan that it executes."""
     if not imagines:
         return "What the camera showed; this policy learned no video."
     plan = " of the plan that it then executed" if plan_first else ""
@@ -107,12 +97,8 @@ def video_frames(
     """Draw one video frame per observation: uint8 (H, W, 3), all of one even size.
 
     Left the real frame; right, above, the future imagined when the policy last planned; below, what really happened
-    at those moments, and between them the error. Without imagination only the real frame.
-
-    Args:
-        observations: before the first step, and after each; `camera` names the one to show.
-        imagined: what `imagine_episode` returned.
-        reader: of positions in frames; None: the error is a PSNR.
+    at those moments, and between them the error. Without imagination only the real frame. Observations are those before
+    the first step, and after each.
 
     Raises:
         ValueError: there is no such camera, or the reader takes no such frames.

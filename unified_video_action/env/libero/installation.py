@@ -26,8 +26,7 @@ import yaml
 from filelock import FileLock
 
 from unified_video_action.compat.zip_archive import read_array
-from unified_video_action.env.mujoco_rendering import prepare_rendering
-from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
 
 log = logging.getLogger(__name__)
 

@@ -24,16 +24,10 @@ NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # of relative control: s
 
 
 class Scene(RobosuiteArm):
-    """A task's simulator, kept from episode to episode.
+    """A task's simulator, kept from episode to episode; `assets` and `cache` as in `installation.load`.
 
     LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the scene
     upright but mirrored; in `frame` left and right are true.
-
-    Args:
-        task: what to build.
-        assets: LIBERO's meshes and textures.
-        cache: see `installation.load`.
-        samples: of each pixel when drawing; LIBERO's demonstrations are drawn with 4.
 
     Raises:
         FileNotFoundError: an asset that the task needs is missing.
@@ -63,11 +57,7 @@ class Scene(RobosuiteArm):
         self._site_colours = np.array(self._env.sim.model.site_rgba)
 
     def reset(self, seed: int, state: np.ndarray) -> None:
-        """Start an episode from a stored state (S,); `seed` decides where fixtures stand, which is not part of it.
-
-        Raises:
-            ValueError: a state of another size.
-        """
+        """Start an episode from a stored state (S,); `seed` decides where fixtures stand, which is not part of it."""
         # Showing and hiding sites, such as the glow of a stove, leaves traces in their colours that would add up.
         self._env.sim.model.site_rgba[:] = self._site_colours
         with numpy_seed(seed):  # LIBERO draws from numpy's global generator

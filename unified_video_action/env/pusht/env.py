@@ -97,13 +97,10 @@ class PushTEnv(GymPushTEnv):
         return observation, float(reward), bool(terminated), truncated, {**info, **self._progress(info["coverage"])}
 
     def try_actions(self, chunks: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-        """What would come of actions, leaving the episode as it is.
-
-        Args:
-            chunks: (n, A, 2), each tried from the present state. steps: (F,) actions executed before a state is read.
+        """What would come of chunks (n, A, 2), leaving the episode as it is.
 
         Returns:
-            (n, F, 6) states as `geometry.state_targets`; those after the episode's end are its last.
+            (n, F, 6) states as `geometry.state_targets` after so many `steps` (F,); after the episode's end its last.
         """
         return np.stack([_in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
 

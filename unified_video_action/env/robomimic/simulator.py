@@ -87,11 +87,8 @@ class Simulator(RobosuiteArm):
             self._env.reset()
 
     def restore(self, state: np.ndarray, model: str | None = None) -> None:
-        """Go on from a recorded state as if the episode had begun there.
-
-        Args:
-            state: (S,) time, positions and velocities of all joints.
-            model: the XML that it was recorded with; None: the one that was loaded last.
+        """Go on from a recorded state (S,) as if the episode had begun there, with the `model` (XML) of the recording;
+        None: the one that was loaded last.
 
         Raises:
             ValueError: a model that this MuJoCo cannot read, or a state of another size.
