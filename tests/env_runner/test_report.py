@@ -109,9 +109,9 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     for part in (
         *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
         *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
-        *("What <videos> show.", "newest frame repeated", ">16k<"),
+        *("What <videos> show.", "newest frame repeated"),
     ):
-        assert part in checker.text or part in page.read_text()
+        assert part in checker.text
     assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in checker.text
     write_report(page, results | {"config": {}}, "Toy", [], log)
     assert " against step, 2 curves" in page.read_text()

@@ -88,16 +88,10 @@ class Mover:
         states, coverage = replay(start, actions, goal)
         if coverage < original - self.tolerance:
             return COVERAGE_LOST, None
-        arrays = {
-            "img": render_states(states, goal, self.image_size),
-            "action": actions,
-            "state": states.astype(np.float32),
-        }
-        meta = {
-            "goal": goal,
-            "source_episode": np.int64(recording.number),
-            "motion": np.array([motion.mirrored, motion.angle, *motion.shift]),
-        }
+        frames = render_states(states, goal, self.image_size)
+        arrays = {"img": frames, "action": actions, "state": states.astype(np.float32)}
+        moved = np.array([motion.mirrored, motion.angle, *motion.shift])
+        meta = {"goal": goal, "source_episode": np.int64(recording.number), "motion": moved}
         return KEPT, Episode(arrays, meta, {"coverage": coverage, "original": original}, success=True)
 
 
