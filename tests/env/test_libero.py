@@ -134,7 +134,6 @@ def test_seeds_decide_episodes_whatever_was_played_before(env: LiberoEnv) -> Non
             repeat(env, hold(env, -1, (0.01 * step, 0, -0.02)), 1)
         return [first["agentview_rgb"], first["ee_pos"], np.array(place), env._scene.state]
 
-    env.close()
     fresh = play(4)  # an even seed is of the first task
     other = play(2)
     assert env.reset(seed=3)[1]["task"] == env.tasks[1].name  # builds another scene

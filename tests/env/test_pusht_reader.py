@@ -33,7 +33,7 @@ def check(found: Readings, states: np.ndarray, median: float, most: float) -> No
 def random_states() -> np.ndarray:
     """T anywhere, agent anywhere on the table, also over or under the T."""
     rng = np.random.default_rng(0)
-    agent, block, angle = rng.uniform(15, 497, (100, 2)), rng.uniform(100, 412, (100, 2)), rng.uniform(0, 6.28, 100)
+    agent, block, angle = rng.uniform(15, 497, (150, 2)), rng.uniform(100, 412, (150, 2)), rng.uniform(0, 6.28, 150)
     return np.concatenate([agent, block, angle[:, None]], axis=1)
 
 
