@@ -36,7 +36,7 @@ def record(scene, steps: int, state: np.ndarray | None = None, seed: int = 0) ->
     if state is not None:
         scene.show(state)
     phase = np.random.default_rng(seed).uniform(0, 6, 6)
-    found = {"actions": [], "states": [], "hands": [], "model": scene.model_xml}
+    found = {"actions": [], "states": [], "hands": [], "model": scene._env.sim.model.get_xml()}
     for step in range(steps):
         turn = 0.0 if step % 5 == 0 else 1.0  # steps without a turn are a case of their own
         arm = 0.6 * np.sin(phase + step / 5) * [1, 1, 1, turn, turn, turn]

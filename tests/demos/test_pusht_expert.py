@@ -6,8 +6,7 @@ import pytest
 from unified_video_action.demos.pusht import ScriptedExpert, find_path, waypoints
 from unified_video_action.demos.pusht_planner import Planner
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import clearance
-from unified_video_action.env.pusht.goals import random_goal
+from unified_video_action.env.pusht.geometry import clearance, random_goal
 from unified_video_action.env.pusht.table import Table
 
 

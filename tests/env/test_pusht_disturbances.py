@@ -7,22 +7,12 @@ from unified_video_action.env.pusht.disturbances import AGENT, BLOCK, DISTURBANC
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht_m.env import PushTMEnv
 
-SIZE = 512  # the size at which the simulator draws: no blended edges
-AWAY = [400.0, 60.0, 400.0, 150.0, 0.0]  # the T does not hide the goal
+START = {"state": [400.0, 60.0, 400.0, 150.0, 0.0]}  # the T does not hide the goal
 
 
-def picture(seed: int = 0, env: type = PushTEnv, **options) -> np.ndarray:
-    return env(SIZE, **options).reset(seed=seed, options={"state": AWAY})[0]["image"].astype(int)
-
-
-def shows(image: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """Where an image has exactly this colour: (H, W) bool."""
-    return (image == colour).all(axis=-1)
-
-
-@pytest.fixture(scope="module")
-def plain() -> np.ndarray:
-    return picture()
+def picture(seed: int = 0, **options) -> np.ndarray:
+    """At the size at which the simulator draws: no blended edges."""
+    return PushTEnv(512, **options).reset(seed=seed, options=START)[0]["image"].astype(int)
 
 
 @pytest.mark.parametrize("env", [PushTEnv, PushTMEnv])
@@ -30,17 +20,17 @@ def plain() -> np.ndarray:
 def test_pictures_differ_and_the_play_does_not(env: type, kind: str) -> None:
     both = [env(), env(disturbance=kind)]
     seen = [each.reset(seed=5) for each in both]
-    for action in np.random.default_rng(0).uniform(100, 400, (12, 2)):
+    for action in np.random.default_rng(0).uniform(100, 400, (8, 2)):
         assert (seen[0][0]["image"] != seen[1][0]["image"]).any()
-        np.testing.assert_array_equal(seen[0][0]["agent_pos"], seen[1][0]["agent_pos"])
         np.testing.assert_array_equal(seen[0][-1]["state"], seen[1][-1]["state"])
         assert seen[0][-1]["score"] == seen[1][-1]["score"]
         seen = [each.step(action) for each in both]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_each_disturbance_changes_what_it_names(plain: np.ndarray, seed: int) -> None:
-    table, goal, block, agent = (shows(plain, colour) for colour in (TABLE, GOAL, BLOCK, AGENT))
+@pytest.mark.parametrize("seed", range(2))
+def test_each_disturbance_changes_what_it_names(seed: int) -> None:
+    plain = picture()
+    table, goal, block, agent = ((plain == colour).all(axis=-1) for colour in (TABLE, GOAL, BLOCK, AGENT))
     assert min(table.sum(), goal.sum(), block.sum(), agent.sum()) > 300
 
     background = picture(seed, disturbance="background")
@@ -55,40 +45,17 @@ def test_each_disturbance_changes_what_it_names(plain: np.ndarray, seed: int) ->
 
     objects = picture(seed, disturbance="objects")
     np.testing.assert_array_equal(objects[~table], plain[~table])  # they lie under everything
-    covered = (objects[table] != TABLE).any(axis=-1).mean()
-    assert 0.01 < covered < 0.15
-
-
-def test_strength_is_how_far_it_goes(plain: np.ndarray) -> None:
-    changes = {}
-    for kind in DISTURBANCES:
-        weak, strong = (np.abs(picture(3, disturbance=kind, disturbance_strength=s) - plain) for s in (0.25, 1.0))
-        changes[kind] = weak.mean() / strong.mean()
-    assert all(0.02 < change < 0.6 for change in changes.values()), changes
-    few, many = (picture(3, disturbance="objects", disturbance_strength=s) for s in (0.25, 1.0))
-    assert len(np.unique(many.reshape(-1, 3), axis=0)) - len(np.unique(few.reshape(-1, 3), axis=0)) >= 4  # colours
+    assert 0.01 < (objects[table] != TABLE).any(axis=-1).mean() < 0.15
 
 
 @pytest.mark.parametrize("kind", DISTURBANCES)
-def test_the_seed_decides(kind: str) -> None:
+def test_the_seed_decides_and_strength_is_how_far_it_goes(kind: str) -> None:
     env = PushTEnv(disturbance=kind)
-    start = {"state": AWAY}
-    first, second = (env.reset(seed=seed, options=start)[0]["image"] for seed in (0, 1))
+    first, second = (env.reset(seed=seed, options=START)[0]["image"] for seed in (0, 1))
     assert (first != second).any()
-    np.testing.assert_array_equal(PushTEnv(disturbance=kind).reset(seed=0, options=start)[0]["image"], first)
-    np.testing.assert_array_equal(env.reset(seed=0, options=start)[0]["image"], first)
-    np.testing.assert_array_equal(env.step(np.array(AWAY[:2], np.float32))[0]["image"], first)  # all the episode long
-    assert (env.reset(options=start)[0]["image"] != first).any()  # drawn from the env's own generator
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"disturbance": "fog"}, "disturbance must be one of background, objects, goal, or null, got 'fog'"),
-        ({"disturbance": "goal", "disturbance_strength": 0}, "disturbance_strength must be above 0 and at most 1"),
-        ({"disturbance": "goal", "disturbance_strength": 1.5}, "disturbance_strength must be above 0 and at most 1"),
-    ],
-)
-def test_bad_values_are_named(options: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PushTEnv(**options)
+    np.testing.assert_array_equal(env.reset(seed=0, options=START)[0]["image"], first)
+    np.testing.assert_array_equal(env.step(np.array([400.0, 60.0]))[0]["image"], first)  # all the episode long
+    assert (env.reset(options=START)[0]["image"] != first).any()  # drawn from the env's own generator
+    plain = picture()
+    weak, strong = (np.abs(picture(3, disturbance=kind, disturbance_strength=s) - plain).mean() for s in (0.25, 1.0))
+    assert 0.02 < weak / strong < 0.6

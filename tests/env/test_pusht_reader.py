@@ -37,7 +37,7 @@ def random_states() -> np.ndarray:
     return np.concatenate([agent, block, angle[:, None]], axis=1)
 
 
-@pytest.mark.parametrize(("size", "median", "most"), [(64, 1.2, 2), (96, 0.7, 1.2), (128, 0.7, 1.2), (224, 0.7, 1.2)])
+@pytest.mark.parametrize(("size", "median", "most"), [(64, 1.2, 2), (96, 0.7, 1.2), (224, 0.7, 1.2)])
 def test_rendered_states_are_read(size: int, median: float, most: float, random_states: np.ndarray) -> None:
     found = PushTReader()(render_states(random_states, size=size))
     check(found, random_states, median, most)
@@ -49,7 +49,7 @@ def test_frames_of_people_are_read(pusht_zip) -> None:
     from unified_video_action.dataset.formats.zarr import ReplayBuffer
 
     store = ReplayBuffer(str(pusht_zip), images=["img"], vectors=["state"])
-    rows = np.arange(0, len(store), len(store) // 300)
+    rows = np.arange(0, len(store), len(store) // 100)
     check(PushTReader()(store.frames("img", rows)), store.vectors["state"][rows], 0.7, 1.2)
 
 

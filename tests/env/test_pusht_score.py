@@ -32,12 +32,9 @@ def test_coverage_equals_the_simulators(states: np.ndarray, goal: tuple) -> None
     assert (found > 0.2).any() and coverage(np.array(goal), np.array(goal)) == pytest.approx(1)
 
 
-def test_distance_equals_that_of_one_pose(states: np.ndarray) -> None:
+def test_distance_and_poses_of_many(states: np.ndarray) -> None:
     expected = [GoalDistance(DEFAULT_GOAL)(tuple(state[2:])) for state in states]
     np.testing.assert_allclose(distance(states[:, 2:], GOAL), expected)
-
-
-def test_poses_come_back_from_targets(states: np.ndarray) -> None:
     poses = block_poses(state_targets(states))
     np.testing.assert_allclose(poses[:, :2], states[:, 2:4])
     np.testing.assert_allclose(np.exp(1j * poses[:, 2]), np.exp(1j * states[:, 4]))

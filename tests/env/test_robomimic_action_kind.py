@@ -30,11 +30,9 @@ def kind(position: np.ndarray, hand: np.ndarray, arguments: str | None = None) -
     return kind_of_actions(np.concatenate([position, np.zeros((150, 4))], axis=1), hand, ENDS, arguments)
 
 
-@pytest.mark.parametrize("size", [0.01, 0.1, 2.0])
-@pytest.mark.parametrize("centre", [(0, 0, 0), (0.2, 0, 0.15), (0, 0, 1.0)])
-@pytest.mark.parametrize("arguments", [None, DELTA, ABSOLUTE])
+@pytest.mark.parametrize(("size", "centre"), [(0.01, (0, 0, 0)), (0.1, (0.2, 0, 0.15)), (2.0, (0, 0, 1.0))])
+@pytest.mark.parametrize("arguments", [None, DELTA, ABSOLUTE])  # may be of the recording's controller
 def test_arms_of_any_size(size, centre, arguments):
-    """Whatever the file says of its controller, which may be that of the recording."""
     hand, commanded = recording(size, centre)
     assert kind(commanded, hand, arguments) is ActionKind.POSES
     assert kind(commanded - hand, hand, arguments) is ActionKind.STEPS  # metres
@@ -51,13 +49,11 @@ def test_what_motion_does_not_tell_the_file_may():
     assert kind(noise, hand, ABSOLUTE) is ActionKind.UNCLEAR  # they are far from any place where the hand has been
     assert kind(0.1 * noise, hand, ABSOLUTE) is ActionKind.POSES
 
-
-def test_the_controller_of_newer_files():
-    def arguments(**kinds: str) -> str:
+    def newer(**kinds: str) -> str:
         parts = {name: {"type": "OSC_POSE", "input_type": kind} for name, kind in kinds.items()}
         parts["torso"] = {"type": "JOINT_POSITION", "input_type": "delta"}
         return json.dumps({"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": parts}}})
 
-    assert takes_steps(arguments(right="delta", left="delta")) is True
-    assert takes_steps(arguments(right="absolute")) is False
-    assert takes_steps(arguments(right="absolute", left="delta")) is None
+    found = [takes_steps(newer(right=right, left=left)) for right, left in
+             (("delta", "delta"), ("absolute", "absolute"), ("absolute", "delta"))]  # fmt: skip
+    assert found == [True, False, None]

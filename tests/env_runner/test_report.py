@@ -61,7 +61,8 @@ def results() -> dict:
         for i in range(8)
     ]
     episodes.append(Episode(108, 2, crashed="RuntimeError: <b>bad</b> & worse"))
-    return describe_results(summarise(episodes, ["coverage"]), episodes, {"task": {"name": "<toy>"}})
+    config = {"task": {"name": "<toy>"}, "training": {"batch_size": 32}}
+    return describe_results(summarise(episodes, ["coverage"]), episodes, config, {"weights": "ema"})
 
 
 def test_intervals_have_published_values():
@@ -82,13 +83,8 @@ def test_a_summary_leaves_crashed_episodes_out():
     ]
     summary = summarise(episodes, ["coverage"])
     expected = {"mean_score": 0.75, "success_rate": 0.5, "mean_steps": 2.5, "episodes": 2, "crashed": 1}
-    assert expected.items() <= summary.items()
-    assert summary["mean_max_coverage"] == pytest.approx(0.68)
-    for name, interval in {
-        "mean_score": (0.5, 1.0),
-        "success_rate": wilson_interval(1, 2),
-        "mean_max_coverage": bootstrap_interval([0.96, 0.4]),
-    }.items():
+    assert expected.items() <= summary.items() and summary["mean_max_coverage"] == pytest.approx(0.68)
+    for name, interval in {"mean_score": (0.5, 1.0), "success_rate": wilson_interval(1, 2)}.items():
         assert (summary[f"{name}_low"], summary[f"{name}_high"]) == interval
 
 
@@ -97,11 +93,10 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     write_mp4(video, [np.full((32, 32, 3), 40 * i, np.uint8) for i in range(5)])
     log = tmp_path / "metrics.jsonl"
     curves = {"evaluation/mean_score": 0.1, "validation/frame_psnr": 28.0, "validation/frame_psnr_still": 26.0}
-    entries = [{"step": i, "time": 1.0, "train/loss": 1 / (i + 1), **curves} for i in range(5)]
+    entries = [{"step": 125 * i, "time": 1.0, "train/loss": 1 / (i + 1), **curves} for i in range(5)]
     log.write_text("\n".join(map(json.dumps, entries)) + '\n{"step": 5, "train/lo')
-    videos = [RolloutVideo("best", 100, 0.9, video)]
     page = tmp_path / "report.html"
-    write_report(page, results, "Toy <evaluation>", videos, log, {"weights": "ema"}, "What <videos> show.")
+    write_report(page, results, "Toy <evaluation>", [RolloutVideo("best", 100, 0.9, video)], log, "What <videos> show.")
 
     checker = Checker(page)
     assert checker.count("script") == checker.count("link") == checker.count("iframe") == 0
@@ -114,23 +109,14 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     for part in (
         *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
         *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
-        "What <videos> show.",
+        *("What <videos> show.", "newest frame repeated"),
     ):
         assert part in checker.text
-
-
-def test_the_report_shows_what_was_learned_over_samples(tmp_path: Path, results: dict):
-    log = tmp_path / "metrics.jsonl"
-    psnr = {"validation/forward_dynamics_psnr": 27.0, "validation/frame_psnr_still": 26.0}
-    log.write_text("\n".join(json.dumps({"step": step, **psnr}) for step in (250, 500)))
-    write_report(tmp_path / "steps.html", results, "Toy", training_log=log)
-    write_report(tmp_path / "samples.html", results | {"config": {"training": {"batch_size": 32}}}, "Toy", [], log)
-    steps, samples = ((tmp_path / f"{name}.html").read_text() for name in ("steps", "samples"))
-    assert "PSNR of imagined frames, dB" in steps and " against step, 2 curves" in steps
-    assert " against samples, 2 curves" in samples
-    assert ">16k<" in samples and "newest frame repeated" in samples and "inverse dynamics" not in samples
-    write_report(tmp_path / "plain.html", results, "Toy")
-    plain = Checker(tmp_path / "plain.html")
+    assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in checker.text
+    write_report(page, results | {"config": {}}, "Toy", [], log)
+    assert " against step, 2 curves" in page.read_text()
+    write_report(page, results, "Toy")
+    plain = Checker(page)
     assert (plain.count("video"), plain.count("svg"), "Training" in plain.text) == (0, 2, False)
 
 
@@ -157,10 +143,6 @@ def test_charts_keep_odd_values_inside_and_follow_the_page():
     assert [number(value) for value in (0.25, 300, 10_000, 3e-5)] == ["0.25", "300", "10k", "3e-5"]
     bars = histogram([-1.0, 0.0, 0.51, 2.0], "score", bins=2)
     assert re.findall(r"<title>(.*?)</title>", bars) == ["0.00 to 0.50: 2", "0.50 to 1.00: 2"]
-
-
-def test_thinning_keeps_the_course():
     points = [(float(x), float(x % 2)) for x in range(1000)]
     thinned = thin(points, 100)
     assert (len(thinned), thinned[0], thinned[-1]) == (100, (4.5, 0.5), (994.5, 0.5))
-    assert thin(points[:5], 100) == points[:5]

@@ -70,19 +70,17 @@ def test_everything_is_written_and_a_crash_is_reported(tmp_path: Path, caplog: p
 
 def test_a_policy_without_imagination_is_shown_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(ToySession, "imagine")
-    make(n_episodes=1).run(ToyPolicy(), tmp_path, films=3, imagine=False, progress=False)
+    monkeypatch.setattr(ToyPolicy, "imagines", False)
+    make(n_episodes=1).run(ToyPolicy(), tmp_path, films=3, progress=False)
     assert [path.name for path in (tmp_path / "films").iterdir()] == ["best_seed_10.mp4"]
 
 
-def test_no_run_without_a_single_episode():
+def test_what_cannot_be_evaluated_is_refused():
     with pytest.raises(RuntimeError, match="no episode out of 1 was completed; the first: ArithmeticError"):
         make(n_episodes=1, start_seed=toy.RAISES).run(ToyPolicy(), progress=False)
-
-
-@pytest.mark.parametrize("name", ["n_episodes", "n_envs", "max_steps", "action_steps"])
-def test_counts_below_one_are_refused(name: str):
-    with pytest.raises(ValueError, match=f"EnvRunner.{name} must be at least 1, got 0"):
-        make(**{name: 0})
+    for name in ("n_episodes", "n_envs", "max_steps", "action_steps", "timeout_s"):
+        with pytest.raises(ValueError, match=f"EnvRunner.{name} must be at least 1, got 0"):
+            make(**{name: 0})
 
 
 def test_it_is_built_from_configuration():

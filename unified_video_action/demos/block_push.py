@@ -16,9 +16,9 @@ from unified_video_action.env.block_push.layout import (
     LOW,
     STATE_SIZE,
     STEP,
-    checked_vector,
     split_state,
 )
+from unified_video_action.env.checking import checked_vector
 
 TRAVEL_STEP = 0.9 * STEP  # metres in a control step between pushes
 PUSH_STEP = 0.02  # and while pushing

@@ -11,8 +11,7 @@ from scipy.sparse.csgraph import dijkstra
 from unified_video_action.demos.collecting import Attempt, ZarrCollector, option
 from unified_video_action.demos.pusht_planner import Planner, Push, inside_reach
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv, checked_vector
-from unified_video_action.env.pusht.geometry import CONVEX_CORNERS, OUTLINE, Pose, clearance, to_table
-from unified_video_action.env.pusht.goals import random_goal
+from unified_video_action.env.pusht.geometry import CONVEX_CORNERS, OUTLINE, Pose, clearance, random_goal, to_table
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import Table
 

@@ -1,36 +1,32 @@
-"""A robosuite task with one arm, as robomimic's tasks and LIBERO's both are: its state, its views, its controller."""
+"""A robosuite task with one arm, as robomimic's tasks and LIBERO's both are: its state, its views, its controller, and
+the gymnasium side of it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import gymnasium
 import numpy as np
+from gymnasium import spaces
 from scipy.spatial.transform import Rotation
 
-from unified_video_action.env.mujoco_rendering import prepare_rendering
-from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.env.checking import check_count, checked_vector
+from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
+from unified_video_action.rotations import POSE_ACTION, from_pose_actions
 
-
-@contextmanager
-def _without_advice() -> Iterator[None]:
-    """robosuite recommends a private settings file to everyone who imports it."""
-    log = logging.getLogger("robosuite_logs")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-with explain_missing_libraries(), _without_advice():
+advice = logging.getLogger("robosuite_logs")  # it recommends a private settings file to everyone who imports it
+level = advice.level
+advice.setLevel(logging.ERROR)
+with explain_missing_libraries():
     prepare_rendering()
     import mujoco
     import robosuite  # noqa: F401
     from robosuite.utils.binding_utils import MjRenderContextOffscreen
+advice.setLevel(level)
 
 CONTROL_FREQUENCY = 20  # Hz
 # Frames are drawn on demand, see `frame`. A soft reset keeps the model, as Diffusion Policy's evaluation does:
@@ -84,6 +80,15 @@ class RobosuiteArm:
         return bool(self._env._check_success())
 
     @property
+    def relative(self) -> bool:
+        """Whether actions are steps, or poses; a reset sets it anew."""
+        return self._env.robots[0].controller.use_delta
+
+    @relative.setter
+    def relative(self, value: bool) -> None:
+        self._env.robots[0].controller.use_delta = value
+
+    @property
     def state(self) -> np.ndarray:
         """(S,) time, positions and velocities of all joints: float64."""
         return self._env.sim.get_state().flatten()
@@ -131,6 +136,75 @@ class RobosuiteArm:
         if context is not None:
             context.gl_ctx.make_current()
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context.con)
+
+
+class ArmEnv(gymnasium.Env, ABC):
+    """The gymnasium side of a `RobosuiteArm`, which a subclass makes as `_scene`.
+
+    `step` ends the episode on success and reports in its info `is_success` and `score`, which is 1 then and 0 before.
+
+    Args:
+        views: name of each frame among the observations, and the camera that sees it.
+        states: names and sizes of the other observations.
+        action_size: POSE_ACTION for absolute actions, else that of the simulator's own steps.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
+    render_mode = "rgb_array"
+    _scene: Any = None
+
+    def __init__(
+        self,
+        image_size: int,
+        samples: int,
+        views: Mapping[str, str],
+        states: Mapping[str, int],
+        action_size: int = POSE_ACTION,
+        observe_images: bool = True,
+    ) -> None:
+        check_count("image_size", image_size, 8)
+        check_count("samples", samples, 0)
+        self.image_size, self.samples, self._views = image_size, samples, dict(views)
+        self._drawn = tuple(views) if observe_images else ()
+        view = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.observation_space = spaces.Dict(
+            {name: view for name in self._drawn}
+            | {name: spaces.Box(-np.inf, np.inf, (width,), np.float32) for name, width in states.items()}
+        )
+        self.action_space = spaces.Box(-np.inf, np.inf, (action_size,), np.float32)
+
+    @abstractmethod
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
+        """Start an episode, see `gymnasium.Env.reset`."""
+
+    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+        """Act for a twentieth of a second.
+
+        Raises:
+            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
+        """
+        action = checked_vector("action", action, self.action_space.shape[0])
+        self._scene.step(from_pose_actions(action) if len(action) == POSE_ACTION else action)
+        observation, info = self._look()
+        return observation, info["score"], info["is_success"], False, info
+
+    def render(self) -> np.ndarray:
+        """The first view: uint8 (image_size, image_size, 3)."""
+        return self._frame(next(iter(self._views)))
+
+    def close(self) -> None:
+        if self._scene is not None:
+            self._scene.close()
+        self._scene = None
+
+    def _frame(self, view: str) -> np.ndarray:
+        return self._scene.frame(self._views[view], self.image_size)
+
+    def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The observation and the info of now."""
+        success = self._scene.is_success
+        frames = {view: self._frame(view) for view in self._drawn}
+        return frames | self._scene.robot_states(), {"score": float(success), "is_success": success}
 
 
 @contextmanager

@@ -1,8 +1,11 @@
-"""Says what a simulator lacks, a system library or a Python package, and how to install it."""
+"""Says what a simulator lacks, a system library or a Python package, and how to install it; how MuJoCo draws."""
 
+import ctypes
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that holds it
     "libGL.so": "libgl1",
@@ -19,6 +22,7 @@ DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that h
     "libICE.so": "libice6",
     "libgeos": "libgeos-c1v5",
 }
+RENDERERS = {"osmesa": "libOSMesa.so.8", "egl": "libEGL.so.1"}  # what each way of drawing loads
 SIMULATORS = {"bddl", "h5py", "libero", "mujoco", "numba", "pybullet", "robomimic", "robosuite"}  # `make sims` adds
 
 
@@ -27,12 +31,10 @@ def missing_library_message(text: str) -> str | None:
     match = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", text)
     if match is None:
         return None
-    library = match.group(1)
-    packages = [package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start)]
-    if packages:
-        remedy = f"install it with: sudo apt-get install -y {packages[0]}"
-    else:
-        remedy = f"find its package with: apt-file search {library}, then install that with: sudo apt-get install"
+    library = match[1]
+    package = next((name for start, name in DEBIAN_PACKAGES.items() if library.startswith(start)), None)
+    search = f"find its package with: apt-file search {library}, then install that with: sudo apt-get install"
+    remedy = f"install it with: sudo apt-get install -y {package}" if package else search
     return f"the system library {library} is missing; {remedy}"
 
 
@@ -53,3 +55,21 @@ def explain_missing_libraries() -> Iterator[None]:
         if message is None:
             raise
         raise ImportError(message) from error
+
+
+def prepare_rendering() -> str:
+    """Choose `MUJOCO_GL`, unless the user has: egl where an NVIDIA GPU is, else osmesa; returns the choice.
+
+    Raises:
+        ImportError: the library that draws is missing; names the package that has it.
+    """
+    default = "egl" if Path("/dev/nvidiactl").exists() else "osmesa"
+    chosen = os.environ.setdefault("MUJOCO_GL", default)
+    os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
+    try:
+        if library := RENDERERS.get(chosen):
+            ctypes.CDLL(library)
+    except OSError as error:
+        remedy = missing_library_message(f"{library}: cannot open shared object file")
+        raise ImportError(f"MuJoCo cannot draw with MUJOCO_GL={chosen}: {remedy}") from error
+    return chosen

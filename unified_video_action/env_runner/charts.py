@@ -12,10 +12,12 @@ from html import escape
 import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 PIXEL = 0.72  # points; figures have 100 pixels to the inch
+SIZE = (460, 260)  # of a figure, pixels
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # room around the plot, pixels
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 INK, FAINT, EDGE = "#1b2130", "#667085", "#e3e6ec"
@@ -45,11 +47,6 @@ class Line:
     title: str = ""
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers within [low, high]."""
-    return [tick for tick in MaxNLocator(count, steps=STEPS).tick_values(low, high).tolist() if low <= tick <= high]
-
-
 def number(value: float) -> str:
     """A tick's label: 0.25, 300, 10k, 3e-5."""
     if abs(value) >= 10_000:
@@ -57,47 +54,36 @@ def number(value: float) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
-class Chart:
-    """A figure with one set of axes, drawn in the report's style.
+def _axes(
+    size: tuple[int, int], x_range: tuple[float, float], y_range: tuple[float, float], x_label: str, y_label: str
+) -> Axes:
+    """Axes in the report's style, alone in a figure of so many pixels."""
+    width, height = size
+    figure = Figure((width / 100, height / 100), dpi=100, facecolor="none")
+    plot = (LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
+    axes = figure.add_axes(plot, xlim=_spread(x_range), ylim=_spread(y_range), facecolor="none")
+    axes.set_xlabel(x_label, color=FAINT, size=11 * PIXEL, labelpad=3)
+    axes.set_ylabel(y_label, color=FAINT, size=11 * PIXEL, labelpad=2)
+    axes.tick_params(left=False, bottom=False, labelcolor=FAINT, labelsize=11 * PIXEL, pad=4)
+    axes.grid(axis="y", color=EDGE, linewidth=PIXEL)
+    axes.set_axisbelow(True)
+    axes.spines[["left", "top", "right"]].set_visible(False)
+    axes.spines["bottom"].set(color=FAINT, linewidth=PIXEL)
+    for axis, count in ((axes.xaxis, 6), (axes.yaxis, 4)):
+        axis.set_major_locator(MaxNLocator(count, steps=STEPS))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    return axes
 
-    Args:
-        size: width and height in pixels.
-        x_range, y_range: bounds of the axes; equal ones are spread, so that a constant can be drawn.
-    """
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        x_range: tuple[float, float],
-        y_range: tuple[float, float],
-        x_label: str,
-        y_label: str,
-    ) -> None:
-        width, height = size
-        self.figure = Figure((width / 100, height / 100), dpi=100, facecolor="none")
-        plot = (LEFT / width, BOTTOM / height, (width - LEFT - RIGHT) / width, (height - TOP - BOTTOM) / height)
-        self.axes = self.figure.add_axes(plot, xlim=_spread(x_range), ylim=_spread(y_range), facecolor="none")
-        self.axes.set_xlabel(x_label, color=FAINT, size=11 * PIXEL, labelpad=3)
-        self.axes.set_ylabel(y_label, color=FAINT, size=11 * PIXEL, labelpad=2)
-        self.axes.tick_params(left=False, bottom=False, labelcolor=FAINT, labelsize=11 * PIXEL, pad=4)
-        self.axes.grid(axis="y", color=EDGE, linewidth=PIXEL)
-        self.axes.set_axisbelow(True)
-        self.axes.spines[["left", "top", "right"]].set_visible(False)
-        self.axes.spines["bottom"].set(color=FAINT, linewidth=PIXEL)
-        for axis, count in ((self.axes.xaxis, 6), (self.axes.yaxis, 4)):
-            axis.set_major_locator(MaxNLocator(count, steps=STEPS))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-
-    def svg(self, description: str) -> str:
-        """The figure as an SVG element that takes font and colours from the page."""
-        body = svg(self.figure)
-        box = re.search(r'viewBox="([^"]*)"', body)[1]
-        body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body[body.index("<svg") :], flags=re.DOTALL)
-        head = f'<svg viewBox="{box}" role="img" aria-label="{escape(description)}">'
-        body = re.sub(r"<svg[^>]*>", lambda _: head, body, count=1)
-        body = re.sub(r'<g id="[^"]*">', "<g>", body)
-        body = re.sub(r"font-family: [^;\"]*; ?", "", body)
-        return re.sub(r"#[0-9a-f]{6}", lambda at: f"var(--{VARIABLES[at[0]]})" if at[0] in VARIABLES else at[0], body)
+def _inline(axes: Axes, description: str) -> str:
+    """The axes' figure as an SVG element that takes font and colours from the page."""
+    body = svg(axes.figure)
+    box = re.search(r'viewBox="([^"]*)"', body)[1]
+    head = f'<svg viewBox="{box}" role="img" aria-label="{escape(description)}">'
+    body = head + body[body.index(">", body.index("<svg")) + 1 :]
+    body = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r"font-family: [^;\"]*; ?", "", re.sub(r'<g id="[^"]*">', "<g>", body))
+    return re.sub(r"#[0-9a-f]{6}", lambda at: f"var(--{VARIABLES[at[0]]})" if at[0] in VARIABLES else at[0], body)
 
 
 def name_on_hover(artist: Artist, title: str) -> None:
@@ -118,47 +104,39 @@ def line_chart(
     lines: Sequence[Line],
     x_label: str,
     y_label: str,
-    size: tuple[int, int] = (460, 260),
+    size: tuple[int, int] = SIZE,
     y_range: tuple[float, float] | None = None,
 ) -> str:
     """Draw curves over a common axis; points that are not finite are left out."""
     kept = [Line([p for p in line.points if math.isfinite(p[1])], line.style, line.title) for line in lines]
     xs = [x for line in kept for x, _ in line.points] or [0.0]
     ys = [y for line in kept for _, y in line.points] or [0.0]
-    chart = Chart(size, (min(xs), max(xs)), y_range or (min(ys), max(ys)), x_label, y_label)
+    axes = _axes(size, (min(xs), max(xs)), y_range or (min(ys), max(ys)), x_label, y_label)
     for line in kept:
-        drawn = chart.axes.plot(*zip(*line.points), clip_on=False, **STYLES[line.style]) if line.points else []
+        drawn = axes.plot(*zip(*line.points), clip_on=False, **STYLES[line.style]) if line.points else []
         for artist in drawn:
             name_on_hover(artist, line.title)
-    return chart.svg(f"{y_label} against {x_label}, {len(lines)} curves")
+    return _inline(axes, f"{y_label} against {x_label}, {len(lines)} curves")
 
 
-def histogram(
-    values: Sequence[float],
-    x_label: str,
-    y_label: str = "episodes",
-    bins: int = 20,
-    value_range: tuple[float, float] = (0.0, 1.0),
-    size: tuple[int, int] = (460, 260),
-    marker: tuple[float, str] | None = None,
-) -> str:
-    """Draw how often values fall in equal bins; values outside count in the outer ones. `marker` is a labelled line."""
-    counts, edges = np.histogram(np.clip(values, *value_range), bins=bins, range=value_range)
-    top = max(int(counts.max()), 1)
-    chart = Chart(size, value_range, (0, top * 1.08), x_label, y_label)
-    chart.axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    bars = chart.axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=ACCENT)
+def histogram(values: Sequence[float], x_label: str, bins: int = 20, marker: tuple[float, str] | None = None) -> str:
+    """Draw how often values fall in equal bins of [0, 1]; values outside count in the outer ones. `marker` is a
+    labelled line."""
+    counts, edges = np.histogram(np.clip(values, 0, 1), bins=bins, range=(0, 1))
+    axes = _axes(SIZE, (0, 1), (0, max(int(counts.max()), 1) * 1.08), x_label, "episodes")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    bars = axes.bar(edges[:-1], counts, np.diff(edges) * 0.9, align="edge", color=ACCENT)
     for bar, count, low, high in zip(bars, counts, edges[:-1], edges[1:], strict=True):
         name_on_hover(bar, f"{low:.2f} to {high:.2f}: {count}")
     if marker:
         at, label = marker
-        side = "right" if at > sum(value_range) / 2 else "left"
-        chart.axes.axvline(at, color=INK, linewidth=1.5 * PIXEL, linestyle=(0, (2.7, 2)))
-        chart.axes.annotate(
-            label, (at, 1), (-4 if side == "right" else 4, -2), xycoords=("data", "axes fraction"),
-            textcoords="offset points", ha=side, va="top", color=INK, size=11 * PIXEL, weight="bold",
+        side, shift = ("right", -4) if at > 0.5 else ("left", 4)
+        axes.axvline(at, color=INK, linewidth=1.5 * PIXEL, linestyle=(0, (2.7, 2)))
+        axes.annotate(
+            label, (at, 1), (shift, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            ha=side, va="top", color=INK, size=11 * PIXEL, weight="bold",
         )  # fmt: skip
-    return chart.svg(f"histogram of {len(values)} values of {x_label}")
+    return _inline(axes, f"histogram of {len(values)} values of {x_label}")
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:

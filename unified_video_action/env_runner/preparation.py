@@ -31,20 +31,15 @@ CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.read
 def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool = True) -> dict[str, Any]:
     """Configuration of a checkpoint, with `key=value` overrides of its simulator and its runner.
 
-    Args:
-        simulates: whether a simulator is needed.
-
     Raises:
         FileNotFoundError: no such folder, or no config.yaml in it.
-        ValueError: no simulator is configured, or an override is malformed or concerns anything else.
+        ValueError: it `simulates` but names no simulator, or an override is malformed or concerns anything else.
     """
     config = read_checkpoint_config(checkpoint)
     for override in overrides:
-        key, equals, _ = override.partition("=")
-        if not equals or not key.startswith(CHANGEABLE):
-            raise ValueError(
-                f"--set {override}: expected KEY=VALUE with a key that starts with {' or '.join(CHANGEABLE)}"
-            )
+        if "=" not in override or not override.startswith(CHANGEABLE):
+            expected = f"KEY=VALUE with a key that starts with {' or '.join(CHANGEABLE)}"
+            raise ValueError(f"--set {override}: expected {expected}")
     config = OmegaConf.to_container(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))), resolve=True)
     for key in ("env", "env_runner") if simulates else ():
         if not (config.get("task") or {}).get(key):
@@ -77,12 +72,10 @@ def build_reader(config: Mapping[str, Any]) -> StateReader | None:
 
 
 def build_planner(config: Mapping[str, Any], candidates: int | None = None) -> Planner | None:
-    """The planner of a configuration, with another number of candidates if given; None: there is none.
-
-    Without one of its own (policy.planner) it is made of the task's score (task.planner_score).
+    """The planner of a configuration (policy.planner), with another number of candidates if given; None: there is none.
 
     Raises:
-        ValueError: no score is configured, or a setting is out of range.
+        ValueError: no score is configured there or as task.planner_score, or a setting is out of range.
     """
     configured = config["policy"].get("planner") or {}
     if candidates is None and not configured:
@@ -113,27 +106,6 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-# What of a policy an evaluation needs besides acting.
-
-
-def weights_digest(policy: BasePolicy) -> str:
-    """A short name of a policy's weights, which sets its results apart from those of others."""
-    return digest(policy.model.state_dict())
-
-
-def sampler_of(policy: BasePolicy) -> str:
-    """The sampler that a policy acts with unless another is asked for."""
-    return policy.config.sampler
-
-
-def require_forward_dynamics(policy: BasePolicy) -> None:
-    """Raise ValueError where a planner cannot try its plans in the policy's own model."""
-    if not hasattr(policy, "require_trained"):
-        name = type(policy).__name__
-        raise ValueError(f"--planner: {name} imagines nothing to choose by; try --planner-model simulator")
-    policy.require_trained("forward_dynamics")
-
-
 def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
 
@@ -159,9 +131,12 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
     policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
     if planner is not None and not in_simulator:
-        require_forward_dynamics(policy)
-    facts = {"checkpoint": name, "weights": args.weights, "digest": weights_digest(policy)}
-    facts |= {"sampler": args.sampler or sampler_of(policy), "device": device} | disturbance
+        if not hasattr(policy, "require_trained"):
+            kind = type(policy).__name__
+            raise ValueError(f"--planner: {kind} imagines nothing to choose by; try --planner-model simulator")
+        policy.require_trained("forward_dynamics")
+    facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
+    facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
     if planner is not None:
         facts |= {"planner": planner.description, "planner model": args.planner_model}
     if args.resume:
@@ -172,7 +147,6 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "planner": planner,
         "try_in_simulator": in_simulator,
         "films": args.films,
-        "imagine": policy.imagines,
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts,
         "config": config,

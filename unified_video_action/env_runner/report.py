@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,11 @@ STYLES = ("mean", "second", "floor")
 Curves = dict[str, list[tuple[float, float]]]  # name -> (step, value)
 
 
-@cache
-def _templates() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("unified_video_action.env_runner"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-
 def write_page(path: Path, template: str, **context: Any) -> None:
     """Fill a template of this package; all but the figures is escaped."""
-    path.write_text(_templates().get_template(template).render(**context), encoding="utf-8")
+    loader, strict = jinja2.PackageLoader("unified_video_action.env_runner"), jinja2.StrictUndefined
+    pages = jinja2.Environment(loader=loader, autoescape=True, undefined=strict, trim_blocks=True, lstrip_blocks=True)
+    path.write_text(pages.get_template(template).render(**context), encoding="utf-8")
 
 
 def write_report(
@@ -58,27 +48,19 @@ def write_report(
     title: str,
     videos: Sequence[RolloutVideo] = (),
     training_log: Path | None = None,
-    facts: Mapping[str, str] | None = None,
     video_note: str = "",
 ) -> None:
-    """Write the page.
-
-    Args:
-        results: what `results.describe_results` returned.
-        training_log: metrics.jsonl of the training run, one JSON object with `step` per line; it may be absent.
-        facts: short lines for the head of the page (checkpoint, weights, sampler, ...).
-        video_note: what the videos show.
-    """
+    """Write the page of `results.describe_results`; the training's metrics.jsonl may be absent."""
     metrics, episodes = results["metrics"], results["episodes"]
     batch = ((results["config"] or {}).get("training") or {}).get("batch_size")
     curves = _read_curves(training_log) if training_log is not None and training_log.is_file() else {}
-    score_histogram, score_curves = _scores([each for each in episodes if each["crashed"] is None], metrics)
+    completed = [episode for episode in episodes if episode["crashed"] is None]
+    score_histogram, score_curves = _scores(completed, metrics["mean_score"])
     figures = ("success_rate", "mean_score", "episodes")
     write_page(
         path,
         "report.html",
         title=title,
-        facts=facts or {},
         results=results,
         cards=_cards(metrics),
         videos=videos,
@@ -115,23 +97,17 @@ def _cards(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     ]
 
 
-def _scores(episodes: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> tuple[str, str]:
+def _scores(episodes: Sequence[Mapping[str, Any]], mean: float) -> tuple[str, str]:
     """The histogram of scores, and every episode's score over its steps."""
-    mean = metrics["mean_score"]
-    scores = [episode["score"] for episode in episodes]
+    scores, curves = ([episode[name] for episode in episodes] for name in ("score", "curve"))
     bars = histogram(scores, "largest score of an episode", marker=(mean, f"mean {mean:.3f}"))
-    lines = [
-        Line(
-            thin(list(enumerate(episode["curve"], 1)), 150),
-            "success" if episode["success"] else "failure",
-            f"seed {episode['seed']}, score {episode['score']:.3f}",
-        )
-        for episode in episodes
-    ]
-    longest = max(len(episode["curve"]) for episode in episodes)
-    best = [np.maximum.accumulate(episode["curve"]) for episode in episodes]
-    best = np.mean([np.pad(curve, (0, longest - len(curve)), mode="edge") for curve in best], axis=0)  # (longest,)
-    lines.append(Line(thin(list(enumerate(best.tolist(), 1)), 150), "mean", "mean of the best score so far"))
+    styles = ["success" if episode["success"] else "failure" for episode in episodes]
+    titles = [f"seed {episode['seed']}, score {episode['score']:.3f}" for episode in episodes]
+    longest = max(map(len, curves))
+    best = [np.pad(np.maximum.accumulate(curve), (0, longest - len(curve)), mode="edge") for curve in curves]
+    curves.append(np.mean(best, axis=0).tolist())
+    shown = zip(curves, [*styles, "mean"], [*titles, "mean of the best score so far"], strict=True)
+    lines = [Line(thin(list(enumerate(curve, 1)), 150), style, title) for curve, style, title in shown]
     return bars, line_chart(lines, "control step", "score", y_range=(0.0, 1.0))
 
 
@@ -152,10 +128,10 @@ def _read_curves(log: Path) -> Curves:
 
 def _learning(title: str, names: Mapping[str, str], curves: Curves, batch: int | None) -> dict[str, Any]:
     """One chart of LEARNING over samples; over steps where the size of a batch is not known."""
-    shown = [(curves[name], style, text) for (name, text), style in zip(names.items(), STYLES) if name in curves]
     lines = [
-        Line([((batch or 1) * step, value) for step, value in thin(points, 200)], style, text)
-        for points, style, text in shown
+        Line([((batch or 1) * step, value) for step, value in thin(curves[name], 200)], style, text)
+        for (name, text), style in zip(names.items(), STYLES)
+        if name in curves
     ]
     values = [value for line in lines for _, value in line.points]
     room = 0.06 * (max(values) - min(values))  # so that no curve lies on the axis

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -47,14 +48,8 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of at least one value; it never leaves the range of the values."""
     if len(values) == 1:
         return float(values[0]), float(values[0])
-    found = stats.bootstrap(
-        (np.asarray(values, np.float64),),
-        np.mean,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    options = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile"}
+    found = stats.bootstrap((np.asarray(values, np.float64),), np.mean, rng=np.random.default_rng(0), **options)
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
@@ -76,37 +71,26 @@ def summarise(episodes: Sequence[Episode], metrics: Sequence[str] = ()) -> dict[
         raise RuntimeError(f"no episode out of {len(episodes)} was completed; the first: {reason}")
     means = {"mean_score": [episode.score for episode in completed]}
     means |= {f"mean_max_{name}": [episode.maxima[name] for episode in completed] for name in metrics}
-    summary = {name: (float(np.mean(values)), *bootstrap_interval(values)) for name, values in means.items()}
+    found = {name: (float(np.mean(values)), *bootstrap_interval(values)) for name, values in means.items()}
     successes = sum(episode.success for episode in completed)
-    summary["success_rate"] = successes / len(completed), *wilson_interval(successes, len(completed))
-    return {
-        f"{name}{end}": value
-        for name, values in summary.items()
-        for end, value in zip(("", "_low", "_high"), values, strict=True)
-    } | {
-        "mean_steps": float(np.mean([episode.steps for episode in completed])),
-        "episodes": len(completed),
-        "crashed": len(episodes) - len(completed),
-        **_by_task(completed),
-    }
-
-
-def task_names(metrics: Iterable[str]) -> list[str]:
-    """The tasks that a summary tells apart."""
-    return [name.removesuffix(TASK_RATE) for name in metrics if name.endswith(TASK_RATE)]
-
-
-def _by_task(episodes: Sequence[Episode]) -> dict[str, float]:
-    tasks = sorted({episode.task for episode in episodes} - {""})
-    summary: dict[str, float] = {}
+    found["success_rate"] = successes / len(completed), *wilson_interval(successes, len(completed))
+    summary = {f"{name}{end}": x for name, values in found.items() for end, x in zip(("", "_low", "_high"), values)}
+    summary["mean_steps"] = float(np.mean([episode.steps for episode in completed]))
+    summary |= {"episodes": len(completed), "crashed": len(episodes) - len(completed)}
+    tasks = sorted({episode.task for episode in completed} - {""})
     for task in tasks:
-        own = [episode for episode in episodes if episode.task == task]
+        own = [episode for episode in completed if episode.task == task]
         summary[f"{task}{TASK_RATE}"] = sum(episode.success for episode in own) / len(own)
         summary[f"{task}/mean_score"] = float(np.mean([episode.score for episode in own]))
         summary[f"{task}/episodes"] = len(own)
     if tasks:
         summary["mean_task_success_rate"] = float(np.mean([summary[f"{task}{TASK_RATE}"] for task in tasks]))
     return summary
+
+
+def task_names(metrics: Iterable[str]) -> list[str]:
+    """The tasks that a summary tells apart."""
+    return [name.removesuffix(TASK_RATE) for name in metrics if name.endswith(TASK_RATE)]
 
 
 def describe_results(
@@ -116,13 +100,12 @@ def describe_results(
     facts: Mapping[str, str] | None = None,
     plan_ms: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Gather what results.json holds; `config` is the resolved configuration, `facts` what else was chosen, `plan_ms`
-    how long a plan took: its `median` over calls, of so many `environments` together."""
+    """Gather what results.json holds: also the resolved configuration, other facts, and how long a plan took."""
     return {
         "metrics": dict(metrics),
         "intervals": INTERVALS,
         "facts": dict(facts or {}),
-        "plan_ms": None if plan_ms is None else dict(plan_ms),
+        "plan_ms": plan_ms,
         "episodes": [episode.to_json() for episode in episodes],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -135,16 +118,13 @@ def describe_results(
 
 def versions() -> dict[str, str]:
     """Versions of Python, of the packages that decide a result, then of all else this package depends on."""
-    try:
-        required = [name.group() for line in requires(DISTRIBUTION) or [] if (name := re.match(r"[\w.-]+", line))]
-    except PackageNotFoundError:
-        required = []
+    names = list(PACKAGES)
+    with suppress(PackageNotFoundError):
+        names += [re.match(r"[\w.-]+", line).group() for line in requires(DISTRIBUTION) or []]
     found = {"python": platform.python_version()}
-    for name in dict.fromkeys(PACKAGES + required):
-        try:
+    for name in dict.fromkeys(names):
+        with suppress(PackageNotFoundError):  # an option that is not installed
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue  # an option that is not installed
     return found
 
 
@@ -152,18 +132,17 @@ def git_commit() -> str | None:
     """Commit of the repository this package lies in, with "+changes" if files differ from it; None outside of one."""
     root = Path(__file__).resolve().parents[2]
 
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-        except (FileNotFoundError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+    def git(*arguments: str) -> str:
+        options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+        return subprocess.run(["git", "-C", str(root), *arguments], **options).stdout.strip()
 
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:  # an installed copy inside somebody else's repository
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # an installed copy inside somebody else's repository
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
         return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}+changes" if commit and git("status", "--porcelain", "--untracked-files=no") else commit
 
 
 def machine() -> dict[str, str]:
@@ -196,12 +175,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 class Journal:
-    """Finished episodes of one evaluation, kept in its output folder while it runs.
+    """Finished episodes of one evaluation, kept in its output folder while it runs, by each process (`rank`) its own.
 
-    Args:
-        folder: of the evaluation.
-        settings: all that an episode depends on besides its seed: weights, sampler, simulator, length.
-        rank: number of this process.
+    `settings` is all that an episode depends on besides its seed: weights, sampler, simulator, length.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], rank: int = 0) -> None:
@@ -228,16 +204,12 @@ class Journal:
         path = self.folder / SETTINGS
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: there is no evaluation to continue in {self.folder}")
-        before = json.loads(path.read_text())
-        changed = [
-            f"{key} was {before.get(key)!r}, is {self.settings.get(key)!r}"
-            for key in sorted(before.keys() | self.settings.keys())
-            if before.get(key) != self.settings.get(key)
-        ]
-        if changed:
+        before, now = json.loads(path.read_text()), self.settings
+        keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+        if changed := [f"{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in keys]:
             raise ValueError(f"{self.folder} holds another evaluation and cannot be continued: {'; '.join(changed)}")
         episodes, torn = {}, 0
-        for file in sorted(self.folder.glob(EPISODES.format(rank="*"))):
+        for file in self._files():
             for line in filter(None, file.read_text(encoding="utf-8", errors="replace").splitlines()):
                 try:
                     episode = Episode(**json.loads(line))
@@ -251,5 +223,8 @@ class Journal:
 
     def remove(self) -> None:
         """Delete it once results.json holds everything."""
-        for file in (*self.folder.glob(EPISODES.format(rank="*")), self.folder / SETTINGS):
+        for file in (*self._files(), self.folder / SETTINGS):
             file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(EPISODES.format(rank="*")))

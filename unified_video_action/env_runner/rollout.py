@@ -7,11 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unified_video_action.env_runner.simulators import Crash, EnvProcesses, Observation, Step, build_env
+
+if TYPE_CHECKING:
+    from unified_video_action.inference.session import PolicySession
 
 
 @dataclass
@@ -60,21 +63,13 @@ class Episode:
         }
 
 
-class Session(Protocol):
-    """The part of `inference.session.PolicySession` that a rollout needs."""
-
-    def reset(self, slot: int = 0, seed: int = 0, text: str | None = None) -> None: ...
-    def observe(self, obs: Observation, slot: int = 0) -> None: ...
-    def plan(self, slots: Sequence[int] | None = None) -> np.ndarray: ...  # (n, A, D)
-
-
 def instruction_of(observation: Observation) -> str | None:
     """What the environment asks for in words; None where there is no language."""
     return str(observation["instruction"]) if "instruction" in observation else None
 
 
 def rollout(
-    session: Session,
+    session: PolicySession,
     envs: EnvProcesses,
     seeds: Iterable[int],
     *,
@@ -146,29 +141,22 @@ def rollout(
             for step in answer:
                 running[slot].add(step, metrics)
                 observe(slot, step.observation)
-            if answer[-1].terminated or answer[-1].truncated or running[slot].steps >= max_steps:
+            if answer[-1].ended or running[slot].steps >= max_steps:
                 end(slot)
     return [finished[seed] for seed in seeds]
 
 
-class Recordings:
-    """Observations of finished episodes, one compressed file each under `folder`, until their videos are made."""
+def save_observations(path: Path, observations: Sequence[Observation]) -> None:
+    """Keep an episode's observations in one compressed file."""
+    stacked = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
+    np.savez_compressed(path, **stacked)  # each (steps + 1, ...)
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
 
-    def save(self, episode: Episode, observations: Sequence[Observation]) -> None:
-        """Keep an episode's observations; crashed episodes are not kept."""
-        if episode.crashed is None:
-            stacked = {name: np.stack([observation[name] for observation in observations]) for name in observations[0]}
-            np.savez_compressed(self.folder / f"{episode.seed}.npz", **stacked)  # each (steps + 1, ...)
-
-    def load(self, seed: int) -> list[Observation]:
-        """Observations of an episode: before its first step, and after each."""
-        with np.load(self.folder / f"{seed}.npz", allow_pickle=False) as stored:
-            stacked = {name: stored[name] for name in stored.files}
-        length = len(next(iter(stacked.values())))
-        return [{name: values[index] for name, values in stacked.items()} for index in range(length)]
+def load_observations(path: Path) -> list[Observation]:
+    """Observations of an episode: before its first step, and after each."""
+    with np.load(path, allow_pickle=False) as stored:
+        stacked = dict(stored)
+    return [dict(zip(stacked, values)) for values in zip(*stacked.values(), strict=True)]
 
 
 def time_simulator(config: Mapping[str, Any], steps: int, seed: int = 0) -> dict[str, float]:
@@ -180,28 +168,28 @@ def time_simulator(config: Mapping[str, Any], steps: int, seed: int = 0) -> dict
     Returns:
         build_s and reset_s; step_ms and its 99th percentile; steps_per_second.
     """
-    resets, times, clock = [], [], time.perf_counter
-    started = clock()
-    env = build_env(config)
-    build, ended = clock() - started, True
+    times: dict[str, list[float]] = {"build": [], "reset": [], "step": []}
+
+    def timed(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        result = function(*arguments, **options)
+        times[name].append(time.perf_counter() - started)
+        return result
+
+    env, ended = timed("build", build_env, config), True
     env.action_space.seed(seed)
     try:
-        while len(times) < steps:
+        while len(times["step"]) < steps:
             if ended:
-                started = clock()
-                env.reset(seed=seed + len(resets))
-                resets.append(clock() - started)
-            action = env.action_space.sample()
-            started = clock()
-            _, _, terminated, truncated, _ = env.step(action)
-            times.append(clock() - started)
+                timed("reset", env.reset, seed=seed + len(times["reset"]))
+            _, _, terminated, truncated, _ = timed("step", env.step, env.action_space.sample())
             ended = terminated or truncated
     finally:
         env.close()
     return {
-        "build_s": build,
-        "reset_s": float(np.median(resets)),
-        "step_ms": 1e3 * float(np.median(times)),
-        "step_p99_ms": 1e3 * float(np.quantile(times, 0.99)),
-        "steps_per_second": len(times) / sum(times),
+        "build_s": times["build"][0],
+        "reset_s": float(np.median(times["reset"])),
+        "step_ms": 1e3 * float(np.median(times["step"])),
+        "step_p99_ms": 1e3 * float(np.quantile(times["step"], 0.99)),
+        "steps_per_second": steps / sum(times["step"]),
     }

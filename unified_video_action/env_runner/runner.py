@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import distributed
 from unified_video_action.env_runner.results import Journal, describe_results, summarise, write_json
-from unified_video_action.env_runner.rollout import Episode, Recordings, rollout
+from unified_video_action.env_runner.rollout import Episode, load_observations, rollout, save_observations
 from unified_video_action.env_runner.simulators import EnvProcesses, EnvSource, Observation
 from unified_video_action.env_runner.videos import (
     RolloutVideo,
@@ -33,31 +33,6 @@ from unified_video_action.inference.session import PolicySession
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Acting:
-    """How a policy chooses its actions in one evaluation."""
-
-    policy: Any
-    sampler: str | None
-    planner: Planner | None
-    in_simulator: bool  # the planner tries its plans there
-
-    @property
-    def plans_first(self) -> bool:
-        """Whether the policy imagines the very plan that it executes."""
-        return getattr(getattr(self.policy, "config", None), "plan_first", False)
-
-    @property
-    def future_offsets(self) -> tuple[int, ...]:
-        """Control steps from now to each future frame."""
-        return self.policy.task.horizon.future_offsets
-
-    @property
-    def camera(self) -> str:
-        """The camera that rollout videos show."""
-        return self.policy.task.camera_names[0]
-
-
 class EnvRunner:
     """Rolls a policy out over fixed start seeds; the result of a seed does not depend on `n_envs`.
 
@@ -68,8 +43,7 @@ class EnvRunner:
             observations are a dict; its step info holds `score` in [0, 1] (progress now) and `is_success`.
         n_episodes: episodes, on seeds start_seed, start_seed + 1, ...
         n_envs: environments at a time of every process that evaluates, each in one of its own; default one per core.
-        max_steps: control steps after which an episode ends.
-        action_steps: actions executed between two plans.
+        max_steps, action_steps: control steps of an episode at most, and between two plans.
         metrics: further entries of the step info whose largest value over an episode is reported.
         timeout_s: a simulator that takes longer over one chunk counts as crashed.
         fps: of the rollout videos; 10 shows an environment of 10 control steps a second in its own time.
@@ -97,8 +71,8 @@ class EnvRunner:
         self.env_config = env_config
         self.n_envs = min(distributed.own_cores() if n_envs is None else n_envs, n_episodes)
         counts = {"n_episodes": n_episodes, "n_envs": self.n_envs, "max_steps": max_steps}
-        for name, value in {**counts, "action_steps": action_steps, "fps": fps}.items():
-            if value < 1:
+        for name, value in {**counts, "action_steps": action_steps, "fps": fps, "timeout_s": timeout_s}.items():
+            if not value >= 1:
                 raise ValueError(f"EnvRunner.{name} must be at least 1, got {value}")
         self.seeds = range(start_seed, start_seed + n_episodes)
         self.max_steps = max_steps
@@ -107,7 +81,6 @@ class EnvRunner:
         self.timeout_s = timeout_s
         self.fps = fps
         self.reader = reader
-        self._plan_ms: dict[str, float] | None = None  # of this process
 
     def run(
         self,
@@ -118,7 +91,6 @@ class EnvRunner:
         planner: Planner | None = None,
         try_in_simulator: bool = False,
         films: int = 3,
-        imagine: bool | None = None,
         title: str = "Evaluation",
         facts: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
@@ -136,7 +108,6 @@ class EnvRunner:
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
             films: episodes with a rollout video, spread from the best to the worst.
-            imagine: show in the videos what the policy imagines; default where it has learned to.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
             journal: keep finished episodes in `output_dir` while it runs, in a file of each process, so that it can be
@@ -148,10 +119,8 @@ class EnvRunner:
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
         rank, size = distributed.rank_and_size()
-        self._plan_ms = None
         output = None if output_dir is None else Path(output_dir)
         films = 0 if output is None else films
-        progress = progress and rank == 0
         if output is not None and rank == 0:
             output.mkdir(parents=True, exist_ok=True)
         kept = Journal(output, self._settings(facts), rank) if output is not None and journal else None
@@ -160,33 +129,41 @@ class EnvRunner:
         if kept is not None and rank == 0:
             kept.begin()
         mine = [seed for seed in self.seeds if seed not in finished][rank::size]
-        acting = Acting(policy, sampler, planner, try_in_simulator)
-        imagine = policy.imagines if imagine is None else imagine
+
+        def session(slots: int, envs: EnvProcesses | None = None) -> PolicySession:
+            chosen = planner
+            if planner is not None and try_in_simulator:
+                tried = partial(envs.try_actions, steps=policy.task.horizon.future_offsets) if envs else None
+                chosen = replace(planner, simulate=tried) if tried else None
+            return PolicySession(policy, slots, self.action_steps, sampler, planner=chosen)
+
         was_training = policy.training
         policy.eval()
         try:
             with tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
-                recordings = Recordings(Path(folder))
-                rolled = self._roll(acting, mine, recordings if films else None, progress, kept)
+                recordings = Path(folder) if films else None
+                rolled, plan_ms = self._roll(session, mine, recordings, progress and rank == 0, kept)
                 before = [finished[seed] for seed in self.seeds if seed in finished]
                 episodes = sorted([*before, *distributed.gather(rolled)], key=lambda episode: episode.seed)
                 metrics = summarise(episodes, self.metrics)
                 chosen = pick_for_videos(episodes, films)
                 again = [episode.seed for _, episode in chosen if episode.seed in finished][rank::size]
-                self._roll(acting, again, recordings)  # the earlier part of the run has seen them, this one has not
+                self._roll(session, again, recordings)  # the earlier part of the run has seen them, this one has not
                 own = [episode.seed for _, episode in chosen if episode.seed in (*mine, *again)]
-                seen = dict(distributed.gather([(seed, recordings.load(seed)) for seed in own]))
+                seen = dict(distributed.gather([(seed, load_observations(recordings / f"{seed}.npz")) for seed in own]))
             if output is None or rank > 0:
                 return metrics
-            results = describe_results(metrics, episodes, config, facts, self._plan_ms)
+            results = describe_results(metrics, episodes, config, facts, plan_ms)
             write_json(output / "results.json", results)
-            made = self._videos(acting, imagine, chosen, seen, output / "films", progress)
+            imagining = session(1) if chosen and policy.imagines else None
+            videos = self._videos(policy, imagining, chosen, seen, output / "films", progress)
         finally:
             policy.train(was_training)
         from unified_video_action.env_runner.report import write_report  # matplotlib takes a while to import
 
-        note = video_note(imagine, acting.plans_first, self.action_steps, self.reader)
-        write_report(output / "report.html", results, title, made, training_log, facts, note)
+        plan_first = getattr(getattr(policy, "config", None), "plan_first", False)
+        note = video_note(policy.imagines, plan_first, self.action_steps, self.reader)
+        write_report(output / "report.html", results, title, videos, training_log, note)
         if kept is not None:
             kept.remove()
         return metrics
@@ -212,25 +189,26 @@ class EnvRunner:
 
     def _roll(
         self,
-        acting: Acting,
+        make_session: Callable[[int, EnvProcesses], PolicySession],
         seeds: Sequence[int],
-        recordings: Recordings | None,
+        recordings: Path | None,
         progress: bool = False,
         journal: Journal | None = None,
-    ) -> list[Episode]:
-        """Run the episodes of `seeds`, and keep their observations and themselves where these are to be kept."""
+    ) -> tuple[list[Episode], dict[str, float] | None]:
+        """Run the episodes of `seeds`, and keep their observations and themselves where these are to be kept.
+
+        Returns:
+            the episodes, and the median time of a plan in ms for so many environments together.
+        """
         if not seeds:
-            return []
+            return [], None
         done: list[Episode] = []
         n_envs = min(self.n_envs, len(seeds))
         with (
             EnvProcesses(self.env_config, n_envs, self.timeout_s) as envs,
             tqdm(total=len(seeds), desc="evaluating", unit="episode", disable=not progress) as bar,
         ):
-            planner = acting.planner
-            if planner is not None and acting.in_simulator:
-                planner = replace(planner, simulate=partial(envs.try_actions, steps=acting.future_offsets))
-            session = PolicySession(acting.policy, n_envs, self.action_steps, acting.sampler, planner=planner)
+            session = make_session(n_envs, envs)
 
             def on_end(episode: Episode, observations: list[Observation]) -> None:
                 if journal is not None:
@@ -240,48 +218,34 @@ class EnvRunner:
                 else:
                     done.append(episode)
                     if recordings is not None:
-                        recordings.save(episode, observations)
+                        save_observations(recordings / f"{episode.seed}.npz", observations)
                     score, successes = (sum(getattr(each, name) for each in done) for name in ("score", "success"))
                     text = {"score": f"{score / len(done):.3f}", "success": f"{successes}/{len(done)}"}
                     bar.set_postfix(text, refresh=False)
                 bar.update()
 
-            episodes = rollout(
-                session,
-                envs,
-                seeds,
-                max_steps=self.max_steps,
-                action_steps=self.action_steps,
-                metrics=self.metrics,
-                on_end=on_end,
-                keep_observations=recordings is not None,
-            )
-        if self._plan_ms is None and session.plan_seconds:
-            self._plan_ms = {"median": 1000 * median(session.plan_seconds), "environments": n_envs}
-        return episodes
+            limits = {"max_steps": self.max_steps, "action_steps": self.action_steps, "metrics": self.metrics}
+            keep = recordings is not None
+            episodes = rollout(session, envs, seeds, **limits, on_end=on_end, keep_observations=keep)
+        seconds = session.plan_seconds
+        return episodes, {"median": 1000 * median(seconds), "environments": n_envs} if seconds else None
 
     def _videos(
         self,
-        acting: Acting,
-        imagine: bool,
+        policy: Any,
+        session: PolicySession | None,
         chosen: Sequence[tuple[str, Episode]],
         recorded: Mapping[int, list[Observation]],
         folder: Path,
         progress: bool,
     ) -> list[RolloutVideo]:
-        if not chosen:
-            return []
-        folder.mkdir(exist_ok=True)
-        session, videos = None, []
-        if imagine:
-            planner = None if acting.in_simulator else acting.planner  # there is no simulator to try plans in
-            session = PolicySession(acting.policy, 1, self.action_steps, acting.sampler, planner=planner)
+        videos, camera, offsets = [], policy.task.camera_names[0], policy.task.horizon.future_offsets
         for label, episode in tqdm(chosen, desc="rollout videos", unit="video", disable=not progress):
-            seen = recorded[episode.seed]
-            imagined = []
+            seen, imagined = recorded[episode.seed], []
             if session is not None:
-                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, acting.future_offsets)
+                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets)
+            folder.mkdir(exist_ok=True)
             path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
-            write_mp4(path, video_frames(episode, seen, acting.camera, imagined, label, self.reader), self.fps)
+            write_mp4(path, video_frames(episode, seen, camera, imagined, label, self.reader), self.fps)
             videos.append(RolloutVideo(label, episode.seed, episode.score, path))
         return videos

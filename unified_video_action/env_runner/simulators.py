@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -40,8 +40,7 @@ class Step:
     """What one control step of a gymnasium environment returned."""
 
     observation: Observation
-    terminated: bool
-    truncated: bool
+    ended: bool  # terminated or truncated
     info: dict[str, float]  # the scalar entries of `info`; booleans as 0 or 1
     task: str = ""  # the episode's task, in an environment that has several
 
@@ -72,10 +71,6 @@ class EnvProcesses:
     """
 
     def __init__(self, source: EnvSource, n_envs: int, timeout_s: float = 300.0) -> None:
-        if n_envs < 1:
-            raise ValueError(f"n_envs must be at least 1, got {n_envs}")
-        if not timeout_s > 0:
-            raise ValueError(f"timeout_s must be above 0, got {timeout_s}")
         self._source = dict(source) if isinstance(source, Mapping) else source
         self._timeout_s = timeout_s
         self._processes: list[_EnvProcess | None] = [None] * n_envs
@@ -117,9 +112,10 @@ class EnvProcesses:
             RuntimeError: an environment crashed, or has no method `try_actions`.
         """
         answers = self._ask({slot: ("try", (np.asarray(own), tuple(steps))) for slot, own in chunks.items()})
-        for slot, answer in answers.items():
-            if isinstance(answer, Crash):
-                raise RuntimeError(f"environment {slot} could not try actions out: {answer.reason}")
+        if lost := [
+            f"{slot} could not try actions out: {x.reason}" for slot, x in answers.items() if isinstance(x, Crash)
+        ]:
+            raise RuntimeError(f"environment {lost[0]}")
         return answers
 
     def close(self) -> None:
@@ -134,15 +130,12 @@ class EnvProcesses:
 
     def _ask(self, requests: Mapping[int, tuple[str, Any]]) -> dict[int, Any]:
         """Send every request, then collect the answers as they come; returned in the order of `requests`."""
-        waiting: dict[Connection, int] = {}
         for slot in requests:
             if self._processes[slot] is None:
                 self._processes[slot] = _EnvProcess(self._source)
-        for slot, request in requests.items():
-            connection = self._processes[slot].connection
-            with suppress(ConnectionError):  # it died since its last answer; receive() finds out how
-                connection.send(request)
-            waiting[connection] = slot
+        waiting = {self._processes[slot].connection: slot for slot in requests}
+        for connection, slot in waiting.items():
+            _send(connection, requests[slot])  # where it died since its last answer, receive() finds out how
         answers: dict[int, Any] = {}
         deadline = time.monotonic() + self._timeout_s
         while waiting:
@@ -154,7 +147,7 @@ class EnvProcesses:
                 for slot in waiting.values():
                     self._processes[slot].end()
                     answers[slot] = Crash(f"environment process hung: no answer in {self._timeout_s:g} s, killed")
-                waiting.clear()
+                break
         for slot, answer in answers.items():
             if isinstance(answer, Crash):
                 self._processes[slot] = None
@@ -166,16 +159,15 @@ class _EnvProcess:
 
     def __init__(self, source: EnvSource) -> None:
         self.connection, theirs = Pipe()
-        descriptor = theirs.fileno()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
             "OMP_NUM_THREADS": "1",  # the parallelism is in the number of processes
             "OPENCV_FOR_THREADS_NUM": "1",
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, str(descriptor)],
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
-            pass_fds=(descriptor,),
+            pass_fds=(theirs.fileno(),),
             env=environment,
             start_new_session=True,  # the terminal's Ctrl-C reaches the parent only
         )
@@ -211,40 +203,34 @@ def main() -> None:
     """The worker process: answer requests from the pipe whose descriptor is the first argument, until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     connection, env, failed = Connection(int(sys.argv[1])), None, False
+    requests = _received(connection)
     try:
-        env = build_env(connection.recv())
-        while (request := _next(connection)) is not None:
-            command, argument = request
-            _answer(connection, True, COMMANDS[command](env, argument))
+        env = build_env(next(requests))
+        for command, argument in requests:
+            _send(connection, (True, COMMANDS[command](env, argument)))
     except Exception as error:  # whatever a simulator raises costs this process, not the run
         failed = True
-        _answer(connection, False, (f"{type(error).__name__}: {error}", traceback.format_exc()))
+        _send(connection, (False, (f"{type(error).__name__}: {error}", traceback.format_exc())))
     finally:
         if env is not None:
             env.close()
     sys.exit(failed)
 
 
-def _next(connection: Connection) -> tuple[str, Any] | None:
-    """The next request; None once the parent has closed the pipe."""
-    try:
-        return connection.recv()
-    except (EOFError, ConnectionError):
-        return None
+def _received(connection: Connection) -> Iterator[Any]:
+    """What arrives until the other side closes the pipe."""
+    with suppress(EOFError, ConnectionError):
+        while True:
+            yield connection.recv()
 
 
-def _answer(connection: Connection, succeeded: bool, answer: Any) -> None:
-    with suppress(ConnectionError):  # the parent no longer listens; `_next` sees the pipe closed
-        connection.send((succeeded, answer))
+def _send(connection: Connection, message: Any) -> None:
+    with suppress(ConnectionError):  # the other side no longer listens
+        connection.send(message)
 
 
 def _copy(observation: Mapping[str, Any]) -> Observation:
     return {name: np.array(value) for name, value in observation.items()}
-
-
-def _scalars(info: Mapping[str, Any]) -> dict[str, float]:
-    arrays = {name: np.asarray(value) for name, value in info.items()}
-    return {name: float(value) for name, value in arrays.items() if value.ndim == 0 and value.dtype.kind in "biuf"}
 
 
 def _steps(env: Any, actions: np.ndarray) -> list[Step]:
@@ -252,8 +238,12 @@ def _steps(env: Any, actions: np.ndarray) -> list[Step]:
     steps: list[Step] = []
     for action in actions:
         observation, _, terminated, truncated, info = env.step(action)
-        steps.append(Step(_copy(observation), bool(terminated), bool(truncated), _scalars(info), info.get("task", "")))
-        if terminated or truncated:
+        arrays = {name: np.asarray(value) for name, value in info.items()}
+        scalars = {
+            name: float(value) for name, value in arrays.items() if not value.ndim and value.dtype.kind in "biuf"
+        }
+        steps.append(Step(_copy(observation), bool(terminated or truncated), scalars, info.get("task", "")))
+        if steps[-1].ended:
             break
     return steps
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from unified_video_action.env.state_reader import Readings, StateReader
+from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.rollout import Episode, instruction_of
 from unified_video_action.env_runner.simulators import Observation
 
@@ -51,13 +51,7 @@ class Imagination:
 def imagine_episode(
     session: Any, observations: Sequence[Observation], seed: int, action_steps: int, offsets: tuple[int, ...]
 ) -> list[Imagination]:
-    """Let the policy imagine the future at every moment of an episode when it planned.
-
-    Args:
-        session: a `PolicySession`; slot 0 is used.
-        observations: before the first step, and after each.
-        offsets: control steps from now to each imagined frame.
-    """
+    """Let the policy in slot 0 of a `PolicySession` imagine the future whenever it planned in an episode."""
     session.reset(slot=0, seed=seed, text=instruction_of(observations[0]))
     imagined = []
     for step, observation in enumerate(observations[:-1]):
@@ -81,11 +75,7 @@ def pick_for_videos(episodes: Sequence[Episode], count: int) -> list[tuple[str, 
 
 
 def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
-    """One line for the report: what the videos show.
-
-    Args:
-        plan_first: the policy imagines the very plan that it executes (`policy.plan_first`).
-    """
+    """One line for the report: what the videos show. `plan_first`: the policy imagines the plan that it executes."""
     if not imagines:
         return "What the camera showed; this policy learned no video."
     plan = " of the plan that it then executed" if plan_first else ""
@@ -107,12 +97,8 @@ def video_frames(
     """Draw one video frame per observation: uint8 (H, W, 3), all of one even size.
 
     Left the real frame; right, above, the future imagined when the policy last planned; below, what really happened
-    at those moments, and between them the error. Without imagination only the real frame.
-
-    Args:
-        observations: before the first step, and after each; `camera` names the one to show.
-        imagined: what `imagine_episode` returned.
-        reader: of positions in frames; None: the error is a PSNR.
+    at those moments, and between them the error. Without imagination only the real frame. Observations are those before
+    the first step, and after each.
 
     Raises:
         ValueError: there is no such camera, or the reader takes no such frames.
@@ -137,26 +123,20 @@ def _errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader
     if reader is None:
         error = np.square(made.astype(np.float64) - true).mean((1, 2, 3)).clip(1e-10)  # (n,)
         return [[f"PSNR {10 * np.log10(255**2 / each):.1f} dB"] for each in error]
-    return _reading_errors(reader(made), reader(true), reader.unit)
-
-
-def _reading_errors(made: Readings, true: Readings, unit: str) -> list[list[str]]:
-    """Two lines for each frame: how far off the agent is, and the block."""
-    agent, block = (np.linalg.norm(getattr(made, name) - getattr(true, name), axis=-1) for name in ("agent", "block"))
+    made, true = reader(made), reader(true)
     angle = np.abs((np.degrees(made.angle - true.angle) + 180) % 360 - 180)
 
-    def line(name: str, found: np.ndarray, error: float, more: str = "") -> str:
-        if np.isnan(found).any():
-            return f"no {name}"
-        return f"{name} not in view" if np.isnan(error) else f"{name} {error:.0f} {unit}{more}"
+    def lines(name: str, more: Sequence[str]) -> list[str]:
+        found, error = getattr(made, name), np.linalg.norm(getattr(made, name) - getattr(true, name), axis=-1)
+        return [
+            f"no {name}" if np.isnan(at).any()
+            else f"{name} not in view" if np.isnan(off)
+            else f"{name} {off:.0f} {reader.unit}{end}"
+            for at, off, end in zip(found, error, more, strict=True)
+        ]  # fmt: skip
 
-    return [
-        [
-            line("agent", made.agent[row], agent[row]),
-            line("block", made.block[row], block[row], f", {angle[row]:.0f}°"),
-        ]
-        for row in range(len(agent))
-    ]
+    turns = [f", {each:.0f}°" for each in angle]
+    return [list(pair) for pair in zip(lines("agent", [""] * len(at)), lines("block", turns), strict=True)]
 
 
 def _draw(
@@ -168,13 +148,11 @@ def _draw(
     label: str,
 ) -> np.ndarray:
     score = max(episode.curve[:step], default=0.0)
-    top = MARGIN + LINE + 14
-    between = LINE + 2 * ERROR_LINE  # room between imagined and real frames
+    offsets = moment.offsets if moment else ()
+    top, between = MARGIN + LINE + 14, LINE + 2 * ERROR_LINE  # where frames begin; between imagined and real ones
     large = 2 * SMALL + between + GAP
-    large_width = _width(real[0], large)
-    small_width = _width(real[0], SMALL) if moment else 0
-    futures = len(moment.offsets) if moment else 0
-    width = 2 * MARGIN + large_width + futures * (small_width + GAP) + (MARGIN - GAP if futures else 0)
+    large_width, small_width = _width(real[0], large), _width(real[0], SMALL)
+    width = 2 * MARGIN + large_width + (len(offsets) * (small_width + GAP) + MARGIN - GAP if offsets else 0)
     height = top + LINE + large + MARGIN
     canvas = Image.new("RGB", (max(width, 360) // 2 * 2, height // 2 * 2), PAPER)
     pen = ImageDraw.Draw(canvas)
@@ -183,26 +161,24 @@ def _draw(
     pen.text((MARGIN, MARGIN), heading, INK, _font(15))
     now = f"step {step} / {episode.steps}    score {score:.2f}"
     pen.text((canvas.width - MARGIN, MARGIN), now, INK, _font(15), anchor="ra")
-    bar = MARGIN + LINE + 4
-    pen.rectangle((MARGIN, bar, canvas.width - MARGIN, bar + 3), TRACK)
+    bar, length = MARGIN + LINE + 4, canvas.width - 2 * MARGIN
+    pen.rectangle((MARGIN, bar, MARGIN + length, bar + 3), TRACK)
     if score > 0:
-        pen.rectangle((MARGIN, bar, MARGIN + (canvas.width - 2 * MARGIN) * min(score, 1.0), bar + 3), ACCENT)
+        pen.rectangle((MARGIN, bar, MARGIN + length * min(score, 1.0), bar + 3), ACCENT)
 
     pen.text((MARGIN, top), "real, now", FAINT, _font(12))
     canvas.paste(_scaled(real[step], large), (MARGIN, top + LINE))
-    for column in range(futures):
-        at = moment.step + moment.offsets[column]
-        left = 2 * MARGIN + large_width + column * (small_width + GAP)
-        lower = top + LINE + SMALL + GAP + 2 * ERROR_LINE
-        pen.text((left, top), f"imagined +{moment.offsets[column]}", ACCENT, _font(12))
+    lower = top + SMALL + GAP + between
+    for column, offset in enumerate(offsets):
+        at, left = moment.step + offset, 2 * MARGIN + large_width + column * (small_width + GAP)
+        pen.text((left, top), f"imagined +{offset}", ACCENT, _font(12))
         canvas.paste(_scaled(moment.frames[column], SMALL, small_width), (left, top + LINE))
+        pen.text((left, lower), f"real, step {at}" if at < len(real) else "after the end", FAINT, _font(12))
         if at < len(real):
             for row, line in enumerate(errors[column]):
                 pen.text((left, top + LINE + SMALL + 3 + row * ERROR_LINE), line, INK, _font(12))
-            pen.text((left, lower), f"real, step {at}", FAINT, _font(12))
             canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
         else:
-            pen.text((left, lower), "after the end", FAINT, _font(12))
             pen.rectangle((left, lower + LINE, left + small_width - 1, lower + LINE + SMALL - 1), outline=TRACK)
     return np.asarray(canvas)  # (H, W, 3)
 
@@ -221,17 +197,17 @@ def _scaled(frame: np.ndarray, height: int, width: int | None = None) -> Image.I
     return Image.fromarray(frame).resize((width or _width(frame, height), height), Image.Resampling.BICUBIC)
 
 
-def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> int:
-    """Write frames, uint8 (H, W, 3) of one even size, as H.264 (yuv420p, plays in browsers); return their number.
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> None:
+    """Write frames, uint8 (H, W, 3) of one even size, as H.264 (yuv420p, plays in browsers).
 
     Raises:
         ValueError: no frames, or a frame whose size is odd or differs from the first one's.
     """
     import av
 
-    stream, count, size = None, 0, None
+    stream, size = None, None
     with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
-        for frame in frames:
+        for number, frame in enumerate(frames):
             if stream is None:
                 size = frame.shape
                 if size[0] % 2 or size[1] % 2:
@@ -239,10 +215,8 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> int:
                 stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
                 stream.height, stream.width, stream.pix_fmt = size[0], size[1], "yuv420p"
             if frame.shape != size:
-                raise ValueError(f"{path}: frame {count} is {frame.shape}, the first is {size}")
+                raise ValueError(f"{path}: frame {number} is {frame.shape}, the first is {size}")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            count += 1
         if stream is None:
             raise ValueError(f"{path}: no frames to write")
         container.mux(stream.encode())
-    return count

@@ -52,30 +52,23 @@ Table = list[list[str]]  # the first row is the head
 
 def tables(results: Mapping[str, Any]) -> dict[str, Table]:
     """All figures as text, by title."""
-    found = {"Frames": _frame_table(results["frames"])}
+    horizon, frames = results["horizon"], results["frames"]
+    found = {"Frames": _frame_table(frames)}
     for name in ("psnr", "gain", "agent", "block"):
-        if any(name in row for row in results["frames"].values()):
-            found[f"Frames by horizon: {FRAME_METRICS[name][0]}"] = _horizon_table(
-                results["horizon"], {row: metrics[name] for row, metrics in results["frames"].items()}, name
-            )
-    actions = {name: row["error"] for name, row in results["actions"].items()}
-    found["Actions: mean distance from the recorded ones"] = _horizon_table(results["horizon"], actions, "action")
-    found["One against the other"] = [
-        ["", "95 %"],
-        *([text, figure(results["ratios"][name], 1, 2)] for name, text in RATIOS.items() if name in results["ratios"]),
-    ]
+        title, *form = FRAME_METRICS[name]
+        rows = {row: metrics[name] for row, metrics in frames.items() if name in metrics}
+        found[f"Frames by horizon: {title}"] = _horizon_table(horizon, rows, *form)
+    errors = {name: row["error"] for name, row in results["actions"].items()}
+    found["Actions: mean distance from the recorded ones"] = _horizon_table(horizon, errors, 1, 1)
+    ratios = {text: results["ratios"][name] for name, text in RATIOS.items() if name in results["ratios"]}
+    found["One against the other"] = _figures(ratios)
     if best := results.get("best_of"):
-        found[f"Best of {best['samples']} imagined futures ({best['row']})"] = [
-            ["", "95 %"],
-            ["PSNR, dB", figure(best["psnr"], 1, 2)],
-            ["above repeating the newest frame, dB", figure(best["gain"], 1, 2)],
-        ]
+        title = f"Best of {best['samples']} imagined futures ({best['row']})"
+        found[title] = _figures({"PSNR, dB": best["psnr"], "above repeating the newest frame, dB": best["gain"]})
     if "plan" in results:
         found["Plans: imagined against the simulator that executes them"] = _frame_table(results["plan"])
-    found["Health of the heads"] = [
-        ["", ""],
-        *([text, f"{results['health'][name]:.3f}"] for name, text in HEALTH.items() if name in results["health"]),
-    ]
+    health = [[text, f"{results['health'][name]:.3f}"] for name, text in HEALTH.items() if name in results["health"]]
+    found["Health of the heads"] = [["", ""], *health]
     return {title: table for title, table in found.items() if len(table) > 1}
 
 
@@ -91,13 +84,11 @@ def text_tables(results: Mapping[str, Any]) -> str:
 
 def write_world_model_report(path: Path, results: Mapping[str, Any], pictures: Path | None = None) -> None:
     """Write the page: tables, curves by horizon and, inside it, a PNG of imagined frames."""
-    frames = {
-        name: {row: metrics[name] for row, metrics in results["frames"].items() if name in metrics}
-        for name in ("psnr", "agent_mean", "block", "whole")
-    }
-    charts = [(FRAME_METRICS[name][0], rows, FRAME_METRICS[name][1]) for name, rows in frames.items()]
+    charts = []
+    for name in ("psnr", "agent_mean", "block", "whole"):
+        rows = {row: metrics[name] for row, metrics in results["frames"].items() if name in metrics}
+        charts.append((FRAME_METRICS[name][0], rows, FRAME_METRICS[name][1]))
     charts.append(("action error", {row: found["error"] for row, found in results["actions"].items()}, 1))
-    made = {name: results[name] for name in ("settings", "intervals", "machine", "commit", "versions")}
     write_page(
         path,
         "world_model.html",
@@ -108,7 +99,9 @@ def write_world_model_report(path: Path, results: Mapping[str, Any], pictures: P
         pictures=None if pictures is None else base64.b64encode(pictures.read_bytes()).decode("ascii"),
         tables=tables(results),
         notes=NOTES,
-        made=json.dumps(made, indent=2),
+        made=json.dumps(
+            {name: results[name] for name in ("settings", "intervals", "machine", "commit", "versions")}, indent=2
+        ),
     )
 
 
@@ -134,8 +127,7 @@ def _frame_table(rows: Mapping[str, Any]) -> Table:
     return table
 
 
-def _horizon_table(horizon: Sequence[int], rows: Mapping[str, Any], metric: str) -> Table:
-    factor, digits = FRAME_METRICS.get(metric, ("", 1, 1))[1:]
+def _horizon_table(horizon: Sequence[int], rows: Mapping[str, Any], factor: float, digits: int) -> Table:
     table = [["", *(f"+{offset}" for offset in horizon), "all (95 %)"]]
     for row, found in rows.items():
         each = ["-" if at["value"] is None else f"{factor * at['value']:.{digits}f}" for at in found["by_horizon"]]
@@ -143,11 +135,15 @@ def _horizon_table(horizon: Sequence[int], rows: Mapping[str, Any], metric: str)
     return table
 
 
+def _figures(rows: Mapping[str, Any]) -> Table:
+    return [["", "95 %"], *([text, figure(value)] for text, value in rows.items())]
+
+
 def _chart(title: str, horizon: Sequence[int], rows: Mapping[str, Any], factor: float) -> dict[str, Any]:
     lines = []
     for index, (row, found) in enumerate(rows.items()):
-        at = [found_at["value"] for found_at in found["by_horizon"]]
-        points = [(x, factor * y) for x, y in zip(horizon, at, strict=True) if y is not None]
+        values = zip(horizon, found["by_horizon"], strict=True)
+        points = [(x, factor * at["value"]) for x, at in values if at["value"] is not None]
         lines.append(Line(points, f"c{index % COLOURS}", _readable(row)))
     svg = line_chart(lines, "control steps ahead", title)
     return {"svg": svg, "key": [(line.style, line.title) for line in lines]}

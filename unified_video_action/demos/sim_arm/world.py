@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.env.mujoco_rendering import prepare_rendering
-from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
 from unified_video_action.poses import pose_matrix
 
 logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)

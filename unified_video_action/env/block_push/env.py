@@ -15,12 +15,10 @@ from unified_video_action.env.block_push.layout import (
     STATE_SIZE,
     STEP,
     blocks_in_squares,
-    checked_vector,
     start_state,
 )
 from unified_video_action.env.block_push.scene import ASPECT, Scene
-
-RESET_OPTIONS = {"state"}
+from unified_video_action.env.checking import checked_options, checked_vector
 
 
 class BlockPushEnv(gymnasium.Env):
@@ -57,33 +55,22 @@ class BlockPushEnv(gymnasium.Env):
         if observe_image:
             self.observation_space["image"] = spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)
         self._scene: Scene | None = Scene()
-        self._started = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; without a seed or a state, one is drawn from the environment's own generator."""
         super().reset(seed=seed)
-        options = options or {}
-        if unknown := set(options) - RESET_OPTIONS:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; block pushing knows {sorted(RESET_OPTIONS)}")
-        if "state" in options:
-            state = checked_vector("state", options["state"], STATE_SIZE)
-        else:
-            state = start_state(self.np_random)
+        state = checked_options(options, ("state",)).get("state")
+        state = start_state(self.np_random) if state is None else checked_vector("state", state, STATE_SIZE)
         self.scene.build(state)
-        self._started = True
-        state = self.scene.state
-        return self._observation(state), self._info(state)
+        return self._look()
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Send the effector to `action` (2,) for a tenth of a second."""
-        if not self._started:
-            raise RuntimeError("the environment was never reset: call reset(seed=...) before step")
         target = np.clip(checked_vector("action", action, 2), LOW, HIGH)
         way = target - self.scene.target
         self.scene.move(self.scene.target + way * min(1.0, STEP / max(float(np.linalg.norm(way)), 1e-9)))
-        state = self.scene.state
-        info = self._info(state)
-        return self._observation(state), info["score"], info["is_success"], False, info
+        observation, info = self._look()
+        return observation, info["score"], info["is_success"], False, info
 
     def render(self) -> np.ndarray:
         """The camera's frame: uint8 (H, W, 3)."""
@@ -100,22 +87,17 @@ class BlockPushEnv(gymnasium.Env):
             raise RuntimeError("the environment is closed: make a new one")
         return self._scene
 
-    def _observation(self, state: np.ndarray) -> dict[str, np.ndarray]:
+    def _look(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The observation and the info of now."""
+        state = self.scene.state
         observation = {"effector": state[:2].astype(np.float32)}
         if self.observe_image:
             observation["image"] = self.render()
-        return observation
-
-    @staticmethod
-    def _info(state: np.ndarray) -> dict[str, Any]:
         inside = blocks_in_squares(state)  # (2, 2)
         filled = int(inside.any(axis=0).sum())
-        pairs = {
-            f"{block}_in_{square}": float(inside[i, j])
-            for i, block in enumerate(COLOURS)
-            for j, square in enumerate(COLOURS)
-        }
-        return {"score": filled / 2, "is_success": filled == 2, **pairs, "state": state}
+        names = [f"{block}_in_{square}" for block in COLOURS for square in COLOURS]
+        pairs = dict(zip(names, inside.ravel().astype(float).tolist(), strict=True))
+        return observation, {"score": filled / 2, "is_success": filled == 2, **pairs, "state": state}
 
 
 def frame_size(image_size: int) -> tuple[int, int]:

@@ -52,11 +52,3 @@ def blocks_in_squares(state: np.ndarray) -> np.ndarray:
     """(2, 2) bool: whether block i (row) is in square j."""
     _, blocks, squares = split_state(state)
     return np.linalg.norm(blocks[:, None, :2] - squares[None, :, :2], axis=-1) < TOLERANCE
-
-
-def checked_vector(name: str, value: object, size: int) -> np.ndarray:
-    """`value` as a float64 vector; ValueError naming it when its size is not `size` or a number is not finite."""
-    vector = np.asarray(value, dtype=np.float64)
-    if vector.shape != (size,) or not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be {size} finite numbers, got {value!r}")
-    return vector

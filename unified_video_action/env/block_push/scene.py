@@ -81,14 +81,10 @@ class Scene:
 
     def __init__(self) -> None:
         self._bullet = Client()
-        self._squares = np.zeros((2, 3))
-        self._blocks: list[int] = []
-        self._effector = -1
-        self._target = np.zeros(2)
+        self._effector: int | None = None  # before the first `build`
 
     def close(self) -> None:
-        if self._bullet.isConnected():
-            self._bullet.disconnect()
+        self._bullet.disconnect()
 
     def build(self, state: np.ndarray) -> None:
         """Start from nothing with everything as `state` (14,) says: what follows owes nothing to earlier episodes."""
@@ -101,11 +97,15 @@ class Scene:
         table = bullet.createMultiBody(0, slab, basePosition=(0.35, 0, -0.05))
         bullet.changeDynamics(table, -1, lateralFriction=TABLE_FRICTION)
         bullet.changeVisualShape(table, -1, rgbaColor=(0, 0, 0, 0))
-        for (x, y, angle), frame, fill in zip(self._squares, FRAME_RGBA, FILL_RGBA, strict=True):
-            side, turn = SQUARE_SIDE / 2, bullet.getQuaternionFromEuler((0, 0, angle))
-            self._box((side, side, PAINT), frame, (x, y, 0), turn)
-            self._box((side - BORDER, side - BORDER, PAINT), fill, (x, y, PAINT), turn)
-        self._blocks = [self._block(pose, rgba) for pose, rgba in zip(blocks, BLOCK_RGBA, strict=True)]
+        side, inner = SQUARE_SIDE / 2, SQUARE_SIDE / 2 - BORDER
+        for pose, frame, fill in zip(self._squares, FRAME_RGBA, FILL_RGBA, strict=True):
+            self._box((side, side, PAINT), frame, pose, height=0)
+            self._box((inner, inner, PAINT), fill, pose, height=PAINT)
+        half = BLOCK_SIDE / 2, BLOCK_SIDE / 2, BLOCK_HEIGHT / 2
+        poses = zip(blocks, BLOCK_RGBA, strict=True)
+        self._blocks = [self._box(half, rgba, pose, BLOCK_HEIGHT / 2, BLOCK_MASS) for pose, rgba in poses]
+        for block in self._blocks:
+            bullet.changeDynamics(block, -1, lateralFriction=BLOCK_FRICTION)
         self._effector = self._add_effector()
         self._target = effector
         for axis in (0, 1):
@@ -121,6 +121,8 @@ class Scene:
     @property
     def target(self) -> np.ndarray:
         """(2,) where the effector was last sent."""
+        if self._effector is None:
+            raise RuntimeError("the environment was never reset: call reset(seed=...) before step")
         return self._target.copy()
 
     @property
@@ -131,11 +133,6 @@ class Scene:
         blocks = np.array([(*position[:2], angle) for (position, _), angle in zip(poses, angles, strict=True)])
         effector = np.array([joint[0] for joint in self._bullet.getJointStates(self._effector, (0, 1))])
         return join_state(effector, blocks, self._squares)
-
-    @property
-    def block_heights(self) -> np.ndarray:
-        """(2,) of the blocks' centres above the table."""
-        return np.array([self._bullet.getBasePositionAndOrientation(block)[0][2] for block in self._blocks])
 
     def render(self, height: int, width: int) -> np.ndarray:
         """What the camera sees: uint8 (height, width, 3)."""
@@ -174,26 +171,15 @@ class Scene:
             self._bullet.stepSimulation()
 
     def _box(
-        self,
-        half: tuple[float, float, float],
-        rgba: tuple[float, ...],
-        place: tuple[float, float, float],
-        turn: tuple[float, ...] = (0, 0, 0, 1),
-        mass: float = 0.0,
-        collides: bool = False,
+        self, half: tuple[float, ...], rgba: tuple[float, ...], pose: np.ndarray, height: float, mass: float = 0.0
     ) -> int:
-        box = {"shapeType": pybullet.GEOM_BOX, "halfExtents": half}
-        shape = self._bullet.createCollisionShape(**box) if collides else -1
-        picture = self._bullet.createVisualShape(**box, rgbaColor=rgba, specularColor=(0, 0, 0))
-        return self._bullet.createMultiBody(mass, shape, picture, place, turn)
-
-    def _block(self, pose: np.ndarray, rgba: tuple[float, ...]) -> int:
+        """A box at `pose` (3,); without a mass it is a picture that nothing touches."""
         x, y, angle = pose
-        half = (BLOCK_SIDE / 2, BLOCK_SIDE / 2, BLOCK_HEIGHT / 2)
+        box = {"shapeType": pybullet.GEOM_BOX, "halfExtents": half}
+        shape = self._bullet.createCollisionShape(**box) if mass else -1
+        picture = self._bullet.createVisualShape(**box, rgbaColor=rgba, specularColor=(0, 0, 0))
         turn = self._bullet.getQuaternionFromEuler((0, 0, angle))
-        block = self._box(half, rgba, (x, y, BLOCK_HEIGHT / 2), turn, BLOCK_MASS, collides=True)
-        self._bullet.changeDynamics(block, -1, lateralFriction=BLOCK_FRICTION)
-        return block
+        return self._bullet.createMultiBody(mass, shape, picture, (x, y, height), turn)
 
     def _add_effector(self) -> int:
         """A cylinder that slides along x and y and can neither tilt nor leave its height."""

@@ -6,21 +6,21 @@ import string
 from collections.abc import Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from unified_video_action.env.checking import check_count, checked_options
 from unified_video_action.env.libero.installation import cache_folder, find_assets, load_suite
 from unified_video_action.env.libero.scene import CAMERAS, STATES, Scene
-from unified_video_action.env.robosuite_arm import CONTROL_FREQUENCY
-from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION, from_pose_actions
+from unified_video_action.env.robosuite_arm import ArmEnv
+from unified_video_action.rotations import AXIS_ANGLE_ACTION, POSE_ACTION
 
 CONTROLS = {"absolute": POSE_ACTION, "relative": AXIS_ANGLE_ACTION}
 STATES_PER_TASK = 50  # that LIBERO stores, and its benchmark uses
 INSTRUCTION = spaces.Text(400, charset=string.printable)
 
 
-class LiberoEnv(gymnasium.Env):
+class LiberoEnv(ArmEnv):
     """A Panda arm that follows instructions.
 
     Observations: `agentview_rgb` and, with `wrist`, `eye_in_hand_rgb` uint8 (image_size, image_size, 3), as a person
@@ -34,31 +34,16 @@ class LiberoEnv(gymnasium.Env):
     ones are taken, every task has the same number of them, give or take one. `reset(options={"task": t, "state": s})`
     starts a certain one. After `settle_steps` steps without a command objects are at rest, and the episode begins.
 
-    `step` ends the episode on success and reports in its info `is_success`, `score` (1 then and 0 before) and `task`,
-    LIBERO's name of the task.
+    The info of a step also has `task`, LIBERO's name of the task.
 
     The scene is built anew whenever the task changes: some seconds. A process holds one, and needs about 2 GB.
 
-    Args:
-        suite: libero_10, libero_spatial, libero_object, libero_goal or libero_90.
-        tasks: numbers of the tasks in the suite to play; None: all.
-        assets: folder of LIBERO's meshes and textures, or an archive of it; None: see `installation.find_assets`.
-        cache_dir: where an archive or download is kept; None: the user's cache.
-        image_size: pixels.
-        wrist: also observe the view from the wrist.
-        mirrored: show left and right exchanged, as in the data that openpi and LeRobot publish (frames turned by 180
-            degrees are upright but mirrored).
-        control: absolute or relative.
-        settle_steps: see above; 10 is what others use.
-        samples: of each pixel when drawing; 4 is what demonstrations are drawn with.
-        observe_images: False leaves the cameras out, for callers that need no frames.
+    Options are described in config/task/libero10.yaml; 10 `settle_steps` are what others use, and frames that are
+    `mirrored` are those of openpi and LeRobot (turned by 180 degrees, they are upright but mirrored).
 
     Raises:
         ValueError: a value outside of these. FileNotFoundError: no assets there, and none could be downloaded.
     """
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_FREQUENCY}
-    render_mode = "rgb_array"
 
     def __init__(
         self,
@@ -76,13 +61,10 @@ class LiberoEnv(gymnasium.Env):
     ) -> None:
         if control not in CONTROLS:
             raise ValueError(f"control={control!r}: expected {' or '.join(CONTROLS)}")
-        for name, value, least in (
-            ("image_size", image_size, 8),
-            ("settle_steps", settle_steps, 0),
-            ("samples", samples, 0),
-        ):
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: expected a whole number of at least {least}")
+        check_count("settle_steps", settle_steps, 0)
+        views = dict(list(CAMERAS.items())[: 1 + wrist])
+        super().__init__(image_size, samples, views, STATES, CONTROLS[control], observe_images)
+        self.observation_space["instruction"] = INSTRUCTION
         suite_tasks = load_suite(suite)
         numbers = list(range(len(suite_tasks)) if tasks is None else tasks)
         if not numbers or not all(isinstance(task, int) and 0 <= task < len(suite_tasks) for task in numbers):
@@ -90,18 +72,8 @@ class LiberoEnv(gymnasium.Env):
         self.tasks = tuple(suite_tasks[number] for number in numbers)
         self.cache = cache_folder(cache_dir)
         self.assets = find_assets(assets, self.cache)
-        self.image_size, self.control, self.settle_steps, self.samples = image_size, control, settle_steps, samples
-        self.mirrored = mirrored
-        self._cameras = tuple(CAMERAS)[: 1 + wrist] if observe_images else ()
-        self._scene: Scene | None = None
+        self.control, self.settle_steps, self.mirrored = control, settle_steps, mirrored
         self._starts: np.ndarray | None = None  # (n, S) of the scene's task
-        view = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
-        self.observation_space = spaces.Dict(
-            {camera: view for camera in self._cameras}
-            | {name: spaces.Box(-np.inf, np.inf, (width,), np.float32) for name, width in STATES.items()}
-            | {"instruction": INSTRUCTION}
-        )
-        self.action_space = spaces.Box(-np.inf, np.inf, (CONTROLS[control],), np.float32)
 
     def place(self, seed: int) -> tuple[int, int]:
         """(task, start state) of a seed; the task is a place in `self.tasks`."""
@@ -111,12 +83,9 @@ class LiberoEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; without a seed, one is drawn from the environment's own generator."""
         super().reset(seed=seed)
-        options = options or {}
-        if unknown := set(options) - {"task", "state"}:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; there are task and state")
+        options = checked_options(options, ("task", "state"))
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        task, state = self.place(episode)
-        task, state = options.get("task", task), options.get("state", state)
+        task, state = (options.get(name, drawn) for name, drawn in zip(("task", "state"), self.place(episode)))
         if not 0 <= task < len(self.tasks) or not 0 <= state < STATES_PER_TASK:
             raise ValueError(
                 f"reset options task={task}, state={state}: there are {len(self.tasks)} tasks of {STATES_PER_TASK} "
@@ -127,30 +96,7 @@ class LiberoEnv(gymnasium.Env):
         scene.reset(seed=state * len(self.tasks) + task, state=self._starts[state])
         scene.settle(self.settle_steps)
         scene.relative = self.control == "relative"
-        return self._observe(), self._progress()
-
-    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """Act for a twentieth of a second.
-
-        Raises:
-            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
-        """
-        width = CONTROLS[self.control]
-        action = np.asarray(action, np.float64)
-        if action.shape != (width,) or not np.isfinite(action).all():
-            raise ValueError(f"action must be {width} finite numbers, got {action!r}")
-        self._scene.step(from_pose_actions(action) if self.control == "absolute" else action)
-        info = self._progress()
-        return self._observe(), info["score"], info["is_success"], False, info
-
-    def render(self) -> np.ndarray:
-        """The agent view: uint8 (image_size, image_size, 3)."""
-        return self._frame("agentview_rgb")
-
-    def close(self) -> None:
-        if self._scene is not None:
-            self._scene.close()
-        self._scene = None
+        return self._look()
 
     def _built(self, number: int) -> Scene:
         task = self.tasks[number]
@@ -162,14 +108,11 @@ class LiberoEnv(gymnasium.Env):
             self._scene = Scene(task, self.assets, self.cache, self.samples)
         return self._scene
 
-    def _observe(self) -> dict[str, Any]:
-        frames = {camera: self._frame(camera) for camera in self._cameras}
-        return frames | self._scene.robot_states() | {"instruction": self._scene.task.instruction}
-
-    def _frame(self, camera: str) -> np.ndarray:
-        frame = self._scene.frame(camera, self.image_size)
+    def _frame(self, view: str) -> np.ndarray:
+        frame = super()._frame(view)
         return np.ascontiguousarray(frame[:, ::-1]) if self.mirrored else frame
 
-    def _progress(self) -> dict[str, Any]:
-        success = self._scene.is_success
-        return {"score": float(success), "is_success": success, "task": self._scene.task.name}
+    def _look(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        observation, info = super()._look()
+        task = self._scene.task
+        return observation | {"instruction": task.instruction}, info | {"task": task.name}

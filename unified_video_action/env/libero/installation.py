@@ -13,7 +13,6 @@ import io
 import logging
 import os
 import re
-import shutil
 import sys
 import tarfile
 import tempfile
@@ -27,8 +26,7 @@ import yaml
 from filelock import FileLock
 
 from unified_video_action.compat.zip_archive import read_array
-from unified_video_action.env.mujoco_rendering import prepare_rendering
-from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +68,8 @@ def find_assets(assets: str | None, cache: Path) -> Path:
         FileNotFoundError: nothing at `assets`, or the download failed. ValueError: something else is there.
     """
     if assets is None:
-        beside = Path(os.path.expandvars(DATA_FOLDER))
-        if "UVA_DATA_DIR" in os.environ and beside.is_dir() and (found := _inside(beside, cache)):
-            return found
-        return _once(cache / "assets", _download)
+        beside = _inside(Path(os.path.expandvars(DATA_FOLDER)), cache) if "UVA_DATA_DIR" in os.environ else None
+        return beside or _once(cache / "assets", _download)
     path = Path(os.path.expandvars(assets)).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"assets={assets}: {path} does not exist. {REMEDY}")
@@ -129,7 +125,7 @@ def _download(folder: Path) -> None:
         raise FileNotFoundError(f"{HUB_REPOSITORY} does not hold {', '.join(PARTS)} (any longer). {REMEDY}")
 
 
-def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
+def _once(folder: Path, fill: Callable[[Path], object]) -> Path:
     """`folder`, filled by `fill` if it is not there yet; it appears when it is whole. One process fills it."""
     if folder.is_dir():
         return folder
@@ -141,13 +137,11 @@ def _once(folder: Path, fill: Callable[[Path], None]) -> Path:
         ) from error
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
-            partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                fill(partial)
-                partial.chmod(0o755)  # temporary folders are closed to other users
-                partial.rename(folder)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+                whole = Path(scratch) / "whole"
+                whole.mkdir()
+                fill(whole)
+                whole.rename(folder)
     return folder
 
 
@@ -185,15 +179,8 @@ def _answer(cache: Path) -> None:
     if given and (Path(given) / "config.yaml").is_file():
         return
     root = package_folder()
-    text = yaml.safe_dump(
-        {
-            "benchmark_root": str(root),
-            "bddl_files": str(root / "bddl_files"),
-            "init_states": str(root / "init_files"),
-            "datasets": str(root.parent / "datasets"),
-            "assets": str(root / "assets"),
-        }
-    )
+    places = {"bddl_files": "bddl_files", "init_states": "init_files", "datasets": "../datasets", "assets": "assets"}
+    text = yaml.safe_dump({"benchmark_root": str(root)} | {name: str(root / place) for name, place in places.items()})
     folder = cache / f"config-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     os.environ[CONFIG_VARIABLE] = str(_once(folder, lambda partial: (partial / "config.yaml").write_text(text)))
 
@@ -235,15 +222,16 @@ def load_suite(suite: str) -> tuple[Task, ...]:
     Raises:
         ValueError: no such suite; names those that there are.
     """
-    folder = package_folder()
-    maps = _task_map(folder)
+    folder, maps = package_folder(), _task_map()
     known = [name for name in maps if (folder / "bddl_files" / name).is_dir()]
     if suite not in known:
         raise ValueError(f"suite={suite!r}: LIBERO has {', '.join(sorted(known))}")
     tasks = []
     for name in maps[suite]:
         bddl = folder / "bddl_files" / suite / f"{name}.bddl"
-        tasks.append(Task(name, instruction(bddl.read_text()), bddl, folder / f"init_files/{suite}/{name}.pruned_init"))
+        words = re.search(r"\(:language\s+([^)]*)\)", bddl.read_text())[1]
+        starts = folder / "init_files" / suite / f"{name}.pruned_init"
+        tasks.append(Task(name, " ".join(words.split()), bddl, starts))
     return tuple(tasks)
 
 
@@ -258,17 +246,10 @@ def find_task(name: str) -> Task:
     raise ValueError(f"LIBERO has no task {name!r}")
 
 
-def instruction(bddl: str) -> str:
-    """The sentence in the text of a BDDL file."""
-    found = re.search(r"\(:language\s+([^)]*)\)", bddl)
-    if found is None:
-        raise ValueError("a BDDL file without (:language ...)")
-    return " ".join(found[1].split())
-
-
-def _task_map(folder: Path) -> dict[str, list[str]]:
+def _task_map() -> dict[str, list[str]]:
     """Read from its file: importing it by name would import torch, for nothing."""
-    spec = importlib.util.spec_from_file_location("_libero_tasks", folder / "benchmark" / "libero_suite_task_map.py")
+    path = package_folder() / "benchmark" / "libero_suite_task_map.py"
+    spec = importlib.util.spec_from_file_location("_libero_tasks", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.libero_task_map

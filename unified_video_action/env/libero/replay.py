@@ -109,7 +109,7 @@ def play(
     seen: dict[str, list[np.ndarray]] = {}
     success = False
     for action in from_pose_actions(to_pose_actions(actions)):
-        frames = {camera: scene.frame(camera, image_size) for camera in CAMERAS} if image_size else {}
+        frames = {name: scene.frame(camera, image_size) for name, camera in CAMERAS.items()} if image_size else {}
         for name, value in (frames | scene.robot_states()).items():
             seen.setdefault(name, []).append(value)
         scene.step(action)

@@ -24,13 +24,10 @@ NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])  # of relative control: s
 
 
 class Scene(RobosuiteArm):
-    """A task's simulator, kept from episode to episode.
+    """A task's simulator, kept from episode to episode; `assets` and `cache` as in `installation.load`.
 
-    Args:
-        task: what to build.
-        assets: LIBERO's meshes and textures.
-        cache: see `installation.load`.
-        samples: of each pixel when drawing; LIBERO's demonstrations are drawn with 4.
+    LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the scene
+    upright but mirrored; in `frame` left and right are true.
 
     Raises:
         FileNotFoundError: an asset that the task needs is missing.
@@ -60,11 +57,7 @@ class Scene(RobosuiteArm):
         self._site_colours = np.array(self._env.sim.model.site_rgba)
 
     def reset(self, seed: int, state: np.ndarray) -> None:
-        """Start an episode from a stored state (S,); `seed` decides where fixtures stand, which is not part of it.
-
-        Raises:
-            ValueError: a state of another size.
-        """
+        """Start an episode from a stored state (S,); `seed` decides where fixtures stand, which is not part of it."""
         # Showing and hiding sites, such as the glow of a stove, leaves traces in their colours that would add up.
         self._env.sim.model.site_rgba[:] = self._site_colours
         with numpy_seed(seed):  # LIBERO draws from numpy's global generator
@@ -82,28 +75,9 @@ class Scene(RobosuiteArm):
         self._env._post_process()  # a stove that is on glows
 
     def settle(self, steps: int) -> None:
-        """Let objects come to rest while the arm stays and opens its gripper."""
-        before, self.relative = self.relative, True
+        """After a reset, let objects come to rest while the arm stays and opens its gripper."""
         for _ in range(steps):
             self.step(NO_OP)
-        self.relative = before
-
-    @property
-    def relative(self) -> bool:
-        """Whether actions are steps, or poses."""
-        return self._env.robots[0].controller.use_delta
-
-    @relative.setter
-    def relative(self, value: bool) -> None:
-        self._env.robots[0].controller.use_delta = value
-
-    def frame(self, camera: str, size: int) -> np.ndarray:
-        """What one of `CAMERAS` sees: uint8 (size, size, 3), upright.
-
-        LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the
-        scene upright but mirrored; here left and right are true.
-        """
-        return super().frame(CAMERAS[camera], size)
 
     def robot_states(self) -> dict[str, np.ndarray]:
         """`STATES`, float32: where the hand is (the point that actions speak of), how it is turned, and its fingers."""
@@ -115,10 +89,6 @@ class Scene(RobosuiteArm):
             "gripper_qpos": data.qpos[robot._ref_gripper_joint_pos_indexes],
         }
         return {name: np.array(value, np.float32) for name, value in values.items()}
-
-    @property
-    def model_xml(self) -> str:
-        return self._env.sim.model.get_xml()
 
     def restore(self, state: np.ndarray, fixtures: Mapping[str, tuple[np.ndarray, np.ndarray]], gripper: float) -> None:
         """Go on from a recorded state (S,) in the middle of an episode.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from unified_video_action.env.system_libraries import explain_missing_libraries
@@ -23,27 +21,28 @@ RADII = (14.0, 34.0)  # pixels
 STREAM = 0x100C  # sets these draws apart from others of the same seed
 
 
-@dataclass(frozen=True)
 class Disturbance:
     """How an episode's pictures differ from the plain ones, drawn anew for every episode.
 
     background: another colour of the table. goal: another colour of the goal. objects: coloured shapes that lie flat
     under everything, and that nothing can touch. The T, the agent and the goal still differ from each other.
+
+    Args:
+        kind: one of DISTURBANCES.
+        strength: in (0, 1]: how far colours are from the plain ones; share of MOST_OBJECTS objects.
     """
 
-    kind: str  # one of DISTURBANCES
-    strength: float = 1.0  # in (0, 1]: how far colours are from the plain ones; share of MOST_OBJECTS objects
+    def __init__(self, kind: str, strength: float = 1.0) -> None:
+        if kind not in DISTURBANCES:
+            raise ValueError(f"disturbance must be one of {', '.join(DISTURBANCES)}, or null, got {kind!r}")
+        if not 0 < strength <= 1:
+            raise ValueError(f"disturbance_strength must be above 0 and at most 1, got {strength}")
+        self.kind, self.strength = kind, strength
 
-    def __post_init__(self) -> None:
-        if self.kind not in DISTURBANCES:
-            raise ValueError(f"disturbance must be one of {', '.join(DISTURBANCES)}, or null, got {self.kind!r}")
-        if not 0 < self.strength <= 1:
-            raise ValueError(f"disturbance_strength must be above 0 and at most 1, got {self.strength}")
-
-    def look(self, seed: int) -> Look:
-        """What the pictures of the episode with this seed show."""
+    def begin(self, seed: int) -> None:
+        """Draw what the pictures of the episode with this seed show in place of the table and the goal."""
         rng = np.random.default_rng([STREAM, seed])
-        table, goal, canvas = TABLE, GOAL, None
+        table, goal = TABLE, GOAL
         if self.kind == "background":
             table = recolour(rng, TABLE, self.strength, apart_from=(GOAL, BLOCK, AGENT))
         elif self.kind == "goal":
@@ -52,21 +51,13 @@ class Disturbance:
         if self.kind == "objects":
             for _ in range(max(1, round(self.strength * MOST_OBJECTS))):
                 add_object(rng, canvas)
-        return Look(packed(canvas), packed(np.array(goal, np.uint8)))
-
-
-@dataclass(frozen=True)
-class Look:
-    """What stands where the plain picture shows the table and the goal; pixels as 0x00RRGGBB."""
-
-    table: np.ndarray  # uint32 (SIDE, SIDE)
-    goal: np.ndarray  # uint32 ()
+        self._table, self._goal = packed(canvas), packed(goal)
 
     def apply(self, pixels: np.ndarray) -> None:
-        """Change a plain picture, uint32 (SIDE, SIDE), in place."""
-        bare, goal = pixels == packed(np.array(TABLE, np.uint8)), pixels == packed(np.array(GOAL, np.uint8))
-        np.copyto(pixels, self.table, where=bare)
-        np.copyto(pixels, self.goal, where=goal)
+        """Change a plain picture, uint32 (SIDE, SIDE) of 0x00RRGGBB, in place."""
+        table, goal = pixels == packed(TABLE), pixels == packed(GOAL)
+        np.copyto(pixels, self._table, where=table)
+        np.copyto(pixels, self._goal, where=goal)
 
 
 def recolour(
@@ -91,7 +82,7 @@ def add_object(rng: np.random.Generator, canvas: np.ndarray) -> None:
     cv2.fillConvexPoly(canvas, points.round().astype(np.int32), colour)
 
 
-def packed(colours: np.ndarray) -> np.ndarray:
-    """RGB uint8 (..., 3) -> 0x00RRGGBB uint32 (...)."""
-    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
+def packed(colours: np.ndarray | tuple[int, ...]) -> np.ndarray:
+    """RGB (..., 3) -> 0x00RRGGBB uint32 (...)."""
+    red, green, blue = np.moveaxis(np.asarray(colours, np.uint32), -1, 0)
     return red << 16 | green << 8 | blue

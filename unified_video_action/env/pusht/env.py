@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
-from unified_video_action.env.forked import in_copy
-from unified_video_action.env.pusht.disturbances import Disturbance, Look
+from unified_video_action.env.checking import checked_options, checked_vector
+from unified_video_action.env.pusht.disturbances import Disturbance
 from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, coverage, state_targets
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
@@ -19,8 +23,6 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 with explain_missing_libraries():
     import cv2
     from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
-
-RESET_OPTIONS = {"state", "goal", "legacy"}
 
 
 def start_state(seed: int) -> np.ndarray:
@@ -64,7 +66,6 @@ class PushTEnv(GymPushTEnv):
         self._episode_goal = self.default_goal
         self._legacy = True
         self._disturbance = None if disturbance is None else Disturbance(disturbance, disturbance_strength)
-        self._look: Look | None = None
         super().__init__(obs_type="pixels_agent_pos", observation_width=image_size, observation_height=image_size)
 
     def _initialize_observation_space(self) -> None:
@@ -75,21 +76,19 @@ class PushTEnv(GymPushTEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; without a seed or a state, one is drawn from the environment's own generator."""
-        options = options or {}
-        if unknown := set(options) - RESET_OPTIONS:
-            raise ValueError(f"unknown reset options {sorted(unknown)}; PushT knows {sorted(RESET_OPTIONS)}")
+        options = checked_options(options, ("state", "goal", "legacy"))
         state = options.get("state")
         self._episode_goal = checked_vector("goal", options.get("goal", self.default_goal), 3)
         self._legacy = options.get("legacy", state is None)
         if state is None:
-            if seed is None:
-                state = start_state(int(self.np_random.integers(2**31)))
-            else:
-                state = start_state(seed)
+            state = start_state(self._drawn(seed))
         if self._disturbance is not None:
-            self._look = self._disturbance.look(int(self.np_random.integers(2**31)) if seed is None else seed)
+            self._disturbance.begin(self._drawn(seed))
         observation, info = super().reset(seed=seed, options={"reset_to_state": checked_vector("state", state, 5)})
         return observation, {**info, **self._progress()}
+
+    def _drawn(self, seed: int | None) -> int:
+        return int(self.np_random.integers(2**31)) if seed is None else seed
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Draw the agent to `action` (2,) for a tenth of a second; targets off the table are followed, not clipped."""
@@ -98,15 +97,12 @@ class PushTEnv(GymPushTEnv):
         return observation, float(reward), bool(terminated), truncated, {**info, **self._progress(info["coverage"])}
 
     def try_actions(self, chunks: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-        """What would come of actions, leaving the episode as it is.
-
-        Args:
-            chunks: (n, A, 2), each tried from the present state. steps: (F,) actions executed before a state is read.
+        """What would come of chunks (n, A, 2), leaving the episode as it is.
 
         Returns:
-            (n, F, 6) states as `geometry.state_targets`; those after the episode's end are its last.
+            (n, F, 6) states as `geometry.state_targets` after so many `steps` (F,); after the episode's end its last.
         """
-        return np.stack([in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
+        return np.stack([_in_copy(partial(self._states_of, chunk, steps)) for chunk in chunks])
 
     def _states_of(self, chunk: np.ndarray, steps: Sequence[int]) -> np.ndarray:
         """States (F, 6) after so many steps; the episode goes on from there."""
@@ -169,8 +165,8 @@ class PushTEnv(GymPushTEnv):
 
     def _draw(self) -> Any:
         screen = super()._draw()
-        if self._look is not None:
-            self._look.apply(np.frombuffer(screen.get_view("0"), np.uint32).reshape(screen.get_size()))
+        if self._disturbance is not None:
+            self._disturbance.apply(np.frombuffer(screen.get_view("0"), np.uint32).reshape(screen.get_size()))
         return screen
 
     def coverage_at(self, state: np.ndarray) -> float:
@@ -185,9 +181,28 @@ class PushTEnv(GymPushTEnv):
         return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])  # the same image, 40 times faster
 
 
-def checked_vector(name: str, value: Any, size: int) -> np.ndarray:
-    """`value` as a float64 vector; ValueError naming it when its size is not `size` or a number is not finite."""
-    vector = np.asarray(value, dtype=np.float64)
-    if vector.shape != (size,) or not np.isfinite(vector).all():
-        raise ValueError(f"{name} must be {size} finite numbers, got {value!r}")
-    return vector
+def _in_copy(function: Callable[[], np.ndarray]) -> np.ndarray:
+    """The result of `function` in a forked copy of this process, which stays as it is. POSIX only.
+
+    The physics keeps more than positions and velocities (contacts and their impulses), so a copy made object by object
+    drifts away from the original. RuntimeError: the function raised, or the copy died.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    copy = context.Process(target=_answer, args=(function, sender))
+    copy.start()
+    sender.close()
+    succeeded, answer = False, "it died"
+    with receiver, suppress(EOFError):
+        succeeded, answer = receiver.recv()
+    copy.join()
+    if not succeeded:
+        raise RuntimeError(f"a copy of the process failed: {answer}")
+    return answer
+
+
+def _answer(function: Callable[[], np.ndarray], sender: Connection) -> None:
+    try:
+        sender.send((True, function()))
+    except Exception:
+        sender.send((False, traceback.format_exc()))

@@ -21,7 +21,15 @@ AGENT_RADIUS = 15.0
 TABLE_SIZE = 512.0
 DEFAULT_GOAL = (256.0, 256.0, np.pi / 4)  # x, y in table pixels, angle in radians
 
+GOAL_RANGE = (130.0, 382.0)  # x and y of random goals: the T, which reaches 121 pixels, lies on the table at any angle
+
 Pose = tuple[float, float, float]  # x, y, angle
+
+
+def random_goal(rng: np.random.Generator) -> np.ndarray:
+    """A goal pose anywhere on the table that the T can take: (3,) x, y in table pixels, angle in radians."""
+    x, y = rng.uniform(*GOAL_RANGE, size=2)
+    return np.array([x, y, rng.uniform(-np.pi, np.pi)])
 
 
 def state_targets(states: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from itertools import combinations
 
@@ -91,12 +91,12 @@ def _read(frames: np.ndarray) -> Readings:
     """uint8 (N, S, S, 3) -> readings (N,)."""
     frames = _shrunk(frames)
     pixel = TABLE_SIZE / frames.shape[1]  # table pixels
-    agent_share, block_share = _shares(frames)
-    agent_patches, block_patches = (_patches(share > 0.5, SPECK * AREAS[name] / pixel**2) for name, share in
-                                    (("agent", agent_share), ("block", block_share)))  # fmt: skip
-    agent, one_agent = _fit_agents(agent_share, agent_patches, pixel)
-    pose, one_block = _fit_blocks(block_share, agent_share, block_patches, pixel)
-    return Readings(agent, pose[:, :2], pose[:, 2], one_agent, one_block)
+    agent, block = _shares(frames)
+    position, one_agent = _find("agent", agent, np.zeros_like(agent), pixel)
+    fitted, one_block = _find("block", block, agent, pixel)  # what the agent hides does not count
+    offset = np.stack([-np.sin(fitted[:, 2]), np.cos(fitted[:, 2])], axis=1) * CENTROID[1]
+    turned = (fitted[:, 2] % (2 * np.pi)).astype(np.float64)
+    return Readings(position.astype(np.float64), fitted[:, :2] - offset - DRAWN_SHIFT, turned, one_agent, one_block)
 
 
 def _shrunk(frames: np.ndarray) -> np.ndarray:
@@ -137,37 +137,22 @@ def _share_tables() -> tuple[np.ndarray, np.ndarray]:
     return shares["agent"], shares["block"]
 
 
-@dataclass(frozen=True)
-class _Patches:
-    """Connected patches of one colour; specks are left out."""
-
-    count: np.ndarray  # (N,)
-    largest: np.ndarray  # (N, S, S) bool
-    centre: np.ndarray  # (N, 2) of the largest: x, y in image pixels; NaN where there is none
-
-
-def _patches(mask: np.ndarray, least: float) -> _Patches:
-    """mask (N, S, S) bool; `least` is the area in image pixels from which a patch counts."""
+def _patches(mask: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Connected patches of mask (N, S, S) of at least that area in image pixels: how many there are in each frame (N,),
+    and the centre of the largest (N, 2), x, y in image pixels, NaN where there is none."""
     within_frames = np.zeros((3, 3, 3), bool)
     within_frames[1] = True
     labels, found = ndimage.label(mask, within_frames)
-    area = np.bincount(labels.ravel(), minlength=found + 1)
-    area[0] = 0
-    frame = np.zeros(found + 1, np.int64)
-    number, row, column = np.nonzero(labels)
-    own = labels[number, row, column]
-    frame[own] = number
-    counted = area >= least
-    count = np.bincount(frame[counted], minlength=len(mask))
-    order = np.argsort(area, kind="stable")
-    order = order[counted[order]]
-    largest = np.zeros(len(mask), np.int64)
-    largest[frame[order]] = order  # the last one written is the largest
+    at = np.nonzero(labels)  # frame, row, column
+    own = labels[at]
+    area = np.bincount(own, minlength=found + 1)
+    frame, row, column = (np.bincount(own, values, minlength=found + 1) / np.maximum(area, 1) for values in at)
+    counted = np.argsort(area, kind="stable")
+    counted = counted[area[counted] >= least]  # from the smallest to the largest
+    frame = frame[counted].astype(int)
     centre = np.full((len(mask), 2), np.nan)
-    chosen = np.flatnonzero(largest)
-    sums = [np.bincount(own, values, minlength=found + 1)[largest[chosen]] for values in (column, row)]
-    centre[chosen] = np.stack(sums, axis=1) / area[largest[chosen], None]
-    return _Patches(count, (labels == largest[:, None, None]) & (largest > 0)[:, None, None], centre)
+    centre[frame] = np.stack([column, row], axis=1)[counted]  # the last one written is the largest
+    return np.bincount(frame, minlength=len(mask)), centre
 
 
 def _around(
@@ -224,50 +209,25 @@ def _outside(u: np.ndarray, v: np.ndarray, rectangle: tuple[float, float, float,
     return np.maximum(np.abs(u - (x0 + x1) / 2) - (x1 - x0) / 2, np.abs(v - (y0 + y1) / 2) - (y1 - y0) / 2)
 
 
-def _whole(
-    name: str, drawn: np.ndarray, share: np.ndarray, weight: np.ndarray, count: np.ndarray, least: float
-) -> np.ndarray:
-    """Whether one object is there (N,): one patch, of its area, that overlaps with the fitted shape."""
-    shown, wanted = share > 0.5, drawn > 0.5
+def _find(name: str, share: np.ndarray, hidden: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
+    """What is fitted to the largest patch of shares (N, S, S): see `_drawn`, NaN where there is none; and whether one
+    whole object is there (N,): one patch, of its area, that overlaps with the fitted shape."""
+    count, centre = _patches(share > 0.5, SPECK * AREAS[name] / pixel**2)
+    found = np.flatnonzero(count)
+    reach = REACH if name == "block" else 2 * AGENT_RADIUS + pixel
+    row, column, x, y, inside = _around(centre[found], reach, share.shape[1], pixel)
+    local, weight = share[found[:, None], row, column], inside * (1 - hidden[found[:, None], row, column])
+    centre = (centre[found] + 0.5) * pixel
+    turns = np.arange(STARTS if name == "block" else 1) * 2 * np.pi / STARTS
+    starts = [np.column_stack([centre, np.full(len(found), turn)]).astype(np.float32) for turn in turns]
+    if name == "agent":
+        starts = [starts[0][:, :2]]
+    misses = [(weight * (_drawn(name, start, x, y, pixel) - local) ** 2).sum(1) for start in starts]
+    start = np.stack(starts)[np.argmin(misses, axis=0), np.arange(len(found))]
+    fitted = _fit(name, start, x, y, local, weight, pixel)
+    shown, wanted = local > 0.5, _drawn(name, fitted, x, y, pixel) > 0.5
     common, union = (weight * (shown & wanted)).sum(1), (weight * (shown | wanted)).sum(1)
-    return (common >= OVERLAP[name] * union) & (common > least) & (count == 1)
-
-
-def _fit_agents(share: np.ndarray, patches: _Patches, pixel: float) -> tuple[np.ndarray, np.ndarray]:
-    """Positions (N, 2) on the table and whether one whole agent is there (N,)."""
-    position, one = np.full((len(share), 2), np.nan), np.zeros(len(share), bool)
-    found = np.flatnonzero(patches.count)
-    row, column, x, y, inside = _around(patches.centre[found], 2 * AGENT_RADIUS + pixel, share.shape[1], pixel)
-    local, weight = share[found[:, None], row, column], inside.astype(np.float32)
-    start = (patches.centre[found] + 0.5) * pixel
-    pose = _fit("agent", start, x, y, local, weight, pixel)
-    drawn = _drawn("agent", pose, x, y, pixel)
-    position[found] = pose
-    least = 0.2 * AREAS["agent"] / pixel**2
-    one[found] = _whole("agent", drawn, local, weight, patches.count[found], least)
-    return position, one
-
-
-def _fit_blocks(
-    share: np.ndarray, agent_share: np.ndarray, patches: _Patches, pixel: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (N, 3) of the T as the simulator has them, and whether one whole T is there (N,)."""
-    pose, one = np.full((len(share), 3), np.nan), np.zeros(len(share), bool)
-    found = np.flatnonzero(patches.count)
-    row, column, x, y, inside = _around(patches.centre[found], REACH, share.shape[1], pixel)
-    local = share[found[:, None], row, column]
-    weight = inside * (1 - agent_share[found[:, None], row, column])  # what the agent hides does not count
-    centre = (patches.centre[found] + 0.5) * pixel
-    best, error = np.zeros((len(found), 3)), np.full(len(found), np.inf)
-    for angle in np.arange(STARTS) * 2 * np.pi / STARTS:
-        start = np.concatenate([centre, np.full((len(found), 1), angle)], axis=1).astype(np.float32)
-        miss = (weight * (_drawn("block", start, x, y, pixel) - local) ** 2).sum(1)
-        best, error = np.where((miss < error)[:, None], start, best), np.minimum(miss, error)
-    fitted = _fit("block", best, x, y, local, weight, pixel)
-    drawn = _drawn("block", fitted, x, y, pixel)
-    least = 0.2 * AREAS["block"] / pixel**2
-    one[found] = _whole("block", drawn, local, weight, patches.count[found], least)
-    cos, sin = np.cos(fitted[:, 2]), np.sin(fitted[:, 2])
-    offset = np.stack([-sin, cos], axis=1) * CENTROID[1]
-    pose[found] = np.concatenate([fitted[:, :2] - offset - DRAWN_SHIFT, fitted[:, 2:] % (2 * np.pi)], axis=1)
+    pose, one = np.full((len(share), start.shape[1]), np.nan, np.float32), np.zeros(len(share), bool)
+    pose[found] = fitted
+    one[found] = (common >= OVERLAP[name] * union) & (common > 0.2 * AREAS[name] / pixel**2) & (count[found] == 1)
     return pose, one

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from unified_video_action.env.checking import checked_vector
 from unified_video_action.env.plan_score import Imagined, PlanScore
 from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses, coverage, distance
 from unified_video_action.env.pusht.reader import PushTReader
@@ -38,9 +39,7 @@ class CoverageScore(PlanScore):
             raise ValueError(f"CoverageScore.at must be the index of a future frame or best, got {at!r}")
         if not shaping >= 0:
             raise ValueError(f"CoverageScore.shaping must be >= 0, got {shaping!r}")
-        if np.shape(goal) != (3,) or not np.isfinite(goal).all():
-            raise ValueError(f"CoverageScore.goal must be 3 finite numbers, got {goal!r}")
-        self.at, self.shaping, self.goal = at, shaping, np.array(goal, np.float64)
+        self.at, self.shaping, self.goal = at, shaping, checked_vector("CoverageScore.goal", goal, 3)
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
         return self.value(block_poses(self._counted(imagined.states))).max(axis=1)
@@ -54,11 +53,9 @@ class CoverageScore(PlanScore):
 
     def _counted(self, future: np.ndarray) -> np.ndarray:
         """(n, F, ...) -> those of the future frames that count."""
-        if self.at == "best":
-            return future
-        if not -future.shape[1] <= self.at < future.shape[1]:
+        if self.at != "best" and not -future.shape[1] <= self.at < future.shape[1]:
             raise ValueError(f"CoverageScore.at={self.at}: there are {future.shape[1]} future frames")
-        return future[:, [self.at]]
+        return future if self.at == "best" else future[:, [self.at]]
 
 
 class FrameCoverageScore(CoverageScore):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.env.pusht.env import PushTEnv
-from unified_video_action.env.pusht.goals import random_goal
+from unified_video_action.env.pusht.geometry import random_goal
 
 STREAM = 0x60A1  # sets the goal's draw apart from others of the same seed
 

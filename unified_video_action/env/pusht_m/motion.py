@@ -67,13 +67,11 @@ class Mover:
     angles: int = 64  # that are tried before a recording counts as too large to be turned
 
     def __post_init__(self) -> None:
-        for name in ("copies", "angles"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.tolerance < 0:
-            raise ValueError(f"tolerance must be >= 0, got {self.tolerance}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        if self.copies < 1:
+            raise ValueError(f"copies must be at least 1, got {self.copies}")
+        for name in ("tolerance", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     def __call__(self, recording: Recording) -> list[tuple[str, Episode | None]]:
         original = greatest_coverage(recording)
@@ -90,16 +88,10 @@ class Mover:
         states, coverage = replay(start, actions, goal)
         if coverage < original - self.tolerance:
             return COVERAGE_LOST, None
-        arrays = {
-            "img": render_states(states, goal, self.image_size),
-            "action": actions,
-            "state": states.astype(np.float32),
-        }
-        meta = {
-            "goal": goal,
-            "source_episode": np.int64(recording.number),
-            "motion": np.array([motion.mirrored, motion.angle, *motion.shift]),
-        }
+        frames = render_states(states, goal, self.image_size)
+        arrays = {"img": frames, "action": actions, "state": states.astype(np.float32)}
+        moved = np.array([motion.mirrored, motion.angle, *motion.shift])
+        meta = {"goal": goal, "source_episode": np.int64(recording.number), "motion": moved}
         return KEPT, Episode(arrays, meta, {"coverage": coverage, "original": original}, success=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,13 +65,12 @@ def new_file(output: Path, arguments: Mapping[str, Any]) -> Iterator[tuple[Demon
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
     output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.partial-"))
-    try:
-        with h5py.File(folder / "whole.hdf5", "w") as file:
+    prefix = f".{output.name}.partial-"
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        whole = Path(folder) / "whole.hdf5"
+        with h5py.File(whole, "w") as file:
             writer = DemonstrationWriter(file, arguments)
-            yield writer, folder
+            yield writer, Path(folder)
             if not len(writer):
                 raise ValueError(f"{output}: not one demonstration is left to write")
-        os.replace(folder / "whole.hdf5", output)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(whole, output)

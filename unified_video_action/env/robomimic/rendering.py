@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ with explain_missing_libraries():
 class Renderer:
     """Looks at the demonstrations of one file again: calling it with a name gives that one anew.
 
-    It may be sent to other processes; each makes its own simulators when they are first needed, and keeps them.
+    It may be sent to other processes; each makes its own simulator when it is first needed, and keeps it.
 
     Args:
         source: file with states, model_file and env_args; its frames, if any, are not read.
@@ -70,11 +69,8 @@ class Renderer:
         return kind is ActionKind.STEPS
 
     @cached_property
-    def _simulators(self) -> dict[bool, Simulator]:
-        return {}
-
-    def __getstate__(self) -> Mapping[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_simulators"}
+    def _simulator(self) -> Simulator:
+        return Simulator(with_controller(self.arguments, absolute=True), self.samples)
 
     def __call__(self, name: str) -> tuple[Demonstration, bool | None]:
         """One demonstration, and whether its replay succeeds, None where that is not asked.
@@ -95,20 +91,18 @@ class Renderer:
             raise ValueError(f"{self.source}: data/{name}: {error}") from error
 
     def close(self) -> None:
-        for simulator in self._simulators.values():
-            simulator.close()
+        if "_simulator" in vars(self):
+            self._simulator.close()
 
-    def _restored(self, demonstration: Demonstration, absolute: bool) -> Simulator:
-        """A simulator whose controller takes absolute actions, or steps, at the start of the demonstration."""
-        if absolute not in self._simulators:
-            self._simulators[absolute] = Simulator(with_controller(self.arguments, absolute), self.samples)
-        simulator = self._simulators[absolute]
-        simulator.restore(demonstration.states[0], None if self.own_model else demonstration.model)
-        return simulator
+    def _restored(self, demonstration: Demonstration) -> Simulator:
+        """The simulator at the start of the demonstration."""
+        self._simulator.restore(demonstration.states[0], None if self.own_model else demonstration.model)
+        return self._simulator
 
     def _to_poses(self, demonstration: Demonstration) -> Demonstration:
-        """Steps become the poses that the controller made of them."""
-        simulator = self._restored(demonstration, absolute=False)
+        """Steps become the poses that the controller makes of them."""
+        simulator = self._restored(demonstration)
+        simulator.relative = True
         actions = []
         for state, action in zip(demonstration.states, demonstration.actions, strict=True):
             simulator.show(state)
@@ -117,7 +111,7 @@ class Renderer:
 
     def _replay(self, demonstration: Demonstration) -> bool:
         """Whether the absolute actions succeed again when they are executed from the first state."""
-        simulator = self._restored(demonstration, absolute=True)
+        simulator = self._restored(demonstration)
         for action in demonstration.actions:
             simulator.step(action)
             if simulator.is_success:
@@ -126,7 +120,7 @@ class Renderer:
 
     def _render(self, demonstration: Demonstration) -> Demonstration:
         """With what is seen in the recorded states: frames (T, size, size, 3) of the cameras, and all numbers."""
-        simulator = self._restored(demonstration, absolute=True)
+        simulator = self._restored(demonstration)
         seen = []
         for state in demonstration.states:
             simulator.show(state)

@@ -17,6 +17,7 @@ from unified_video_action.env.system_libraries import explain_missing_libraries
 with explain_missing_libraries():
     import mujoco
     import robosuite
+    from robosuite import load_controller_config
     from robosuite.environments.base import REGISTERED_ENVS
 
 ROBOSUITE_TYPE = 1  # robomimic's number for robosuite environments
@@ -31,28 +32,9 @@ def environment_arguments(task: str, absolute: bool) -> dict[str, Any]:
         task: name of a robosuite environment with one arm.
         absolute: actions are poses in the world's frame; False: steps, in shares of 5 cm and 0.5 rad.
     """
-    reach = [0.05, 0.05, 0.05, 0.5, 0.5, 0.5]
-    controller = {
-        "type": "OSC_POSE",
-        "input_max": 1,
-        "input_min": -1,
-        "output_max": reach,
-        "output_min": [-limit for limit in reach],
-        "kp": 150,
-        "damping_ratio": 1,
-        "impedance_mode": "fixed",
-        "kp_limits": [0, 300],
-        "damping_ratio_limits": [0, 10],
-        "position_limits": None,
-        "orientation_limits": None,
-        "uncouple_pos_ori": True,
-        "control_delta": not absolute,
-        "interpolation": None,
-        "ramp_ratio": 0.2,
-    }
     kwargs = {
         "robots": ["Panda"],
-        "controller_configs": controller,
+        "controller_configs": load_controller_config(default_controller="OSC_POSE") | {"control_delta": not absolute},
         "control_freq": CONTROL_FREQUENCY,
         "use_object_obs": True,
         "reward_shaping": False,
@@ -105,11 +87,8 @@ class Simulator(RobosuiteArm):
             self._env.reset()
 
     def restore(self, state: np.ndarray, model: str | None = None) -> None:
-        """Go on from a recorded state as if the episode had begun there.
-
-        Args:
-            state: (S,) time, positions and velocities of all joints.
-            model: the XML that it was recorded with; None: the one that was loaded last.
+        """Go on from a recorded state (S,) as if the episode had begun there, with the `model` (XML) of the recording;
+        None: the one that was loaded last.
 
         Raises:
             ValueError: a model that this MuJoCo cannot read, or a state of another size.
@@ -130,10 +109,10 @@ class Simulator(RobosuiteArm):
     def low_dim(self) -> dict[str, np.ndarray]:
         """Every number that robosuite observes, float64: `robot0_eef_pos` (3,), `object` and so on."""
         seen = self._env._get_observations(force_update=True)
-        seen = {name: np.atleast_1d(value) for name, value in seen.items() if not name.endswith("-state")} | (
-            {"object": seen["object-state"]} if "object-state" in seen else {}
-        )
-        return {name: np.array(value, np.float64) for name, value in seen.items()}
+        named = {name: value for name, value in seen.items() if not name.endswith("-state")}
+        if "object-state" in seen:
+            named["object"] = seen["object-state"]
+        return {name: np.array(np.atleast_1d(value), np.float64) for name, value in named.items()}
 
     def robot_states(self) -> dict[str, np.ndarray]:
         """`STATES`, float32."""
