@@ -159,7 +159,7 @@ def test_every_target_that_can_be_reached_is_known():
     assert sorted(found) == REACHED.split("\n")[1:-1]
     # A policy is built by its own `from_config`, which checks its nodes as above.
     policies = {each.__name__ for each in accepted(BasePolicy, everything)}
-    assert policies == {"DiffusionPolicy", "UnifiedVideoActionPolicy"}
+    assert policies == {"DiffusionPolicy", "RemotePolicy", "UniPiPolicy", "UnifiedVideoActionPolicy"}
 
 
 @pytest.fixture
