@@ -4,6 +4,7 @@
     torchrun --nproc-per-node 8 eval_sim.py --checkpoint ...       several GPUs share the episodes
     python eval_sim.py --checkpoint ... --disturbance background   pictures it was not trained on (paper's Table III)
     python eval_sim.py --checkpoint ... --planner 16               the best of 16 plans, as the model imagines them
+    python eval_sim.py --config-name uva_libero10 --set policy=remote policy.url=ws://127.0.0.1:8000   pi0, OpenVLA, ...
 
 Writes results.json (every episode, and what made it), rollout videos in films/ and report.html into the output folder.
 """
@@ -13,10 +14,12 @@ import logging
 from pathlib import Path
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", type=Path, help="folder of a checkpoint")
+    what.add_argument("--config-name", help="a configuration, for a policy behind a server (--set policy=remote ...)")
     add("--n-episodes", type=int, help="episodes, one per seed (default: the configuration's)")
     add("--n-envs", type=int, help="simulators at a time, a process each (default: one per core)")
     add("--seed", type=int, help="seed of the first episode (default: the configuration's)")
@@ -31,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--planner-model", choices=("policy", "simulator"), default="policy", help="what a planner tries its plans in: "
         "the policy's own forward dynamics (default), or the true simulator, which gives the bound")  # fmt: skip
     add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as task.env_runner.max_steps=400")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:

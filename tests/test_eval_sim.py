@@ -125,7 +125,7 @@ def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
         (["--weights", "model"], "model.safetensors is missing"),
         (["--n-episodes", "0"], "n_episodes must be at least 1, got 0"),
         (["--set", "task.env_runner.n_episode=3"], "task.env_runner.n_episode: EnvRunner has no such field"),
-        (["--set", "policy.sampler=ddim3"], "--set policy.sampler=ddim3: expected KEY=VALUE"),
+        (["--set", "training.steps=3"], "--set training.steps=3: expected KEY=VALUE"),
         (["--set", "task.env.goal"], "--set task.env.goal: expected KEY=VALUE"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--output", "."], "exists already; choose another with --output"),

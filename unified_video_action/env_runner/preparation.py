@@ -11,6 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from unified_video_action.compat.tensors import digest
+from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner.distributed import rank_and_size
 from unified_video_action.env_runner.runner import EnvRunner
@@ -19,13 +20,14 @@ from unified_video_action.inference.planner import Planner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.policy.build import load_policy
+from unified_video_action.policy.build import build_policy, load_policy, policy_class
 from unified_video_action.policy.config import PlannerConfig
 from unified_video_action.untrusted import CONFIG, read_checkpoint_config
+from unified_video_action.workspace import commands
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
-# What may differ from training; the policy is as it was trained.
-CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.reader.")
+# What may differ from training; of the policy how it is asked, not what it has learned.
+CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.reader.", "policy.")
 
 
 def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool = True) -> dict[str, Any]:
@@ -44,6 +46,21 @@ def read_config(checkpoint: Path, overrides: Sequence[str] = (), simulates: bool
     for key in ("env", "env_runner") if simulates else ():
         if not (config.get("task") or {}).get(key):
             raise ValueError(f"{checkpoint / CONFIG}: task.{key} is not set, so there is no simulator to evaluate in")
+    return config
+
+
+def read_remote(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A configuration of `config` whose policy has no weights.
+
+    Raises:
+        ValueError: it does not compose, or its policy is trained.
+    """
+    config = commands.read_config(name, overrides)
+    if policy_class(config).STORED:
+        raise ValueError(
+            f"--config-name {name}: its policy has weights: give --checkpoint, or a server by --set policy=remote "
+            "policy.url=ws://HOST:PORT"
+        )
     return config
 
 
@@ -115,21 +132,31 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.sampler is not None:
         Sampler.parse(args.sampler)
     disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
-    config = read_config(args.checkpoint, args.set + [f"task.env.{key}={kind}" for key, kind in disturbance.items()])
+    changes = args.set + [f"task.env.{key}={kind}" for key, kind in disturbance.items()]
+    remote = args.checkpoint is None
+    config = read_remote(args.config_name, changes) if remote else read_config(args.checkpoint, changes)
     planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
     if in_simulator and planner is None:
         raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
     if disturbance:
         build_env(config["task"]["env"]).close()  # a simulator that knows no such thing says so here
-    run, name = run_folder(args.checkpoint), args.checkpoint.resolve().name
+    run = Path("outputs") / "remote" / args.config_name if remote else run_folder(args.checkpoint)
+    name = config["policy"]["url"] if remote else args.checkpoint.resolve().name
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
-    output = args.output or run / "evaluation" / f"{name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
+    output = (
+        args.output
+        or run / "evaluation" / f"{'remote' if remote else name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
+    )
     used = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if used and not args.resume and rank_and_size()[0] == 0:  # the first process writes, perhaps before others ask
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
-    policy = load_policy(args.checkpoint, args.weights, device := choose_device(args.device))
+    device = "cpu" if remote else choose_device(args.device)
+    if remote:
+        policy = build_policy(config, Normalizer({})).eval()
+    else:
+        policy = load_policy(args.checkpoint, args.weights, device, config["policy"])
     if planner is not None and not in_simulator:
         if not hasattr(policy, "require_trained"):
             kind = type(policy).__name__
@@ -137,6 +164,8 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         policy.require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
     facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    if asked := [word for word in args.set if word.startswith("policy")]:
+        facts |= {"policy": " ".join(asked)}
     if planner is not None:
         facts |= {"planner": planner.description, "planner model": args.planner_model}
     if args.resume:

@@ -61,6 +61,7 @@ class BasePolicy(nn.Module, ABC):
 
     CONFIG: ClassVar[type]
     GROUPS: ClassVar[frozenset[str]] = frozenset()  # groups of a configuration that it reads, besides task and policy
+    STORED: ClassVar[bool] = True  # it has weights, which are trained and lie in checkpoints
     model: nn.Module  # what is trained and saved; everything else of a policy is frozen
     action_steps: int  # actions of a chunk that are executed before the next one is asked for
     loss_scale: Mapping[str, float] = {}  # factors of loss terms; 1 where not named

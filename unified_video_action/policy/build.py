@@ -41,19 +41,29 @@ def build_policy(
     return policy_class(config).from_config(config, TaskSpec.parse(config["task"]), normalizer, encoders)
 
 
-def load_policy(folder: str | Path, weights: str = "ema", device: str | torch.device = "cpu") -> BasePolicy:
+def load_policy(
+    folder: str | Path,
+    weights: str = "ema",
+    device: str | torch.device = "cpu",
+    settings: Mapping[str, Any] | None = None,
+) -> BasePolicy:
     """Load the "ema" or the "model" weights of a checkpoint, ready to act.
 
     The folder has config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and half precision;
-    `codec.safetensors`, where present, replaces the codec's own weights.
+    `codec.safetensors`, where present, replaces the codec's own weights. `settings` stand in for `policy` of the
+    configuration.
 
     Raises:
-        FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration.
+        FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration, or a policy that
+            has none.
     """
     folder = Path(folder)
     if weights not in ("ema", "model"):
         raise ValueError(f"weights must be ema or model, got {weights!r}")
     config = read_checkpoint_config(folder)
+    config |= {} if settings is None else {"policy": dict(settings)}
+    if not policy_class(config).STORED:  # a stranger's checkpoint must not choose whom observations are sent to
+        raise ValueError(f"checkpoint {folder}: {policy_class(config).__name__} has no weights to be in a checkpoint")
     path, normalizer = folder / f"{weights}.safetensors", folder / "normalizer.json"
     for file, exists in ((normalizer, normalizer.is_file()), (path, weights_exist(path))):
         if not exists:

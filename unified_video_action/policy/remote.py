@@ -56,7 +56,7 @@ class RemotePolicy(BasePolicy):
     """
 
     CONFIG = RemoteConfig
-    GROUPS = frozenset({"text"})
+    STORED = False
 
     def __init__(self, task: TaskSpec, config: RemoteConfig) -> None:
         super().__init__(task, Normalizer({}), config)
@@ -78,11 +78,17 @@ class RemotePolicy(BasePolicy):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        raise ValueError(
+            "policy=remote is not trained: evaluate it by eval_sim.py --config-name NAME --set policy=remote"
+        )
+
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        raise ValueError("policy=remote cannot be trained: it is evaluated by eval_sim.py --config-name NAME")
+        raise NotImplementedError
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        raise ValueError("policy=remote cannot be trained: it is evaluated by eval_sim.py --config-name NAME")
+        raise NotImplementedError
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """The instructions' numbers, (n, text_dim): the server gets their words."""
@@ -117,13 +123,13 @@ class RemotePolicy(BasePolicy):
 
     def _message(self, obs: Observation, row: int) -> dict[str, Any]:
         message: dict[str, Any] = {}
-        which = slice(None) if self.config.history else -1
+        which, steps = (slice(None), slice(-self.task.state_steps, None)) if self.config.history else (-1, -1)
         for name in self.task.camera_names:
             frames = obs[name][row]  # (H, 3, h, w)
             if self.config.image_size is not None:
                 frames = resize(frames.float(), self.config.image_size).round().to(torch.uint8)
             message[self._cameras[name]] = frames.movedim(-3, -1)[which].contiguous().numpy()
-        states = {name: obs[name][row].float().numpy()[which] for name in self.task.states}
+        states = {name: obs[name][row].float().numpy()[steps] for name in self.task.states}
         named = {self.config.keys[name]: states.pop(name) for name in list(states) if name in self.config.keys}
         if states:
             named[STATE] = np.concatenate(list(states.values()), axis=-1)
