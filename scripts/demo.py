@@ -81,7 +81,7 @@ def show_shipped(checkpoint: Path, output: Path, tiny: bool) -> None:
     run(
         ROOT / "eval_sim.py",
         *("--checkpoint", checkpoint, "--output", output),
-        *("--n-episodes", "1" if tiny else "4", "--films", "1" if tiny else "2"),
+        *("--n-episodes", "1" if tiny else "4", "--films", "0" if tiny else "2"),
         *(("--set", "task.env_runner.max_steps=16") if tiny else ()),
     )
 

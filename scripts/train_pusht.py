@@ -177,12 +177,12 @@ def main(arguments: list[str] | None = None) -> None:
         f"task.dataset.paths=[{','.join(paths)}]",
         f"data.cache_dir={hydra_value(data / 'cache')}",
     ]
-    if not options.train_only:  # training makes latents too, where there are none
+    if options.prepare:  # training makes latents too, where there are none
         run(ROOT / "scripts" / "cache_latents.py", *settings)
-    if not options.prepare:
-        budget = f"trainer.time_budget_minutes={options.minutes:g}"
-        run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
-    if not (options.prepare or options.train_only):
+        return
+    budget = f"trainer.time_budget_minutes={options.minutes:g}"
+    run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
+    if not options.train_only:
         ship(options, recipe["dtype"])
         log.info("Shipped: %s", options.output)
 
