@@ -58,7 +58,6 @@ def convert(source: Path, target: Path) -> None:
         FileNotFoundError, FileExistsError: about `source`, `target`.
         ValueError: `source` is damaged, refused, or of no known kind.
     """
-
     if target.exists():
         raise FileExistsError(f"{target} exists; name another output, or remove it")
     content, name = load_checkpoint(source), str(source)

@@ -104,7 +104,6 @@ def training_commands(checkpoint: Path, given: list[str], config: Mapping[str, A
     if not given:
         if not (recorded / "overrides.yaml").is_file():
             raise ValueError(f"{recorded} does not say how {checkpoint} was trained: give --training-command")
-
         name = yaml.safe_load((recorded / "hydra.yaml").read_text())["hydra"]["job"]["config_name"]
         words = [f"--config-name={name}", *yaml.safe_load((recorded / "overrides.yaml").read_text())]
         given = [shlex.join(["python", "train.py", *(word for word in words if not word.startswith(PLACES))])]
@@ -120,7 +119,6 @@ def stored(tensors: Mapping[str, Tensor], dtype: str) -> tuple[dict[str, Tensor]
     Raises:
         ValueError: a weight is too large for that precision.
     """
-
     kind, kept, change = getattr(torch, dtype), {}, 0.0
     for name, tensor in tensors.items():
         kept[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
