@@ -182,8 +182,8 @@ def test_what_is_wrong_with_a_file_is_named(env, copied, what: str, message: str
         (["nowhere", "--output", "out"], "nowhere: no such file or folder"),
         (["empty", "--output", "out"], "empty: holds no *.hdf5 but nothing"),
         (["full", "--output", "full"], "is the folder of the published files"),
-        (["full", "--output", "out", "--workers", "0"], "--workers must be at least 1"),
-        (["full", "--output", "out", "--image-size", "2"], "--image-size must be at least 8"),
+        (["full", "--output", "out", "--workers", "0"], "--workers: must be at least 1"),
+        (["full", "--output", "out", "--image-size", "2"], "--image-size: must be at least 8"),
         (["full", "--output", "out", "--assets", "none"], "none does not exist"),
     ],
 )
