@@ -235,7 +235,7 @@ class WorldModel:
         shown = np.arange(len(windows)) if row == "inverse_dynamics" else windows.other
 
         def inverse(batch: dict[str, Any], noise: list[torch.Generator]) -> dict[str, Tensor]:
-            future = windows.part(shown[batch["place"].cpu()])["future"]
+            future = windows.part(shown[batch["place"].cpu().numpy()])["future"]
             return policy.predict_inverse_dynamics(observation(batch), future, generator=noise)
 
         predict = {
