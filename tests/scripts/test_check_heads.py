@@ -12,7 +12,7 @@ script = load_script("check_heads")
 
 
 def test_a_shipped_recipe_is_healthy(tmp_path: Path) -> None:
-    options = ["--config-name", "uva_umi_mini", "--steps", "80", "--batch-size", "2", "--depth", "1"]
+    options = ["--config-name", "uva_umi_mini", "--steps", "150", "--batch-size", "2", "--depth", "1"]
     assert script.main([*options, "--json", str(tmp_path / "heads.json")]) == 0
     row = json.loads((tmp_path / "heads.json").read_text())["uva_umi_mini"]
     assert row["cut"] == "depth 1 of 2" and not row["deaf"]
