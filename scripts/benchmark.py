@@ -12,18 +12,17 @@
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
 first where there is none. `naive` times plans of one environment in the steady state, in turns with those of the plain
-pipeline, which encodes all frames of the history. Where Hydra is not installed, --config takes the configuration that
-`python train.py --config-name=... --cfg job --resolve` prints.
+pipeline, which encodes all frames of the history. The floor of a part is the larger of its arithmetic and of the
+reading of its weights, at the rates measured in the same run. Where Hydra is not installed, --config takes the
+configuration that `python train.py --config-name=... --cfg job --resolve` prints.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,17 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("benchmark")
 ALONE = ("simulator", "server")  # not of a policy
 PARTS = ("latency", "training", "loader", "scaling", "naive", "steadiness", "launches", *ALONE)
-
-
-def read_config(options: argparse.Namespace) -> dict[str, Any]:
-    """The resolved configuration that the options name."""
-    if options.config_name:
-        return commands.read_config(options.config_name, options.overrides)
-    if options.overrides:
-        raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
-    import yaml
-
-    return yaml.safe_load((options.config or options.checkpoint / "config.yaml").read_text())
 
 
 def make_policy(config: dict[str, Any], checkpoint: Path | None = None) -> BasePolicy:
@@ -67,20 +55,26 @@ def make_policy(config: dict[str, Any], checkpoint: Path | None = None) -> BaseP
         return build_policy({**config, "vae": {**config["vae"], "weights": "random"}}, normalizer)
 
 
-def show(title: str, found: Mapping[str, Any], rows: Mapping[str, Mapping[str, float]] | None = None) -> None:
-    """Milliseconds by part with each part's share of the total, then other figures, to four digits."""
+def show(title: str, found: Mapping[str, Any]) -> None:
+    """Figures, to four digits."""
 
     def text(value: Any) -> str:
         if isinstance(value, Mapping):
             return ", ".join(f"{name} {text(each)}" for name, each in value.items())
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    log.info("\n%-24s %s", title, f"{'median':>10} {'min':>10} {'max':>10}   share" if rows else "")
-    for part, row in (rows or {}).items():
-        share = row["median"] / rows["total"]["median"]
-        log.info("%-24s %10.2f %10.2f %10.2f  %5.0f%%", part, row["median"], row["min"], row["max"], 100 * share)
+    log.info("\n%s", title)
     for name, value in found.items():
         log.info("%s: %s", name, text(value))
+
+
+def show_rows(title: str, rows: Mapping[str, Mapping[str, float]], floors: Mapping[str, Any]) -> None:
+    """Milliseconds by part, with each part's share of the total and its floor where there is one."""
+    log.info("\n%-24s %10s %10s %10s   share %10s", title, "median", "min", "max", "floor" if floors else "")
+    for part, row in rows.items():
+        share, floor = 100 * row["median"] / rows["total"]["median"], floors.get(part, {}).get("floor")
+        least = "" if floor is None else f"{floor:.2f}"
+        log.info("%-24s %10.2f %10.2f %10.2f  %5.0f%% %10s", part, row["median"], row["min"], row["max"], share, least)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
@@ -114,10 +108,8 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(torch.device(device), options.precision, options.repeats, options.warmup)
     policy = make_policy(config, options.checkpoint).to(bench.device)
-    image = policy.task.cameras[0].size
     samplers = (f"{sampler.kind}{sampler.steps}" for sampler in policy.config.samplers(options.sampler))
-    where = {"threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
-    results["machine"] |= where
+    results["machine"] |= {"threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
     results |= {
         "commit": git_commit(),
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
@@ -129,29 +121,39 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if "naive" in options.only:
         if not options.checkpoint:
             inference_timing.wake(policy)
-        compared = inference_timing.compare_naive(policy, bench, image)
+        compared = inference_timing.compare_naive(policy, bench)
         show("plans of one environment, and of the plain pipeline", compared)
         results |= compared
     if "steadiness" in options.only:
-        steady = inference_timing.time_steadiness(policy, bench, image, options.calls, options.sampler)
+        steady = inference_timing.time_steadiness(policy, bench, options.calls, options.sampler)
         results["steadiness"] = steady
         show("plans with remembered frames", steady)
     if "launches" in options.only:
-        results["launches"] = inference_timing.count_launches(policy, bench, image)
+        results["launches"] = inference_timing.count_launches(policy, bench)
         show("launches", results["launches"])
     if "latency" in options.only:
-        latency = inference_timing.time_latency(policy, bench, image, options.batch, options.sampler)
-        results["latency_ms"] = latency
-        results["floor_ms"] = floors(policy, image, options.precision, options.batch, options.sampler)
-        for title, rows in latency.items():
-            show(title, {}, rows)
+        results["latency_ms"] = inference_timing.time_latency(policy, bench, options.batch, options.sampler)
+        results["floor_ms"] = floors(policy, options.precision, options.batch, options.sampler)
+        for title, rows in results["latency_ms"].items():
+            show_rows(title, rows, results["floor_ms"][title])
     for part in ("training", "loader", "scaling"):
         if part in options.only:
             found = results[part] = throughput(part, options, config, policy, bench)
-            figures = {name: value for name, value in found.items() if name != "ms"}
-            show(f"{part}, ms per batch", figures, found["ms"])
+            show_rows(f"{part}, ms per batch", found["ms"], {})
+            show("", {name: value for name, value in found.items() if name != "ms"})
     results["peak_memory_mib"] = inference_timing.peak_memory(bench.device)
     return results
+
+
+def read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """The resolved configuration that the options name."""
+    if options.config_name:
+        return commands.read_config(options.config_name, options.overrides)
+    if options.overrides:
+        raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
+    import yaml
+
+    return yaml.safe_load((options.config or options.checkpoint / "config.yaml").read_text())
 
 
 def throughput(part: str, options: argparse.Namespace, config: dict, policy: Any, bench: Any) -> dict[str, Any]:
@@ -177,23 +179,23 @@ def throughput(part: str, options: argparse.Namespace, config: dict, policy: Any
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser, at_least = commands.script_parser(__doc__), commands.at_least
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--config-name", help="a configuration of config/; Hydra overrides may follow")
     what.add_argument("--config", type=Path, help="a resolved configuration file")
     what.add_argument("--checkpoint", type=Path, help="a checkpoint folder")
     add = parser.add_argument
     add("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
-    add("--calls", type=int, default=1000, help="plans, simulator steps or round trips (1000)")
+    add("--calls", type=at_least(10), default=1000, help="plans, simulator steps or round trips (1000)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
-    add("--batch", type=int, default=1, help="environments that are planned for at a time")
+    add("--batch", type=at_least(1), default=1, help="environments that are planned for at a time")
     add("--training-batch", type=int, help="samples of a training step (default: a micro-batch of the configuration)")
     add("--workers", type=int, default=0, help="loader processes; 0: none (default)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16 (default: the configuration's)")
-    add("--repeats", type=int, default=20)
-    add("--warmup", type=int, default=3)
+    add("--repeats", type=at_least(1), default=20)
+    add("--warmup", type=at_least(0), default=3)
     add("--json", type=Path, help="also write the results here")
     add("overrides", nargs="*", help="Hydra overrides, such as vae.weights=random")
     options = parser.parse_intermixed_args(arguments)
@@ -204,16 +206,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only != ["server"] and not (options.config_name or options.config or options.checkpoint):
         parser.error("one of --config-name, --config and --checkpoint is needed")
     first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
-    try:
-        if options.repeats < 1 or options.batch < 1 or options.warmup < 0 or options.calls < 10:
-            raise ValueError("--repeats and --batch must be at least 1, --warmup at least 0, --calls at least 10")
-        results = benchmark(options)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    if options.json and first:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-        log.info("\nWritten to %s", options.json)
+    logging.getLogger().setLevel(logging.INFO if first else logging.WARNING)
+    with commands.mistakes(parser):
+        commands.write_figures(options.json if first else None, benchmark(options))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ Training builds the same caches on first use; this does it beforehand, on anothe
 goes on where it stopped; --rebuild encodes everything anew.
 """
 
-import argparse
 import logging
 import sys
 import time
+
+from unified_video_action.workspace.commands import read_config, script_parser
 
 log = logging.getLogger("cache_latents")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--config-name", required=True, help="as for train.py")
     parser.add_argument("--device", help="where to encode; cuda where there is one, else cpu")
     parser.add_argument("--rebuild", action="store_true", help="delete existing caches first")
@@ -29,16 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     from unified_video_action.dataset.build import DataSettings, build_dataset
     from unified_video_action.instantiate import build_dataclass, instantiate
     from unified_video_action.vae.base import FrameCodec
-    from unified_video_action.workspace.commands import read_config
 
+    started = time.monotonic()
     try:
         config = read_config(options.config_name, options.overrides)
         settings = build_dataclass(DataSettings, config["data"], "data")
-        dataset = build_dataset(config)
         codec = instantiate(config["vae"], FrameCodec, "vae")
         codec.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        started = time.monotonic()
-        dataset.latents(codec, settings.cache_dir, settings.n_views, options.rebuild)
+        build_dataset(config).latents(codec, settings.cache_dir, settings.n_views, options.rebuild)
     except (OSError, ValueError) as error:
         log.error("error: %s", error)
         return 1

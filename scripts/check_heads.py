@@ -12,7 +12,6 @@ Exit status 1: a head is deaf.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -93,29 +92,24 @@ def check(config: dict[str, Any], steps: int, batch_size: int) -> tuple[dict[str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.script_parser(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config-name", action="append", help="a configuration of config/; may be repeated")
     what.add_argument("--all", action="store_true", help="all of them, those that train alike once")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--steps", type=commands.at_least(1), default=300)
+    parser.add_argument("--batch-size", type=commands.at_least(1), default=4)
     parser.add_argument("--depth", type=int, help=f"most blocks of encoder and decoder each ({DEPTH} for wide models)")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as training.optimizer.learning_rate=1e-3")
     options = parser.parse_intermixed_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if min(options.steps, options.batch_size) < 1:
-        parser.error("--steps and --batch-size must be at least 1")
 
     from unified_video_action.evaluation.heads import warnings
 
     results: dict[str, dict[str, Any]] = {}
     seen: dict[str, str] = {}
     for name in options.config_name or sorted(path.stem for path in (commands.ROOT / "config").glob("uva_*.yaml")):
-        try:
+        with commands.mistakes(parser):
             config = commands.read_config(name, options.overrides)
-        except ValueError as error:
-            parser.error(str(error))
         done = cut(config, options.depth)
         if (key := trained_alike(config)) in seen:
             log.info("%s: as %s", name, seen[key])
@@ -130,8 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
         log.info("%s (%s): %s, %.0f s", name, done or "whole", figures, row["seconds"])
         for line in row["deaf"]:
             log.warning("  %s", line)
-        if options.json:
-            options.json.write_text(json.dumps(results, indent=2) + "\n")
+    commands.write_figures(options.json, results)
     return int(any(row.get("deaf") for row in results.values()))
 
 

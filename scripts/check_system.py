@@ -33,28 +33,18 @@ def version_fault(version: tuple[int, int]) -> str | None:
     )
 
 
-def missing_packages(sims: bool = False) -> dict[str, str]:
+def missing_packages(sims: bool) -> dict[str, str]:
     """What is missing (a library or a Python module) -> the Debian package that has it."""
-    missing = {name: package for name, package in MODULES.items() if importlib.util.find_spec(name) is None}
-    if sys.platform == "linux":
-        libraries = (*LIBRARIES, *SIMULATOR_LIBRARIES) if sims else LIBRARIES
-        missing |= {name: package_of(name) for name in libraries if not loads(name)}
-    return missing
-
-
-def package_of(library: str) -> str:
     sys.path.insert(0, str(ROOT))  # the package is not installed yet
     from unified_video_action.env.system_libraries import DEBIAN_PACKAGES
 
-    return next(package for start, package in DEBIAN_PACKAGES.items() if library.startswith(start))
-
-
-def loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+    missing = {name: package for name, package in MODULES.items() if importlib.util.find_spec(name) is None}
+    for name in (*LIBRARIES, *(SIMULATOR_LIBRARIES if sims else ())) if sys.platform == "linux" else ():
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            missing[name] = next(package for start, package in DEBIAN_PACKAGES.items() if name.startswith(start))
+    return missing
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,8 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--packages", action="store_true", help="only list the missing Debian packages")
     parser.add_argument("--sims", action="store_true", help="also what the simulators of robots need")
     options = parser.parse_args(arguments)
-    fault = version_fault(sys.version_info[:2])
-    if fault:
+    if fault := version_fault(sys.version_info[:2]):
         sys.stderr.write(fault + "\n")
         return 1
     missing = missing_packages(options.sims)

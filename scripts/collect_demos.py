@@ -11,11 +11,11 @@ python scripts/collect_demos.py --task pusht --help                             
 
 import argparse
 import dataclasses
-import logging
 import typing
 from pathlib import Path
 
 from unified_video_action.demos.collecting import Collector, collect, load_collector
+from unified_video_action.workspace.commands import mistakes, script_parser
 
 
 def add_options(parser: argparse.ArgumentParser, collector: type[Collector]) -> list[str]:
@@ -24,13 +24,10 @@ def add_options(parser: argparse.ArgumentParser, collector: type[Collector]) -> 
     for field in dataclasses.fields(collector):
         if not field.init:
             continue
-        kind, how = hints[field.name], {}
-        if kind is bool:
-            how = {"action": argparse.BooleanOptionalAction}
-        elif typing.get_origin(kind) is tuple:
+        kind = hints[field.name]
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        if typing.get_origin(kind) is tuple:
             how = {"type": typing.get_args(kind)[0], "nargs": "+"}
-        else:
-            how = {"type": kind}
         text = f"{field.metadata.get('help', '')} (default %(default)s)"
         parser.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, help=text, **how)
         names.append(field.name)
@@ -38,9 +35,7 @@ def add_options(parser: argparse.ArgumentParser, collector: type[Collector]) -> 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False
-    )
+    parser = script_parser(__doc__, add_help=False)
     parser.add_argument("--task", help="environment whose expert plays")
     task = parser.parse_known_args(arguments)[0].task
     parser.add_argument("-h", "--help", action="help", help="show this, with --task also the options of its expert")
@@ -48,8 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="a new file or folder: see above")
     parser.add_argument("--measure", action="store_true", help="keep nothing, and say how often the expert succeeds")
     parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with mistakes(parser):
         collector = load_collector(task) if task is not None else None
         names = [] if collector is None else add_options(parser, collector)
         options = parser.parse_args(arguments)
@@ -62,8 +56,6 @@ def main(arguments: list[str] | None = None) -> None:
         values = {name: getattr(options, name) for name in names}
         made = collector(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
         collect(made, task, options.episodes, options.output, options.workers)
-    except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,12 @@ score     with --n-episodes, mean score in the simulator with its 95 % interval
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser, write_figures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +37,6 @@ ROWS = 256  # chunks drawn at a time
 SCORES = [f"{score}{end}" for score in ("mean_score", "success_rate") for end in ("", "_low", "_high")]
 COLUMNS = ("energy", "energy_error", "shift", "spread", "head_ms", "plan_ms", *SCORES)
 
-Table = dict[str, dict[str, Any]]  # sampler -> figures
-
 
 def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int) -> dict[str, Any]:
     """Observations (count, ...) of the policy's own rollouts, for `policy.predict_action`, with frames encoded."""
@@ -49,35 +47,27 @@ def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int
     from unified_video_action.env_runner.simulators import EnvProcesses
     from unified_video_action.inference.session import PolicySession
 
-    runner, horizon, names = config["task"]["env_runner"], policy.task.horizon, policy.task
+    runner, task = config["task"]["env_runner"], policy.task
     action_steps, max_steps = runner.get("action_steps", policy.action_steps), runner.get("max_steps", 300)
     wanted = min(PLANS_PER_EPISODE, math.ceil(max_steps / action_steps))  # of each episode, if it is long enough
-    episodes = math.ceil(count / wanted)
+    seeds = range(START_SEED, START_SEED + math.ceil(count / wanted))
     histories: list[list[dict[str, np.ndarray]]] = []
 
     def keep(episode: Any, seen: list[dict[str, np.ndarray]]) -> None:
         plans = np.arange(0, max(len(seen) - 1, 1), action_steps)  # the times at which it planned
         for now in plans[np.linspace(0, len(plans) - 1, min(wanted, len(plans))).astype(int)]:
-            histories.append([seen[max(now + offset, 0)] for offset in horizon.history_offsets])
+            histories.append([seen[max(now + offset, 0)] for offset in task.horizon.history_offsets])
 
-    slots = min(episodes, 4)
+    slots = min(len(seeds), 4)
+    session, how = PolicySession(policy, slots, action_steps), {"max_steps": max_steps, "action_steps": action_steps}
     with EnvProcesses(config["task"]["env"], slots, 300.0) as envs:
-        rollout(
-            PolicySession(policy, slots=slots, action_steps=action_steps),
-            envs,
-            range(START_SEED, START_SEED + episodes),
-            max_steps=max_steps,
-            action_steps=action_steps,
-            on_end=keep,
-            keep_observations=True,
-        )
-    histories = histories[:count]
+        rollout(session, envs, seeds, on_end=keep, keep_observations=True, **how)
 
     def stacked(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([[step[name] for step in history] for history in histories]))
+        return torch.from_numpy(np.stack([[step[name] for step in history] for history in histories[:count]]))
 
-    frames = {camera: stacked(camera).movedim(-1, -3) for camera in names.camera_names}  # (n, H, 3, h, w)
-    states = {name: stacked(name).float().to(policy.device) for name in names.states}  # (n, H, d)
+    frames = {camera: stacked(camera).movedim(-1, -3) for camera in task.camera_names}  # (n, H, 3, h, w)
+    states = {name: stacked(name).float().to(policy.device) for name in task.states}  # (n, H, d)
     return {camera: policy.encode(frame) for camera, frame in frames.items()} | states
 
 
@@ -98,16 +88,13 @@ def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, dr
 
 def time_sampler(policy: UnifiedVideoActionPolicy, config: dict[str, Any], sampler: str, repeats: int) -> dict:
     """Median milliseconds of the action head, and of a whole plan, of a session that acts in one environment."""
-    import numpy as np
-
-    from unified_video_action.evaluation.inference_timing import stopwatch
+    from unified_video_action.evaluation.inference_timing import random_observations, stopwatch
     from unified_video_action.evaluation.timing import Bench
     from unified_video_action.inference.session import PolicySession
 
     bench, session = Bench(policy.device, repeats=repeats), PolicySession(policy, sampler=sampler)
     session.reset()
-    observation = {camera.name: np.zeros((*camera.size, 3), np.uint8) for camera in policy.task.cameras}
-    observation |= {name: np.zeros(width, np.float32) for name, width in policy.task.states.items()}
+    observation = next(random_observations(policy))
 
     def measure() -> dict[str, float]:
         for _ in range(policy.action_steps):
@@ -134,7 +121,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         policy.config.samplers(sampler)
     obs = observe(policy, config, options.observations)
     reference = draw(policy, obs, options.reference, options.draws, seed=0)
-    table: Table = {}
+    table: dict[str, dict[str, Any]] = {}
     for number, sampler in enumerate((options.reference, *options.samplers), start=1):
         chunks = draw(policy, obs, sampler, options.draws, seed=number)
         distances = energy_distance(chunks, reference)  # (observations,)
@@ -163,7 +150,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """The table, for people and for pages."""
-    table: Table = results["samplers"]
+    table = results["samplers"]
     columns = [name for name in COLUMNS if name in table[results["reference"]]]
     lines = [["sampler", *(name.replace("_", " ") for name in columns)], ["---"] * (1 + len(columns))]
     for sampler, row in table.items():
@@ -173,31 +160,22 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    parser.add_argument("--samplers", nargs="+", default=list(SAMPLERS), help=f"default: {' '.join(SAMPLERS)}")
-    parser.add_argument(
-        "--reference", default="ancestral100", help="that they are compared with (default: the paper's)"
-    )
-    parser.add_argument("--observations", type=int, default=64, help="to plan from (default: 64)")
-    parser.add_argument("--draws", type=int, default=64, help="chunks for each observation and sampler (default: 64)")
-    parser.add_argument("--n-episodes", type=int, default=0, help="to evaluate for each sampler (default: none)")
-    parser.add_argument("--repeats", type=int, default=20, help="of what is timed (default: 20)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--json", type=Path, help="also write everything here")
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--samplers", nargs="+", default=list(SAMPLERS), help=f"default: {' '.join(SAMPLERS)}")
+    add("--reference", default="ancestral100", help="that they are compared with (default: the paper's)")
+    add("--observations", type=at_least(2), default=64, help="to plan from (default: 64)")
+    add("--draws", type=at_least(2), default=64, help="chunks for each observation and sampler (default: 64)")
+    add("--n-episodes", type=at_least(0), default=0, help="to evaluate for each sampler (default: none)")
+    add("--repeats", type=at_least(1), default=20, help="of what is timed (default: 20)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--json", type=Path, help="also write everything here")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        for name, least in {"observations": 2, "draws": 2, "n_episodes": 0, "repeats": 1}.items():
-            if getattr(options, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+    with mistakes(parser):
         results = compare(options)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
     log.info("\n%s", markdown(results))
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-        log.info("\nWritten to %s", options.json)
+    write_figures(options.json, results)
 
 
 if __name__ == "__main__":

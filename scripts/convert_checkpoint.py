@@ -13,22 +13,38 @@ whole or not at all.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import re
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from unified_video_action.compat import kl16
+from unified_video_action.compat.published import (
+    PAPER_SPEC,
+    Published,
+    asking_settings,
+    infer_network,
+    read_published,
+    task_settings,
+)
+from unified_video_action.compat.reference_names import matching, to_ours
+from unified_video_action.compat.tensors import require_finite, require_same, shapes_of, unwrapped, write_safetensors
+from unified_video_action.compat.torch_archive import load_checkpoint
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.instantiate import build_dataclass
 from unified_video_action.messages import few
-from unified_video_action.workspace.commands import read_config
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from unified_video_action.compat.published import Published
-    from unified_video_action.spec import ModelSpec
+from unified_video_action.model.config import ModelConfig
+from unified_video_action.model.uva import UVA
+from unified_video_action.policy.uva_transform import model_spec
+from unified_video_action.spec import ModelSpec, TaskSpec
+from unified_video_action.vae.kl import build_network
+from unified_video_action.workspace.checkpoint import written_whole
+from unified_video_action.workspace.commands import read_config, script_parser
 
 CONFIG = "uva_pusht"  # the paper's recipe, whose data and simulator a PushT policy keeps
 
@@ -42,12 +58,6 @@ def convert(source: Path, target: Path) -> None:
         FileNotFoundError, FileExistsError: about `source`, `target`.
         ValueError: `source` is damaged, refused, or of no known kind.
     """
-    from unified_video_action.compat import kl16
-    from unified_video_action.compat.published import PAPER_SPEC, infer_network, read_published
-    from unified_video_action.compat.tensors import shapes_of, unwrapped
-    from unified_video_action.compat.torch_archive import load_checkpoint
-    from unified_video_action.workspace.checkpoint import written_whole
-
     if target.exists():
         raise FileExistsError(f"{target} exists; name another output, or remove it")
     content, name = load_checkpoint(source), str(source)
@@ -66,9 +76,8 @@ def convert(source: Path, target: Path) -> None:
                 write_start(folder, published.weights["ema"], published.spec, published.network, name)
     elif "model_ema" in content:
         tensors = unwrapped(content["model_ema"], name)
-        network = infer_network(shapes_of(tensors))
         with written_whole(target) as folder:
-            write_start(folder, tensors, PAPER_SPEC, network, name)
+            write_start(folder, tensors, PAPER_SPEC, infer_network(shapes_of(tensors)), name)
     elif not kl16.is_ldm(codec := kl16.find(content, name)):
         raise ValueError(f"{source}: {unknown(content)}")
     elif target.suffix != ".safetensors":
@@ -86,8 +95,6 @@ def convert(source: Path, target: Path) -> None:
 
 def unknown(content: dict[str, Any]) -> str:
     """What is said of a file of no known kind."""
-    from torch import Tensor
-
     said = f"no known kind of checkpoint; it holds {few(content)}"
     key = next((key for key in ("state_dict", "model") if isinstance(content.get(key), dict)), "")
     tensors = content[key] if key else content
@@ -100,32 +107,17 @@ def unknown(content: dict[str, Any]) -> str:
 
 
 def save(tensors: dict[str, Tensor], path: Path, source: str) -> None:
-    from unified_video_action.compat.tensors import require_finite, write_safetensors
-
     require_finite(tensors, source)
     write_safetensors(path, tensors)
 
 
 def model_shapes(spec: ModelSpec, model: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of our model's tensors, without making them."""
-    import torch
-
-    from unified_video_action.compat.tensors import shapes_of
-    from unified_video_action.instantiate import build_dataclass
-    from unified_video_action.model.config import ModelConfig
-    from unified_video_action.model.uva import UVA
-
     with torch.device("meta"):
         return shapes_of(UVA(spec, build_dataclass(ModelConfig, model, "model")).state_dict())
 
 
 def write_codec(path: Path, state: dict[str, Tensor], source: str) -> None:
-    import torch
-
-    from unified_video_action.compat import kl16
-    from unified_video_action.compat.tensors import require_same, shapes_of
-    from unified_video_action.vae.kl import build_network
-
     converted = kl16.to_diffusers(state)
     with torch.device("meta"):
         expected = shapes_of(build_network().state_dict())
@@ -135,8 +127,6 @@ def write_codec(path: Path, state: dict[str, Tensor], source: str) -> None:
 
 def write_start(folder: Path, state: dict[str, Tensor], spec: ModelSpec, network: dict[str, Any], source: str) -> None:
     """The averaged weights that a new model of these sizes can start from."""
-    from unified_video_action.compat.reference_names import matching
-
     found = matching(state, model_shapes(spec, network), source)
     save(found.tensors, folder / "ema.safetensors", source)
     missing = sorted({".".join(name.split(".")[: 2 if name.startswith("mar.") else 1]) for name in found.kept})
@@ -146,12 +136,6 @@ def write_start(folder: Path, state: dict[str, Tensor], spec: ModelSpec, network
 
 def write_policy(folder: Path, published: Published, config: dict[str, Any], source: str) -> None:
     """A checkpoint folder."""
-    from omegaconf import OmegaConf
-
-    from unified_video_action.compat.reference_names import to_ours
-    from unified_video_action.compat.tensors import require_finite
-    from unified_video_action.dataset.normalizer import Normalizer
-
     expected, fields = model_shapes(published.spec, config["model"]), published.normalizer
     for name, state in published.weights.items():
         require_finite(state, source)  # by their published names
@@ -168,12 +152,6 @@ def write_policy(folder: Path, published: Published, config: dict[str, Any], sou
 
 def configuration(published: Published, source: str) -> dict[str, Any]:
     """Our configuration for a published policy; one of the same sizes as PushT's keeps its data and simulator."""
-    from omegaconf import OmegaConf
-
-    from unified_video_action.compat.published import asking_settings, task_settings
-    from unified_video_action.policy.uva_transform import model_spec
-    from unified_video_action.spec import TaskSpec
-
     name = str(published.settings.get("task", {}).get("name"))[:60]
     name = name if re.fullmatch(r"\w+", name) else "policy"
     composed = read_config(CONFIG, [f"name=uva_{name}", "output_dir=outputs/${name}"])
@@ -188,16 +166,15 @@ def configuration(published: Published, source: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="checkpoint of another project")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder or file to make; it must not exist yet")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         convert(args.source, args.target)
     except (OSError, ValueError) as error:
         place = "" if str(args.source) in str(error) else f"{args.source}: "
-        sys.exit(f"convert_checkpoint.py: {place}{error}")
+        parser.exit(1, f"{parser.prog}: {place}{error}\n")
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+from unified_video_action.workspace.commands import ROOT, above_zero, at_least, run, script_parser
+
 log = logging.getLogger("demo")
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "checkpoints" / "uva_pusht_small"
 MINUTES = {"cpu": 12.0, "cuda": 5.0}  # of the whole demo, once everything is installed
 EVALUATION_MINUTES = 2.0  # left for it, the last one of the training included
@@ -35,20 +36,18 @@ TINY = (  # a run of seconds that passes through everything, for tests
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, help="to take altogether (default: 12 on a CPU, 5 on a GPU)")
-    parser.add_argument("--train-minutes", type=float, help="to train (default: what is left of --minutes)")
-    parser.add_argument("--episodes", type=int, default=20, help="to evaluate (default: 20)")
-    parser.add_argument("--scripted", type=int, default=120, help="scripted demonstrations to make (default: 120)")
+    parser = script_parser(__doc__)
+    parser.add_argument("--minutes", type=above_zero, help="to take altogether (default: 12 on a CPU, 5 on a GPU)")
+    parser.add_argument("--train-minutes", type=above_zero, help="to train (default: what is left of --minutes)")
+    parser.add_argument("--episodes", type=at_least(1), default=20, help="to evaluate (default: 20)")
+    parser.add_argument(
+        "--scripted", type=at_least(1), default=120, help="scripted demonstrations to make (default: 120)"
+    )
     parser.add_argument("--scripted-only", action="store_true", help="do without the human demonstrations")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
     parser.add_argument("--output", type=Path, help="new folder of the run (default: outputs/demo_DATE)")
     parser.add_argument("--tiny", action="store_true", help="a run of seconds that learns nothing, to test the way")
     options = parser.parse_args(arguments)
-    for name in ("minutes", "train_minutes", "episodes", "scripted"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
     if options.tiny:
         options.scripted, options.episodes = min(options.scripted, 4), min(options.episodes, 2)
     options.data = options.data.resolve()
@@ -68,8 +67,6 @@ def training_minutes(options: argparse.Namespace, spent: float) -> float:
 
 def show_shipped(checkpoint: Path, output: Path, tiny: bool) -> None:
     """Say what the policy that comes with the project has scored, and film it."""
-    from unified_video_action.workspace.commands import run
-
     if not checkpoint.is_dir():
         log.info("No policy is shipped in %s: the demo begins with training.", checkpoint)
         return
@@ -84,19 +81,16 @@ def show_shipped(checkpoint: Path, output: Path, tiny: bool) -> None:
     run(
         ROOT / "eval_sim.py",
         *("--checkpoint", checkpoint, "--output", output),
-        *("--n-episodes", "1" if tiny else "4", "--films", "1" if tiny else "2"),
+        *("--n-episodes", "1" if tiny else "4", "--films", "0" if tiny else "2"),
         *(("--set", "task.env_runner.max_steps=16") if tiny else ()),
     )
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     started = time.monotonic()
     if subprocess.run([sys.executable, ROOT / "scripts" / "check_system.py"]).returncode:
         sys.exit("The demo needs what is named above.")
-    from unified_video_action.workspace.commands import run
-
     show_shipped(SHIPPED, options.output / "shipped", options.tiny)
     train = (
         ROOT / "scripts" / "train_pusht.py",

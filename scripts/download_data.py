@@ -4,20 +4,19 @@ python scripts/download_data.py pusht                 # to $UVA_DATA_DIR/pusht/p
 python scripts/download_data.py pusht --output data
 """
 
-import argparse
 import logging
 import os
 import sys
 from pathlib import Path
 
 from unified_video_action.dataset.download import PUBLIC_FILES, download
+from unified_video_action.workspace.commands import script_parser
 
 log = logging.getLogger("download_data")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("name", choices=sorted(PUBLIC_FILES))
     parser.add_argument("--output", type=Path, help="data folder; by default $UVA_DATA_DIR, or ./data")
     parser.add_argument("--url", help="fetch from a mirror; the checksum stays the same")

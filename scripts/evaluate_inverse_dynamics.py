@@ -12,11 +12,11 @@ such as SLAM, which are measured in the same way. The row "still" says that noth
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser, write_figures
 
 if TYPE_CHECKING:
     from unified_video_action.dataset.window_dataset import WindowDataset
@@ -24,32 +24,16 @@ if TYPE_CHECKING:
 log = logging.getLogger("evaluate_inverse_dynamics")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    add("--data", nargs="+", type=Path, help="archives to measure on (default: the run's held-out episodes)")
-    add("--other", action="append", default=[], metavar="NAME=ARCHIVE", help="the same episodes by another method")
-    add("--windows", type=int, default=500, help="how many, spread evenly (default: 500)")
-    add("--show-history", action="store_true", help="show the model past frames as well, unlike in its training")
-    add("--sampler", help="such as ancestral100 or ddim10 (default: the configuration's)")
-    add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
-    add("--weights", choices=("ema", "model"), default="ema")
-    add("--json", type=Path, help="also write the figures there")
-    return parser.parse_args()
-
-
 def open_dataset(config: dict[str, Any], paths: list[Path] | None) -> WindowDataset:
     """The run's held-out episodes, or all of other archives, as they are: not augmented, at fixed times."""
     from unified_video_action.dataset.build import build_dataset
+    from unified_video_action.evaluation.windows import with_stores
 
     if paths is None:
         return build_dataset(config).validation()
-    sources = config["task"]["dataset"]["sources"]
-    like = sources if "_target_" in sources else next(iter(sources.values() if isinstance(sources, dict) else sources))
-    replaced = [{**like, "path": str(path), "weight": None} for path in paths]
-    dataset = {**config["task"]["dataset"], "sources": replaced, "max_train_episodes": None}
-    return build_dataset({**config, "task": {**config["task"], "dataset": dataset}}).everything()
+    config = with_stores(config, paths)
+    config["task"]["dataset"]["max_train_episodes"] = None
+    return build_dataset(config).everything()
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -96,18 +80,25 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    args = parse_arguments()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--data", nargs="+", type=Path, help="archives to measure on (default: the run's held-out episodes)")
+    add("--other", action="append", default=[], metavar="NAME=ARCHIVE", help="the same episodes by another method")
+    add("--windows", type=at_least(1), default=500, help="how many, spread evenly (default: 500)")
+    add("--show-history", action="store_true", help="show the model past frames as well, unlike in its training")
+    add("--sampler", help="such as ancestral100 or ddim10 (default: the configuration's)")
+    add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--json", type=Path, help="also write the figures there")
+    args = parser.parse_args()
+    with mistakes(parser):
         figures = measure(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"evaluate_inverse_dynamics.py: {error}")
     log.info("%-10s %28s %28s", "", "position, cm", "rotation, degrees")
     for name, row in figures.items():
         shown = [f"{part['mean']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in row.values()]
         log.info("%-10s %28s %28s", name, *shown)
-    if args.json:
-        args.json.write_text(json.dumps({"checkpoint": str(args.checkpoint), "errors": figures}, indent=2) + "\n")
+    write_figures(args.json, {"checkpoint": str(args.checkpoint), "errors": figures})
 
 
 if __name__ == "__main__":

@@ -12,33 +12,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.evaluate_world_model import open_dataset
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("evaluate_video")
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    add("--weights", choices=("ema", "model"), default="ema")
-    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
-    add("--clips", type=int, default=500, help="how many, spread evenly (default: 500)")
-    add("--iterations", type=int, nargs="+", default=[1, 8], help="steps of generation (default: 1 8)")
-    add("--sampler", help="of frames, such as ddim10 (default: the configuration's)")
-    add("--i3d", type=Path, help="i3d_torchscript.pt, for FVD")
-    add("--rows", type=int, default=64, help="clips at a time (default: 64)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    add("--output", type=Path, required=True, help="folder of the results")
-    options = parser.parse_args(arguments)
-    if min(options.clips - 1, options.rows, *options.iterations) < 1:
-        parser.error("--clips must be at least 2, --rows and --iterations at least 1")
-    return options
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -56,7 +36,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{options.checkpoint}: this policy imagines no frames")
     policy.require_trained("video")
     i3d = None if options.i3d is None else I3D(options.i3d, policy.device)
-    dataset = open_dataset(config, options.data)
+    dataset = open_held_out(config, options.data)
     if dataset.instructions:
         dataset.use_text(policy.encode_text(dataset.instructions))
     windows = HeldOutWindows(policy, dataset, options.clips, options.rows, progress=True)
@@ -86,14 +66,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
+    add("--clips", type=at_least(2), default=500, help="how many, spread evenly (default: 500)")
+    add("--iterations", type=at_least(1), nargs="+", default=[1, 8], help="steps of generation (default: 1 8)")
+    add("--sampler", help="of frames, such as ddim10 (default: the configuration's)")
+    add("--i3d", type=Path, help="i3d_torchscript.pt, for FVD")
+    add("--rows", type=at_least(1), default=64, help="clips at a time (default: 64)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--output", type=Path, required=True, help="folder of the results")
+    options = parser.parse_args(arguments)
     from unified_video_action.env_runner import results
 
-    try:
+    with mistakes(parser):
         found = measure(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"evaluate_video.py: {error}")
     options.output.mkdir(parents=True, exist_ok=True)
     facts = {"checkpoint": str(options.checkpoint), "machine": results.machine(), "commit": results.git_commit()}
     results.write_json(options.output / "video.json", {**facts, **found})

@@ -16,74 +16,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from unified_video_action.dataset.window_dataset import WindowDataset
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("evaluate_world_model")
-LEAST_EPISODES, FEW_EPISODES = 2, 10  # held out: to measure at all, to trust the intervals
 SHOWN = 6  # windows whose pictures the page has
-
-
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    add("--weights", choices=("ema", "model"), default="ema")
-    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
-    add("--windows", type=int, default=500, help="how many, spread evenly (default: 500)")
-    add("--samples", type=int, default=8, help="imagined futures of each window, of which the best counts (default: 8)")
-    add("--rows", type=int, default=64, help="windows at a time (default: 64)")
-    add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
-    add("--iterations", type=int, help="steps of generation of frames (default: the configuration's)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader in the configuration")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
-    options = parser.parse_args(arguments)
-    for name, least in {"windows": 2, "samples": 0, "rows": 1, "iterations": 1}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            parser.error(f"--{name} must be at least {least}, got {value}")
-    return options
-
-
-def open_dataset(config: dict[str, Any], stores: list[str] | None) -> WindowDataset:
-    """The held-out episodes of the run's first store, or of other ones, with frames.
-
-    Raises:
-        ValueError: fewer than two episodes are held out. FileNotFoundError: no data.
-    """
-    import numpy as np
-
-    from unified_video_action.dataset.build import build_dataset
-
-    dataset = dict(config["task"]["dataset"])
-    key = next((key for key in ("paths", "sources") if key in dataset), None)
-    if key is None and stores:
-        raise ValueError(f"--data: task.dataset of {dataset['_target_']} names no stores")
-    given = dataset.get(key)
-    if isinstance(given, dict) and "_target_" not in given and key == "sources":
-        given = list(given.values())
-    first = given[0] if isinstance(given, list) else given
-    if stores:
-        first = [{**(first if isinstance(first, dict) else {}), "path": store, "weight": None} for store in stores]
-    if key is not None:
-        dataset[key] = first
-    held_out = build_dataset({**config, "task": {**config["task"], "dataset": dataset}}).validation()
-    held_out.use_frames()
-    episodes = len(np.unique(held_out.episodes()))
-    if episodes < LEAST_EPISODES:
-        raise ValueError(
-            f"task.dataset.val_ratio={dataset.get('val_ratio')} holds out {episodes} episode: at least "
-            f"{LEAST_EPISODES} are needed to show one window another episode's actions; train with a larger val_ratio"
-        )
-    if episodes < FEW_EPISODES:
-        log.warning("only %d episodes are held out (task.dataset.val_ratio): intervals are rough", episodes)
-    return held_out
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -92,13 +32,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.env_runner.world_model_report import write_world_model_report
     from unified_video_action.evaluation.bootstrap import METHOD
     from unified_video_action.evaluation.heads import heads_health, warnings
-    from unified_video_action.evaluation.windows import HeldOutWindows
+    from unified_video_action.evaluation.windows import HeldOutWindows, open_held_out
     from unified_video_action.evaluation.world_model import WorldModel
     from unified_video_action.policy.build import load_policy
     from unified_video_action.workspace.sheet import draw_sheet
 
     config = preparation.read_config(options.checkpoint, options.set, simulates=False)
-    dataset = open_dataset(config, options.data)
+    dataset = open_held_out(config, options.data)
     policy = load_policy(options.checkpoint, options.weights, preparation.choose_device(options.device))
     changes = {"sampler": options.sampler, "video_sampler": options.sampler, "iterations": options.iterations}
     policy.config = replace(policy.config, **{name: value for name, value in changes.items() if value is not None})
@@ -106,7 +46,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         dataset.use_text(policy.encode_text(dataset.instructions))
     reader = preparation.build_reader(config)
     windows = HeldOutWindows(policy, dataset, options.windows, options.rows, progress=True)
-    model = WorldModel(policy, windows, reader, progress=True)
+    model = WorldModel(policy, windows, reader)
     health = heads_health(policy, windows.part(range(min(len(windows), options.rows))))
     found = {
         "checkpoint": str(options.checkpoint),
@@ -115,9 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "warnings": warnings(health),
         "intervals": METHOD,
         "settings": {
-            "sampler": policy.config.sampler,
-            "video_sampler": policy.config.video_sampler,
-            "iterations": policy.config.iterations,
+            **{name: getattr(policy.config, name) for name in changes},
             "weights": options.weights,
             "device": str(policy.device),
         },
@@ -136,14 +74,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
+    add("--windows", type=at_least(2), default=500, help="how many, spread evenly (default: 500)")
+    add("--samples", type=at_least(0), default=8, help="imagined futures of a window; the best counts (default: 8)")
+    add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
+    add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
+    add("--iterations", type=at_least(1), help="steps of generation of frames (default: the configuration's)")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader in the configuration")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
+    options = parser.parse_args(arguments)
+    with mistakes(parser):
+        found = measure(options)
     from unified_video_action.env_runner.world_model_report import text_tables
 
-    try:
-        found = measure(options)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"evaluate_world_model.py: {error}")
     log.info("\n%s", text_tables(found))
 
 

@@ -23,13 +23,21 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from unified_video_action.compat.checkpoint_files import listed, verify
+from unified_video_action.compat.tensors import digest, read_safetensors, write_safetensors
+from unified_video_action.env_runner.preparation import METRICS
+from unified_video_action.untrusted import leaves, read_checkpoint_config
+from unified_video_action.workspace.checkpoint import read_state, written_whole
+from unified_video_action.workspace.commands import ROOT, mistakes, script_parser
 
 log = logging.getLogger("export_checkpoint")
-ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ("float32", "float16", "bfloat16")
 MACHINE_PATH = re.compile(r"(?:^|[\s=\[,:{'\"])(?:~?/[\w.]|\.\./|[A-Za-z]:\\)")
 PLACES = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: they say where it writes, not what it does
@@ -37,11 +45,12 @@ PLACES = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: they say 
 
 def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
     """What stands for each of this machine's data paths: one in $UVA_DATA_DIR, in this project, or in its `data`."""
+    mine = Path(os.environ.get("UVA_DATA_DIR") or ROOT).expanduser()
 
     def generic(path: str) -> str:
         whole = Path(path).expanduser()
-        if (mine := os.environ.get("UVA_DATA_DIR")) and whole.is_relative_to(Path(mine).expanduser()):
-            return f"$UVA_DATA_DIR/{whole.relative_to(Path(mine).expanduser())}"
+        if mine != ROOT and whole.is_relative_to(mine):
+            return f"$UVA_DATA_DIR/{whole.relative_to(mine)}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"
 
     dataset = config["task"]["dataset"]
@@ -61,9 +70,7 @@ def replaced(value: Any, paths: Mapping[str, str]) -> Any:
 
 def machine_paths(value: Any, name: str = "") -> list[str]:
     """Values that are paths of this machine, with their places."""
-    from unified_video_action.untrusted import leaves
-
-    found = ((place, leaf) for place, leaf in leaves(value, name) if isinstance(leaf, str))
+    found = [(place, leaf) for place, leaf in leaves(value, name) if isinstance(leaf, str)]
     return [f"{place}: {leaf}" for place, leaf in found if MACHINE_PATH.search(leaf)]
 
 
@@ -82,10 +89,8 @@ def shipped_config(config: dict[str, Any], results: Mapping[str, Any] | None) ->
         config["task"] |= {"env": task["env"], "env_runner": runner}
         config["policy"] |= {"sampler": results["facts"]["sampler"], "action_steps": runner["action_steps"]}
     if found := machine_paths(config):
-        raise ValueError(
-            "config.yaml would name paths of this machine; train with paths relative to the project, or in "
-            "$UVA_DATA_DIR:\n  " + "\n  ".join(found)
-        )
+        remedy = "train with paths relative to the project, or in $UVA_DATA_DIR"
+        raise ValueError(f"config.yaml would name paths of this machine; {remedy}: {'; '.join(found)}")
     return config
 
 
@@ -99,14 +104,12 @@ def training_commands(checkpoint: Path, given: list[str], config: Mapping[str, A
     if not given:
         if not (recorded / "overrides.yaml").is_file():
             raise ValueError(f"{recorded} does not say how {checkpoint} was trained: give --training-command")
-        import yaml
-
         name = yaml.safe_load((recorded / "hydra.yaml").read_text())["hydra"]["job"]["config_name"]
         words = [f"--config-name={name}", *yaml.safe_load((recorded / "overrides.yaml").read_text())]
         given = [shlex.join(["python", "train.py", *(word for word in words if not word.startswith(PLACES))])]
     commands = replaced(given, generic_paths(config))
     if found := machine_paths(commands, "command"):
-        raise ValueError("give --training-command without paths of this machine:\n  " + "\n  ".join(found))
+        raise ValueError(f"give --training-command without paths of this machine: {'; '.join(found)}")
     return commands
 
 
@@ -116,8 +119,6 @@ def stored(tensors: Mapping[str, Tensor], dtype: str) -> tuple[dict[str, Tensor]
     Raises:
         ValueError: a weight is too large for that precision.
     """
-    import torch
-
     kind, kept, change = getattr(torch, dtype), {}, 0.0
     for name, tensor in tensors.items():
         kept[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
@@ -144,8 +145,8 @@ def describe_evaluation(
     metrics, runner, methods = dict(results["metrics"]), config["task"]["env_runner"], results["intervals"]
     intervals: dict[str, Any] = {"level": methods["level"]}
     for name in [name.removesuffix("_low") for name in metrics if name.endswith("_low")]:
-        ends = {end: metrics.pop(f"{name}_{end}") for end in ("low", "high")}
-        intervals[name] = {**ends, "method": methods["mean_max" if name.startswith("mean_max_") else name]}
+        method = methods["mean_max" if name.startswith("mean_max_") else name]
+        intervals[name] = {end: metrics.pop(f"{name}_{end}") for end in ("low", "high")} | {"method": method}
     output = output.resolve()
     folder = output.relative_to(ROOT) if output.is_relative_to(ROOT) else f"checkpoints/{output.name}"
     evaluation = {
@@ -158,47 +159,51 @@ def describe_evaluation(
     return {**metrics, "intervals": intervals, "evaluation": evaluation}
 
 
+EVALUATED = """| over unseen start seeds | value | 95 % interval |
+|---|---|---|
+{rows}
+
+{episodes} episodes from seed {start_seed} on, sampler {sampler}, {action_steps} actions executed of each plan; \
+weights {weights}. Machine, versions and commit are in metrics.json. To repeat it:
+
+```bash
+{command}
+```
+
+"""
+README = """# {name}
+
+Averaged weights of a policy, and all it needs to act.
+
+{evaluated}Trained for {steps} steps of {batch_size} samples in {minutes:.0f} minutes, with seed {seed}, by
+
+```bash
+{commands}
+```
+
+Stored as {dtype}{change}.
+"""
+
+
 def readme(name: str, metrics: Mapping[str, Any]) -> str:
     """README.md of the folder."""
-    training, storage = metrics["training"], metrics["storage"]
-    lines = [f"# {name}", "", "Averaged weights of a policy, and all it needs to act.", ""]
+    training, storage, evaluated = metrics["training"], metrics["storage"], ""
     if "evaluation" in metrics:
-        evaluation, intervals = metrics["evaluation"], metrics["intervals"]
-        lines += ["| over unseen start seeds | value | 95 % interval |", "|---|---|---|"]
-        for key in (key for key in intervals if key != "level"):
-            ends = " to ".join(f"{intervals[key][end]:.3f}" for end in ("low", "high"))
-            lines.append(f"| {key.replace('_', ' ')} | {metrics[key]:.3f} | {ends} ({intervals[key]['method']}) |")
-        lines += [
-            "",
-            f"{metrics['episodes']} episodes from seed {evaluation['start_seed']} on, sampler {evaluation['sampler']}, "
-            f"{evaluation['action_steps']} actions executed of each plan; weights {evaluation['weights']}. "
-            "Machine, versions and commit are in metrics.json. To repeat it:",
-            "",
-            *("```bash", evaluation["command"], "```", ""),
-        ]
-    precision = f"Stored as {storage['dtype']}"
-    if storage["largest_change_of_a_weight"]:
-        precision += f": no weight changed by more than {storage['largest_change_of_a_weight']:.1e}"
-    lines += [
-        f"Trained for {training['steps']} steps of {training['batch_size']} samples in {training['minutes']:.0f} "
-        f"minutes, with seed {training['seed']}, by",
-        "",
-        *("```bash", *training["commands"], "```", ""),
-        f"{precision}.",
-    ]
-    return "\n".join(lines) + "\n"
+        intervals = {key: found for key, found in metrics["intervals"].items() if key != "level"}
+        rows = "\n".join(
+            f"| {key.replace('_', ' ')} | {metrics[key]:.3f} | {found['low']:.3f} to {found['high']:.3f} "
+            f"({found['method']}) |"
+            for key, found in intervals.items()
+        )
+        evaluated = EVALUATED.format(rows=rows, episodes=metrics["episodes"], **metrics["evaluation"])
+    most = storage["largest_change_of_a_weight"]
+    change, commands = f": no weight changed by more than {most:.1e}" if most else "", "\n".join(training["commands"])
+    about = {**training, "commands": commands, "change": change, "dtype": storage["dtype"]}
+    return README.format(name=name, evaluated=evaluated, **about)
 
 
 def export(options: argparse.Namespace) -> None:
     """Write the folder. Raises ValueError, FileNotFoundError or FileExistsError for what cannot be shipped."""
-    from omegaconf import OmegaConf
-
-    from unified_video_action.compat.checkpoint_files import listed, verify
-    from unified_video_action.compat.tensors import digest, read_safetensors, write_safetensors
-    from unified_video_action.env_runner.preparation import METRICS
-    from unified_video_action.untrusted import read_checkpoint_config
-    from unified_video_action.workspace.checkpoint import read_state, written_whole
-
     checkpoint, output = options.checkpoint, options.output
     if output.exists() and not options.replace:
         raise FileExistsError(f"{output} exists already; --replace replaces it")
@@ -240,22 +245,20 @@ def export(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="of a training run: RUN/checkpoints/latest")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write: checkpoints/NAME")
-    parser.add_argument("--evaluation", type=Path, help="output folder of eval_sim.py, for its figures and settings")
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="of a training run: RUN/checkpoints/latest")
+    add("--output", type=Path, required=True, help="folder to write: checkpoints/NAME")
+    add("--evaluation", type=Path, help="output folder of eval_sim.py, for its figures and settings")
     made = "that made it; may be repeated (default: what Hydra recorded in RUN)"
-    parser.add_argument("--training-command", action="append", default=[], metavar="COMMAND", help=made)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to store weights in (default: float32)")
-    parser.add_argument("--max-piece-mb", type=float, default=15, help="largest file of weights (default: 15)")
-    parser.add_argument("--max-mb", type=float, default=40, help="largest folder (default: 40)")
-    parser.add_argument("--replace", action="store_true", help="replace what is at --output")
+    add("--training-command", action="append", default=[], metavar="COMMAND", help=made)
+    add("--dtype", choices=DTYPES, default="float32", help="to store weights in (default: float32)")
+    add("--max-piece-mb", type=float, default=15, help="largest file of weights (default: 15)")
+    add("--max-mb", type=float, default=40, help="largest folder (default: 40)")
+    add("--replace", action="store_true", help="replace what is at --output")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with mistakes(parser):
         export(options)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

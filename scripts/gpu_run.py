@@ -15,7 +15,6 @@ CPU it is a rehearsal: a few steps of uva_pusht_mini in place of the larger mode
 
 from __future__ import annotations
 
-import argparse
 import importlib.machinery
 import json
 import logging
@@ -31,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.workspace.commands import ROOT
+from unified_video_action.workspace.commands import ROOT, above_zero, cores, script_parser
 from unified_video_action.workspace.parts import Command, NotHere, Part, Parts, pack, read_json
 
 log = logging.getLogger("gpu_run")
@@ -187,9 +186,8 @@ def trained_minutes(options: Namespace) -> float:
 
 def loader_processes() -> int:
     """As many as cores and shared memory allow; with 0 training prepares its batches itself."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = shutil.disk_usage("/dev/shm").free // SHARED if os.path.isdir("/dev/shm") else 0
-    return max(0, min(14, cores - 2, room))
+    return max(0, min(14, cores() - 2, room))
 
 
 def can_import(package: str, options: Namespace) -> bool:
@@ -238,7 +236,6 @@ def environment(options: Namespace) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     began = time.monotonic()
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     known = parts(options)
     if options.list:
         log.info("\n".join(f"{part.name:14} {part.about}" for part in known))
@@ -260,25 +257,21 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     add = parser.add_argument
-    add("--minutes", type=float, default=WHOLE, help="of this call (default: 12)")
+    add("--minutes", type=above_zero, default=WHOLE, help="of this call (default: 12)")
     add("--parts", help="names with commas between (default: all)")
     add("--list", action="store_true", help="only list the parts")
     data = "human demonstrations, or a folder that holds them, also as pusht/ (default: $UVA_DATA_DIR)"
     add("--data", type=Path, default=os.environ.get("UVA_DATA_DIR") or None, help=data)
     add("--human-only", action="store_true", help="do without scripted demonstrations, of which missing ones are made")
-    add("--train-minutes", type=float, help="of training, earlier calls included (default: what is left)")
+    add("--train-minutes", type=above_zero, help="of training, earlier calls included (default: what is left)")
     add("--wheels", type=Path, help="folder of wheels with the packages that are missing")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     add("--output", type=Path, default=ROOT / "outputs" / "gpu", help="folder of this run (default: outputs/gpu)")
     add("--collect", type=Path, help="folder for what is to be kept: pieces of weights, all else in one archive")
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration of the training")
     options = parser.parse_intermixed_args(arguments)
-    for name in ("minutes", "train_minutes"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name.replace('_', '-')} must be above 0, got {value}")
     for name in ("data", "wheels", "output", "collect"):
         value = getattr(options, name)
         setattr(options, name, value and value.expanduser().resolve())

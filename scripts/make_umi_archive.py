@@ -7,7 +7,6 @@ python scripts/make_umi_archive.py --output $UVA_DATA_DIR/umi/synthetic.zarr.zip
 python scripts/make_umi_archive.py --output held_out.zarr.zip --seed 1 -n 4
 """
 
-import argparse
 import dataclasses
 import logging
 from pathlib import Path
@@ -16,18 +15,19 @@ from unified_video_action.dataset.demonstrations import require_new_store
 from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
 from unified_video_action.dataset.store import expand
 from unified_video_action.demos.umi_synthetic import CAMERAS, Scene, write_archive
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("make_umi_archive")
 CODECS = {"jpegxl": JpegXlCodec, "jpeg": JpegCodec}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--output", required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
-    parser.add_argument("-n", "--episodes", type=int, default=20, help="(default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-n", "--episodes", type=at_least(1), default=20, help="(default %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--codec", choices=CODECS, default="jpegxl", help="of the frames (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     for field, text in {
         "image_size": "pixels of a frame's side",
         "fps": "rows per second",
@@ -37,24 +37,17 @@ def main(arguments: list[str] | None = None) -> None:
         "tables": "different tables, which episodes take in turn; 0: each has its own",
         "turning": "radians by which the hand tilts and turns, standard deviation",
     }.items():
-        default = getattr(Scene, field)
-        parser.add_argument(
-            f"--{field.replace('_', '-')}", type=type(default), default=default, help=f"{text} (default {default})"
-        )
+        option, default = f"--{field.replace('_', '-')}", getattr(Scene, field)
+        parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")
     parser.add_argument("--camera", choices=CAMERAS, default=Scene.camera, help="(default %(default)s)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if options.episodes < 1 or options.workers < 1 or options.seed < 0:
-            raise ValueError("--episodes and --workers must be at least 1, --seed at least 0")
+    with mistakes(parser):
         output = Path(expand(options.output))
         require_new_store(output)
         scene = Scene(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Scene)})
         pictures = CODECS[options.codec]()
         rows = write_archive(output, scene, options.seed, options.episodes, pictures, options.workers, progress=True)
         log.info("%d episodes, %d rows at %g per second, in %s", options.episodes, rows, scene.fps, output)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

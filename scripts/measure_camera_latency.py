@@ -7,18 +7,18 @@ light to the frame's receipt, plus what the screen itself needs to show a pictur
 of screens says; give it as --screen. Put the result into the robot's configuration as the camera's `latency`.
 """
 
-import argparse
 import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from unified_video_action.real.robots.camera import VideoCamera
 from unified_video_action.real.robots.interface import RobotError
+from unified_video_action.workspace.commands import mistakes, script_parser
 
 log = logging.getLogger("measure_camera_latency")
 
@@ -28,8 +28,7 @@ FASTEST, SLOWEST = 0.12, 0.45  # seconds between two changes of the window
 WINDOW = "point the camera here"
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """Seconds of latency, and how well what was seen then agrees with what was shown: a correlation, at most 1."""
 
     latency: float
@@ -79,18 +78,17 @@ def measure(changes: Sequence[float], times: np.ndarray, seen: np.ndarray, expos
     return Measurement(float(delays[flat].mean() + exposure / 2), float(best))
 
 
-def flash(camera: VideoCamera, seconds: float, seed: int) -> tuple[list[float], np.ndarray, np.ndarray]:
+def flash(camera: VideoCamera, seconds: float) -> tuple[list[float], np.ndarray, np.ndarray]:
     """Let the window flash before the camera: times of its changes, of frames (n,), and their brightness (n,).
 
     Raises ValueError where no window can be shown.
     """
-    rng, shades = np.random.default_rng(seed), [np.full((600, 800), shade, np.uint8) for shade in (0, 255)]
+    rng, shades = np.random.default_rng(0), [np.full((600, 800), shade, np.uint8) for shade in (0, 255)]
     if not any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")):
         raise ValueError("no window can be shown: there is no DISPLAY; run this on a computer with a screen")
     cv2.namedWindow(WINDOW, cv2.WINDOW_NORMAL)
     changes, times, seen, bright = [], [], [], False
-    end = time.monotonic() + seconds
-    following = 0.0
+    end, following = time.monotonic() + seconds, 0.0
     while time.monotonic() < end:
         if time.monotonic() >= following:
             bright = not bright
@@ -108,7 +106,7 @@ def flash(camera: VideoCamera, seconds: float, seed: int) -> tuple[list[float], 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--device", default="0", help="number or path of the camera (default 0)")
     parser.add_argument("--capture", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="to ask the camera for")
     parser.add_argument("--fps", type=float, help="to ask the camera for")
@@ -116,13 +114,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of flashing (default 20)")
     parser.add_argument("--screen", type=float, default=0.0, help="seconds that the screen itself needs (default 0)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     device = int(options.device) if options.device.isdigit() else options.device
+    asked = options.capture, options.fps, options.fourcc
     try:
-        camera = VideoCamera(device, 0.0, (64, 64), options.capture, options.fps, options.fourcc)
-        with camera:
-            found = measure(*flash(camera, options.seconds, seed=0))
-    except (ValueError, RobotError) as error:
+        with mistakes(parser), VideoCamera(device, 0.0, (64, 64), *asked) as camera:
+            found = measure(*flash(camera, options.seconds))
+    except RobotError as error:
         parser.error(str(error))
     latency = found.latency - options.screen
     log.info("latency: %.3f   # seconds; what was seen agrees to %.2f with what was shown", latency, found.agreement)

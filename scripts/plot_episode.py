@@ -6,13 +6,13 @@ python scripts/plot_episode.py --recover outputs/real                  finish re
 Draws 0001.mp4, 0001.grid.png and 0001.plot.png.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 from unified_video_action.env_runner.videos import write_mp4
 from unified_video_action.real.robots.archive import ENDING, UNFINISHED, UNFIT, Recording, finish_recording
 from unified_video_action.real.robots.episode_plot import frame_grid, plot_poses, video_frames
+from unified_video_action.workspace.commands import mistakes, script_parser
 
 log = logging.getLogger("plot_episode")
 
@@ -49,22 +49,18 @@ def recover(folder: Path) -> list[Path]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("episodes", nargs="*", type=Path, metavar="EPISODE.zarr.zip")
     parser.add_argument("--output", type=Path, default=Path("."), help="folder of the pictures (default: here)")
     parser.add_argument("--recover", type=Path, metavar="FOLDER", help="finish what a crash left in this folder first")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not options.episodes and options.recover is None:
         parser.error("name episodes, or give --recover FOLDER")
-    try:
+    with mistakes(parser):
         for path in [] if options.recover is None else recover(options.recover):
             log.info("finished %s", path)
         for path in options.episodes:
-            for file in look(path, options.output):
-                log.info("%s", file)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        parser.error(str(error))
+            log.info("%s", "\n".join(map(str, look(path, options.output))))
 
 
 if __name__ == "__main__":

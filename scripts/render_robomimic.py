@@ -3,7 +3,6 @@
 python scripts/render_robomimic.py data/low_dim.hdf5 --output data/image_abs.hdf5 --absolute
 """
 
-import argparse
 import logging
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +13,7 @@ from unified_video_action.dataset.formats.hdf5 import Hdf5Store
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.rendering import Renderer, read_arguments
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("render_robomimic")
 CAMERAS = {"ToolHang": ("sideview", "robot0_eye_in_hand")}  # of the published image files
@@ -41,32 +41,26 @@ def render(renderer: Renderer, output: Path, workers: int, count: int | None, re
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("source", type=Path, help="low_dim.hdf5 of robomimic: states, model_file and env_args")
     parser.add_argument("--output", type=Path, required=True, help="a new file NAME.hdf5")
     parser.add_argument("--cameras", nargs="+", help="default: ToolHang sideview, others agentview; and wrist")
-    parser.add_argument("--image-size", type=int, default=240, help="pixels (default 240)")
+    parser.add_argument("--image-size", type=at_least(8), default=240, help="pixels (default 240)")
     parser.add_argument("--samples", type=int, default=4, help="of each pixel: 4 (smooth edges) or 0 (fast)")
     parser.add_argument("--absolute", action="store_true", help="turn relative actions into poses, and replay them")
     parser.add_argument("--require-success", action="store_true", help="drop demonstrations whose replay fails")
     parser.add_argument("--own-model", action="store_true", help="draw with robosuite's model, not the recorded ones")
-    parser.add_argument("-n", "--count", type=int, help="only the first so many demonstrations")
-    parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
+    parser.add_argument("-n", "--count", type=at_least(1), help="only the first so many demonstrations")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if options.workers < 1 or options.image_size < 8 or (options.count is not None and options.count < 1):
-            raise ValueError("--workers and --count must be at least 1, and --image-size at least 8")
+    with mistakes(parser):
         if options.require_success and not options.absolute:
             raise ValueError("--require-success needs --absolute: only absolute actions are replayed")
         Hdf5Store(options.source, images=(), vectors=("actions", "obs/robot0_eef_pos", "states"))  # as it should be
         cameras = options.cameras or CAMERAS.get(read_arguments(options.source)["env_name"], OTHER_CAMERAS)
         drawing = tuple(cameras), options.image_size, options.samples
-        renderer = Renderer(options.source, *drawing, options.absolute, options.own_model)
-        with closing(renderer):
+        with closing(Renderer(options.source, *drawing, options.absolute, options.own_model)) as renderer:
             render(renderer, options.output, options.workers, options.count, options.require_success)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,15 @@ whole; files that are there already are not made again, so an interrupted run go
 the output folder says of every file what was kept and dropped. Each worker needs about 2 GB of memory.
 """
 
-import argparse
 import json
 import logging
 import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -33,6 +34,8 @@ from unified_video_action.env.libero.replay import (
     recorded_task,
 )
 from unified_video_action.env.libero.scene import Scene
+from unified_video_action.env_runner.results import write_json
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("replay_libero")
 CHUNK = 8  # frames that are compressed together
@@ -59,31 +62,26 @@ class Outcome:
 
 
 def convert(source: Path, target: Path, settings: Settings, assets: Path, cache: Path) -> Outcome:
-    """Write `target`, whole or not at all, from a published file.
-
-    Raises:
-        ValueError: not a published file of LIBERO, or no demonstration of it can be kept.
-    """
-    scene = Scene(recorded_task(source), assets, cache)
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    """Write `target`, whole or not at all, from a published file; its faults are in the outcome and cost only it."""
+    unfinished = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with h5py.File(partial, "w") as file:
+        with closing(Scene(recorded_task(source), assets, cache)) as scene, h5py.File(unfinished, "w") as file:
             unsolved = write(file.create_group("data"), source, scene, settings)
-        outcome = outcome_of(partial, target.name)
+        outcome = outcome_of(unfinished, target.name)
         if not outcome.kept:
             raise ValueError(f"{source}: none of its {len(unsolved)} replays solved the task; nothing was written")
-        partial.rename(target)
+        unfinished.rename(target)
         return outcome
+    except (ValueError, OSError, np.linalg.LinAlgError) as error:
+        return Outcome(target.name, 0, [], 0, str(error))
     finally:
-        partial.unlink(missing_ok=True)
-        scene.close()
+        unfinished.unlink(missing_ok=True)
 
 
 def write(data: h5py.Group, source: Path, scene: Scene, settings: Settings) -> list[str]:
     """Write what is kept into the group `data`; names of the demonstrations that were not solved."""
     unsolved, total = [], 0
-    names = recorded_names(source)[: settings.demonstrations]
-    for name in names:
+    for name in recorded_names(source)[: settings.demonstrations]:
         recording = read_recording(source, name, scene)
         actions = absolute_actions(scene, recording)
         seen, solved = play(scene, recording, actions, settings.image_size)
@@ -95,9 +93,8 @@ def write(data: h5py.Group, source: Path, scene: Scene, settings: Settings) -> l
         group = data.create_group(name)
         group.create_dataset("actions", data=actions)
         for key, values in seen.items():
-            chunks = (min(CHUNK, len(values)), *values.shape[1:]) if values.ndim == 4 else None
-            compression = "gzip" if values.ndim == 4 else None
-            group.create_dataset(f"obs/{key}", data=values, chunks=chunks, compression=compression)
+            chunks = {"chunks": (min(CHUNK, len(values)), *values.shape[1:]), "compression": "gzip"}
+            group.create_dataset(f"obs/{key}", data=values, **(chunks if values.ndim == 4 else {}))
         group.attrs.update({"num_samples": len(actions), "solved": solved, "init_state": recording.states[0]})
         total += len(actions)
     about = {CONTROL: "absolute", INSTRUCTION: scene.task.instruction, "task": scene.task.name, "total": total}
@@ -112,66 +109,51 @@ def outcome_of(path: Path, name: str) -> Outcome:
         return Outcome(name, len(data), json.loads(data.attrs["unsolved"]), int(data.attrs["total"]))
 
 
-def attempt(job: tuple[Path, Path, Settings, Path, Path]) -> Outcome:
-    """`convert`, in a process of its own; a file's fault costs only that file."""
-    try:
-        return convert(*job)
-    except (ValueError, OSError, np.linalg.LinAlgError) as error:
-        return Outcome(job[1].name, 0, [], 0, str(error))
-
-
-def check_settings(target: Path, settings: Settings) -> None:
-    """Raise ValueError when a file that is there was made with other settings."""
-    with h5py.File(target, "r") as file:
-        made = json.loads(file["data"].attrs.get("settings", "{}"))
-    if made != asdict(settings):
-        raise ValueError(f"{target} was made with {made}, not {asdict(settings)}; remove it, or take another --output")
-
-
 def convert_all(
     sources: list[Path], output: Path, settings: Settings, assets: Path, cache: Path, workers: int
 ) -> list[Outcome]:
-    """Convert every file that is not there yet; the outcomes of all."""
+    """Convert every file that is not there yet; the outcomes of all.
+
+    Raises:
+        ValueError: a file that is there was made with other settings.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    targets = {source: output / source.name for source in sources}
-    there = [target for target in targets.values() if target.exists()]
-    for target in there:
-        check_settings(target, settings)
+    outcomes, jobs = [], []
+    for source in sources:
+        target = output / source.name
+        if not target.exists():
+            jobs.append((source, target))
+            continue
+        with h5py.File(target, "r") as file:
+            made = json.loads(file["data"].attrs.get("settings", "{}"))
+        if made != asdict(settings):
+            remedy = "remove it, or take another --output"
+            raise ValueError(f"{target} was made with {made}, not {asdict(settings)}; {remedy}")
         log.info("%s is there already", target)
-    outcomes = [outcome_of(target, target.name) for target in there]
-    jobs = [(source, target, settings, assets, cache) for source, target in targets.items() if target not in there]
+        outcomes.append(outcome_of(target, target.name))
+    job = partial(convert, settings=settings, assets=assets, cache=cache)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), context, start_logging, max_tasks_per_child=1) as pool:
-        outcomes += pool.map(attempt, jobs)
+    started = partial(script_parser, None)  # each process logs
+    with ProcessPoolExecutor(min(workers, max(1, len(jobs))), context, started, max_tasks_per_child=1) as pool:
+        outcomes += pool.map(job, *zip(*jobs)) if jobs else []
     outcomes.sort(key=lambda outcome: outcome.file)
-    partial = output / f".report.{os.getpid()}.json"
-    partial.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
-    partial.replace(output / "report.json")
+    write_json(output / "report.json", list(map(asdict, outcomes)))
     return outcomes
 
 
-def start_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", help="folder of published .hdf5 files, or one of them")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the files to make")
-    parser.add_argument("--image-size", type=int, default=128, help="pixels (default %(default)s)")
-    parser.add_argument("--demonstrations", type=int, help="only the first so many of each file")
-    parser.add_argument("--keep-failures", action="store_true", help="also keep what does not solve the task")
-    parser.add_argument("--assets", help="LIBERO's meshes and textures: see task.env.assets")
-    parser.add_argument("--cache-dir", help="where an archive of them is unpacked: see task.env.cache_dir")
-    parser.add_argument("--workers", type=int, default=2, help="processes, each at one file; default %(default)s")
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("input", help="folder of published .hdf5 files, or one of them")
+    add("--output", type=Path, required=True, help="folder of the files to make")
+    add("--image-size", type=at_least(8), default=128, help="pixels (default %(default)s)")
+    add("--demonstrations", type=at_least(1), help="only the first so many of each file")
+    add("--keep-failures", action="store_true", help="also keep what does not solve the task")
+    add("--assets", help="LIBERO's meshes and textures: see task.env.assets")
+    add("--cache-dir", help="where an archive of them is unpacked: see task.env.cache_dir")
+    add("--workers", type=at_least(1), default=2, help="processes, each at one file; default %(default)s")
     options = parser.parse_args(arguments)
-    start_logging()
-    try:
-        for name, value in (("workers", options.workers), ("demonstrations", options.demonstrations)):
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
-        if options.image_size < 8:
-            raise ValueError(f"--image-size must be at least 8, got {options.image_size}")
+    with mistakes(parser):
         sources = libero_files(options.input)
         if options.output.resolve() == sources[0].parent.resolve():
             raise ValueError(f"--output {options.output} is the folder of the published files; choose another")
@@ -179,8 +161,6 @@ def main(arguments: list[str] | None = None) -> None:
         cache = cache_folder(options.cache_dir)
         assets = find_assets(options.assets, cache)
         outcomes = convert_all(sources, options.output, settings, assets, cache, options.workers)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        parser.error(str(error))
     for outcome in outcomes:
         kept = f"{outcome.kept} kept, {outcome.steps} steps, {len(outcome.unsolved)} not solved {outcome.unsolved}"
         log.info("%s: %s", outcome.file, outcome.error or kept)

@@ -11,7 +11,6 @@ makes it spread what it keeps evenly over them. Every tenth frame is held out an
 are human demonstrations, which are never fitted. The figures go to a JSON file beside the weights.
 """
 
-import argparse
 import json
 import logging
 import math
@@ -30,6 +29,7 @@ from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.vae.base import FrameCodec
 from unified_video_action.vae.patch_mlp import PATCH, PatchMLP
 from unified_video_action.vae.pusht_tiny import CHANNELS, PushTTiny
+from unified_video_action.workspace.commands import script_parser
 
 log = logging.getLogger("train_codec")
 FRAMES_AT_A_TIME = 500
@@ -154,22 +154,20 @@ def measure(codec: FrameCodec, images: Tensor) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kind", choices=("linear", "mlp"), default="mlp", help="which codec (default: mlp)")
-    parser.add_argument("--demos", type=Path, nargs="+", required=True, help="stores that collect_demos.py wrote")
-    parser.add_argument("--output", type=Path, required=True, help="weights file, NAME.safetensors")
-    parser.add_argument("--frames", type=int, help="at most so many of each store (default: all)")
-    parser.add_argument("--minutes", type=float, default=30.0, help="mlp: to train (default: 30)")
-    parser.add_argument("--batch", type=int, default=512, help="mlp: patches of a step (default: 512)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="mlp: cpu or cuda")
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--kind", choices=("linear", "mlp"), default="mlp", help="which codec (default: mlp)")
+    add("--demos", type=Path, nargs="+", required=True, help="stores that collect_demos.py wrote")
+    add("--output", type=Path, required=True, help="weights file, NAME.safetensors")
+    add("--frames", type=int, help="at most so many of each store (default: all)")
+    add("--minutes", type=float, default=30.0, help="mlp: to train (default: 30)")
+    add("--batch", type=int, default=512, help="mlp: patches of a step (default: 512)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="mlp: cpu or cuda")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     parts = (part for path in options.demos for part in images_of(path, False, options.frames))
-    if options.kind == "linear":
-        codec = fit_linear(parts)
-    else:
-        codec = fit_mlp(parts, options.minutes, options.device, options.batch)
+    linear = options.kind == "linear"
+    codec = fit_linear(parts) if linear else fit_mlp(parts, options.minutes, options.device, options.batch)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     partial = options.output.with_name(f".{options.output.name}.partial")
     codec.save(partial)

@@ -22,8 +22,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from unified_video_action.env_runner.results import SETTINGS
-from unified_video_action.workspace.commands import ROOT, hydra_value, inside, run, try_run
+from unified_video_action.workspace.commands import (
+    ROOT,
+    above_zero,
+    at_least,
+    cores,
+    hydra_value,
+    inside,
+    mistakes,
+    run,
+    script_parser,
+    try_run,
+)
 from unified_video_action.workspace.parts import read_json
 
 log = logging.getLogger("train_pusht")
@@ -33,8 +46,6 @@ RECIPES = ROOT / "config" / "recipe"
 
 def read_recipe(name: str) -> dict[str, Any]:
     """A recipe of config/recipe; ValueError that lists them when there is none of that name."""
-    import yaml
-
     path = RECIPES / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -46,8 +57,7 @@ def human_demonstrations(folder: Path) -> Path | None:
     """The published archive: in $UVA_DATA_DIR, from an earlier download in `folder`, or from a new one."""
     given = os.environ.get("UVA_DATA_DIR")
     for candidate in [Path(given).expanduser(), folder] if given else [folder]:
-        archive = candidate / "pusht" / "pusht.zip"
-        if archive.is_file():
+        if (archive := candidate / "pusht" / "pusht.zip").is_file():
             log.info("Human demonstrations: %s", archive)
             return archive.resolve()
     if try_run(ROOT / "scripts" / "download_data.py", "pusht", "--output", folder) == 0:
@@ -62,10 +72,9 @@ def scripted_demonstrations(folder: Path, options: Mapping[str, float]) -> Path:
     if store.is_file():
         log.info("Scripted demonstrations: %s", store)
     else:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        script = ROOT / "scripts" / "collect_demos.py"
-        run(script, "--task", "pusht", *words, "--output", store, "--workers", str(workers))
+        places = ("--output", store, "--workers", str(cores()))
+        run(ROOT / "scripts" / "collect_demos.py", "--task", "pusht", *words, *places)
     return store.resolve()
 
 
@@ -119,30 +128,27 @@ def ship(options: argparse.Namespace, dtype: str) -> None:
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-name", help="(default: uva_pusht_small on a GPU, else uva_pusht_mini)")
-    parser.add_argument("--recipe", help="of config/recipe (default: that of --config-name)")
-    parser.add_argument("--minutes", type=float, help="to train, all parts of the run together (default: the recipe's)")
-    parser.add_argument("--episodes", type=int, default=500, help="to evaluate, on unseen seeds (default: 500)")
-    parser.add_argument("--films", type=int, default=3, help="episodes to film (default: 3)")
+    parser = script_parser(__doc__)
+    add = parser.add_argument
+    add("--config-name", help="(default: uva_pusht_small on a GPU, else uva_pusht_mini)")
+    add("--recipe", help="of config/recipe (default: that of --config-name)")
+    add("--minutes", type=above_zero, help="to train, all parts of the run together (default: the recipe's)")
+    add("--episodes", type=at_least(1), default=500, help="to evaluate, on unseen seeds (default: 500)")
+    add("--films", type=int, default=3, help="episodes to film (default: 3)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--human-only", action="store_true", help="do without scripted demonstrations")
     kinds.add_argument("--scripted-only", action="store_true", help="do without human demonstrations")
-    parser.add_argument("--scripted", type=int, help="episodes of each kind of scripted ones (default: the recipe's)")
-    parser.add_argument("--actions-only", action="store_true", help="learn no video: the UVA-action ablation")
-    parser.add_argument("--name", help="of the result (default: the configuration's, and which of these options)")
-    parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
-    parser.add_argument("--run", type=Path, help="folder of the run; one that exists goes on (default: outputs/NAME)")
-    parser.add_argument("--output", type=Path, help="checkpoint to write (default: checkpoints/NAME)")
+    add("--scripted", type=at_least(1), help="episodes of each kind of scripted ones (default: the recipe's)")
+    add("--actions-only", action="store_true", help="learn no video: the UVA-action ablation")
+    add("--name", help="of the result (default: the configuration's, and which of these options)")
+    add("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
+    add("--run", type=Path, help="folder of the run; one that exists goes on (default: outputs/NAME)")
+    add("--output", type=Path, help="checkpoint to write (default: checkpoints/NAME)")
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument("--prepare", action="store_true", help="only make demonstrations and latents")
     parts.add_argument("--train-only", action="store_true", help="end after the training, without an evaluation")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    add("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     options = parser.parse_intermixed_args(arguments)
-    for name in ("minutes", "episodes", "scripted"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name} must be above 0, got {value}")
     if options.config_name is None:
         import torch
 
@@ -152,10 +158,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     options.name = options.name or "_".join([options.config_name, *(name.removesuffix("_only") for name in kind)])
     options.run = options.run or ROOT / "outputs" / options.name
     options.output = options.output or ROOT / "checkpoints" / options.name
-    try:
+    with mistakes(parser):
         options.settings = read_recipe(options.recipe)
-    except ValueError as error:
-        parser.error(str(error))
     options.minutes = options.minutes or options.settings["minutes"]
     if options.scripted:
         options.settings["scripted"] = [{**kind, "episodes": options.scripted} for kind in options.settings["scripted"]]
@@ -164,7 +168,6 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     recipe, data = options.settings, options.data.resolve()
     paths = sources(recipe, data, human=not options.scripted_only, scripted=not options.human_only)
     settings = [
@@ -174,12 +177,12 @@ def main(arguments: list[str] | None = None) -> None:
         f"task.dataset.paths=[{','.join(paths)}]",
         f"data.cache_dir={hydra_value(data / 'cache')}",
     ]
-    if not options.train_only:  # training makes latents too, where there are none
+    if options.prepare:  # training makes latents too, where there are none
         run(ROOT / "scripts" / "cache_latents.py", *settings)
-    if not options.prepare:
-        budget = f"trainer.time_budget_minutes={options.minutes:g}"
-        run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
-    if not (options.prepare or options.train_only):
+        return
+    budget = f"trainer.time_budget_minutes={options.minutes:g}"
+    run(ROOT / "train.py", *settings, budget, f"output_dir={hydra_value(options.run.resolve())}")
+    if not options.train_only:
         ship(options, recipe["dtype"])
         log.info("Shipped: %s", options.output)
 

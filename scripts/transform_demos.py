@@ -9,7 +9,6 @@ below the original's is dropped. The store has the layout of the published archi
 angle), meta/source_episode and meta/motion (mirrored 0 or 1, angle, shift).
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -25,6 +24,7 @@ from unified_video_action.dataset.pusht import PUBLISHED, PushTSource, open_stor
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.pusht.env import DEFAULT_GOAL
 from unified_video_action.env.pusht_m.motion import Mover, Recording
+from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("transform_demos")
 
@@ -38,10 +38,6 @@ def recordings(source: str, most: int | None = None) -> list[Recording]:
     spans = zip(store.episode_starts, store.episode_ends, goals, strict=True)
     given = (Recording(i, states[a:b], actions[a:b], tuple(goal)) for i, (a, b, goal) in enumerate(spans))
     return list(itertools.islice(given, most))
-
-
-def tell(outcomes: Counter) -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
 
 
 def transform(mover: Mover, given: list[Recording], output: Path, workers: int, attributes: dict) -> Counter:
@@ -61,37 +57,33 @@ def transform(mover: Mover, given: list[Recording], output: Path, workers: int, 
                         store.append(episode.arrays, episode.meta)
                         measures.append([episode.measures["coverage"], episode.measures["original"]])
                 bar.update()
+        told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
         if not store.episodes:
-            raise ValueError(f"no copy of {len(given)} demonstrations can be kept: {tell(outcomes)}")
+            raise ValueError(f"no copy of {len(given)} demonstrations can be kept: {told}")
         store.describe(**attributes)
     log.info("%d demonstrations, %d steps, in %s", store.episodes, store.rows, output)
-    log.info("of %d copies: %s", outcomes.total(), tell(outcomes))
+    log.info("of %d copies: %s", outcomes.total(), told)
     log.info("mean of the best coverage: %.4f, of the originals: %.4f", *np.mean(measures, axis=0))
     return outcomes
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script_parser(__doc__)
     parser.add_argument("--input", default=PUBLISHED, help="store of PushT demonstrations (default %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
     parser.add_argument("--copies", type=int, default=Mover.copies, help="of every demonstration (default %(default)s)")
     parser.add_argument("--seed", type=int, default=Mover.seed)
     parser.add_argument("--tolerance", type=float, default=Mover.tolerance, help="coverage (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=Mover.image_size, help="pixels (default %(default)s)")
-    parser.add_argument("--episodes", type=int, help="only the first so many demonstrations")
-    parser.add_argument("--workers", type=int, default=2, help="processes; the result does not depend on it")
+    parser.add_argument("--episodes", type=at_least(1), help="only the first so many demonstrations")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if options.workers < 1 or (options.episodes is not None and options.episodes < 1):
-            raise ValueError("--episodes and --workers must be at least 1")
+    with mistakes(parser):
         require_new_store(options.output)
         mover = Mover(options.seed, options.copies, options.image_size, options.tolerance)
         given = recordings(options.input, options.episodes)
         attributes = {"source": "moved demonstrations", "task": "pusht_m", **dataclasses.asdict(mover)}
         transform(mover, given, options.output, options.workers, attributes)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        parser.error(str(error))
 
 
 if __name__ == "__main__":

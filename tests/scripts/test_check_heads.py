@@ -1,42 +1,35 @@
 """scripts/check_heads.py tells a recipe that makes the action head deaf from those that are shipped."""
 
 import json
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_heads.py"
+from tests.loading import load_script
+from unified_video_action.workspace.commands import read_config
+
+script = load_script("check_heads")
 
 
-@pytest.fixture(scope="module")
-def script() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPT))
-
-
-def test_a_shipped_recipe_is_healthy(script: dict[str, Any], tmp_path: Path) -> None:
+def test_a_shipped_recipe_is_healthy(tmp_path: Path) -> None:
     options = ["--config-name", "uva_umi_mini", "--steps", "150", "--batch-size", "2", "--depth", "1"]
-    assert script["main"]([*options, "--json", str(tmp_path / "heads.json")]) == 0
+    assert script.main([*options, "--json", str(tmp_path / "heads.json")]) == 0
     row = json.loads((tmp_path / "heads.json").read_text())["uva_umi_mini"]
     assert row["cut"] == "depth 1 of 2" and not row["deaf"]
     assert row["after"]["action_spread"] > 0.1 and row["after"]["proprio_spread"] > 0.1
 
 
-def test_a_rate_without_fan_in_that_is_too_high_is_called_deaf(
-    script: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_rate_without_fan_in_that_is_too_high_is_called_deaf(caplog: pytest.LogCaptureFixture) -> None:
     bad = ["optimizer.fan_in=null", "optimizer.learning_rate=0.005", "schedule.warmup_steps=20"]
     options = ["--config-name", "uva_pusht_mini", "--steps", "60", "--batch-size", "2", "--depth", "1"]
-    assert script["main"]([*options, *(f"training.{each}" for each in bad)]) == 1
+    assert script.main([*options, *(f"training.{each}" for each in bad)]) == 1
     assert "the action head no longer depends on its input" in caplog.text
 
 
-def test_wide_models_are_cut_and_configurations_that_train_alike_run_once(script: dict[str, Any]) -> None:
-    read, cut, alike = (script[name] for name in ("commands", "cut", "trained_alike"))
-    configs = {name: read.read_config(name) for name in ("uva_pusht", "uva_pusht_m", "uva_umi", "uva_pusht_mini")}
-    cuts = {name: cut(config, None) for name, config in configs.items()}
+def test_wide_models_are_cut_and_configurations_that_train_alike_run_once() -> None:
+    configs = {name: read_config(name) for name in ("uva_pusht", "uva_pusht_m", "uva_umi", "uva_pusht_mini")}
+    cuts = {name: script.cut(config, None) for name, config in configs.items()}
     assert cuts["uva_pusht"] == "depth 1 of 12, frames of 64 px in place of 256, 16 video tokens"
     assert cuts["uva_pusht_mini"] == "" and configs["uva_pusht"]["model"]["transformer"]["dim"] == 768
-    keys = {name: alike(config) for name, config in configs.items()}
+    keys = {name: script.trained_alike(config) for name, config in configs.items()}
     assert keys["uva_pusht"] == keys["uva_pusht_m"] != keys["uva_umi"]

@@ -2,23 +2,18 @@
 
 import copy
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.evaluation.worlds import write_pushes
+from tests.loading import load_script
 from tests.scripts.conftest import CONFIG
 from tests.small_run import write_run
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate_world_model.py"
 READER = {"_target_": "unified_video_action.env.pusht.reader.PushTReader"}
-
-
-@pytest.fixture(scope="module")
-def script() -> dict[str, Any]:
-    return runpy.run_path(str(SCRIPT))
+script = load_script("evaluate_world_model")
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +29,11 @@ def write_checkpoint(folder: Path, store: Path, quotas: dict[str, float], **task
     return write_run(folder, config)
 
 
-def test_json_table_and_page(
-    script: dict[str, Any], store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_json_table_and_page(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     every = dict.fromkeys(("policy", "video", "forward_dynamics", "inverse_dynamics", "policy_and_video"), 1.0)
     checkpoint = write_checkpoint(tmp_path / "run", store, every, reader=READER)
     with caplog.at_level("INFO"):
-        script["main"](
+        script.main(
             ["--checkpoint", str(checkpoint), "--windows", "6", "--samples", "2", "--iterations", "2", "--rows", "4"]
             + ["--sampler", "ddim3", "--device", "cpu", "--output", str(tmp_path / "out")]
         )
@@ -58,12 +51,10 @@ def test_json_table_and_page(
     assert "follows actions" in page and (tmp_path / "out" / "world_model.png").is_file()
 
 
-def test_a_policy_alone_is_measured_in_actions(
-    script: dict[str, Any], store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_policy_alone_is_measured_in_actions(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0}, env=None, env_runner=None)
     with caplog.at_level("INFO"):
-        script["main"](["--checkpoint", str(checkpoint), "--windows", "4", "--data", str(store)])
+        script.main(["--checkpoint", str(checkpoint), "--windows", "4", "--data", str(store)])
     found = json.loads((tmp_path / "run" / "world_model" / "world_model.json").read_text())
     assert set(found["frames"]) == {"codec", "still"} and set(found["actions"]) == {"policy"}
     assert set(found["frames"]["still"]) == {"psnr", "gain"} and "plan" not in found
@@ -74,7 +65,7 @@ def test_a_policy_alone_is_measured_in_actions(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--windows", "1"], "--windows must be at least 2, got 1"),
+        (["--windows", "1"], "--windows: must be at least 2, got 1"),
         (["--checkpoint", "nowhere"], "nowhere: no such folder"),
         (["--set", "policy.action_steps=2"], "task.reader"),
         (["--data", "nowhere.zarr"], "nowhere.zarr"),
@@ -82,16 +73,11 @@ def test_a_policy_alone_is_measured_in_actions(
     ],
 )
 def test_mistakes_are_named(
-    script: dict[str, Any],
-    store: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture,
+    store: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
 ) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0})
     config = checkpoint / "config.yaml"
     config.write_text(config.read_text().replace("val_ratio: 0.5", "val_ratio: 0.02"))
-    with pytest.raises(SystemExit) as stopped:
-        script["main"](["--checkpoint", str(checkpoint), *arguments])
-    assert message in f"{stopped.value}{capsys.readouterr().err}"
+    with pytest.raises(SystemExit):
+        script.main(["--checkpoint", str(checkpoint), *arguments])
+    assert message in capsys.readouterr().err

@@ -104,7 +104,7 @@ def test_what_does_not_succeed_again_is_dropped(script, source, tmp_path, caplog
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--workers", "0"], "--workers and --count must be at least 1"),
+        (["--workers", "0"], "--workers: must be at least 1, got 0"),
         (["--require-success"], "--require-success needs --absolute"),
         (["--cameras", "moonview", "-n", "1", "--workers", "1"], "data/demo_0: camera 'moonview': Lift has"),
     ],

@@ -135,7 +135,7 @@ def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
         ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
         ({"--copies": "0"}, "copies must be at least 1, got 0"),
         ({"--tolerance": "-1"}, "tolerance must be >= 0, got -1"),
-        ({"--workers": "0"}, "--episodes and --workers must be at least 1"),
+        ({"--workers": "0"}, "--workers: must be at least 1, got 0"),
     ],
 )
 def test_bad_calls_are_refused(

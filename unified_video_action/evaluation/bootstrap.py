@@ -41,13 +41,11 @@ class Bootstrap:
         flat, group = flat[order], group[order]
 
         def medians(times: np.ndarray) -> np.ndarray:
-            if not len(flat):
-                return np.full(len(times), np.nan)
             below = np.cumsum(times[:, group], axis=1)  # (R, M)
             middle = np.argmax(below >= below[:, -1:] / 2, axis=1)
             return np.where(below[:, -1] > 0, flat[middle], np.nan)
 
-        return self._figure(medians)
+        return self._figure(medians if len(flat) else lambda times: np.full(len(times), np.nan))
 
     def _flat(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(values, np.float64).reshape(len(self._group), -1)

@@ -7,16 +7,10 @@ from torch import Tensor
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'| of samples x and y (Székely and Rizzo), sample by sample.
+    """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'| (Székely and Rizzo) of draws x (..., n, d) and y (..., m, d).
 
-    Zero only for equal distributions; of finite samples a little above it, so compare with two draws of one
-    distribution. Pairs of a draw with itself are left out, which makes it unbiased: it can be slightly negative.
-
-    Args:
-        x, y: (..., n, d) and (..., m, d), at least two draws each.
-
-    Returns:
-        (...), in the unit of the draws.
+    Zero only for equal distributions; pairs of a draw with itself are left out, so an estimate can be below
+    zero: compare with two sets of draws of one distribution. Returns (...), in the unit of the draws.
 
     Raises:
         ValueError: fewer than two draws.

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from unified_video_action.evaluation.inference_timing import new_frames
 from unified_video_action.evaluation.timing import Bench, matrix_rate, part_of
 from unified_video_action.policy.base import BasePolicy
 
@@ -58,9 +59,7 @@ def counting(policy: BasePolicy) -> Iterator[dict[str, Work]]:
             label, sampler, _ = name
             heads = {"actions": policy.model.action_head, "states": getattr(policy.model, "proprio_head", None)}
             head = heads.get(label) or policy.model.video_heads[int(label.split()[-1])]
-            for module in head.net.modules():
-                if isinstance(module, nn.Linear):
-                    work.uses[module] += sampler.steps
+            work.uses.update({each: sampler.steps for each in head.net.modules() if isinstance(each, nn.Linear)})
         return made
 
     policy.model.replay = counted
@@ -87,14 +86,11 @@ def reading_rate(device: torch.device, size: int) -> float:
     return 4 * rows * columns / best
 
 
+@torch.no_grad()
 def floors(
-    policy: BasePolicy,
-    image: tuple[int, int],
-    precision: str = "no",
-    batch: int = 1,
-    sampler: str | None = None,
+    policy: BasePolicy, precision: str = "no", batch: int = 1, sampler: str | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The least milliseconds of each part of the plans that `time_latency` times, for frames of `image`.
+    """The least milliseconds of each part of the plans that `time_latency` times.
 
     Args:
         precision: of the arithmetic and of the weights that are read: no (float32), bf16 or fp16.
@@ -103,20 +99,19 @@ def floors(
         plan -> part -> compute, weights, and their larger one, floor; and giga, the operations in units of 1e9. A part
         "total" has the sum of the floors.
     """
-    task, horizon = policy.task, policy.task.horizon
-    frames = torch.zeros(batch, horizon.history, 3, *image, dtype=torch.uint8)
-    with torch.no_grad():
-        with counting(policy) as acting:
-            obs: dict[str, Any] = {camera: policy.encode_frames(frames) for camera in task.camera_names}
-            obs |= {name: torch.zeros(batch, task.state_steps, width) for name, width in task.states.items()}
-            obs |= {"text": torch.zeros(batch, task.text_dim)} if task.text_dim else {}
-            policy.predict_action(obs, sampler=sampler)
-        with counting(policy) as imagining:
-            obs |= {camera: policy.encode_frames(frames) for camera in task.camera_names}
-            policy.predict_action_and_video(obs, sampler=sampler)
-    rate = matrix_rate(policy.device, precision)
-    half = 1.0 if precision == "no" else 0.5
+    task, history = policy.task, policy.task.horizon.history
+    rate, half = matrix_rate(policy.device, precision), 1.0 if precision == "no" else 0.5
     once = {module for name, module in policy.model.named_modules() if any(part in name for part in ONCE)}
+
+    def count(predict: Callable[..., Any]) -> dict[str, Work]:
+        obs: dict[str, Any] = {name: torch.zeros(batch, task.state_steps, width) for name, width in task.states.items()}
+        obs |= {"text": torch.zeros(batch, task.text_dim)} if task.text_dim else {}
+        with counting(policy) as parts:
+            for camera in task.cameras:
+                frames = torch.zeros(batch, history, 3, *camera.size, dtype=torch.uint8)
+                obs[camera.name] = policy.encode_frames(frames)
+            predict(obs, sampler=sampler)
+        return parts
 
     def floor(work: Work, share: float = 1.0) -> dict[str, float]:
         sizes = {module: half * module.weight.nbytes for module in work.uses}
@@ -124,13 +119,17 @@ def floors(
         working_set = sum(size for module, size in sizes.items() if module not in once)
         compute = 1000 * share * work.operations / rate
         weights = 1000 * read / reading_rate(policy.device, int(working_set))
-        giga = share * work.operations / 1e9
-        return {"giga": giga, "compute": compute, "weights": weights, "floor": max(compute, weights)}
+        return {
+            "giga": share * work.operations / 1e9,
+            "compute": compute,
+            "weights": weights,
+            "floor": max(compute, weights),
+        }
 
-    new = sum(-policy.action_steps < offset for offset in horizon.history_offsets)
-    shares = {"VAE encode": new / horizon.history}
+    acting, imagining, new = count(policy.predict_action), count(policy.predict_action_and_video), new_frames(policy)
+    shares = {"VAE encode": new / history}
     plans = {
-        f"policy, {horizon.history} new frames": {part: floor(work) for part, work in acting.items()},
+        f"policy, {history} new frames": {part: floor(work) for part, work in acting.items()},
         f"policy, {new} new frames": {part: floor(work, shares.get(part, 1.0)) for part, work in acting.items()},
         "policy and video": {part: floor(work) for part, work in imagining.items()},
     }

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from unified_video_action.model.diffusion import Diffusion
-from unified_video_action.model.heads import VideoHead
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.base import BasePolicy
 
@@ -37,13 +36,11 @@ def heads_health(policy: BasePolicy, batch: dict[str, Any]) -> dict[str, float]:
         health["action_spread"] = float(condition.std(0).mean() / condition.std().clamp(min=1e-12))
     modes = {mode.name for mode in getattr(policy, "trained", ())}
     acting = next((name for name in ("policy", "policy_and_video", "inverse_dynamics") if name in modes), None)
-    if acting is not None:
-        for name in ("action", "proprio"):
-            head = getattr(policy.model, f"{name}_head", None)
-            if head is not None:
-                health |= {f"{name}_{key}": value for key, value in _trunk(policy, head, batch, acting).items()}
+    for name in ("action", "proprio") if acting else ():
+        if (head := getattr(policy.model, f"{name}_head", None)) is not None:
+            health |= {f"{name}_{key}": value for key, value in _trunk(policy, head, batch, acting).items()}
     imagining = next((name for name in ("forward_dynamics", "policy_and_video", "video") if name in modes), None)
-    return health | (_video(policy, batch, imagining) if imagining is not None else {})
+    return health | (_video(policy, batch, imagining) if imagining else {})
 
 
 def warnings(health: dict[str, float]) -> list[str]:
@@ -67,42 +64,45 @@ def _prepared(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str,
     return {**prepared, "draws": draws}
 
 
-def _trunk(policy: BasePolicy, head: Any, batch: dict[str, Any], mode: str) -> dict[str, float]:
-    conditions: list[Tensor] = []
-    hook = head.trunk.register_forward_hook(lambda module, inputs, output: conditions.append(output))
-    prepared = _prepared(policy, batch, mode)
-    activations: list[Tensor] = []
-    forward = head.trunk.forward
+@contextmanager
+def _calls(owner: nn.Module, name: str) -> Iterator[list[tuple]]:
+    """Within the context the arguments of calls of a method are kept."""
+    calls, method = [], getattr(owner, name)
 
-    def watched(*args: Any) -> Tensor:
-        with _Watch(activations):
-            return forward(*args)
+    def kept(*args: Any) -> Any:
+        calls.append(args)
+        return method(*args)
 
-    head.trunk.forward = watched
+    setattr(owner, name, kept)
     try:
-        policy(prepared)
+        yield calls
     finally:
-        hook.remove()
-        del head.trunk.forward  # the class's own shows again
-    live = [(layer > 0).transpose(1, -1).flatten(0, -2).any(0).float().mean() if layer.ndim == 4 else
-            (layer > 0).flatten(0, -2).any(0).float().mean() for layer in activations]  # fmt: skip
-    condition = conditions[0].float()  # (B, steps, d)
-    found = {"spread": float(condition.std(0).mean() / condition.std().clamp(min=1e-12))}
-    return found | ({"live": float(min(live))} if live else {})
+        delattr(owner, name)  # the class's own shows again
 
 
-class _Watch(TorchFunctionMode):
+class _Activations(TorchFunctionMode):
     """Collects the outputs of activation functions, whether they are called or are modules."""
 
-    def __init__(self, found: list[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.found = found
+        self.found: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
         if getattr(func, "__name__", "") in ACTIVATIONS:
             self.found.append(output)
         return output
+
+
+def _trunk(policy: BasePolicy, head: Any, batch: dict[str, Any], mode: str) -> dict[str, float]:
+    with _calls(head.trunk, "forward") as calls:
+        policy(_prepared(policy, batch, mode))
+    with _Activations() as activations:
+        condition = head.trunk(*calls[0]).float()  # (B, steps, d)
+    found = {"spread": float(condition.std(0).mean() / condition.std().clamp(min=1e-12))}
+    layers = [(layer.movedim(1, -1) if layer.ndim == 4 else layer) for layer in activations.found]  # units come last
+    live = [(layer > 0).flatten(0, -2).any(0).float().mean() for layer in layers]
+    return found | ({"live": float(min(live))} if live else {})
 
 
 def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, float]:
@@ -117,7 +117,7 @@ def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, fl
         "video_t": torch.full((count, views, 1, spec.tokens), _highest_level(head.diffusion), device=policy.device),
         "video_noise": noise.unsqueeze(1).expand(-1, views, -1, -1, -1).to(policy.device),
     }
-    with _recorded(head) as calls:
+    with _calls(head, "loss") as calls:
         policy(prepared)
     cond, x0, t, noise = calls[0]  # (B, 1, T*S, c), (B, 1, T*S, C), ...
     counts = ~batch["frame_is_pad"].repeat_interleave(spec.tokens_per_frame, dim=1)[:, None, :, None]  # (B, 1, T*S, 1)
@@ -137,7 +137,7 @@ def _highest_level(diffusion: Diffusion) -> int:
     return diffusion.steps - 1 if diffusion.prediction != "epsilon" else int((abar[:, 0] >= LEAST_SIGNAL).sum()) - 1
 
 
-def _guess(head: VideoHead, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def _guess(head: Any, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """The clean rows that the head predicts."""
     noisy = head.diffusion.add_noise(x0, t, noise)
     output = head.net(noisy, t, cond).float()[..., : x0.shape[-1]]
@@ -147,20 +147,3 @@ def _guess(head: VideoHead, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) 
     if head.diffusion.prediction == "v":
         return at["sqrt_abar"] * noisy - at["sqrt_one_minus_abar"] * output
     return output
-
-
-@contextmanager
-def _recorded(head: VideoHead) -> Iterator[list[tuple[Tensor, ...]]]:
-    """Within the context the arguments of the head's loss are kept."""
-    calls: list[tuple[Tensor, ...]] = []
-    loss = head.loss
-
-    def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(args)
-        return loss(*args)
-
-    head.loss = recorded
-    try:
-        yield calls
-    finally:
-        del head.loss  # the class's own shows again

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import resource
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,20 +53,14 @@ def stopwatch(bench: Bench, policy: BasePolicy) -> Iterator[Times]:
         policy.model.replay = replay
 
 
-def random_observations(policy: BasePolicy, image: tuple[int, int]) -> Iterator[Observed]:
-    """Endless frames of (height, width) `image` and states within the normaliser's limits, all different."""
+def random_observations(policy: BasePolicy) -> Iterator[Observed]:
+    """Endless frames, and states within the normaliser's limits, all different."""
     rng = np.random.default_rng(0)
     states = {name: policy.normalizer.scale(name).cpu() for name in policy.task.states}
     while True:
-        frames = {name: rng.integers(256, size=(*image, 3), dtype=np.uint8) for name in policy.task.camera_names}
+        frames = {each.name: rng.integers(256, size=(*each.size, 3), dtype=np.uint8) for each in policy.task.cameras}
         normalised = {name: torch.from_numpy(rng.uniform(-1, 1, len(scale))).float() for name, scale in states.items()}
         yield frames | {name: policy.normalizer.unnormalize(name, x).cpu().numpy() for name, x in normalised.items()}
-
-
-def no_instruction(policy: BasePolicy) -> Tensor | None:
-    """A feature (text_dim,) of nothing, for a policy that wants one."""
-    text_dim = policy.task.text_dim
-    return torch.zeros(text_dim, device=policy.device) if text_dim else None
 
 
 def new_frames(policy: BasePolicy) -> int:
@@ -73,10 +68,8 @@ def new_frames(policy: BasePolicy) -> int:
     return sum(-policy.action_steps < offset for offset in policy.task.horizon.history_offsets)
 
 
-def time_latency(
-    policy: BasePolicy, bench: Bench, image: tuple[int, int], batch: int = 1, sampler: str | None = None
-) -> dict[str, Rows]:
-    """Time planning in `batch` environments with frames of (height, width) `image`.
+def time_latency(policy: BasePolicy, bench: Bench, batch: int = 1, sampler: str | None = None) -> dict[str, Rows]:
+    """Time planning in `batch` environments.
 
     Returns:
         rows of a plan whose history is all new, of one that remembers frames of the plan before it, and of a plan with
@@ -84,7 +77,7 @@ def time_latency(
     """
     policy.eval()
     session = PolicySession(policy, slots=batch, sampler=sampler, precision=bench.precision)
-    observation, history = next(random_observations(policy, image)), policy.task.horizon.history_offsets
+    observation, history = next(random_observations(policy)), policy.task.horizon.history_offsets
 
     def observe(steps: int) -> None:
         for slot in range(batch):
@@ -93,7 +86,7 @@ def time_latency(
 
     def measure(predict: Callable[[], Any], remember: bool = False) -> Times:
         for slot in range(batch):
-            session.reset(slot, text=no_instruction(policy))
+            session.reset(slot, text=torch.zeros(policy.task.text_dim))
         observe(1 - history[0])
         if remember:
             session.plan()
@@ -126,12 +119,13 @@ class Pair:
     The plain pipeline encodes all frames of its history in every plan and runs the model as it is.
     """
 
-    def __init__(self, policy: BasePolicy, bench: Bench, image: tuple[int, int], sampler: str) -> None:
+    def __init__(self, policy: BasePolicy, bench: Bench, sampler: str) -> None:
+        policy.eval()
         self.policy, self.bench, self.sampler = policy, bench, sampler
-        self.text, self.generator = no_instruction(policy), torch.Generator().manual_seed(0)
+        self.text, self.generator = torch.zeros(policy.task.text_dim), torch.Generator().manual_seed(0)
         self.session = PolicySession(policy, sampler=sampler, precision=bench.precision)
         self.session.reset(seed=0, text=self.text)
-        self.source, self.seen = random_observations(policy, image), []
+        self.source, self.seen = random_observations(policy), []
         self.oldest = policy.task.horizon.history_offsets[0] - 1
         self.observe(-self.oldest)
 
@@ -146,19 +140,24 @@ class Pair:
 
     def slow(self) -> np.ndarray:
         """(1, A, D)"""
-        history = [self.seen[offset - 1] for offset in self.policy.task.horizon.history_offsets]
-        obs: dict[str, Any] = {
-            name: torch.from_numpy(np.stack([s[name] for s in history]))[None] for name in history[0]
-        }
-        for name in self.policy.task.camera_names:
-            obs[name] = obs[name].permute(0, 1, 4, 2, 3)  # (1, H, 3, h, w)
-        if self.text is not None:
-            obs["text"] = self.text[None]
+        history, task = [self.seen[offset - 1] for offset in self.policy.task.horizon.history_offsets], self.policy.task
+        obs = {name: torch.from_numpy(np.stack([each[name] for each in history]))[None] for name in history[0]}
+        obs |= {name: obs[name].movedim(-1, 2) for name in task.camera_names}  # (1, H, 3, h, w)
+        obs |= {"text": self.text[None].to(self.policy.device)} if task.text_dim else {}
         with self.bench.autocast():
             return self.policy.predict_action(obs, [self.generator], self.sampler)["action_pred"].cpu().numpy()
 
+    def step(self) -> tuple[float, float, float]:
+        """Plan with both and go on: milliseconds of either, and how far apart their plans are, normalised."""
+        plans: list[np.ndarray] = []
+        fast = self.bench.time(lambda: plans.append(self.fast()))
+        slow = self.bench.time(lambda: plans.append(self.slow()))
+        self.observe(self.policy.action_steps)
+        scale = self.policy.normalizer.scale("action").cpu().numpy()
+        return 1000 * fast, 1000 * slow, float(np.abs((plans[0] - plans[1]) * scale).max())
 
-def compare_naive(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> dict[str, dict[str, float]]:
+
+def compare_naive(policy: BasePolicy, bench: Bench) -> dict[str, dict[str, float]]:
     """Time plans for one environment in the steady state, by the session and by the plain pipeline, in turns.
 
     In the steady state `action_steps` observations are new since the last plan; the session encodes the frames of its
@@ -168,35 +167,24 @@ def compare_naive(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> d
         for 100 and for 16 ancestral steps `fast_ms` and `naive_ms` (medians), `ratio`, `max_abs_diff` of the actions,
         normalised, and how many `new_frames` there were among the `history_frames`.
     """
-    policy.eval()
-    return {name: _compare(policy, bench, image, sampler) for name, sampler in COMPARED.items()}
+    found = {}
+    for name, sampler in COMPARED.items():
+        pair = Pair(policy, bench, sampler)
+        # The first plan remembers nothing.
+        fast, slow, apart = zip(*[pair.step() for _ in range(1 + bench.warmup + bench.repeats)])
+        fast_ms, naive_ms = (statistics.median(times[-bench.repeats :]) for times in (fast, slow))
+        found[name] = {
+            "fast_ms": fast_ms,
+            "naive_ms": naive_ms,
+            "ratio": fast_ms / naive_ms,
+            "max_abs_diff": max(apart),
+            "new_frames": new_frames(policy),
+            "history_frames": policy.task.horizon.history,
+        }
+    return found
 
 
-def _compare(policy: BasePolicy, bench: Bench, image: tuple[int, int], sampler: str) -> dict[str, float]:
-    pair, scale = Pair(policy, bench, image, sampler), policy.normalizer.scale("action").cpu().numpy()
-
-    def plan_both() -> tuple[float, float, float]:
-        """Milliseconds of either, and how far apart their plans are."""
-        plans: list[np.ndarray] = []
-        fast = bench.time(lambda: plans.append(pair.fast()))
-        slow = bench.time(lambda: plans.append(pair.slow()))
-        pair.observe(policy.action_steps)
-        return 1000 * fast, 1000 * slow, float(np.abs((plans[0] - plans[1]) * scale).max())
-
-    rows = [plan_both() for _ in range(1 + bench.warmup + bench.repeats)]  # the first plan remembers nothing
-    fast, slow, apart = zip(*rows)
-    fast_ms, naive_ms = statistics.median(fast[-bench.repeats :]), statistics.median(slow[-bench.repeats :])
-    return {
-        "fast_ms": fast_ms,
-        "naive_ms": naive_ms,
-        "ratio": fast_ms / naive_ms,
-        "max_abs_diff": max(apart),
-        "new_frames": new_frames(policy),
-        "history_frames": policy.task.horizon.history,
-    }
-
-
-def count_launches(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> dict[str, dict[str, dict[str, int]]]:
+def count_launches(policy: BasePolicy, bench: Bench) -> dict[str, dict[str, dict[str, int]]]:
     """What a plan in the steady state asks of a CUDA device, for 100 and for 16 ancestral steps.
 
     Returns:
@@ -208,13 +196,11 @@ def count_launches(policy: BasePolicy, bench: Bench, image: tuple[int, int]) -> 
     """
     if bench.device.type != "cuda":
         raise ValueError("--only launches counts those of a CUDA device; take --device cuda")
-    policy.eval()
     counts = {}
     for name, sampler in COMPARED.items():
-        pair = Pair(policy, bench, image, sampler)
+        pair = Pair(policy, bench, sampler)
         for _ in range(1 + bench.warmup):
-            pair.fast(), pair.slow()
-            pair.observe(policy.action_steps)
+            pair.step()
         counts[name] = {"fast": _launches(pair.fast), "naive": _launches(pair.slow)}
     return counts
 
@@ -234,9 +220,7 @@ def _launches(plan: Callable[[], Any]) -> dict[str, int]:
 # -- over many plans ---------------------------------------------------------------------------------------------------
 
 
-def time_steadiness(
-    policy: BasePolicy, bench: Bench, image: tuple[int, int], calls: int, sampler: str | None = None
-) -> dict[str, float]:
+def time_steadiness(policy: BasePolicy, bench: Bench, calls: int, sampler: str | None = None) -> dict[str, float]:
     """Plan `calls` times for one environment in the steady state.
 
     Returns:
@@ -245,25 +229,23 @@ def time_steadiness(
     """
     policy.eval()
     session = PolicySession(policy, sampler=sampler, precision=bench.precision)
-    session.reset(text=no_instruction(policy))
-    kept = cycle(list(islice(random_observations(policy, image), 64)))  # making them anew would take longer
-    seconds, memory = np.empty(calls), []
+    session.reset(text=torch.zeros(policy.task.text_dim))
+    kept = cycle(list(islice(random_observations(policy), 64)))  # making them anew would take longer
+    seconds, memory = [], []
     for call in range(-bench.warmup, calls):
         for each in islice(kept, policy.action_steps):
             session.observe(each)
         if call == int(SETTLING * calls):
             memory.append(used_memory(bench.device))
-        took = bench.time(session.plan)
-        if call >= 0:
-            seconds[call] = took
+        seconds.append(bench.time(session.plan))
     memory.append(used_memory(bench.device))
-    p50, p99 = np.percentile(1000 * seconds, [50, 99])
+    p50, p99 = map(float, np.percentile(1000 * np.array(seconds[bench.warmup :]), [50, 99]))
     resident, on_device = (later - before for before, later in zip(*memory, strict=True))
     return {
         "calls": calls,
-        "p50_ms": float(p50),
-        "p99_ms": float(p99),
-        "ratio": float(p99 / p50),
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "ratio": p99 / p50,
         "resident_growth_mib": resident,
         "device_growth_mib": on_device,
     }
@@ -281,6 +263,4 @@ def peak_memory(device: torch.device) -> float:
     """MiB: the most that torch held on a CUDA device, or that was resident of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource
-
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux

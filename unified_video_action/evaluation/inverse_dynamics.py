@@ -11,6 +11,7 @@ import torch
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.evaluation.bootstrap import Bootstrap
+from unified_video_action.evaluation.windows import generators
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.poses import HandSpec, distance
 
@@ -44,12 +45,11 @@ def predict(
     """
     made: list[tuple[np.ndarray, ...]] = []
     for batch in _batches(dataset, indices, batch_size):
-        noise = [torch.Generator().manual_seed(seed) for seed in batch["seed"].tolist()]
+        noise = generators(batch["seed"].tolist())
         obs = {**batch["history"], **batch["low_dim"], **({"text": batch["text"]} if "text" in batch else {})}
         chunks = policy.predict_inverse_dynamics(obs, batch["future"], hide_history, noise, sampler)["action_pred"]
         made.append((chunks.cpu().numpy(), batch["action"].numpy(), ~batch["action_is_pad"].numpy()))
-    predicted, true, recorded = (np.concatenate(part) for part in zip(*made, strict=True))
-    return predicted, true, recorded
+    return tuple(np.concatenate(part) for part in zip(*made, strict=True))
 
 
 def pose_errors(
@@ -77,9 +77,8 @@ def summary(errors: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
     windows = np.nanmean(errors, axis=1)  # (windows,)
     found = Bootstrap(episodes[known], SEED).mean(windows)
     return {
-        "mean": found["value"],
-        "low": found["low"],
-        "high": found["high"],
+        "mean": found.pop("value"),
+        **found,
         "median": float(np.median(windows)),
         "p90": float(np.percentile(windows, 90)),
         "windows": len(windows),

@@ -14,6 +14,7 @@ import torch
 
 PRECISIONS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REPEATS, SECONDS = 20, 0.2  # of a matrix product, at most; a CPU may merely imitate bf16, and take long over it
+PARTS = {"joint latent": "transformer", "actions": "action diffusion", "states": "state diffusion"}
 
 Times = dict[str, float]  # part -> seconds
 Rows = dict[str, dict[str, float]]  # part -> median, min and max, in milliseconds
@@ -39,15 +40,19 @@ class Bench:
 
     def time(self, run: Callable[[], Any]) -> float:
         """Seconds of one call, with nothing else under way on the device."""
-        _finish(self.device)
+        self._finish()
         start = time.perf_counter()
         run()
-        _finish(self.device)
+        self._finish()
         return time.perf_counter() - start
 
     def autocast(self) -> AbstractContextManager:
         off = self.precision == "no"
         return nullcontext() if off else torch.autocast(self.device.type, PRECISIONS[self.precision])
+
+    def _finish(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
 @lru_cache
@@ -70,10 +75,4 @@ def matrix_rate(device: torch.device, precision: str = "no") -> float:
 def part_of(name: Any) -> str:
     """What reports call a part of a model, given its name in `UVA.run`."""
     first = name[0] if isinstance(name, tuple) else name
-    known = {"joint latent": "transformer", "actions": "action diffusion", "states": "state diffusion"}
-    return known.get(first, "video diffusion" if first.startswith("frames") else first)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return PARTS.get(first, "video diffusion" if first.startswith("frames") else first)

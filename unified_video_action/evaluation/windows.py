@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.vae.base import resize
 
+log = logging.getLogger(__name__)
+LEAST_EPISODES, FEW_EPISODES = 2, 10  # held out: to measure at all, to trust the intervals
 SEED = 20250421  # masks and noise of the measures, the same every time
+
+
+def open_held_out(config: Mapping[str, Any], stores: Sequence[str] | None = None) -> WindowDataset:
+    """The held-out episodes of a run's first store, or of other ones, with frames.
+
+    Raises:
+        ValueError: fewer than two episodes are held out. FileNotFoundError: no data.
+    """
+    held_out = build_dataset(with_stores(config, stores)).validation()
+    held_out.use_frames()
+    episodes, ratio = len(np.unique(held_out.episodes())), config["task"]["dataset"].get("val_ratio")
+    if episodes < LEAST_EPISODES:
+        raise ValueError(
+            f"task.dataset.val_ratio={ratio} holds out {episodes} episode: at least {LEAST_EPISODES} are needed to "
+            "show one window another episode's actions; train with a larger val_ratio"
+        )
+    if episodes < FEW_EPISODES:
+        log.warning("only %d episodes are held out (task.dataset.val_ratio): intervals are rough", episodes)
+    return held_out
 
 
 class HeldOutWindows:
@@ -36,31 +61,31 @@ class HeldOutWindows:
     """
 
     def __init__(
-        self,
-        policy: BasePolicy,
-        dataset: WindowDataset,
-        count: int,
-        rows: int = 32,
-        progress: bool = False,
+        self, policy: BasePolicy, dataset: WindowDataset, count: int, rows: int = 32, progress: bool = False
     ) -> None:
-        self.policy, self.rows = policy, rows
+        self.policy, self.rows, self.progress = policy, rows, progress
         count = min(count, len(dataset))
         self.indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
         self.encoded = hasattr(policy, "codec")
-        parts, histories, futures = [], [], []
-        for first in tqdm(range(0, count, rows), "encode", disable=None if progress else True):
-            seeded = [(index, int(sample_seed(SEED, index))) for index in self.indices[first : first + rows]]
-            parts.append(dataset.__getitems__(seeded))
-            if self.encoded:
-                for name, frames in (("history", histories), ("future", futures)):
-                    views = parts[-1][name]
-                    frames.append(_at_codec_size(policy, views[policy.task.camera_names[0]]))
-                    parts[-1][name] = {camera: policy.encode(video).cpu() for camera, video in views.items()}
-        self.batch = _joined(parts)
+        parts, frames = [], {"history": [], "future": []}
+        for places in self.places("encode"):
+            chosen = [self.indices[place] for place in places]
+            parts.append(dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in chosen]))
+            for name in frames if self.encoded else ():
+                views = parts[-1][name]
+                frames[name].append(_at_codec_size(policy, views[policy.task.camera_names[0]]))
+                parts[-1][name] = {camera: policy.encode(video).cpu() for camera, video in views.items()}
+        self.batch = tree_map(lambda *values: torch.cat(values), *parts)
         if self.encoded:
-            self.history, self.future = torch.cat(histories), torch.cat(futures)
+            self.history, self.future = torch.cat(frames["history"]), torch.cat(frames["future"])
         self.episode = dataset.episodes()[self.indices]
         self.other = _others(self.episode)
+
+    def places(self, label: str) -> Iterator[np.ndarray]:
+        """Places of all windows, `rows` at a time, under a progress bar."""
+        starts = range(0, len(self), self.rows)
+        for first in tqdm(starts, label, disable=None if self.progress else True, leave=False):
+            yield np.arange(first, min(first + self.rows, len(self)))
 
     @property
     def now(self) -> Tensor:
@@ -73,13 +98,35 @@ class HeldOutWindows:
     def part(self, windows: Sequence[int]) -> dict[str, Any]:
         """The batch of some of the windows, on the policy's device."""
         chosen = torch.as_tensor(np.asarray(windows))
-        return _mapped(self.batch, lambda values: values[chosen].to(self.policy.device))
+        return tree_map(lambda values: values[chosen].to(self.policy.device), self.batch)
 
 
 def _at_codec_size(policy: BasePolicy, frames: Tensor) -> Tensor:
     """uint8 (B, T, 3, h, w) -> uint8 (B, T, 3, S, S) on the CPU."""
     images = resize(frames.to(policy.device).flatten(0, 1).float(), policy.codec.image_size)  # (B*T, 3, S, S)
     return images.round().to(torch.uint8).unflatten(0, frames.shape[:2]).cpu()
+
+
+def with_stores(config: dict[str, Any], stores: Sequence[str | Path] | None = None) -> dict[str, Any]:
+    """A configuration that reads the first of its stores alone, or other stores of the same kind.
+
+    Raises:
+        ValueError: other ones are given, and its data set names no stores.
+    """
+    dataset = config["task"]["dataset"]
+    key = next((key for key in ("paths", "sources") if key in dataset), None)
+    if key is None and stores:
+        raise ValueError(f"--data: task.dataset of {dataset['_target_']} names no stores")
+    if key is None:
+        return config
+    first = dataset[key]
+    if isinstance(first, Mapping) and "_target_" not in first and key == "sources":
+        first = list(first.values())
+    first = first[0] if isinstance(first, list) else first
+    if stores:
+        like = first if isinstance(first, Mapping) else {}
+        first = [{**like, "path": str(store), "weight": None} for store in stores]
+    return {**config, "task": {**config["task"], "dataset": {**dataset, key: first}}}
 
 
 def observation(batch: dict[str, Any]) -> dict[str, Any]:
@@ -100,25 +147,9 @@ def psnr(frames: Tensor, true: Tensor) -> Tensor:
 
 def _others(episode: np.ndarray) -> np.ndarray:
     """For each window (N,) the first of another episode, from the one half the windows away on."""
-    count = len(episode)
-    places = np.arange(count)
-    chosen = (places + count // 2) % count
-    for step in range(count):
-        candidate = (places + count // 2 + step) % count
-        same = episode[chosen] == episode
-        chosen[same] = candidate[same]
-    same = episode[chosen] == episode
-    chosen[same] = (places[same] + count // 2) % count
-    return chosen
-
-
-def _mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    return {name: _mapped(value, change) for name, value in values.items()}
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    if isinstance(parts[0], Tensor):
-        return torch.cat(parts)
-    return {name: _joined([part[name] for part in parts]) for name in parts[0]}
+    from_half = np.roll(np.arange(len(episode)), -(len(episode) // 2))
+    found = []
+    for place, own in enumerate(episode):
+        ahead = np.roll(from_half, -place)
+        found.append(ahead[np.argmax(episode[ahead] != own)])  # the one half away where all are alike
+    return np.array(found)

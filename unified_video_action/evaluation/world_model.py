@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.evaluation.bootstrap import Bootstrap, Figure
@@ -49,14 +48,8 @@ class WorldModel:
         reader: reads positions from frames; None: pixels alone are compared.
     """
 
-    def __init__(
-        self,
-        policy: BasePolicy,
-        windows: HeldOutWindows,
-        reader: StateReader | None = None,
-        progress: bool = False,
-    ) -> None:
-        self.policy, self.windows, self.reader, self.progress = policy, windows, reader, progress
+    def __init__(self, policy: BasePolicy, windows: HeldOutWindows, reader: StateReader | None = None) -> None:
+        self.policy, self.windows, self.reader = policy, windows, reader
         # Modes that the policy was trained in; no other is asked for. Policies without modes only act.
         modes = {mode.name for mode in getattr(policy, "trained", ())} or {"policy"}
         known = {None, *modes} | ({"policy"} if "policy_and_video" in modes else set())
@@ -141,20 +134,16 @@ class WorldModel:
         row = next((name for name in ("video", "policy_and_video") if name in self.frame_rows), None)
         if row is None or samples < 1:
             return None
+        count = self._frame_valid.sum(1)  # (N,)
 
         def mean_psnr(frames: Tensor) -> np.ndarray:
-            close = np.where(self._frame_valid, _psnr(frames, self.windows.future), 0)
-            return close.sum(1) / self._frame_valid.sum(1).clip(1)  # (N,)
+            close = np.where(self._frame_valid, _psnr(frames, self.windows.future), 0).sum(1) / count.clip(1)
+            return np.where(count > 0, close, np.nan)  # (N,)
 
         best = np.max([mean_psnr(self.frames(row, sample)) for sample in range(samples)], axis=0)
-        still = mean_psnr(self.frames("still"))
-        best, still = (np.where(self._frame_valid.any(1), values, np.nan) for values in (best, still))
-        return {
-            "samples": samples,
-            "row": row,
-            "psnr": self.bootstrap.mean(best),
-            "gain": self.bootstrap.mean(best - still),
-        }
+        gain = best - mean_psnr(self.frames("still"))
+        figures = {"psnr": self.bootstrap.mean(best), "gain": self.bootstrap.mean(gain)}
+        return {"samples": samples, "row": row, **figures}
 
     # -- actions -------------------------------------------------------------------------------------------------------
 
@@ -190,12 +179,12 @@ class WorldModel:
                 if name in true:
                     found[f"follows_actions_{name}"] = self.bootstrap.ratio(other[name], true[name])
             found["follows_actions_psnr"] = self.bootstrap.mean(true["psnr"] - other["psnr"])
-        if "inverse_dynamics" in actions:
-            inverse = actions["inverse_dynamics"]
-            if "inverse_dynamics_other" in actions:
-                found["reads_frames"] = self.bootstrap.ratio(actions["inverse_dynamics_other"], inverse)
-            if "policy" in actions:
-                found["inverse_vs_policy"] = self.bootstrap.ratio(inverse, actions["policy"])
+        for name, over, under in (
+            ("reads_frames", "inverse_dynamics_other", "inverse_dynamics"),
+            ("inverse_vs_policy", "inverse_dynamics", "policy"),
+        ):
+            if over in actions and under in actions:
+                found[name] = self.bootstrap.ratio(actions[over], actions[under])
         return found
 
     def plan_errors(self) -> dict[str, Errors]:
@@ -231,31 +220,28 @@ class WorldModel:
         policy, windows = self.policy, self.windows
         if row == "still":
             return windows.now.unsqueeze(1).expand_as(windows.future)
-        if row == "forward_dynamics":
-            return self._foreseen(windows.batch["action"], row)
-        if row == "forward_dynamics_other":
-            return self._foreseen(self._other_actions(), row)
+        if row.startswith("forward_dynamics"):
+            return self._foreseen(windows.batch["action"] if row == "forward_dynamics" else self._other_actions(), row)
         predict = {
             "codec": lambda batch, noise: {"frames": policy.decode(batch["future"][policy.task.camera_names[0]])},
             "video": lambda batch, noise: policy.predict_video(observation(batch), noise),
             "policy_and_video": lambda batch, noise: policy.predict_action_and_video(observation(batch), noise),
         }[row]
-        return self._each(predict, f"{row} {sample}" if sample else row, sample)["frames"]
+        return self._each(predict, row, sample)["frames"]
 
     def actions(self, row: str) -> Tensor:
         """Actions (N, A, D) of a row of ACTION_ROWS, in the data's units, on the CPU."""
         policy, windows = self.policy, self.windows
+        shown = np.arange(len(windows)) if row == "inverse_dynamics" else windows.other
 
         def inverse(batch: dict[str, Any], noise: list[torch.Generator]) -> dict[str, Tensor]:
-            return policy.predict_inverse_dynamics(observation(batch), batch["shown"], generator=noise)
+            future = windows.part(shown[batch["place"].cpu().numpy()])["future"]
+            return policy.predict_inverse_dynamics(observation(batch), future, generator=noise)
 
-        if row.startswith("inverse_dynamics"):
-            shown = range(len(windows)) if row == "inverse_dynamics" else windows.other
-            return self._each(inverse, row, shown=shown)["action_pred"]
         predict = {
             "hold": lambda batch, noise: {"action_pred": self._held(batch).expand_as(batch["action"])},
             "policy": lambda batch, noise: policy.predict_action(observation(batch), noise),
-        }[row]
+        }.get(row, inverse)
         return self._each(predict, row)["action_pred"]
 
     def _foreseen(self, actions: Tensor, label: str) -> Tensor:
@@ -287,20 +273,12 @@ class WorldModel:
         predict: Callable[[dict[str, Any], list[torch.Generator]], dict[str, Tensor]],
         label: str,
         sample: int = 0,
-        shown: Any = None,
     ) -> dict[str, Tensor]:
-        """Predictions for all windows, on the CPU. Batches also have `place` (B,), and as `shown` the future latents of
-        the windows `shown` (N,)."""
-        windows, parts = self.windows, []
-        for first in tqdm(
-            range(0, len(windows), windows.rows), label, disable=None if self.progress else True, leave=False
-        ):
-            places = np.arange(first, min(first + windows.rows, len(windows)))
-            batch = windows.part(places) | {"place": torch.as_tensor(places)}
-            if shown is not None:
-                batch["shown"] = windows.part(np.asarray(shown)[places])["future"]
-            noise = generators([(seed + sample) % 2**63 for seed in batch["seed"].tolist()])
-            made = predict(batch, noise)
+        """Predictions for all windows, on the CPU; batches also have `place` (B,)."""
+        parts = []
+        for places in self.windows.places(f"{label} {sample}" if sample else label):
+            batch = self.windows.part(places) | {"place": torch.as_tensor(places)}
+            made = predict(batch, generators([(seed + sample) % 2**63 for seed in batch["seed"].tolist()]))
             parts.append({name: made[name].cpu() for name in ("frames", "action_pred") if name in made})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

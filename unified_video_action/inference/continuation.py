@@ -25,9 +25,8 @@ class Continuation:
     def __post_init__(self) -> None:
         actions, weights = (np.asarray(values, np.float32) for values in (self.actions, self.weights))
         if actions.ndim != 2 or not len(actions) or weights.shape != actions.shape[:1]:
-            raise ValueError(
-                f"continuation: actions {actions.shape} and weights {weights.shape}, expected (n, D) and (n,), n >= 1"
-            )
+            shapes = f"actions {actions.shape} and weights {weights.shape}"
+            raise ValueError(f"continuation: {shapes}, expected (n, D) and (n,), n >= 1")
         if not np.isfinite(actions).all() or not ((weights >= 0) & (weights <= 1)).all():
             raise ValueError("continuation: actions must be finite and weights lie in [0, 1]")
         object.__setattr__(self, "actions", actions)
@@ -39,9 +38,7 @@ class Continuation:
         Raises:
             ValueError: more actions than a chunk has, or of another width.
         """
-        given = len(self.actions)
-        if given > steps or self.actions.shape[1] != dim:
+        more = steps - len(self.actions)
+        if more < 0 or self.actions.shape[1] != dim:
             raise ValueError(f"continuation: actions {self.actions.shape}, a chunk has {steps} of {dim} numbers")
-        actions, weights = np.zeros((steps, dim), np.float32), np.zeros(steps, np.float32)
-        actions[:given], weights[:given] = self.actions, self.weights
-        return actions, weights
+        return np.pad(self.actions, ((0, more), (0, 0))), np.pad(self.weights, (0, more))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,18 +15,12 @@ from unified_video_action.instantiate import instantiate
 from unified_video_action.policy.base import BasePolicy, Observation
 from unified_video_action.policy.config import PlannerConfig
 
+if TYPE_CHECKING:
+    from unified_video_action.inference.session import Episode
+
 MOST_ROWS = 64  # plans that are imagined at a time, for the sake of memory
-KINDS = frozenset({"states", "frames"})  # what a score may need
 
 Simulate = Callable[[Mapping[int, np.ndarray]], Mapping[int, np.ndarray]]  # slot -> (K, A, D) to slot -> (K, F, S)
-
-
-class Planned(Protocol):
-    """The part of an episode that a planner needs."""
-
-    slot: int
-    seed: int
-    planning: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -51,7 +45,7 @@ class Planner:
         if self.candidates < 1:
             raise ValueError(f"Planner.candidates must be at least 1, got {self.candidates}")
         needs = frozenset(self.score.needs)
-        if not needs or not needs <= KINDS:
+        if not needs or not needs <= {"states", "frames"}:
             raise ValueError(f"{self._score_name}.needs must name states, frames or both, got {sorted(needs)}")
         if self.simulate is not None and "frames" in needs:
             raise ValueError(f"{self._score_name} needs frames, but a simulator gives states only")
@@ -76,7 +70,7 @@ class Planner:
         policy: BasePolicy,
         observation: Observation,
         chunks: Tensor,
-        episodes: Sequence[Planned],
+        episodes: Sequence[Episode],
         sampler: str | None = None,
     ) -> Tensor:
         """Index (n,) of each environment's best plan; the first one of equals.
@@ -88,24 +82,21 @@ class Planner:
         Raises:
             ValueError: scores of another shape, or one that is not finite.
         """
-        imagined = self._imagine(policy, observation, chunks, episodes, sampler)
-        scores = np.asarray(self.score(imagined), np.float64)
+        scores = np.asarray(self.score(self._imagine(policy, observation, chunks, episodes, sampler)), np.float64)
         if scores.shape != (len(chunks),):
             raise ValueError(f"{self._score_name} gave scores of shape {scores.shape} for {len(chunks)} plans")
-        scores = scores.reshape(len(episodes), self.candidates)
-        for episode, values in zip(episodes, scores, strict=True):
-            if not np.isfinite(values).all():
-                bad = values[~np.isfinite(values)][0]
-                where = f"seed {episode.seed} in slot {episode.slot}"
-                raise ValueError(f"the planner's score {self._score_name} is not finite: {bad} for {where}")
-        return torch.from_numpy(scores.argmax(axis=1))
+        if len(bad := np.flatnonzero(~np.isfinite(scores))):
+            episode = episodes[bad[0] // self.candidates]
+            where = f"seed {episode.seed} in slot {episode.slot}"
+            raise ValueError(f"the planner's score {self._score_name} is not finite: {scores[bad[0]]} for {where}")
+        return torch.from_numpy(scores.reshape(len(episodes), self.candidates).argmax(axis=1))
 
     def _imagine(
         self,
         policy: BasePolicy,
         observation: Observation,
         chunks: Tensor,
-        episodes: Sequence[Planned],
+        episodes: Sequence[Episode],
         sampler: str | None,
     ) -> Imagined:
         actions = chunks.cpu().numpy()
@@ -117,7 +108,7 @@ class Planner:
         made: dict[str, list[np.ndarray]] = {kind: [] for kind in self.score.needs}
         for first in range(0, len(chunks), MOST_ROWS):
             rows = slice(first, first + MOST_ROWS)
-            part, own = chunks[rows], taken(observation, rows)
+            part, own = chunks[rows], _each(observation, lambda value, rows=rows: value[rows])
             plans = range(first, first + len(part))
             noise = [torch.Generator().manual_seed(seeds[plan // self.candidates]) for plan in plans]
             if "states" in made:
@@ -132,11 +123,6 @@ class Planner:
 def repeated(observation: Observation, times: int) -> dict:
     """A batch of observations (n, ...), with every row `times` over: (n * times, ...)."""
     return _each(observation, lambda value: value.repeat_interleave(times, 0))
-
-
-def taken(observation: Observation, rows: slice) -> dict:
-    """Some rows of a batch of observations."""
-    return _each(observation, lambda value: value[rows])
 
 
 def _each(observation: Observation, change: Callable[[Tensor], Tensor]) -> dict:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_video_action.inference.continuation import Continuation
-from unified_video_action.inference.episode import Episode, Frame, Step
 from unified_video_action.inference.planner import Planner, repeated
-from unified_video_action.policy.base import BasePolicy
+from unified_video_action.policy.base import BasePolicy, Keep
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +25,41 @@ IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of
 PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
 
 
+@dataclass
+class Step:
+    """One observation, and what the policy made of its frames once it was asked."""
+
+    observation: dict[str, np.ndarray]
+    encoded: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by camera; a frame as it is: a plain tuple
+
+
+@dataclass
+class Episode:
+    """The memory of one slot."""
+
+    recent: deque[Step]  # the newest last; as many as a history reaches back
+    executed: deque[np.ndarray]  # the newest actions (D,), as many as a chunk has
+    acting: torch.Generator
+    imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
+    planning: torch.Generator
+    slot: int
+    seed: int
+    text: Tensor | None  # (text_dim,)
+    coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
+    recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
+
+    @property
+    def knows_past(self) -> bool:
+        return len(self.executed) == self.executed.maxlen
+
+
 class PolicySession:
     """Runs a policy in one or several environments (slots), each with its own history and noise.
 
-    Histories of consecutive plans overlap, so what the policy made of a frame (`encode_frames`, where it has that) is
-    kept for as long as a plan can need it again; actions are those of a policy that encodes every frame of every
-    history. Before there is enough history, the oldest observation stands in for what is missing.
-
-    Plans come from `policy.accelerated(precision)`, which works out all it can from the weights when the session is
-    made. After the weights have changed the session refuses to plan: make a new one.
+    What the policy made of a frame (`encode_frames`, where it has that) is kept for as long as a plan can need it
+    again; actions are those of a policy that encodes every frame of every history. Before there is enough history, the
+    oldest observation stands in for what is missing. Plans come from `policy.accelerated(precision)`: after the weights
+    have changed the session refuses to plan, so make a new one.
 
     Args:
         policy: on its device, in evaluation mode.
@@ -71,13 +98,11 @@ class PolicySession:
 
     def _warm_up(self) -> None:
         """Plan once for nothing: a CUDA device captures its graphs for this many environments."""
-        spec, text = self.task, None
-        if spec.text_dim:
-            text = torch.zeros(spec.text_dim)
+        spec = self.task
         blank = {camera.name: np.zeros((*camera.size, 3), np.uint8) for camera in spec.cameras}
         blank |= {name: np.zeros(width, np.float32) for name, width in spec.states.items()}
         for slot in range(len(self._episodes)):
-            self.reset(slot, text=text)
+            self.reset(slot, text=torch.zeros(spec.text_dim))
             self.observe(blank, slot)
         planner, self.planner = self.planner, None
         self.plan()
@@ -143,11 +168,10 @@ class PolicySession:
         if len(history) != self.task.horizon.history:
             raise ValueError(f"{len(history)} observations: the policy reads {self.task.horizon.history}")
         steps = [self._step(obs) for obs in history]
-        for step in steps:
-            for known in episode.recalled or ():
-                for camera, encoded in known.encoded.items():
-                    if np.array_equal(known.observation[camera], step.observation[camera]):
-                        step.encoded[camera] = encoded
+        for step, known in product(steps, episode.recalled or ()):
+            for camera, encoded in known.encoded.items():
+                if np.array_equal(known.observation[camera], step.observation[camera]):
+                    step.encoded[camera] = encoded
         episode.recalled = steps
         for memory in (episode.recent, episode.executed, episode.coming):
             memory.clear()
@@ -165,16 +189,10 @@ class PolicySession:
         Raises:
             ValueError: the planner's score is not finite.
         """
-        started = time.perf_counter()
+        started, shape = time.perf_counter(), (self.task.horizon.actions, self.task.action_dim)
         episodes = self._observed(slots)
-        for slot, kept in (going_on or {}).items():
-            kept.padded(self.task.horizon.actions, self.task.action_dim)  # refuse what does not fit
-            self._episode(slot).going_on = kept
-        try:
-            chunks = self._each(episodes, self._plan)
-        finally:
-            for episode in episodes:
-                episode.going_on = None
+        kept = {slot: each.padded(*shape) for slot, each in (going_on or {}).items()}
+        chunks = self._each(episodes, lambda group: self._plan(group, kept))
         for episode, chunk in zip(episodes, chunks, strict=True):
             episode.coming = deque(chunk)
         self.plan_seconds.append(time.perf_counter() - started)
@@ -213,11 +231,11 @@ class PolicySession:
         return episode
 
     def _observed(self, slots: Sequence[int] | None) -> list[Episode]:
-        slots = range(len(self._episodes)) if slots is None else slots
-        for slot in slots:
-            if not (self._episode(slot).recent or self._episode(slot).recalled):
-                raise RuntimeError(f"slot {slot} has seen nothing yet: call observe(obs, slot={slot}) first")
-        return [self._episode(slot) for slot in slots]
+        episodes = [self._episode(slot) for slot in (range(len(self._episodes)) if slots is None else slots)]
+        for episode in episodes:
+            if not (episode.recent or episode.recalled):
+                raise RuntimeError(f"slot {episode.slot} has seen nothing yet: call observe(obs, slot={episode.slot})")
+        return episodes
 
     def _each(self, episodes: Sequence[Episode], predict: Callable[[Sequence[Episode]], Tensor]) -> np.ndarray:
         """What `predict` makes of a batch, (n, ...), for every episode."""
@@ -231,28 +249,26 @@ class PolicySession:
         return np.stack([results[row] for row in range(len(episodes))])
 
     @torch.no_grad()
-    def _plan(self, episodes: Sequence[Episode]) -> Tensor:
+    def _plan(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Tensor:
         """(n, A, D)"""
-        generators = [episode.acting for episode in episodes]
         observation, candidates = self._observation(episodes), self._candidates
-        keep = self._kept(episodes)
+        generators, keep = [episode.acting for episode in episodes], self._keep(episodes, kept)
         made = self.policy.predict_action(observation, generators, self.sampler, keep, candidates)
         chunks = made["action_pred"]  # (n*K, A, D)
         if self.planner is None:
-            return chunks[:: self._candidates]
-        best = self.planner.choose(
-            self.policy, repeated(observation, candidates), chunks, episodes, self.sampler
-        )  # (n,)
+            return chunks[::candidates]
+        several = repeated(observation, candidates)
+        best = self.planner.choose(self.policy, several, chunks, episodes, self.sampler)  # (n,)
         return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
 
-    def _kept(self, episodes: Sequence[Episode]) -> tuple[Tensor, Tensor] | None:
-        """Actions (n, A, D) that the plans keep to and by how much (n, A); None: every plan is free."""
-        if all(episode.going_on is None for episode in episodes):
+    def _keep(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Keep | None:
+        """None: every plan is free."""
+        if not any(episode.slot in kept for episode in episodes):
             return None
         steps, dim = self.task.horizon.actions, self.task.action_dim
         free = np.zeros((steps, dim), np.float32), np.zeros(steps, np.float32)
-        kept = [free if each.going_on is None else each.going_on.padded(steps, dim) for each in episodes]
-        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*kept, strict=True))
+        each = [kept.get(episode.slot, free) for episode in episodes]
+        return tuple(torch.from_numpy(np.stack(part)) for part in zip(*each, strict=True))
 
     @torch.no_grad()
     def _imagine(self, episodes: Sequence[Episode]) -> Tensor:
@@ -271,9 +287,9 @@ class PolicySession:
         for camera in self.task.camera_names:
             self._encode_new(camera, [step for history in histories for step in history])
             rows = [[step.encoded[camera] for step in history] for history in histories]
-            kind = type(rows[0][0])
-            parts = (torch.stack([torch.stack(column) for column in part]) for part in _transposed(rows))
-            inputs[camera] = next(parts) if kind is Frame else kind(*parts)  # (n, H, ...)
+            kind, count = type(rows[0][0]), len(rows[0][0])
+            parts = [torch.stack([torch.stack([each[i] for each in row]) for row in rows]) for i in range(count)]
+            inputs[camera] = parts[0] if kind is tuple else kind(*parts)  # (n, H, ...)
         for name in self.task.states:
             states = np.stack([[step.observation[name] for step in history] for history in histories])
             inputs[name] = torch.from_numpy(states).float()  # (n, H, d)
@@ -284,15 +300,14 @@ class PolicySession:
         return inputs
 
     def _step(self, obs: Observation) -> Step:
-        cameras, states = self.task.camera_names, tuple(self.task.states)
-        for name in (*cameras, *states):
-            if name not in obs:
-                raise ValueError(f"observation {name!r} is missing; given are {', '.join(obs)}")
-        for name in cameras:
+        names = (*self.task.camera_names, *self.task.states)
+        if missing := [name for name in names if name not in obs]:
+            raise ValueError(f"observation {missing[0]!r} is missing; given are {', '.join(obs)}")
+        for name in self.task.camera_names:
             frame = obs[name]
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
                 raise ValueError(f"observation {name!r} is {frame.dtype} {frame.shape}: expected uint8 (H, W, 3)")
-        return Step({name: np.array(obs[name]) for name in (*cameras, *states)})
+        return Step({name: np.array(obs[name]) for name in names})
 
     def _history(self, episode: Episode) -> list[Step]:
         if episode.recalled is not None:
@@ -301,22 +316,16 @@ class PolicySession:
         return [episode.recent[max(now + offset, 0)] for offset in self.task.horizon.history_offsets]
 
     def _encode_new(self, camera: str, steps: Sequence[Step]) -> None:
-        """Encode, in one batch, the frames that no earlier plan has encoded."""
+        """Encode, in one batch, the frames that no earlier plan has encoded; keep frames where the policy does not."""
         new = list({id(step): step for step in steps if camera not in step.encoded}.values())
         if not new:
             return
         frames = torch.from_numpy(np.stack([step.observation[camera] for step in new]))  # (n, H, W, 3)
-        frames = frames.movedim(-1, 1)  # (n, 3, H, W)
+        frames = frames.movedim(-1, 1).unsqueeze(1)  # (n, 1, 3, H, W)
         if not hasattr(self.policy, "encode_frames"):
             for step, frame in zip(new, frames, strict=True):
-                step.encoded[camera] = Frame(frame)
+                step.encoded[camera] = (frame[0],)
             return
-        encoded = self.policy.encode_frames(frames.unsqueeze(1))  # each (n, 1, ...)
+        encoded = self.policy.encode_frames(frames)  # each (n, 1, ...)
         for row, step in enumerate(new):
             step.encoded[camera] = type(encoded)(*(part[row, 0] for part in encoded))
-
-
-def _transposed(rows: Sequence[Sequence[tuple[Tensor, ...]]]) -> Iterator[list[list[Tensor]]]:
-    """For each part of the tuples, that part of all of them."""
-    for part in range(len(rows[0][0])):
-        yield [[encoded[part] for encoded in row] for row in rows]

@@ -1,22 +1,64 @@
-"""The project's commands, one after the other: shown, run in its folder, stopping at the first failure.
-
-And the configurations that they take.
-"""
+"""What the project's scripts share: options, errors, the configurations that they take, and running each other."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def script_parser(about: str | None, **options: Any) -> argparse.ArgumentParser:
+    """A parser of a script whose docstring is `about`; from now on its log is shown."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+
+def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
+    """The type of an option with a smallest value."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        return value
+
+    number.__name__ = kind.__name__  # what argparse calls it when `text` is no number
+    return number
+
+
+def above_zero(text: str) -> float:
+    """The type of an option."""
+    if not float(text) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return float(text)
+
+
+@contextmanager
+def mistakes(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Within the context an error that a user can mend ends the script with one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def write_figures(path: Path | None, figures: Any) -> None:
+    """Write JSON where a path is given, and say so."""
+    if path is not None:
+        path.write_text(json.dumps(figures, indent=2) + "\n")
+        logger.info("\nWritten to %s", path)
 
 
 def run(*command: str | Path) -> None:
@@ -50,6 +92,11 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
             return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
     except HydraException as error:
         raise ValueError(error) from error
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hydra_value(path: Path) -> str:
