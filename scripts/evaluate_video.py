@@ -27,7 +27,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from unified_video_action.env_runner import preparation
     from unified_video_action.evaluation.frechet import I3D, codec_features, frechet_interval
-    from unified_video_action.evaluation.windows import SEED, HeldOutWindows, generators, observation
+    from unified_video_action.evaluation.windows import SEED, HeldOutWindows, generators, observation, open_held_out
     from unified_video_action.policy.build import load_policy
 
     config = preparation.read_config(options.checkpoint, simulates=False)
