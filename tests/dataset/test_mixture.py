@@ -5,9 +5,12 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 
 from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
 from unified_video_action.dataset.build import build_dataset
+from unified_video_action.model.masking import TrainingDraws
+from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 CONFIG = str(Path(__file__).parents[2] / "config")
@@ -88,6 +91,40 @@ def test_shares_are_as_asked_and_actions_are_the_sources_own(places, tmp_path):
     limits = dataset.fit_normalizer().fields()["action"]  # of the sources with actions, not of zeros
     known = np.concatenate([table.action for table in dataset.tables if table.action is not None])
     np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
+
+
+def test_videos_without_states_join_a_task_that_reads_them(places, tmp_path):
+    config = read(places, tmp_path)
+    with open_dict(config):
+        del config.task.dataset.sources.lerobot
+        config.task.shape_meta.obs.agent_pos = {"shape": [2], "type": "low_dim", "steps": 1}
+        config.task.shape_meta.auxiliary_dim = 6
+    dataset = build_dataset(config)
+    picked = range(0, len(dataset), 5)
+    batch = dataset.__getitems__([(index, 0) for index in picked])
+    is_video = torch.from_numpy(dataset._table[list(picked)] == 1)
+    assert 0 < is_video.sum() < len(is_video)
+    assert torch.equal(batch["has_low_dim"], ~is_video) and torch.equal(batch["has_auxiliary"], ~is_video)
+    alone = build_dataset({**(plain := OmegaConf.to_container(config)), "task": without_videos(plain["task"])})
+    fields, expected = dataset.fit_normalizer().fields(), alone.fit_normalizer().fields()
+    assert all(torch.equal(fields["agent_pos"][name], expected["agent_pos"][name]) for name in ("scale", "offset"))
+    workspace = TrainUnifiedVideoActionWorkspace(config)
+    workspace.run()
+    policy = workspace.policy.cpu()
+    dataset.use_frames()
+    batch = policy.with_modes(
+        dataset.__getitems__([(index, 0) for index in picked]), [TASK_MODES["video"]] * len(picked)
+    )
+    inputs, targets = policy.transform.training_inputs(batch), policy.transform.targets(batch)
+    assert (inputs.proprio[is_video] == 0).all() and (inputs.proprio[~is_video] != 0).any()
+    weights = policy.model.loss_weights(targets, TrainingDraws(**batch["draws"]))
+    assert (weights["auxiliary"][is_video] == 0).all() and (weights["auxiliary"][~is_video].amax(1) == 1).all()
+    assert (weights["video"].flatten(1).sum(1) > 0).all()
+
+
+def without_videos(task):
+    sources = {name: source for name, source in task["dataset"]["sources"].items() if name != "videos"}
+    return {**task, "dataset": {**task["dataset"], "sources": sources}}
 
 
 def test_training_reads_all_of_them_through_latent_caches(places, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.sequence import WindowOptions
@@ -62,6 +62,7 @@ class StoreSource(Source):
     """A source whose format says what its actions are."""
 
     has_action: bool = field(default=True, kw_only=True)  # False: a video to learn from; actions are not read
+    has_low_dim: bool = field(default=True, kw_only=True)  # False: nor are states
 
 
 class MixtureDataset(WindowDataset):
@@ -124,7 +125,11 @@ class MixtureDataset(WindowDataset):
             latency=latency or {},
             transforms=(*(transforms or ()), *([] if hand is None else [HandWindows(hand)])),
         )
-        tables = [table for source in sources for table in source.tables(wanted)]
+        tables = [
+            table if getattr(source, "has_low_dim", True) else replace(table, low_dim={}, auxiliary=None)
+            for source in sources
+            for table in source.tables(wanted)
+        ]
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )

@@ -19,7 +19,7 @@ class Table:
 
     store: EpisodeStore
     cameras: Mapping[str, str]  # camera -> the store's name for it
-    low_dim: Mapping[str, np.ndarray]  # name -> (N, d)
+    low_dim: Mapping[str, np.ndarray]  # name -> (N, d); empty: a video without states
     action: np.ndarray | None = None  # (N, D); None: a video without actions
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
     instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
@@ -62,8 +62,8 @@ class Recordings:
 
     Attributes:
         first: (tables,) row at which each of them begins.
-        has_action: (tables,) bool.
-        low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32.
+        has_action, has_low_dim, has_auxiliary: (tables,) bool.
+        low_dim: name -> (N, d); auxiliary: (N, K) or None; all float32, zeros where a table has none.
     """
 
     def __init__(self, tables: Sequence[Table], action_dim: int, options: WindowOptions) -> None:
@@ -74,14 +74,26 @@ class Recordings:
                     f"{table.store.location}: actions of {table.action.shape[1]} numbers, but "
                     f"task.shape_meta.action has {action_dim}"
                 )
-            if (table.auxiliary is None) != (tables[0].auxiliary is None):
-                raise ValueError(f"{table.store.location}: all sources have auxiliary targets, or none")
         self.first = np.cumsum([0, *map(len, tables[:-1])])
         self.has_action = np.array([table.action is not None for table in tables])
         actions = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
-        self.low_dim = {name: _stack([table.low_dim[name] for table in tables]) for name in tables[0].low_dim}
-        self.auxiliary = None if tables[0].auxiliary is None else _stack([table.auxiliary for table in tables])
-        self._action, self._poses = _stack(actions), tables[0].poses
+        self.has_low_dim = np.array([bool(table.low_dim) for table in tables])
+        self.has_auxiliary = np.array([table.auxiliary is not None for table in tables])
+        whole = tables[int(self.has_low_dim.argmax())]  # the first that has states, if any
+        self.low_dim = {
+            name: _stack(
+                [_or_zeros(table.low_dim[name] if table.low_dim else None, len(table), values) for table in tables]
+            )
+            for name, values in whole.low_dim.items()
+        }
+        targets = [table.auxiliary for table in tables]
+        known = next((values for values in targets if values is not None), None)
+        self.auxiliary = (
+            None
+            if known is None
+            else _stack([_or_zeros(own, len(table), known) for own, table in zip(targets, tables)])
+        )
+        self._action, self._poses = _stack(actions), whole.poses
         for name in options.latency:
             if name not in {*self.low_dim, "action"}:
                 raise ValueError(f"latency.{name}: there is no such state; there are {', '.join(self.low_dim)}, action")
@@ -143,6 +155,11 @@ class Recordings:
         fixed = np.array(self.options.horizon.history_offsets)
         states = self.states(now, starts[episode], ends[episode], np.zeros(count, np.int64), fixed, training=False)
         return np.searchsorted(self.first, now, side="right") - 1, states
+
+
+def _or_zeros(values: np.ndarray | None, rows: int, like: np.ndarray) -> np.ndarray:
+    """`values`, or rows of zeros as wide as `like`."""
+    return np.zeros((rows, *like.shape[1:]), like.dtype) if values is None else values
 
 
 def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -32,9 +32,10 @@ class WindowDataset(Dataset):
 
     A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)),
     `action` (A, D), `low_dim` (name -> (P, d)), where asked for `history_action` (A, D) and `auxiliary` (H+F, K), the
-    masks `action_is_pad` (A,), `frame_is_pad` (F,) and `has_action` (), and its `index` and `seed`. Values are in the
-    data's units, as the options' transforms leave them. Where asked for it also has `future_low_dim` (name -> (A, d)),
-    and of sources with instructions `text` (text_dim,), the feature that `use_text` was given. Every random choice is a
+    masks `action_is_pad` (A,), `frame_is_pad` (F,), `has_action`, `has_low_dim` and `has_auxiliary` (), and its `index`
+    and `seed`. Values are in the data's units, as the options' transforms leave them; what a source lacks is zero.
+    Where asked for it also has `future_low_dim` (name -> (A, d)), and of sources with instructions `text` (text_dim,),
+    the feature that `use_text` was given. Every random choice is a
     function of the seed.
 
     Tables of one store share its split into training and held-out episodes; the other arguments are `MixtureDataset`'s.
@@ -203,6 +204,8 @@ class WindowDataset(Dataset):
             "action_is_pad": torch.from_numpy(states.action_is_pad | ~has_action[:, None]),
             "frame_is_pad": torch.from_numpy(frame_is_pad),
             "has_action": torch.from_numpy(has_action),
+            "has_low_dim": torch.from_numpy(self._recorded.has_low_dim[table]),
+            "has_auxiliary": torch.from_numpy(self._recorded.has_auxiliary[table]),
             "index": torch.from_numpy(index),
             "seed": torch.from_numpy(seeds),
         }
@@ -243,10 +246,11 @@ class WindowDataset(Dataset):
             return Normalizer.identity({"action": self.action_dim, **self.low_dim_dims()})
         if self.options.transforms:
             table, states = self._recorded.sample(ROWS_FITTED)
-            low_dim = states.history
+            low_dim = {name: values[self._recorded.has_low_dim[table]] for name, values in states.history.items()}
             chunks = [states.action[~states.action_is_pad & self._has_action[table][:, None]]]  # (n, D)
         else:
-            low_dim = self._recorded.low_dim
+            known = np.repeat(self._recorded.has_low_dim, [len(table) for table in self.tables])  # (N,)
+            low_dim = {name: values[known] for name, values in self._recorded.low_dim.items()}
             chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
         if not sum(map(len, chunks)):
             log.info("no source has actions: they are left as they are by the normaliser")

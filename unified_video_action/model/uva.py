@@ -30,6 +30,8 @@ class Targets:
     action_valid: Tensor  # (B, A) bool
     proprio: Tensor | None = None  # (B, A, proprio_output_dim)
     auxiliary: Tensor | None = None  # (B, H+F, auxiliary_dim)
+    has_proprio: Tensor | None = None  # (B,) bool; None: all have
+    has_auxiliary: Tensor | None = None  # (B,) bool; None: all have
 
 
 class LossTerm(NamedTuple):
@@ -136,10 +138,14 @@ class UVA(nn.Module):
             weights["action"] = valid.unsqueeze(1).expand(-1, draws.action_t.shape[1], -1)
         if self.spec.proprio_output_dim:
             valid = targets.action_valid.float()
+            if targets.has_proprio is not None:
+                valid = valid * targets.has_proprio.unsqueeze(1)
             weights["proprio"] = valid.unsqueeze(1).expand(-1, draws.proprio_t.shape[1], -1)
         if self.spec.auxiliary_dim:
             history = targets.frame_valid.new_ones(len(targets.frame_valid), self.spec.horizon.history)
             weights["auxiliary"] = torch.cat([history, targets.frame_valid], dim=1).float()
+            if targets.has_auxiliary is not None:
+                weights["auxiliary"] = weights["auxiliary"] * targets.has_auxiliary.unsqueeze(1)
         return weights
 
     def video_condition(self, z: Tensor, history: Tensor) -> Tensor:

@@ -58,6 +58,8 @@ class UVATransform:
         states = batch.get("low_dim", {})
         seen = {**states, **batch["history"], "text": batch.get("text"), "history_action": batch.get("history_action")}
         inputs = self.observed(seen)
+        if inputs.proprio is not None and "has_low_dim" in batch:  # a video without states shows their middle
+            inputs.proprio = inputs.proprio * batch["has_low_dim"].to(self.device)[:, None, None]
         inputs.future = self.future(batch["future"], inputs.history)
         inputs.actions = self.normalized_actions(batch["action"], states)
         return inputs
@@ -65,7 +67,8 @@ class UVATransform:
     def targets(self, batch: Mapping[str, Any], with_values: bool = True) -> Targets:
         """What the heads learn from; without values only what of it counts."""
         action_valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)  # (B, A)
-        targets = Targets(~batch["frame_is_pad"], action_valid)
+        has = {"has_proprio": batch.get("has_low_dim"), "has_auxiliary": batch.get("has_auxiliary")}
+        targets = Targets(~batch["frame_is_pad"], action_valid, **has)
         if with_values and self.task.predicted_state_dim:
             states = batch["future_low_dim"]
             targets.proprio = torch.cat([self.normalizer.normalize(name, states[name]) for name in states], dim=-1)

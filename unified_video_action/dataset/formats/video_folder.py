@@ -47,11 +47,9 @@ class VideoFolderSource(Source):
 
     def tables(self, wanted: Wanted) -> list[Table]:
         camera = wanted.cameras[0] if self.camera is None and len(wanted.cameras) == 1 else self.camera
-        if wanted.cameras != (camera,) or wanted.low_dim:
-            raise ValueError(
-                f"{self.path}: videos are one camera (camera={self.camera}) and no states, but the task reads "
-                f"{', '.join([*wanted.cameras, *wanted.low_dim])}"
-            )
+        if wanted.cameras != (camera,):
+            reads = ", ".join(wanted.cameras)
+            raise ValueError(f"{self.path}: videos are one camera (camera={self.camera}), but the task reads {reads}")
         root = Path(expand(self.path))
         store = VideoFolderStore(root, self.fps, self.stride, Fit.parse(self.image_size, self.crop, str(root)))
         return [Table(store, {camera: camera}, {}, instructions=self._instructions(store), weight=self.weight)]
