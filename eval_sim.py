@@ -31,8 +31,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
     add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
     add("--planner", type=int, metavar="K", help="execute the best of K plans (default: the configuration's, or none)")
-    add("--planner-model", choices=("policy", "simulator"), default="policy", help="what a planner tries its plans in: "
-        "the policy's own forward dynamics (default), or the true simulator, which gives the bound")  # fmt: skip
+    add("--planner-model", default="policy", metavar="policy|simulator|FOLDER", help="what tries plans: the "
+        "policy's own forward dynamics (default), another checkpoint's, or the simulator: the bound")  # fmt: skip
     add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as task.env_runner.max_steps=400")
     return parser.parse_args(arguments)
 

@@ -68,6 +68,22 @@ def test_states_are_those_of_forward_dynamics(policy, observations) -> None:  # 
     assert np.ptp(imagined.states, axis=0).max() > 1e-3 and imagined.frames is None
 
 
+def test_another_policy_may_imagine(policy, observations) -> None:  # noqa: F811
+    """It sees other cameras; the plans stay the acting policy's."""
+    acting, score = make_policy(cameras=2), Rightmost()
+    session = PolicySession(acting, planner=Planner(score, 3), world=policy)
+    made = plans(session, observations, [0], times=1)
+    inputs, (imagined,) = inputs_without_memory(policy, observations[:8]), score.seen
+    for actions, states in zip(imagined.actions, imagined.states, strict=True):
+        expected = policy.predict_states(inputs, torch.from_numpy(actions[None]))[0, 4:]
+        np.testing.assert_allclose(states, expected, atol=1e-4)
+    np.testing.assert_array_equal(made[0, 0], imagined.actions[imagined.actions[:, -1, 0].argmax()])
+    with pytest.raises(ValueError, match="recall: a policy that plans in another one's world"):
+        session.recall(observations[:4])
+    with pytest.raises(ValueError, match="world: there is no planner"):
+        PolicySession(acting, world=policy)
+
+
 @pytest.mark.parametrize(
     "options, needs", [({}, "frames"), ({"text_dim": 5}, "states"), ({"history_actions": True}, "frames")]
 )

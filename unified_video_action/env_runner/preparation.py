@@ -136,8 +136,10 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     remote = args.checkpoint is None
     config = read_remote(args.config_name, changes) if remote else read_config(args.checkpoint, changes)
     planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
-    if in_simulator and planner is None:
-        raise ValueError("--planner-model simulator: no planner is configured; say how many plans with --planner K")
+    if args.planner_model != "policy" and planner is None:
+        raise ValueError(
+            f"--planner-model {args.planner_model}: no planner is configured; say how many plans with --planner K"
+        )
     if disturbance:
         build_env(config["task"]["env"]).close()  # a simulator that knows no such thing says so here
     run = Path("outputs") / "remote" / args.config_name if remote else run_folder(args.checkpoint)
@@ -157,17 +159,24 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         policy = build_policy(config, Normalizer({})).eval()
     else:
         policy = load_policy(args.checkpoint, args.weights, device, config["policy"])
+    world = None
     if planner is not None and not in_simulator:
-        if not hasattr(policy, "require_trained"):
-            kind = type(policy).__name__
-            raise ValueError(f"--planner: {kind} imagines nothing to choose by; try --planner-model simulator")
-        policy.require_trained("forward_dynamics")
+        if args.planner_model != "policy":
+            world = load_policy(args.planner_model, device=device)
+        if not hasattr(world or policy, "require_trained"):
+            kind = type(world or policy).__name__
+            raise ValueError(
+                f"--planner: {kind} imagines nothing to choose by; try --planner-model simulator or CHECKPOINT"
+            )
+        (world or policy).require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
     facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
     if asked := [word for word in args.set if word.startswith("policy")]:
         facts |= {"policy": " ".join(asked)}
     if planner is not None:
         facts |= {"planner": planner.description, "planner model": args.planner_model}
+    if world is not None:
+        facts |= {"planner model digest": digest(world.model.state_dict())}
     if args.resume:
         runner.finished(output, facts)  # there is something to go on with
     return policy, runner, {
@@ -175,6 +184,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "sampler": args.sampler,
         "planner": planner,
         "try_in_simulator": in_simulator,
+        "world": world,
         "films": args.films,
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts,

@@ -90,6 +90,7 @@ class EnvRunner:
         sampler: str | None = None,
         planner: Planner | None = None,
         try_in_simulator: bool = False,
+        world: Any = None,
         films: int = 3,
         title: str = "Evaluation",
         facts: Mapping[str, str] | None = None,
@@ -107,6 +108,7 @@ class EnvRunner:
             planner: chooses among several plans; default the policy's own, if it has one.
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
+            world: another policy, in which the planner imagines its plans.
             films: episodes with a rollout video, spread from the best to the worst.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
@@ -135,7 +137,7 @@ class EnvRunner:
             if planner is not None and try_in_simulator:
                 tried = partial(envs.try_actions, steps=policy.task.horizon.future_offsets) if envs else None
                 chosen = replace(planner, simulate=tried) if tried else None
-            return PolicySession(policy, slots, self.action_steps, sampler, planner=chosen)
+            return PolicySession(policy, slots, self.action_steps, sampler, planner=chosen, world=chosen and world)
 
         was_training = policy.training
         policy.eval()

@@ -68,6 +68,7 @@ class PolicySession:
         sampler: overrides the policy's samplers, such as "ddim10".
         precision: of matrix products, "no" (float32), "bf16" or "fp16".
         planner: chooses among several plans; when None, the one that the policy's configuration names, if any.
+        world: another policy, in which the planner imagines them (the paper's Table V); None: the policy itself.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class PolicySession:
         sampler: str | None = None,
         precision: str = "no",
         planner: Planner | None = None,
+        world: BasePolicy | None = None,
     ) -> None:
         chunk = policy.task.horizon.actions
         action_steps = policy.action_steps if action_steps is None else action_steps
@@ -92,6 +94,18 @@ class PolicySession:
         self._candidates = 1 if self.planner is None else self.planner.candidates
         self.plan_seconds: deque[float] = deque(maxlen=1000)  # how long the latest plans took, all slots together
         self._episodes: list[Episode | None] = [None] * slots
+        self._world = None if world is None else PolicySession(world, slots, precision=precision)
+        if world is not None:
+            ours, theirs = (
+                (each.task.horizon.actions, each.task.horizon.action_offset, each.task.action_dim)
+                for each in (policy, world)
+            )
+            if ours != theirs:
+                raise ValueError(
+                    f"world: it reads chunks of {theirs} (actions, offset, numbers), the policy plans chunks of {ours}"
+                )
+            if self.planner is None:
+                raise ValueError("world: there is no planner that would imagine in it")
         if policy.device.type == "cuda":
             log.info("getting ready to plan in %d environments at a time", slots)
             self._warm_up()
@@ -119,6 +133,8 @@ class PolicySession:
         Raises:
             ValueError: the policy follows instructions, and there is none.
         """
+        if self._world is not None:
+            self._world.reset(slot, seed, text)
         follows = self.task.text_dim > 0
         if follows and text is None:
             raise ValueError("this policy follows instructions: reset(..., text=INSTRUCTION) needs one")
@@ -146,6 +162,8 @@ class PolicySession:
             ValueError: a camera or state is missing, or a frame is not uint8 (H, W, 3).
             RuntimeError: the slot was never reset.
         """
+        if self._world is not None:
+            self._world.observe(obs, slot)
         episode = self._episode(slot)
         episode.recent.append(self._step(obs))
         episode.recalled = None
@@ -165,6 +183,8 @@ class PolicySession:
             RuntimeError: the slot was never reset.
         """
         episode = self._episode(slot)
+        if self._world is not None:
+            raise ValueError("recall: a policy that plans in another one's world is shown every step (observe)")
         if len(history) != self.task.horizon.history:
             raise ValueError(f"{len(history)} observations: the policy reads {self.task.horizon.history}")
         steps = [self._step(obs) for obs in history]
@@ -257,8 +277,12 @@ class PolicySession:
         chunks = made["action_pred"]  # (n*K, A, D)
         if self.planner is None:
             return chunks[::candidates]
-        several = repeated(observation, candidates)
-        best = self.planner.choose(self.policy, several, chunks, episodes, self.sampler)  # (n,)
+        seen, world = observation, self.policy
+        if self._world is not None:
+            seen = self._world._observation([self._world._episode(episode.slot) for episode in episodes])
+            world = self._world.policy
+        sampler = self.sampler if self._world is None else None
+        best = self.planner.choose(world, repeated(seen, candidates), chunks, episodes, sampler)  # (n,)
         return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
 
     def _keep(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Keep | None:
