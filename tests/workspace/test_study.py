@@ -13,11 +13,15 @@ from unified_video_action.workspace.study import difference, figure
 from unified_video_action.workspace.study_report import rows_of
 
 
-def test_every_table_composes_at_every_budget(tmp_path):
+def test_every_table_composes(tmp_path):
     seen = set()
     for name in study.names():
-        budgets = yaml.safe_load((study.STUDIES / f"{name}.yaml").read_text())["budgets"]
-        for budget in budgets:
+        assert list(yaml.safe_load((study.STUDIES / f"{name}.yaml").read_text())["budgets"]) == [
+            "smoke",
+            "small",
+            "full",
+        ]
+        for budget in ("smoke", "full"):  # small differs in numbers alone
             for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
                 words = tuple(cell.train[:-1])  # without the seed
                 if words and words not in seen:
@@ -25,7 +29,7 @@ def test_every_table_composes_at_every_budget(tmp_path):
                     read_config(words[0].removeprefix("--config-name="), words[1:])
                 elif not words:
                     assert cell.checkpoint.is_dir()
-    assert len(seen) > 40
+    assert len(seen) > 30
 
 
 def test_an_interval_covers_the_mean_of_pooled_episodes():

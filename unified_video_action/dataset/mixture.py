@@ -125,11 +125,9 @@ class MixtureDataset(WindowDataset):
             latency=latency or {},
             transforms=(*(transforms or ()), *([] if hand is None else [HandWindows(hand)])),
         )
-        tables = [
-            table if getattr(source, "has_low_dim", True) else replace(table, low_dim={}, auxiliary=None)
-            for source in sources
-            for table in source.tables(wanted)
-        ]
+        plain = replace(wanted, low_dim=(), auxiliary=False)
+        asked = [wanted if getattr(source, "has_low_dim", True) else plain for source in sources]
+        tables = [table for source, of_it in zip(sources, asked) for table in source.tables(of_it)]
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )
