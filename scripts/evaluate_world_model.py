@@ -39,7 +39,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     config = preparation.read_config(options.checkpoint, options.set, simulates=False)
     dataset = open_held_out(config, options.data)
-    policy = load_policy(options.checkpoint, options.weights, preparation.choose_device(options.device))
+    device = preparation.choose_device(options.device)
+    policy = load_policy(options.checkpoint, options.weights, device, config["policy"])
     changes = {"sampler": options.sampler, "video_sampler": options.sampler, "iterations": options.iterations}
     policy.config = replace(policy.config, **{name: value for name, value in changes.items() if value is not None})
     if dataset.instructions:
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
     add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
     add("--iterations", type=at_least(1), help="steps of generation of frames (default: the configuration's)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader in the configuration")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader or policy in the configuration")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
     options = parser.parse_args(arguments)
