@@ -85,7 +85,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
     add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
     add("--iterations", type=at_least(1), help="steps of generation of frames (default: the configuration's)")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of task.reader or policy in the configuration")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of task.reader or policy in the configuration",
+    )
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
     options = parser.parse_args(arguments)

@@ -67,7 +67,7 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
         fake_episodes(cells[f"DP-C / PushT / seed {seed}"].output / "results.json", {1: 0.8, 2: 0.3, 3: 0.4})
     results = table.table({"DP-T / PushT / seed 0": "no data"})
     assert results["missing"].pop("DP-T / PushT / seed 0") == "no data"
-    assert set(results["missing"].values()) == {"not made yet"} and len(results["missing"]) == 17
+    assert set(results["missing"].values()) == {"not made yet"} and len(results["missing"]) == 23
     ours, other = results["cells"]
     assert ours["figures"]["score"]["value"] == pytest.approx(0.7)
     assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
@@ -81,7 +81,6 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
         yaml.safe_dump(
             {
                 "title": "Tiny",
-                "measure": "score",
                 "compare": "shown",
                 "rows": {
                     "shown": [

@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -18,57 +18,13 @@ import numpy as np
 import yaml
 from scipy import stats
 
-from unified_video_action.env_runner.results import bootstrap_interval, wilson_interval, write_json
+from unified_video_action.env_runner.results import SETTINGS, bootstrap_interval, wilson_interval, write_json
 from unified_video_action.workspace.commands import ROOT, hydra_value
 
 STUDIES = ROOT / "config" / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
-Values = dict[str, dict[str, float]]  # metric -> key of an episode or window -> value
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How a cell is measured: a command, the file that it leaves, and the values in it.
-
-    `command` has {checkpoint}, {output} (a folder) and {episodes}; `resume` are further words for a folder that exists.
-    """
-
-    command: tuple[str, ...]
-    result: str
-    read: Callable[[Any], Values]
-    resume: Callable[[Path], list[str]] = lambda folder: []
-
-
-def _episodes(results: Any) -> Values:
-    kept = [episode for episode in results["episodes"] if episode["crashed"] is None]
-    return {
-        "score": {str(episode["seed"]): float(episode["score"]) for episode in kept},
-        "success": {str(episode["seed"]): float(episode["success"]) for episode in kept},
-    }
-
-
-def _whole(results: Any) -> Values:
-    """Figures of a world model, one a metric; their windows' values are not kept, so they come without pairs."""
-    frames = {f"{row} {name}": row_[name]["value"] for row, row_ in results["frames"].items() for name in row_}
-    ratios = {name: figure["value"] for name, figure in results["ratios"].items()}
-    return {name: {"all": value} for name, value in (frames | ratios).items() if value is not None}
-
-
-MEASURES = {
-    "score": Measure(
-        ("eval_sim.py", "--checkpoint", "{checkpoint}", "--n-episodes", "{episodes}", "--films", "0")
-        + ("--output", "{output}"),
-        "results.json",
-        _episodes,
-        lambda folder: ["--resume"] if (folder / "journal.json").is_file() else [],
-    ),
-    "world_model": Measure(
-        ("scripts/evaluate_world_model.py", "--checkpoint", "{checkpoint}", "--windows", "{episodes}")
-        + ("--output", "{output}"),
-        "world_model.json",
-        _whole,
-    ),
-}
+Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value
+METRIC = "score"  # what rows are compared by
 
 
 @dataclass(frozen=True)
@@ -81,7 +37,7 @@ class Cell:
     checkpoint: Path  # in the run's folder; equal words give an equal one, in all tables
     output: Path  # of its measurement
     train: list[str]  # empty: the checkpoint is given
-    measure: list[str]
+    evaluate: list[str]
     prepare: list[str] = field(default_factory=list)
     makes: Path | None = None  # what `prepare` makes
 
@@ -110,8 +66,6 @@ class Study:
         if budget not in self.text["budgets"]:
             raise ValueError(f"{name} has no budget {budget!r}; it has {', '.join(self.text['budgets'])}")
         self.budget = self.text["budgets"][budget]
-        self.metric = self.text["measure"]
-        self.measure = MEASURES[self.text.get("by", self.metric if self.metric in MEASURES else "world_model")]
         self.rows = self.budget.get("rows", list(self.text["rows"]))
         self.columns = self.budget.get("columns", list(self.text["columns"]))
 
@@ -139,19 +93,20 @@ class Study:
             run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
             checkpoint = run / "checkpoints" / "latest"
         output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
-        values |= {"checkpoint": str(checkpoint), "output": str(output)}
-        measure = _fill(
-            [*self.measure.command, *about.get("evaluate", [])], values | {"episodes": self.budget["episodes"]}
-        )
+        evaluate = ["eval_sim.py", "--checkpoint", str(checkpoint), "--n-episodes", str(self.budget["episodes"])]
+        evaluate += ["--films", "0", "--output", str(output), *_fill(about.get("evaluate", []), values)]
         makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
         return Cell(
-            row, column, seed, checkpoint, output, train, measure, _fill(about.get("prepare", []), values), makes
+            row, column, seed, checkpoint, output, train, evaluate, _fill(about.get("prepare", []), values), makes
         )
 
     def values(self, cell: Cell) -> Values | None:
         """What a cell was measured to be; None while it is not."""
-        path = cell.output / self.measure.result
-        return self.measure.read(json.loads(path.read_text())) if path.is_file() else None
+        path = cell.output / "results.json"
+        if not path.is_file():
+            return None
+        kept = [episode for episode in json.loads(path.read_text())["episodes"] if episode["crashed"] is None]
+        return {name: {str(episode["seed"]): float(episode[name]) for episode in kept} for name in ("score", "success")}
 
     def make(self, cell: Cell) -> str | None:
         """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
@@ -167,7 +122,7 @@ class Study:
                 return failed
             write_json(done, cell.train)
         if self.values(cell) is None:
-            return _run([*cell.measure, *self.measure.resume(cell.output)], log)
+            return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
 
     def table(self, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -191,18 +146,16 @@ class Study:
                 common = sorted(by_seed.keys() & against.keys())
                 if common:
                     entry["difference"] = difference(
-                        [by_seed[seed][self.metric] for seed in common], [against[seed][self.metric] for seed in common]
+                        [by_seed[seed][METRIC] for seed in common], [against[seed][METRIC] for seed in common]
                     )
-            if self.metric == "score":
-                pooled = [value for each in by_seed.values() for value in each["success"].values()]
-                low, high = wilson_interval(int(sum(pooled)), len(pooled))
-                figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
+            pooled = [value for each in by_seed.values() for value in each["success"].values()]
+            low, high = wilson_interval(int(sum(pooled)), len(pooled))
+            figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
             cells.append(entry)
         return {
             "title": self.text["title"],
             "budget": self.budget_name,
             "says": self.budget["says"],
-            "metric": self.metric,
             "compare": self.text.get("compare"),
             "paper": self.text.get("paper", {}),
             "cells": cells,

@@ -25,17 +25,15 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _titles(column: str, results: Mapping[str, Any]) -> list[str]:
-    titles = [column, f"{column}: training seeds"]
-    titles += [f"{column}: success"] if results["metric"] == "score" else []
+    titles = [column, f"{column}: training seeds", f"{column}: success"]
     titles += [f"{column}: less {results['compare']}"] if results["compare"] else []
     return titles + ([f"{column}: in the paper"] if results["paper"] else [])
 
 
 def _cell(cell: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
-    found = cell["figures"][results["metric"]]
+    found = cell["figures"]["score"]
     words = [_figure(found), ", ".join(f"{value:.3f}" for value in found["by_seed"])]
-    if results["metric"] == "score":
-        words.append(_figure(cell["figures"]["success"], 100, 1) + " %")
+    words.append(_figure(cell["figures"]["success"], 100, 1) + " %")
     if results["compare"]:
         other = cell.get("difference")
         words.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
@@ -62,14 +60,14 @@ def write_table(output: Path, results: Mapping[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     made = {"machine": machine(), "commit": git_commit(), "versions": versions()}
     write_json(output / "table.json", {**results, "made": made})
-    best = max((cell["figures"][results["metric"]]["high"] for cell in results["cells"]), default=1.0)
+    best = max((cell["figures"]["score"]["high"] for cell in results["cells"]), default=1.0)
     write_page(
         output / "table.html",
         "study.html",
         title=results["title"],
         results=results,
         table=rows_of(results),
-        bars=[(cell, cell["figures"][results["metric"]]) for cell in results["cells"]],
+        bars=[(cell, cell["figures"]["score"]) for cell in results["cells"]],
         most=best or 1.0,
         made=made,
     )
