@@ -97,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--config-name", action="append", help="a configuration of config/; may be repeated")
     what.add_argument("--all", action="store_true", help="all of them, those that train alike once")
     parser.add_argument("--steps", type=commands.at_least(1), default=300)
-    parser.add_argument("--batch-size", type=commands.at_least(1), default=4)
+    parser.add_argument(
+        "--batch-size", type=commands.at_least(1), help="windows a step (default: 4; 16 of two cameras)"
+    )
     parser.add_argument("--depth", type=int, help=f"most blocks of encoder and decoder each ({DEPTH} for wide models)")
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as training.optimizer.learning_rate=1e-3")
@@ -117,7 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         seen[key] = name
         began = time.monotonic()
-        before, after = check(config, options.steps, options.batch_size)
+        cameras = sum(entry.get("type") == "rgb" for entry in config["task"]["shape_meta"]["obs"].values())
+        before, after = check(config, options.steps, options.batch_size or (4 if cameras == 1 else 16))
         row = results[name] = {"before": before, "after": after, "deaf": warnings(after), "cut": done}
         row["seconds"] = round(time.monotonic() - began, 1)
         figures = ", ".join(f"{key} {before[key]:.3f} -> {value:.3f}" for key, value in after.items())
