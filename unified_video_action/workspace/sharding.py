@@ -20,7 +20,17 @@ def shard(module: nn.Module, device: torch.device, heads: tuple[str, ...]) -> No
 
     Args:
         heads: how the names of parameters begin that some forward passes do not use.
+
+    Raises:
+        ValueError: this torch adds gradients up where it is to average them (2.7 does between CPUs).
     """
+    mean, ones = torch.zeros(1, device=device), torch.ones(torch.distributed.get_world_size(), device=device)
+    torch.distributed.reduce_scatter_tensor(mean, ones, torch.distributed.ReduceOp.AVG)
+    if mean.item() != 1:
+        raise ValueError(
+            f"trainer.sharding=full: torch {torch.__version__} sums gradients on {device.type} in place of averaging "
+            "them; take a newer torch, or trainer.sharding=none"
+        )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for name, block in blocks_of_lists(module):
         if not any(parameter.startswith(heads) for parameter, _ in block.named_parameters(name)):
