@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -96,14 +97,9 @@ class PolicySession:
         self._episodes: list[Episode | None] = [None] * slots
         self._world = None if world is None else PolicySession(world, slots, precision=precision)
         if world is not None:
-            ours, theirs = (
-                (each.task.horizon.actions, each.task.horizon.action_offset, each.task.action_dim)
-                for each in (policy, world)
-            )
-            if ours != theirs:
-                raise ValueError(
-                    f"world: it reads chunks of {theirs} (actions, offset, numbers), the policy plans chunks of {ours}"
-                )
+            chunk = attrgetter("horizon.actions", "horizon.action_offset", "action_dim")
+            if chunk(world.task) != chunk(policy.task):
+                raise ValueError(f"world: its chunks are {chunk(world.task)}, the policy's {chunk(policy.task)}")
             if self.planner is None:
                 raise ValueError("world: there is no planner that would imagine in it")
         if policy.device.type == "cuda":
@@ -277,12 +273,10 @@ class PolicySession:
         chunks = made["action_pred"]  # (n*K, A, D)
         if self.planner is None:
             return chunks[::candidates]
-        seen, world = observation, self.policy
-        if self._world is not None:
-            seen = self._world._observation([self._world._episode(episode.slot) for episode in episodes])
-            world = self._world.policy
-        sampler = self.sampler if self._world is None else None
-        best = self.planner.choose(world, repeated(seen, candidates), chunks, episodes, sampler)  # (n,)
+        world = self if self._world is None else self._world
+        own = episodes if world is self else [world._episode(episode.slot) for episode in episodes]
+        seen = observation if world is self else world._observation(own)
+        best = self.planner.choose(world.policy, repeated(seen, candidates), chunks, episodes, world.sampler)  # (n,)
         return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
 
     def _keep(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Keep | None:
