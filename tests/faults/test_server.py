@@ -21,6 +21,7 @@ from tests.real.server_support import INSTRUCTIONS, describe, instant_core, obse
 from tests.real.test_server_fuzzing import openpi_messages, umi_messages
 from unified_video_action.compat import plain_pickle
 from unified_video_action.compat.openpi_messages import pack, unpack
+from unified_video_action.real.serving import access
 
 SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
 TEXT = INSTRUCTIONS[0]
@@ -90,6 +91,34 @@ def test_a_zeromq_message_without_an_end_ends_its_connection_and_takes_no_memory
                 client.sendall(part * (1_000_000 // size))
         assert resident() - before < 200 * 2**20
         require_umi_plan(ports)
+
+
+def test_zeromq_connections_that_ask_for_nothing_make_room(monkeypatch) -> None:
+    monkeypatch.setattr(access, "CONNECTIONS", 8)
+    with instant_core(DESCRIPTION, instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
+        silent = [raw_zmq(ports["umi"]) for _ in range(30)]
+        try:
+            require_umi_plan(ports)
+            with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
+                client.recv(timeout=SECONDS)
+            for each in silent:
+                each.settimeout(2)
+            assert gone(silent[0]) and not gone(silent[-1]), "the oldest are closed"
+        finally:
+            for each in silent:
+                each.close()
+
+
+def gone(client: socket.socket) -> bool:
+    """Whether the server has closed it; what it said before is read."""
+    try:
+        while client.recv(1000):
+            pass
+    except ConnectionResetError:
+        pass
+    except TimeoutError:
+        return False
+    return True
 
 
 def test_zeromq_messages_of_other_parts_or_too_long_are_answered_or_end_and_idle_clients_stay() -> None:

@@ -84,20 +84,23 @@ def check_port(address: str, port: int, option: str) -> None:
 
 
 class Limiter:
-    """Bounds the connections that have not shaken hands: where there are more than `most`, the oldest is closed."""
+    """Bounds the connections that have asked for nothing: where there are more than `most`, the oldest is closed.
+
+    One for all ports of a server, since files are shared. A connection is anything with a `transport`.
+    """
 
     def __init__(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most = CONNECTIONS if files < 0 else max(4, min(CONNECTIONS, files // SHARE))
         self.open: set[ServerConnection] = set()  # that have shaken hands
-        self._silent: dict[ServerConnection, None] = {}  # oldest first
+        self._silent: dict[Any, None] = {}  # oldest first
         self._logged: dict[str, float] = {}
 
-    def shaken(self, connection: ServerConnection) -> None:
+    def shaken(self, connection: Any) -> None:
         """A connection asked for something."""
         self._silent.pop(connection, None)
 
-    def accepted(self, connection: ServerConnection) -> None:
+    def accepted(self, connection: Any) -> None:
         """There is a connection that asked for nothing yet."""
         self._silent[connection] = None
         if len(self._silent) > self.most:

@@ -154,21 +154,26 @@ def most_bytes(core: Core) -> int:
 
 @asynccontextmanager
 async def listen(
-    core: Core, address: str, port: int, key: str | None = None, queue: bool = False, query_steps: int | None = None
+    core: Core,
+    address: str,
+    port: int,
+    limiter: Limiter,
+    key: str | None = None,
+    queue: bool = False,
+    query_steps: int | None = None,
 ) -> AsyncIterator[tuple[int, Coroutine]]:
     """Listen for openpi's clients; yields the port, and what runs for as long as connections are accepted.
 
     GET /healthz answers OK to anyone, GET /status the core's health.
 
     Args:
-        port: 0 takes a free one. key: that clients must give; None: none.
+        port: 0 takes a free one. limiter: of the whole server's connections. key: that clients must give; None: none.
         queue: let clients wait for a slot where all are taken.
         query_steps: see OpenpiHandler; None: the checkpoint's `action_steps`.
 
     Raises:
         OSError: the port is taken.
     """
-    limiter = Limiter()
     asyncio.get_running_loop().set_exception_handler(limiter.loop_error)
     steps = query_steps or core.description.action_steps
     metadata = pack(

@@ -27,7 +27,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 from unified_video_action.real.serving import openpi, umi_arx, zeromq
-from unified_video_action.real.serving.access import VARIABLE, check_port, read_key, resolve
+from unified_video_action.real.serving.access import VARIABLE, Limiter, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
 
 log = logging.getLogger(__name__)
@@ -148,13 +148,13 @@ class PolicyServer:
         self.ports: dict[str, int] = {}
         self._core, self._died = core, ""
         address = resolve(args.host)
-        key = read_key(address, args.key_file)
+        key, limiter = read_key(address, args.key_file), Limiter()
         self._handlers: dict[str, AbstractAsyncContextManager] = {
-            "websocket": openpi.listen(core, address, args.port, key, args.queue, args.query_steps)
+            "websocket": openpi.listen(core, address, args.port, limiter, key, args.queue, args.query_steps)
         }
         if args.allow_umi_pickle:
             umi_arx.require_one_hand(core.description)
-            self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port)
+            self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port, limiter)
             if args.umi_client_yaml:
                 args.umi_client_yaml.write_text(umi_arx.client_yaml(core.description))
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)

@@ -37,6 +37,10 @@ class UmiHandler:
         self._text: str | None = None  # the episode's instruction
         self._newest: np.ndarray | None = None  # (3, h, w) some pixels of the frame that was seen last
 
+    @property
+    def has_slot(self) -> bool:
+        return self._client is not None
+
     async def answer(self, data: bytes) -> bytes:
         """The answer to a message. Raises nothing, whatever `data` is."""
         try:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 
+from unified_video_action.real.serving.access import Limiter
 from unified_video_action.real.serving.core import Core
 from unified_video_action.real.serving.umi_arx import UmiHandler, most_bytes
 
@@ -24,13 +25,13 @@ GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + byt
 
 
 @asynccontextmanager
-async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int, Coroutine]]:
+async def listen(core: Core, address: str, port: int, limiter: Limiter) -> AsyncIterator[tuple[int, Coroutine]]:
     """Listen for REQ clients; yields the port, and what runs for as long as connections are accepted.
 
     A message that is too long, or that has parts without an end, ends its connection.
 
     Args:
-        port: 0 takes a free one.
+        port: 0 takes a free one. limiter: of the whole server's connections; it may close those without a slot.
 
     Raises:
         OSError: the port is taken.
@@ -40,6 +41,7 @@ async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         handler = UmiHandler(core)
         connections.add(writer.transport)
+        limiter.accepted(writer)
         try:
             writer.write(GREETING)
             async with asyncio.timeout(HANDSHAKE_SECONDS):
@@ -53,6 +55,8 @@ async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int
                     answer = await handler.answer(parts[1])
                 else:
                     answer = handler.refuse(f"{len(parts)} frames: expected an empty one and a message")
+                if handler.has_slot:
+                    limiter.shaken(writer)
                 writer.write(_frame(b"", MORE) + _frame(answer))
                 await writer.drain()
         except ValueError as error:
@@ -61,6 +65,7 @@ async def listen(core: Core, address: str, port: int) -> AsyncIterator[tuple[int
             log.debug("UMI client: the connection ended")
         finally:
             handler.close()
+            limiter.shaken(writer)
             connections.discard(writer.transport)
             writer.transport.abort()
 
