@@ -126,7 +126,7 @@ class MixtureDataset(WindowDataset):
             transforms=(*(transforms or ()), *([] if hand is None else [HandWindows(hand)])),
         )
         plain = replace(wanted, low_dim=(), auxiliary=False)
-        asked = [wanted if getattr(source, "has_low_dim", True) else plain for source in sources]
+        asked = [plain if isinstance(source, StoreSource) and not source.has_low_dim else wanted for source in sources]
         tables = [table for source, of_it in zip(sources, asked) for table in source.tables(of_it)]
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer

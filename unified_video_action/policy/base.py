@@ -232,6 +232,14 @@ def _open_text(dataset: WindowDataset, text: ClipText | None, width: int) -> Non
     dataset.use_text(features)
 
 
+def normalized_states(task: TaskSpec, normalizer: Normalizer, obs: Observation, device: torch.device) -> Tensor:
+    """All states of a task side by side, (B, P, d); rows that have none (`has_low_dim`) show the middle of each."""
+    states = [obs[name].to(device)[:, -task.state_steps :] for name in task.states]
+    states = torch.cat(list(map(normalizer.normalize, task.states, states)), dim=-1)
+    has = obs.get("has_low_dim")
+    return states if has is None else states * has.to(device)[:, None, None]
+
+
 def require_observations(obs: Observation, names: Sequence[str]) -> None:
     """Raise ValueError for an observation that is missing."""
     for name in names:

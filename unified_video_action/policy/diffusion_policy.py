@@ -24,6 +24,7 @@ from unified_video_action.policy.base import (
     LossTerm,
     Observation,
     Share,
+    normalized_states,
     require_observations,
 )
 from unified_video_action.policy.diffusion_networks import CausalTransformer, ConditionalUnet1d, ObservationEncoder
@@ -144,7 +145,8 @@ class DiffusionPolicy(BasePolicy):
 
     def condition(self, batch: Mapping[str, Any]) -> Tensor:
         """What the denoiser knows of a batch of windows, (B, H, width)."""
-        return self._condition({**batch["low_dim"], **batch["history"], "text": batch.get("text")})
+        also = {name: batch.get(name) for name in ("text", "has_low_dim")}
+        return self._condition({**batch["low_dim"], **batch["history"], **also})
 
     # -- acting --------------------------------------------------------------------------------------------------------
 
@@ -186,8 +188,9 @@ class DiffusionPolicy(BasePolicy):
         steps = frames[0].shape[1]
         if steps != self.task.horizon.history:
             raise ValueError(f"{steps} frames of history given, the policy needs {self.task.horizon.history}")
-        states = [self.normalizer.normalize(name, obs[name].to(self.device)) for name in self.task.states]
-        states = torch.cat([frames[0].new_empty(*frames[0].shape[:2], 0), *states], dim=-1)  # (B, H, d)
+        states = frames[0].new_empty(*frames[0].shape[:2], 0)  # (B, H, d)
+        if self.task.states:
+            states = normalized_states(self.task, self.normalizer, obs, self.device)
         text = obs.get("text")
         return self.model.encoder(frames, states, None if text is None else text.to(self.device))
 

@@ -19,6 +19,7 @@ from unified_video_action.vae.base import resize
 
 IMAGES = ("observation/image", "observation/wrist_image")  # openpi's names of a robot's first and second camera
 MOST_BYTES = 16 * 1024 * 1024  # of an answer
+NOT_TRAINED = "policy=remote is not trained: evaluate it by eval_sim.py --config-name NAME --set policy=remote"
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,12 @@ class RemotePolicy(BasePolicy):
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        raise ValueError(
-            "policy=remote is not trained: evaluate it by eval_sim.py --config-name NAME --set policy=remote"
-        )
-
-    def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        raise NotImplementedError
+        raise ValueError(NOT_TRAINED)
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        raise NotImplementedError
+        raise ValueError(NOT_TRAINED)
+
+    loss_weights = loss_terms
 
     def encode_text(self, instructions: Sequence[str]) -> Tensor:
         """The instructions' numbers, (n, text_dim): the server gets their words."""

@@ -12,7 +12,7 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.uva import Targets
 from unified_video_action.noise import Generators
-from unified_video_action.policy.base import Observation, require_observations
+from unified_video_action.policy.base import Observation, normalized_states, require_observations
 from unified_video_action.policy.config import UVAConfig
 from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
 from unified_video_action.vae.base import FrameCodec, Moments
@@ -45,8 +45,7 @@ class UVATransform:
                 f"the policy needs {task.horizon.history}"
             )
         if task.states:
-            states = [obs[name].to(self.device)[:, -task.state_steps :] for name in task.states]
-            inputs.proprio = torch.cat(list(map(self.normalizer.normalize, task.states, states)), dim=-1)  # (B, P, d)
+            inputs.proprio = normalized_states(task, self.normalizer, obs, self.device)  # (B, P, d)
         if task.history_actions and obs.get("history_action") is not None:
             inputs.history_actions = self.normalized_actions(obs["history_action"].to(self.device), obs)
         if task.text_dim:
@@ -56,10 +55,8 @@ class UVATransform:
     def training_inputs(self, batch: Mapping[str, Any]) -> ModelInputs:
         """All of them, of a batch of windows on the model's device."""
         states = batch.get("low_dim", {})
-        seen = {**states, **batch["history"], "text": batch.get("text"), "history_action": batch.get("history_action")}
-        inputs = self.observed(seen)
-        if inputs.proprio is not None and "has_low_dim" in batch:  # a video without states shows their middle
-            inputs.proprio = inputs.proprio * batch["has_low_dim"].to(self.device)[:, None, None]
+        also = {name: batch.get(name) for name in ("text", "history_action", "has_low_dim")}
+        inputs = self.observed({**states, **batch["history"], **also})
         inputs.future = self.future(batch["future"], inputs.history)
         inputs.actions = self.normalized_actions(batch["action"], states)
         return inputs
