@@ -111,6 +111,18 @@ def test_what_is_no_answer_is_named(server, prompt, message):
     assert policy.predict_action(observe(policy, "lift"))["action"].shape == (1, 2, 3)  # by a new connection
 
 
+def test_the_key_is_the_environments_and_is_stored_nowhere(server, monkeypatch):
+    url, _ = server
+    asked = []
+    monkeypatch.setattr("websockets.sync.client.connect", lambda *given, **options: asked.append(options) or 1 / 0)
+    monkeypatch.setenv("UVA_SERVER_KEY", "secret-of-a-server")
+    policy = make(url)
+    with pytest.raises(ZeroDivisionError):
+        policy.predict_action(observe(policy, "lift"))
+    assert asked[0]["additional_headers"] == {"Authorization": "Api-Key secret-of-a-server"}
+    assert "secret" not in str(policy.config)
+
+
 def test_no_server_and_no_address_are_named(server):
     policy = make("ws://127.0.0.1:9")
     with pytest.raises(ValueError, match="ws://127.0.0.1:9: no answer.*is the server running"):

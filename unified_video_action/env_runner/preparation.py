@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,22 @@ def choose_device(name: str | None) -> str:
     return name
 
 
+def _subject(args: Namespace, changes: Sequence[str]) -> tuple[dict, Path, str, Callable[[str], BasePolicy]]:
+    """What is evaluated: its configuration, the folder of its run, its name, and what loads it onto a device."""
+    if args.checkpoint is not None:
+        config = read_config(args.checkpoint, changes)
+        name, policy = args.checkpoint.resolve().name, config["policy"]
+        return (
+            config,
+            run_folder(args.checkpoint),
+            name,
+            lambda to: load_policy(args.checkpoint, args.weights, to, policy),
+        )
+    config = read_remote(args.config_name, changes)
+    folder = Path("outputs") / "remote" / args.config_name
+    return config, folder, config["policy"]["url"], lambda _: build_policy(config, Normalizer({})).eval()
+
+
 def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     """Build the policy, its runner and the arguments of `EnvRunner.run` that eval_sim.py's options ask for.
 
@@ -133,8 +149,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         Sampler.parse(args.sampler)
     disturbance = {} if args.disturbance is None else {"disturbance": args.disturbance}
     changes = args.set + [f"task.env.{key}={kind}" for key, kind in disturbance.items()]
-    remote = args.checkpoint is None
-    config = read_remote(args.config_name, changes) if remote else read_config(args.checkpoint, changes)
+    config, run, name, load = _subject(args, changes)
     planner, in_simulator = build_planner(config, args.planner), args.planner_model == "simulator"
     if args.planner_model != "policy" and planner is None:
         raise ValueError(
@@ -142,24 +157,15 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         )
     if disturbance:
         build_env(config["task"]["env"]).close()  # a simulator that knows no such thing says so here
-    run = Path("outputs") / "remote" / args.config_name if remote else run_folder(args.checkpoint)
-    name = config["policy"]["url"] if remote else args.checkpoint.resolve().name
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
-    output = (
-        args.output
-        or run / "evaluation" / f"{'remote' if remote else name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
-    )
+    output = args.output or run / "evaluation" / f"{Path(name).name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
     used = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if used and not args.resume and rank_and_size()[0] == 0:  # the first process writes, perhaps before others ask
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
     runner = build_runner(config, n_episodes=args.n_episodes, n_envs=args.n_envs, start_seed=args.seed)
-    device = "cpu" if remote else choose_device(args.device)
-    if remote:
-        policy = build_policy(config, Normalizer({})).eval()
-    else:
-        policy = load_policy(args.checkpoint, args.weights, device, config["policy"])
-    world = None
+    device, world = choose_device(args.device), None
+    policy = load(device)
     if planner is not None and not in_simulator:
         if args.planner_model != "policy":
             world = load_policy(args.planner_model, device=device)

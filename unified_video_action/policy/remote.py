@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.vae.base import resize
 
 IMAGES = ("observation/image", "observation/wrist_image")  # openpi's names of a robot's first and second camera
+KEY_VARIABLE = "UVA_SERVER_KEY"
 MOST_BYTES = 16 * 1024 * 1024  # of an answer
 NOT_TRAINED = "policy=remote is not trained: evaluate it by eval_sim.py --config-name NAME --set policy=remote"
 
@@ -31,7 +33,6 @@ class RemoteConfig:
     keys: Mapping[str, str] = field(default_factory=dict)  # the server's names of cameras and states; see RemotePolicy
     image_size: int | None = None  # frames are resized to this square; null: sent as they are
     history: bool = False  # send all observed frames and states, oldest first, in place of the newest
-    api_key: str | None = None  # where the server asks for one
     timeout: float = 60.0  # seconds for an answer
     sampler: str = "the server's"
 
@@ -50,7 +51,8 @@ class RemotePolicy(BasePolicy):
 
     A message holds uint8 frames (H, W, 3) and float32 states (d,) of the newest observation, and the instruction as
     `prompt`. Cameras are named observation/image and observation/wrist_image, all states together observation/state,
-    unless `keys` names them one by one. The answer's `actions` (A, D) are in the units of the simulator.
+    unless `keys` names them one by one. The answer's `actions` (A, D) are in the units of the simulator. A server that
+    asks for a key gets that of the environment variable UVA_SERVER_KEY, since configurations are stored with results.
 
     Raises:
         ValueError: more cameras than openpi has names for, without `keys`.
@@ -166,7 +168,8 @@ class RemotePolicy(BasePolicy):
     def _connect(self) -> None:
         from websockets.sync.client import connect
 
-        headers = None if self.config.api_key is None else {"Authorization": f"Api-Key {self.config.api_key}"}
+        key = os.environ.get(KEY_VARIABLE)
+        headers = None if key is None else {"Authorization": f"Api-Key {key}"}
         connection = connect(
             self.config.url,
             additional_headers=headers,
