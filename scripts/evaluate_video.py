@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.workspace.commands import at_least, mistakes, script_parser
+from unified_video_action.workspace.commands import at_least, held_out_parser, mistakes
 
 log = logging.getLogger("evaluate_video")
 
@@ -66,17 +66,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = script_parser(__doc__)
+    parser = held_out_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    add("--weights", choices=("ema", "model"), default="ema")
-    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
     add("--clips", type=at_least(2), default=500, help="how many, spread evenly (default: 500)")
     add("--iterations", type=at_least(1), nargs="+", default=[1, 8], help="steps of generation (default: 1 8)")
-    add("--sampler", help="of frames, such as ddim10 (default: the configuration's)")
     add("--i3d", type=Path, help="i3d_torchscript.pt, for FVD")
-    add("--rows", type=at_least(1), default=64, help="clips at a time (default: 64)")
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--output", type=Path, required=True, help="folder of the results")
     options = parser.parse_args(arguments)
     from unified_video_action.env_runner import results

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.workspace.commands import at_least, mistakes, script_parser
+from unified_video_action.workspace.commands import at_least, held_out_parser, mistakes
 
 log = logging.getLogger("evaluate_world_model")
 SHOWN = 6  # windows whose pictures the page has
@@ -75,15 +75,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = script_parser(__doc__)
+    parser = held_out_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
-    add("--weights", choices=("ema", "model"), default="ema")
-    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
     add("--windows", type=at_least(2), default=500, help="how many, spread evenly (default: 500)")
     add("--samples", type=at_least(0), default=8, help="imagined futures of a window; the best counts (default: 8)")
-    add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
-    add("--sampler", help="such as ddim10, for actions and frames (default: the configuration's)")
     add("--iterations", type=at_least(1), help="steps of generation of frames (default: the configuration's)")
     add(
         "--set",
@@ -92,7 +87,6 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="KEY=VALUE",
         help="changes of task.reader or policy in the configuration",
     )
-    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--output", type=Path, help="folder of the results (default: world_model/ of the run)")
     options = parser.parse_args(arguments)
     with mistakes(parser):

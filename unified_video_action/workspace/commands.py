@@ -25,6 +25,19 @@ def script_parser(about: str | None, **options: Any) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
 
+def held_out_parser(about: str | None) -> argparse.ArgumentParser:
+    """A parser of a script that measures a checkpoint on windows of held-out episodes."""
+    parser = script_parser(about)
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="folder of a checkpoint")
+    add("--weights", choices=("ema", "model"), default="ema")
+    add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
+    add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
+    add("--sampler", help="such as ddim10 (default: the configuration's)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    return parser
+
+
 def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
     """The type of an option with a smallest value."""
 
