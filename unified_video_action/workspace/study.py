@@ -158,6 +158,7 @@ class Study:
             "says": self.budget["says"],
             "compare": self.text.get("compare"),
             "paper": self.text.get("paper", {}),
+            "columns": self.columns,
             "cells": cells,
             "missing": missing,
         }

@@ -11,35 +11,29 @@ from unified_video_action.env_runner.results import git_commit, machine, version
 
 
 def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
-    """The table as text, the first row its head."""
-    cells = {(cell["row"], cell["column"]): cell for cell in results["cells"]}
-    names = dict.fromkeys(row for row, _ in cells), dict.fromkeys(column for _, column in cells)
-    table = [["", *(title for column in names[1] for title in _titles(column, results))]]
-    for row in names[0]:
-        line = [row]
-        for column in names[1]:
-            cell = cells.get((row, column))
-            line += _cell(cell, results) if cell else ["missing"] + [""] * (len(_titles(column, results)) - 1)
+    """The table as text, a line for each cell that is there; the first one is the head."""
+    compare, paper = results["compare"], results["paper"]
+    table = [["", "", "mean score", "of each training seed", "success"]]
+    table[0] += [f"less {compare}"] * bool(compare) + ["in the paper"] * bool(paper)
+    for cell in sorted(results["cells"], key=lambda cell: results["columns"].index(cell["column"])):
+        found = cell["figures"]
+        seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
+        line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
+        if compare:
+            other = cell.get("difference")
+            line.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
+        if paper:
+            line.append(str(paper.get(cell["row"], {}).get(cell["column"], "-")))
         table.append(line)
     return table
 
 
-def _titles(column: str, results: Mapping[str, Any]) -> list[str]:
-    titles = [column, f"{column}: training seeds", f"{column}: success"]
-    titles += [f"{column}: less {results['compare']}"] if results["compare"] else []
-    return titles + ([f"{column}: in the paper"] if results["paper"] else [])
-
-
-def _cell(cell: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
-    found = cell["figures"]["score"]
-    words = [_figure(found), ", ".join(f"{value:.3f}" for value in found["by_seed"])]
-    words.append(_figure(cell["figures"]["success"], 100, 1) + " %")
-    if results["compare"]:
-        other = cell.get("difference")
-        words.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
-    if results["paper"]:
-        words.append(str(results["paper"].get(cell["row"], {}).get(cell["column"], "-")))
-    return words
+def missing(results: Mapping[str, Any]) -> list[str]:
+    """Why cells are missing, a line for each reason, with the cells' names."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in results["missing"].items():
+        reasons.setdefault(why, []).append(name)
+    return [f"{why}: {'; '.join(names)}" for why, names in reasons.items()]
 
 
 def _figure(found: Mapping[str, Any], factor: float = 1, digits: int = 3) -> str:
@@ -52,7 +46,7 @@ def text_table(results: Mapping[str, Any]) -> str:
     head, *rows = rows_of(results)
     lines = [f"\n{results['title']}; {results['budget']}: {results['says']}\n", f"| {' | '.join(head)} |"]
     lines += ["|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join([*lines, "", *(f"missing: {name}: {why}" for name, why in results["missing"].items())])
+    return "\n".join([*lines, "", *(f"missing, {line}" for line in missing(results))])
 
 
 def write_table(output: Path, results: Mapping[str, Any]) -> None:
@@ -60,14 +54,13 @@ def write_table(output: Path, results: Mapping[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     made = {"machine": machine(), "commit": git_commit(), "versions": versions()}
     write_json(output / "table.json", {**results, "made": made})
-    best = max((cell["figures"]["score"]["high"] for cell in results["cells"]), default=1.0)
     write_page(
         output / "table.html",
         "study.html",
         title=results["title"],
         results=results,
         table=rows_of(results),
+        missing=missing(results),
         bars=[(cell, cell["figures"]["score"]) for cell in results["cells"]],
-        most=best or 1.0,
         made=made,
     )
