@@ -16,11 +16,6 @@ from unified_video_action.workspace.study_report import rows_of
 def test_every_table_composes(tmp_path):
     seen = set()
     for name in study.names():
-        assert list(yaml.safe_load((study.STUDIES / f"{name}.yaml").read_text())["budgets"]) == [
-            "smoke",
-            "small",
-            "full",
-        ]
         for budget in ("smoke", "full"):  # small differs in numbers alone
             for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
                 words = tuple(cell.train[:-1])  # without the seed
@@ -98,10 +93,11 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
                     "absent": ["--config-name=uva_pusht_mini", "task.dataset.paths=[nowhere.zip]"],
                 },
                 "columns": {"PushT": {}},
-                "budgets": {"smoke": {"says": "a test", "seeds": [0], "episodes": 2}},
             }
         )
     )
+    budget = {"says": "a test", "seeds": [0], "episodes": 2, "train": []}
+    (tmp_path / "_budgets.yaml").write_text(yaml.safe_dump({"smoke": budget}))
     words = ["tiny", "--output", str(tmp_path / "out" / "tiny"), "--data", str(tmp_path)]
     assert reproduce.main(words) == 1  # one cell failed
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())

@@ -63,9 +63,10 @@ class Study:
         self.name, self.budget_name, self.output, self._data = name, budget, output, data
         self.text = yaml.safe_load(path.read_text())
         self.text["columns"] = {str(name): about for name, about in self.text["columns"].items()}
-        if budget not in self.text["budgets"]:
-            raise ValueError(f"{name} has no budget {budget!r}; it has {', '.join(self.text['budgets'])}")
-        self.budget = self.text["budgets"][budget]
+        budgets = _budgets(self.text)
+        if budget not in budgets:
+            raise ValueError(f"{name} has no budget {budget!r}; it has {', '.join(budgets)}")
+        self.budget = budgets[budget]
         self.rows = self.budget.get("rows", list(self.text["rows"]))
         self.columns = self.budget.get("columns", list(self.text["columns"]))
 
@@ -77,10 +78,11 @@ class Study:
 
     def _cell(self, row: str, column: str, seed: int) -> Cell:
         about = self.text["columns"][column]
-        values = {"data": str(self._data), "seed": seed} | {k: v for k, v in self.budget.items() if isinstance(v, str)}
-        for found in (self.text, self.budget):
-            values |= found.get("row_values", {}).get(row, {})
-        values |= {key: value for key, value in about.items() if isinstance(value, str | int | float)}
+        learner = self.text.get("learner", {}).get(row, "uva")
+        values = {"data": str(self._data), "seed": seed, "learner": learner}
+        values |= {key: value for key, value in (self.budget | about).items() if isinstance(value, str | int | float)}
+        if "steps" in self.budget:
+            values["steps"] = self.budget["steps"][learner]
         words = self.text["rows"][row]
         if isinstance(words, Mapping):
             words = words.get(column, words.get("other", []))
@@ -166,14 +168,20 @@ class Study:
 
 def names() -> list[str]:
     """The tables that can be made."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    return sorted(path.stem for path in STUDIES.glob("[!_]*.yaml"))
+
+
+def _budgets(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """A table's budgets: those of all tables, with its own values."""
+    common = yaml.safe_load((STUDIES / "_budgets.yaml").read_text())
+    return {name: about | table.get("budgets", {}).get(name, {}) for name, about in common.items()}
 
 
 def describe(name: str) -> str:
     """A table's name, title and budgets."""
     text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     lines = [f"{name}: {text['title']}"]
-    return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in text["budgets"].items()])
+    return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in _budgets(text).items()])
 
 
 def figure(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
