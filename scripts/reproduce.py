@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for number, cell in enumerate(cells):
             state = "done" if table.values(cell) else "begun" if cell.output.with_suffix(".log").exists() else "to do"
-            log.info("%3d  %-6s %s: python train.py %s", number, state, cell.name, " ".join(cell.train))
+            trainings = "; then ".join(" ".join(["python train.py", *words]) for _, words in cell.stages)
+            log.info("%3d  %-6s %s: %s", number, state, cell.name, trainings or cell.checkpoint)
         return 0
     wanted = [
         cell

@@ -18,12 +18,12 @@ def test_every_table_composes(tmp_path):
     for name in study.names():
         for budget in ("smoke", "full"):  # small differs in numbers alone
             for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
-                words = tuple(cell.train[:-1])  # without the seed
-                if words and words not in seen:
-                    seen.add(words)
-                    read_config(words[0].removeprefix("--config-name="), words[1:])
-                elif not words:
-                    assert cell.checkpoint.is_dir()
+                for run, words in cell.stages:
+                    words = tuple(word for word in words if not word.startswith("seed="))
+                    if words not in seen:
+                        seen.add(words)
+                        read_config(words[0].removeprefix("--config-name="), words[1:])
+                assert cell.checkpoint == run / "checkpoints/latest" if cell.stages else cell.checkpoint.is_dir()
     assert len(seen) > 30
 
 

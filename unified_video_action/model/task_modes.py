@@ -3,6 +3,7 @@
 What a mode hides and what it learns is a row of `TASK_MODES`; no other file compares mode names.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -33,6 +34,14 @@ TASK_MODES: dict[str, TaskMode] = {
     )
 }
 
+RANDOM_MODES = {  # every way to hide history, future and actions that leaves something to learn (paper, Table IX)
+    f"history {history}, future {future}, actions {actions}": TaskMode(
+        "random", "", history, future, actions, future != "seen", not actions
+    )
+    for history, future, actions in itertools.product((True, False), ("masked", "partial", "seen"), (True, False))
+    if future != "seen" or not actions
+}
+
 
 @dataclass(frozen=True)
 class ModeMix:
@@ -44,6 +53,7 @@ class ModeMix:
 
     quotas: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TASK_MODES, 1.0))  # relative shares
     per_batch: bool = False
+    random: bool = False  # hide history, future and actions without regard to a mode; `quotas` then only says what to use
 
     def __post_init__(self) -> None:
         for name, share in self.quotas.items():
@@ -54,24 +64,31 @@ class ModeMix:
         if not sum(self.quotas.values()) > 0:
             raise ValueError("ModeMix.quotas: at least one share must be above 0")
 
+    @property
+    def trained(self) -> tuple[TaskMode, ...]:
+        """The modes that can be asked for afterwards."""
+        return tuple(TASK_MODES[name] for name, share in self.quotas.items() if share > 0)
+
     def modes(self, step: int, global_batch: int, seed: int) -> list[TaskMode]:
         """Modes of the samples of one global batch: a pure function of (step, seed), equal on every rank.
 
         A batch smaller than the number of modes takes them in turn over the steps.
         """
-        shares = {name: share for name, share in self.quotas.items() if share > 0}
+        table = RANDOM_MODES if self.random else TASK_MODES
+        quotas = dict.fromkeys(RANDOM_MODES, 1.0) if self.random else self.quotas
+        shares = {name: share for name, share in quotas.items() if share > 0}
         names, total = list(shares), sum(shares.values())
         if self.per_batch:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
             drawn = torch.multinomial(torch.tensor(list(shares.values()), dtype=torch.float64), 1, generator=generator)
-            return [TASK_MODES[names[int(drawn)]]] * global_batch
+            return [table[names[int(drawn)]]] * global_batch
         if global_batch < len(names):
             first = step * global_batch
-            return [TASK_MODES[names[(first + i) % len(names)]] for i in range(global_batch)]
+            return [table[names[(first + i) % len(names)]] for i in range(global_batch)]
         counts = {name: int(global_batch * share / total) for name, share in shares.items()}
         by_remainder = sorted(names, key=lambda name: counts[name] - global_batch * shares[name] / total)
         for name in by_remainder[: global_batch - sum(counts.values())]:
             counts[name] += 1
         # Spread each mode evenly over the batch, so that ranks and micro-batches (contiguous slices) get alike shares.
         places = sorted(((k + 0.5) / counts[name], names.index(name)) for name in names for k in range(counts[name]))
-        return [TASK_MODES[names[index]] for _, index in places]
+        return [table[names[index]] for _, index in places]

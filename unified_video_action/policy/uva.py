@@ -48,7 +48,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
     ) -> None:
         super().__init__(task, normalizer, config or UVAConfig(), text, codec=codec)
         self.model, self.loss_scale = model, self.config.loss_scale
-        self.trained = tuple(TASK_MODES[name] for name, share in model.config.mode_mix.quotas.items() if share > 0)
+        self.trained = model.config.mode_mix.trained
         self.transform = UVATransform(task, codec, normalizer, self.config)
         if self.config.relative_to is not None and self.config.relative_to not in task.states:
             raise ValueError(

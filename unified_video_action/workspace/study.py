@@ -36,7 +36,7 @@ class Cell:
     seed: int
     checkpoint: Path  # in the run's folder; equal words give an equal one, in all tables
     output: Path  # of its measurement
-    train: list[str]  # empty: the checkpoint is given
+    stages: list[tuple[Path, list[str]]]  # folder and words of each training, the last one's measured; none: it is given
     evaluate: list[str]
     prepare: list[str] = field(default_factory=list)
     makes: Path | None = None  # what `prepare` makes
@@ -86,20 +86,22 @@ class Study:
         words = self.text["rows"][row]
         if isinstance(words, Mapping):
             words = words.get(column, words.get("other", []))
-        if isinstance(words, str):  # a checkpoint
-            train, checkpoint = [], ROOT / words
-        else:
-            train = [*words, *about.get("train", []), *self.budget.get("train", []), "seed={seed}"]
-            train = _fill(train, values)
+        stages: list[tuple[Path, list[str]]] = []
+        checkpoint = ROOT / words if isinstance(words, str) else None  # given
+        for own in [] if checkpoint else [*filter(None, [self.text.get("first", {}).get(row)]), words]:
+            train = _fill([*own, *about.get("train", []), *self.budget["train"], "seed={seed}"], values)
+            if stages:
+                train.append(f"init_from={hydra_value(checkpoint)}")
             name = train[0].removeprefix("--config-name=")
             run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
             checkpoint = run / "checkpoints" / "latest"
+            stages.append((run, train))
         output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
         evaluate = ["eval_sim.py", "--checkpoint", str(checkpoint), "--n-episodes", str(self.budget["episodes"])]
         evaluate += ["--films", "0", "--output", str(output), *_fill(about.get("evaluate", []), values)]
         makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
         return Cell(
-            row, column, seed, checkpoint, output, train, evaluate, _fill(about.get("prepare", []), values), makes
+            row, column, seed, checkpoint, output, stages, evaluate, _fill(about.get("prepare", []), values), makes
         )
 
     def values(self, cell: Cell) -> Values | None:
@@ -116,13 +118,13 @@ class Study:
         log = cell.output.with_suffix(".log")
         if cell.makes is not None and not cell.makes.exists() and (failed := _run(cell.prepare, log)):
             return failed
-        run = cell.checkpoint.parents[1]
-        done = run / TRAINED
-        if cell.train and not done.is_file():
-            cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
-            if failed := _run(["train.py", *cell.train, cache, f"output_dir={hydra_value(run)}"], log):
-                return failed
-            write_json(done, cell.train)
+        cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
+        for run, words in cell.stages:
+            done = run / TRAINED
+            if not done.is_file():
+                if failed := _run(["train.py", *words, cache, f"output_dir={hydra_value(run)}"], log):
+                    return failed
+                write_json(done, words)
         if self.values(cell) is None:
             return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
