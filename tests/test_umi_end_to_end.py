@@ -162,6 +162,21 @@ def test_the_presets_of_the_paper_build_their_data_and_sizes(archive) -> None:
     assert (counts == counts[0]).all()
 
 
+def test_diffusion_policy_of_umi_trains_and_acts(archive, tmp_path) -> None:
+    small = ("policy.encoder=test_vit", "policy.pretrained=false", "policy.crop=60", "policy.image_size=160")
+    small += ("policy.widths=[16,32]", "policy.step_embed=16", "policy.sampler=ddim2", "training.batch_size=4")
+    small += ("training.steps=2", "trainer.validate_every=2", "trainer.validation_windows=2", "trainer.num_workers=0")
+    places = (f"task.dataset.sources.path={archive}", f"data.cache_dir={tmp_path}", f"output_dir={tmp_path / 'run'}")
+    shapes = ("task.shape_meta.obs.camera0_rgb.shape=[3,64,64]", "task.dataset.val_ratio=0.4")
+    config = read("dp_umi", *small, *places, *shapes)
+    TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
+    policy = load_policy(tmp_path / "run/checkpoints/latest", weights="model")
+    batch = build_dataset(config).validation().__getitems__([(0, 0), (30, 0)])
+    observation = {**batch["history"], **batch["low_dim"]}
+    acted = policy.predict_action(observation, torch.Generator().manual_seed(0))["action_pred"]
+    assert batch["history"][CAMERA].shape[1] == 2 and acted.shape == (2, 16, 10) and acted.isfinite().all()
+
+
 def test_errors_of_camera_motion_by_the_script(trained, archive, tmp_path, monkeypatch, capsys) -> None:
     """On the run's held-out episodes, and on an archive beside other methods: one right, one that finds no motion."""
     _, folder = trained

@@ -35,12 +35,13 @@ class ImageEncoder(nn.Module):
     """Frames of one camera, (N, 3, H, W) in [-1, 1] -> features (N, width).
 
     ResNets have group norms, whose statistics the averaged weights do not spoil, and end in keypoints; any other
-    encoder of timm ends in its own pooling.
+    encoder of timm sees pixels on its own scale and ends in its own pooling.
     """
 
     def __init__(self, name: str, pretrained: bool, image_size: int | None) -> None:
         super().__init__()
         self.image_size = image_size
+        scale = {"mean": [0.5] * 3, "std": [0.5] * 3}  # of pixels in [0, 1]
         if "resnet" in name:
             options = dict(num_classes=0, global_pool="", norm_layer=_group_norm)
             self.net = timm.create_model(name, pretrained=pretrained, **options)
@@ -50,11 +51,14 @@ class ImageEncoder(nn.Module):
         else:
             self.net = timm.create_model(name, pretrained=pretrained, num_classes=0)
             self.head, self.width = nn.Identity(), self.net.num_features
+            scale = self.net.pretrained_cfg
+        self.register_buffer("mean", 2 * torch.tensor(scale["mean"]).view(3, 1, 1) - 1, persistent=False)
+        self.register_buffer("std", 2 * torch.tensor(scale["std"]).view(3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.image_size is not None and x.shape[-2:] != (self.image_size, self.image_size):
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        return self.head(self.net(x))
+        return self.head(self.net((x - self.mean) / self.std))
 
 
 def _group_norm(channels: int, **options: object) -> GroupNorm:
