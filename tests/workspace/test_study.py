@@ -51,7 +51,7 @@ def test_a_difference_is_claimed_only_of_trainings_that_agree(shifts, claimed):
 def fake_episodes(path: Path, scores: dict[int, float]) -> None:
     path.parent.mkdir(parents=True)
     episodes = [dict(seed=seed, score=score, success=score > 0.9, crashed=None) for seed, score in scores.items()]
-    path.write_text(json.dumps({"episodes": episodes}))
+    path.write_text(json.dumps({"episodes": episodes, "plan_ms": {"median": 20.0}}))
 
 
 def test_missing_cells_are_named_and_pairs_compared(tmp_path):

@@ -23,7 +23,7 @@ from unified_video_action.workspace.commands import ROOT, hydra_value
 
 STUDIES = ROOT / "config" / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
-Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value
+Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value; plan_ms -> median
 METRIC = "score"  # what rows are compared by
 
 
@@ -109,8 +109,10 @@ class Study:
         path = cell.output / "results.json"
         if not path.is_file():
             return None
-        kept = [episode for episode in json.loads(path.read_text())["episodes"] if episode["crashed"] is None]
-        return {name: {str(episode["seed"]): float(episode[name]) for episode in kept} for name in ("score", "success")}
+        results = json.loads(path.read_text())
+        kept = [episode for episode in results["episodes"] if episode["crashed"] is None]
+        found = {name: {str(each["seed"]): float(each[name]) for each in kept} for name in ("score", "success")}
+        return found | {"plan_ms": {"median": results["plan_ms"]["median"]} if results.get("plan_ms") else {}}
 
     def make(self, cell: Cell) -> str | None:
         """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
@@ -143,8 +145,10 @@ class Study:
                 found.setdefault((cell.row, cell.column), {})[cell.seed] = values
         cells = []
         for (row, column), by_seed in found.items():
-            figures = {name: figure([each[name] for each in by_seed.values()]) for name in next(iter(by_seed.values()))}
+            figures = {name: figure([each[name] for each in by_seed.values()]) for name in ("score", "success")}
             entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
+            if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
+                entry["plan_ms"] = float(np.median(times))
             against = found.get((self.text.get("compare"), column))
             if against and row != self.text["compare"]:
                 common = sorted(by_seed.keys() & against.keys())

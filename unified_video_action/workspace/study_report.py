@@ -13,12 +13,13 @@ from unified_video_action.env_runner.results import git_commit, machine, version
 def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
     """The table as text, a line for each cell that is there; the first one is the head."""
     compare, paper = results["compare"], results["paper"]
-    table = [["", "", "mean score", "of each training seed", "success"]]
+    table = [["", "", "mean score", "of each training seed", "success", "a plan, ms"]]
     table[0] += [f"less {compare}"] * bool(compare) + ["in the paper"] * bool(paper)
     for cell in sorted(results["cells"], key=lambda cell: results["columns"].index(cell["column"])):
         found = cell["figures"]
         seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
         line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
+        line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
         if compare:
             other = cell.get("difference")
             line.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
