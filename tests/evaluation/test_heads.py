@@ -85,9 +85,9 @@ def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str
         nearest = torch.cdist(cond[:, 0].flatten(1), learnt[:, 0].flatten(1)).argmin(1)
         x0, at = tokens[nearest], head.diffusion.tables.at(t)
         if prediction == "epsilon":
-            x0 = (noisy - at["sqrt_abar"] * x0) / at["sqrt_one_minus_abar"]
+            x0 = (noisy - at["signal"] * x0) / at["noise"]
         elif prediction == "v":
-            x0 = (at["sqrt_abar"] * noisy - x0) / at["sqrt_one_minus_abar"]
+            x0 = (at["signal"] * noisy - x0) / at["noise"]
         return torch.cat([x0, x0], dim=-1)
 
     head.loss, head.net.forward = kept, knows

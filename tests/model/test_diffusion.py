@@ -30,7 +30,7 @@ def test_schedule_and_respacing_have_the_published_values():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "sample", "flow"])
 def test_samples_have_the_distribution_that_the_network_knows(prediction):
     """For normal data the best network is known in closed form, so samples must have its mean and spread."""
     mean, std = torch.tensor([0.4, -0.3]), torch.tensor([0.1, 0.2])
@@ -38,12 +38,12 @@ def test_samples_have_the_distribution_that_the_network_knows(prediction):
 
     def best(x, t):
         at = diffusion.tables.at(t)
-        a, s = at["sqrt_abar"], at["sqrt_one_minus_abar"]
+        a, s = at["signal"], at["noise"]
         x0 = (mean * s**2 + x * a * std**2) / (a**2 * std**2 + s**2)
         noise = (x - a * x0) / s
-        return {"epsilon": noise, "v": a * noise - s * x0, "sample": x0}[prediction]
+        return {"epsilon": noise, "v": a * noise - s * x0, "sample": x0, "flow": noise - x0}[prediction]
 
-    drawn = sample(diffusion, best, (4000, 2), Sampler())
+    drawn = sample(diffusion, best, (4000, 2), Sampler("euler" if prediction == "flow" else "ancestral"))
     assert torch.allclose(drawn.mean(0), mean, atol=0.02)
     assert 0.8 < (drawn.std(0) / std).mean() < 1.05
 
@@ -71,7 +71,7 @@ def test_generators_make_a_sample_independent_of_its_batch():
         randn((3, 4), generators[2], torch.zeros(()))
 
 
-@pytest.mark.parametrize("text", ["ddim", "euler10", "ancestral0", "ddim2000", ""])
+@pytest.mark.parametrize("text", ["ddim", "heun10", "ancestral0", "ddim2000", ""])
 def test_bad_samplers_are_refused(text):
     with pytest.raises(ValueError, match="(?i)sampler"):
         Sampler.parse(text)
@@ -100,3 +100,16 @@ def test_few_step_solvers_equal_those_of_diffusers(prediction, sampler):
     assert [step.t for step in diffusion.chain(sampler)] == scheduler.timesteps.tolist()
     # A difference of rounding in x counts 2e4-fold in x0 where the network predicts noise and x0 is not clamped.
     assert torch.allclose(drawn, x, atol=1e-4)
+
+
+def test_a_flow_that_is_known_is_followed_in_one_step_and_other_samplers_are_refused():
+    diffusion, data = Diffusion(prediction="flow", learned_variance=False), torch.tensor([0.4, -0.3])
+
+    def velocity(x, t):  # of a single point of data, whatever the noise: its lines are straight
+        return (x - data) / diffusion.tables.at(t)["noise"]
+
+    for steps in (1, 3):
+        assert torch.allclose(sample(diffusion, velocity, (5, 2), Sampler("euler", steps)), data.expand(5, 2), atol=1e-5)
+    for prediction, sampler in (("flow", "ddim10"), ("sample", "euler10")):
+        with pytest.raises(ValueError, match=f"{sampler} is not for a head with prediction: {prediction}"):
+            Diffusion(prediction=prediction, learned_variance=False).chain(Sampler.parse(sampler))

@@ -114,6 +114,33 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
         }
 
 
+@torch.no_grad()
+def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
+    """Frames at full noise and padded ones do not matter; actions half in noise do, and what mode it is says nothing."""
+    config = replace(TINY, masking=replace(TINY.masking, noise=True))
+    sample = Sample(EVERYTHING, config)
+    draws = draw_training(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)
+    assert 10 < (draws.levels == 1).all(1).logical_not().sum() and (draws.levels[:, 0] != draws.levels[:, 1]).any()
+    assert 0.3 < (draws.levels == 1).float().mean() < 0.7
+    sample.draws = draw_training(EVERYTHING, config, range(5), [TASK_MODES["policy"]] * 5)
+    sample.draws.levels[:] = torch.tensor([1.0, 0.5])
+    latents = []
+    sample.model.mar.register_forward_hook(lambda module, given, made: latents.append(made))
+    for changed in (None, "future", "actions"):
+        if changed:
+            setattr(sample.inputs, changed, getattr(sample.inputs, changed) + 1)
+        sample.losses()
+    assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
+    sample.draws.levels[:] = torch.tensor([0.5, 1.0])
+    sample.targets.frame_valid[:, 2:] = False
+    sample.losses()
+    sample.inputs.future[:, :, 2:] += 1  # padded
+    sample.losses()
+    sample.inputs.future[:, :, :2] += 1
+    sample.losses()
+    assert torch.equal(latents[3], latents[4]) and not torch.equal(latents[4], latents[5])
+
+
 def test_gradient_checkpointing_changes_nothing(plain):
     grads = []
     for on in (False, True):
@@ -136,7 +163,7 @@ def test_the_video_head_sees_the_newest_token_at_its_place():
         assert torch.equal(condition[:, frame * 4 : frame * 4 + 4, 32:], newest)
 
 
-@pytest.mark.parametrize(("learns", "prediction"), [("action", "epsilon"), ("video", "v")])
+@pytest.mark.parametrize(("learns", "prediction"), [("action", "epsilon"), ("video", "v"), ("action", "flow")])
 def test_one_batch_can_be_learned_by_heart(learns, prediction):
     """After overfitting, samples equal the data: actions by policy, frames by the video model."""
     head = replace(TINY.action_head, width=64, prediction=prediction, learned_variance=prediction == "epsilon")
@@ -153,7 +180,8 @@ def test_one_batch_can_be_learned_by_heart(learns, prediction):
         optimizer.step()
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * (1 - step / STEPS)
-    made = sample.model.sample(sample.inputs, mode, sampler=Sampler("ddim", 20), generator=generators(2))
+    by = Sampler("euler" if prediction == "flow" else "ddim", 20)
+    made = sample.model.sample(sample.inputs, mode, sampler=by, generator=generators(2))
     drawn, truth = (made.actions, sample.inputs.actions) if learns == "action" else (made.frames, sample.inputs.future)
     assert (drawn - truth).abs().mean() < 0.15 < (truth - truth.mean()).abs().mean()
 

@@ -133,7 +133,7 @@ def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, fl
 
 def _highest_level(diffusion: Diffusion) -> int:
     """The last step; where noise is predicted, the last that leaves a trace of the data."""
-    abar = diffusion.tables.at(torch.arange(diffusion.steps, device=diffusion.tables.table.device))["sqrt_abar"] ** 2
+    abar = diffusion.tables.at(torch.arange(diffusion.steps, device=diffusion.tables.table.device))["signal"] ** 2
     return diffusion.steps - 1 if diffusion.prediction != "epsilon" else int((abar[:, 0] >= LEAST_SIGNAL).sum()) - 1
 
 
@@ -141,9 +141,4 @@ def _guess(head: Any, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Ten
     """The clean rows that the head predicts."""
     noisy = head.diffusion.add_noise(x0, t, noise)
     output = head.net(noisy, t, cond).float()[..., : x0.shape[-1]]
-    at = head.diffusion.tables.at(t)
-    if head.diffusion.prediction == "epsilon":
-        return at["sqrt_recip_abar"] * noisy - at["sqrt_recip_abar_minus_one"] * output
-    if head.diffusion.prediction == "v":
-        return at["sqrt_abar"] * noisy - at["sqrt_one_minus_abar"] * output
-    return output
+    return head.diffusion.x0(output, noisy, t)

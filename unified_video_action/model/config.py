@@ -37,7 +37,7 @@ class HeadConfig:
     width: int = 1024  # of the denoising network
     depth: int = 6  # residual blocks
     diffusion_steps: int = 1000  # length of the training chain
-    prediction: Literal["epsilon", "v", "sample"] = "epsilon"  # v and sample are beyond the paper
+    prediction: Literal["epsilon", "v", "sample", "flow"] = "epsilon"  # the others are beyond the paper
     learned_variance: bool = True
     noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
     rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
@@ -52,8 +52,10 @@ class HeadConfig:
             require_integers(self, "rows")
         if self.chunk not in ("rows", "vector"):
             raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
-        if self.prediction not in ("epsilon", "v", "sample"):
-            raise ValueError(f"HeadConfig.prediction must be epsilon, v or sample, got {self.prediction!r}")
+        if self.prediction not in ("epsilon", "v", "sample", "flow"):
+            raise ValueError(f"HeadConfig.prediction must be epsilon, v, sample or flow, got {self.prediction!r}")
+        if self.prediction == "flow" and self.learned_variance:
+            raise ValueError("HeadConfig.learned_variance must be false with prediction flow, which adds no noise")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class MaskConfig:
     low: float = 0.7
     high: float = 1.0
     inverse_history: float = 0.0  # share of inverse-dynamics samples that see the history (the paper's code: none)
+    noise: bool = False  # hidden frames and actions are seen through noise, each at a level of its own (beyond the paper)
 
     def __post_init__(self) -> None:
         if not 0 <= self.inverse_history <= 1:

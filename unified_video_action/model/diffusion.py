@@ -5,7 +5,7 @@ denoised on its own, given the joint latent.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -41,14 +41,20 @@ def cosine_betas(steps: int) -> np.ndarray:
 class Tables(nn.Module):
     """Coefficients of a chain of diffusion steps, in float64 until stored."""
 
-    def __init__(self, betas: np.ndarray) -> None:
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
         super().__init__()
+        self.names = tuple(columns)
+        table = torch.tensor(np.stack(list(columns.values()), axis=1), dtype=torch.float32)
+        self.register_buffer("table", table, persistent=False)  # (steps, columns)
+
+    @classmethod
+    def of_betas(cls, betas: np.ndarray) -> "Tables":
         abar = np.cumprod(1 - betas)
         previous = np.append(1.0, abar[:-1])
         variance = betas * (1 - previous) / (1 - abar)
         columns = {
-            "sqrt_abar": np.sqrt(abar),
-            "sqrt_one_minus_abar": np.sqrt(1 - abar),
+            "signal": np.sqrt(abar),
+            "noise": np.sqrt(1 - abar),
             "sqrt_recip_abar": np.sqrt(1 / abar),
             "sqrt_recip_abar_minus_one": np.sqrt(1 / abar - 1),
             "posterior_x0": betas * np.sqrt(previous) / (1 - abar),
@@ -56,9 +62,11 @@ class Tables(nn.Module):
             "log_beta": np.log(betas),
             "log_variance": np.log(np.append(variance[1], variance[1:])) if len(betas) > 1 else np.log(betas),
         }
-        self.names = tuple(columns)
-        table = torch.tensor(np.stack(list(columns.values()), axis=1), dtype=torch.float32)
-        self.register_buffer("table", table, persistent=False)  # (steps, columns)
+        return cls(columns)
+
+    @classmethod
+    def of_levels(cls, levels: np.ndarray) -> "Tables":
+        return cls({"signal": 1 - levels, "noise": levels})
 
     def at(self, index: Tensor) -> dict[str, Tensor]:
         """Columns at the rows' step indices, (..., 1) each."""
@@ -69,24 +77,26 @@ class Diffusion(nn.Module):
     """Noise schedule and loss; owns tables, no weights.
 
     `prediction` is what the network's first C outputs mean (the paper: epsilon); with `learned_variance` (the paper:
-    yes) it has C further ones that interpolate the log-variance.
+    yes) it has C further ones that interpolate the log-variance. `flow` is flow matching on straight lines from data
+    to noise (Lipman et al. 2023, Liu et al. 2023): the network gives their velocity, noise - x_0.
     """
 
     def __init__(
         self,
         steps: int = 1000,
-        prediction: Literal["epsilon", "v", "sample"] = "epsilon",
+        prediction: Literal["epsilon", "v", "sample", "flow"] = "epsilon",
         learned_variance: bool = True,
     ) -> None:
         super().__init__()
         self.steps, self.prediction, self.learned_variance = steps, prediction, learned_variance
         self.betas = cosine_betas(steps)
-        self.tables = Tables(self.betas)
+        levels = np.arange(1, steps + 1) / steps
+        self.tables = Tables.of_levels(levels) if prediction == "flow" else Tables.of_betas(self.betas)
 
     def add_noise(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """q(x_t | x_0) for rows x0 (..., C) at steps t (...)."""
         at = self.tables.at(t)
-        return at["sqrt_abar"] * x0 + at["sqrt_one_minus_abar"] * noise
+        return at["signal"] * x0 + at["noise"] * noise
 
     def loss(self, output: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Unreduced loss of a network output for x_t = add_noise(x0, t, noise).
@@ -102,7 +112,9 @@ class Diffusion(nn.Module):
         at, channels = self.tables.at(t), x0.shape[-1]
         mean_output = output[..., :channels]
         if self.prediction == "v":
-            target = at["sqrt_abar"] * noise - at["sqrt_one_minus_abar"] * x0
+            target = at["signal"] * noise - at["noise"] * x0
+        elif self.prediction == "flow":
+            target = noise - x0
         else:
             target = noise if self.prediction == "epsilon" else x0
         squared_error = (target - mean_output) ** 2
@@ -125,11 +137,20 @@ class Diffusion(nn.Module):
         if self.prediction == "epsilon":
             return at["sqrt_recip_abar"] * xt - at["sqrt_recip_abar_minus_one"] * output
         if self.prediction == "v":
-            return at["sqrt_abar"] * xt - at["sqrt_one_minus_abar"] * output
-        return output
+            return at["signal"] * xt - at["noise"] * output
+        return xt - at["noise"] * output if self.prediction == "flow" else output
 
     def chain(self, sampler: Sampler) -> list[Step]:
-        """The sampler's steps for what the network predicts, from noise to data."""
+        """The sampler's steps for what the network predicts, from noise to data.
+
+        Raises:
+            ValueError: euler for a head that learns noise, another sampler for one that learns a flow.
+        """
+        if (sampler.kind == "euler") != (self.prediction == "flow"):
+            raise ValueError(
+                f"sampler {sampler.kind}{sampler.steps} is not for a head with prediction: {self.prediction}; euler, such "
+                f"as euler10, is for flow, the others for the rest"
+            )
         return make_chain(sampler, self.betas, self.prediction, self.learned_variance)
 
 

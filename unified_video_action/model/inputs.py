@@ -38,6 +38,9 @@ class Visibility:
     history: Tensor  # (B,) bool: the first view's; that of the others is always visible
     actions: Tensor  # (B,) bool
     text: Tensor  # (B,) bool
+    levels: Tensor | None = None  # (B, T*S, 2): hidden frames and actions are seen through so much noise; 1: not at all
+    frames_noise: Tensor | None = None  # (B, P, T*S, C)
+    actions_noise: Tensor | None = None  # (B, A, D)
 
 
 T = TypeVar("T", ModelInputs, Visibility)
@@ -67,11 +70,13 @@ def spread(rows: Tensor, tokens: int) -> Tensor:
 
 
 class InputStage(nn.Module):
-    """Projects, hides and mixes the modalities that `spec` has; adds positions."""
+    """Projects, hides and mixes the modalities that `spec` has; adds positions, and with `noise` how much of it there is
+    in frames and actions."""
 
-    def __init__(self, spec: ModelSpec, dim: int) -> None:
+    def __init__(self, spec: ModelSpec, dim: int, noise: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        self.level_proj = nn.Linear(2, dim) if noise else None
         frames, cells = spec.horizon.future, spec.tokens_per_frame
         # With more frames of history than of future, each slot sees several history frames, concatenated.
         self.history_per_slot = -(-spec.horizon.history // frames)
@@ -108,13 +113,15 @@ class InputStage(nn.Module):
         def future(view: int, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if inputs.future is None:
                 return mask_token.expand(inputs.batch, tokens, -1)
-            projected = project(patchify(inputs.future[:, view], spec.patch_size))
-            return torch.where(seen.masked.unsqueeze(-1), mask_token, projected)
+            x, hidden = patchify(inputs.future[:, view], spec.patch_size), seen.masked.unsqueeze(-1)
+            if seen.levels is not None:
+                x, hidden = _through_noise(x, hidden, seen.levels[..., :1], seen.frames_noise[:, view])
+            return torch.where(hidden, mask_token, project(x))
 
-        def chunk(actions: Tensor | None, visible: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
+        def chunk(actions: Tensor | None, hidden: Tensor, project: nn.Linear, mask_token: Tensor) -> Tensor:
             if actions is None:
                 return mask_token.expand(inputs.batch, tokens, -1)
-            return torch.where(visible[:, None, None], spread(project(actions), tokens), mask_token)
+            return torch.where(hidden, mask_token, spread(project(actions), tokens))
 
         first, *others = (
             project(self.history_tokens(inputs.history[:, view]))  # (B, T*S, d)
@@ -123,15 +130,21 @@ class InputStage(nn.Module):
         streams = [future(view, *each) for view, each in enumerate(zip(self.future_projs, self.masked_frames))]
         streams.append(torch.where(seen.history[:, None, None], first, self.masked_frames[0]))
         if spec.history_actions:
-            always = torch.ones_like(seen.history)
-            streams.append(chunk(inputs.history_actions, always, self.history_action_proj, self.masked_history_action))
-        streams.append(chunk(inputs.actions, seen.actions, self.action_proj, self.masked_action))
+            never = torch.zeros_like(seen.history)[:, None, None]
+            streams.append(chunk(inputs.history_actions, never, self.history_action_proj, self.masked_history_action))
+        actions, hidden = inputs.actions, ~seen.actions[:, None, None]
+        if seen.levels is not None:
+            actions, hidden = _through_noise(actions, hidden, seen.levels[:, :1, 1:], seen.actions_noise)
+        streams.append(chunk(actions, hidden, self.action_proj, self.masked_action))
         streams += others  # as in the paper's code, seen in every mode, inverse dynamics included
         if spec.proprio_dim:
             streams.append(spread(self.proprio_proj(inputs.proprio), tokens))  # (B, T*S, d)
 
         x = self.mix(torch.cat(streams, dim=-1))  # (B, T*S, d)
         x = x + join_positions(self.temporal_position, self.spatial_position)
+        if self.level_proj is not None:
+            hidden = torch.stack([seen.masked, ~seen.actions[:, None].expand_as(seen.masked)], dim=-1)  # (B, T*S, 2)
+            x = x + self.level_proj((hidden if seen.levels is None else hidden * seen.levels).to(x.dtype))
         if not spec.text_dim:
             return x
         text = self.text_proj(inputs.text)  # (B, d)
@@ -145,6 +158,11 @@ class InputStage(nn.Module):
         if missing := slots * group - latents.shape[1]:
             latents = torch.cat([latents[:, :1].expand(-1, missing, -1, -1, -1), latents], dim=1)  # (B, T*g, C, h, w)
         return rearrange(latents, "b (t g) c (h p) (w q) -> b (t h w) (g c p q)", g=group, p=patch, q=patch)
+
+
+def _through_noise(x: Tensor, hidden: Tensor, level: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """What is hidden behind so much noise, and what of it is not seen at all."""
+    return torch.where(hidden, torch.lerp(x, noise.to(x), level.to(x)), x), hidden & (level == 1)
 
 
 def join_positions(temporal: Tensor, spatial: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Stack(nn.Module):
 class MAR(nn.Module):
     """Input stage, encoder and decoder."""
 
-    def __init__(self, spec: ModelSpec, config: TransformerConfig) -> None:
+    def __init__(self, spec: ModelSpec, config: TransformerConfig, noise: bool = False) -> None:
         super().__init__()
         frames, cells, dim = spec.horizon.future, spec.tokens_per_frame, config.dim
 
@@ -54,7 +54,7 @@ class MAR(nn.Module):
             return nn.Parameter(torch.randn(1, length, dim) * 0.02)
 
         self.text_tokens = spec.text_tokens if spec.text_dim else 0
-        self.inputs = InputStage(spec, dim)
+        self.inputs = InputStage(spec, dim, noise)
         self.input_norm = nn.LayerNorm(dim, eps=1e-6)
         self.encoder = Stack(config.encoder_depth, config)
         self.decoder_embed = nn.Linear(dim, dim)

@@ -33,6 +33,9 @@ class TrainingDraws:
     action_noise: Tensor  # (A, K, rows, channels)
     proprio_t: Tensor  # (B, K, rows), or of no samples
     proprio_noise: Tensor  # (B, K, rows, channels), or of no samples
+    levels: Tensor | None = None  # (B, 2) how much noise hidden frames and actions are seen through; 1: not seen
+    frames_noise: Tensor | None = None  # (B, P, T*S, C)
+    actions_noise: Tensor | None = None  # (B, A, D)
 
 
 def mask_ratios(config: MaskConfig, uniform: Tensor) -> Tensor:
@@ -74,6 +77,11 @@ def draw_training(
     counts |= {name: head.noise_draws * rows for name, (_, head, rows, _) in noisy.items()}
     if config.masking.inverse_history:
         counts["history"] = 1
+    seen_through = {}
+    if config.masking.noise:
+        counts["levels"] = 2
+        seen_through["frames_noise"] = torch.empty(batch, spec.predicted_views, tokens, spec.token_dim)
+        seen_through["actions_noise"] = torch.empty(batch, steps, spec.action_dim)
     uniform = torch.empty(batch, sum(counts.values()), dtype=torch.float64)
     noise = {
         name: torch.empty(len(samples), head.noise_draws, rows, channels)
@@ -83,6 +91,9 @@ def draw_training(
     targets = [[] for _ in range(batch)]
     for name, (samples, *_) in noisy.items():
         for sample, own in zip(samples, noise[name].unbind()):
+            targets[sample].append(own)
+    for values in seen_through.values():
+        for sample, own in enumerate(values):
             targets[sample].append(own)
     generator = torch.Generator()
     for seed, own, rest in zip(seeds, uniform.unbind(), targets, strict=True):
@@ -114,6 +125,8 @@ def draw_training(
         action_noise=noise["action"],
         proprio_t=times["proprio"],
         proprio_noise=noise["proprio"],
+        levels=(2 * u["levels"]).clamp(max=1).float() if config.masking.noise else None,
+        **seen_through,
     )
 
 

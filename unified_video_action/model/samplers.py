@@ -25,13 +25,13 @@ Known = tuple[Tensor, Tensor]  # values (rows, C) that x0 is drawn towards, and 
 class Sampler:
     """How a head denoises. Raises ValueError for an unknown kind, and a step count or temperature out of range."""
 
-    kind: Literal["ancestral", "ddim", "dpm"] = "ancestral"
+    kind: Literal["ancestral", "ddim", "dpm", "euler"] = "ancestral"  # euler: of flow matching
     steps: int = 100  # network calls
     temperature: float = 0.95  # scales the noise added at each ancestral step, not the initial noise
 
     def __post_init__(self) -> None:
-        if self.kind not in ("ancestral", "ddim", "dpm"):
-            raise ValueError(f"Sampler.kind must be ancestral, ddim or dpm, got {self.kind!r}")
+        if self.kind not in ("ancestral", "ddim", "dpm", "euler"):
+            raise ValueError(f"Sampler.kind must be ancestral, ddim, dpm or euler, got {self.kind!r}")
         if not isinstance(self.steps, int) or not 1 <= self.steps <= 1000:
             raise ValueError(f"Sampler.steps must be an integer from 1 to 1000, got {self.steps!r}")
         if not 0 <= self.temperature <= 2:
@@ -39,7 +39,7 @@ class Sampler:
 
     @classmethod
     def parse(cls, text: str, temperature: float = 0.95) -> "Sampler":
-        """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`."""
+        """`"ddim10"` -> DDIM with 10 steps; likewise `ancestral100`, `dpm16`, `euler5`."""
         kind = text.rstrip("0123456789")
         if kind == text:
             raise ValueError(
@@ -104,7 +104,7 @@ def denoise(
 
 
 def make_chain(
-    sampler: Sampler, betas: np.ndarray, prediction: Literal["epsilon", "v", "sample"], learned_variance: bool
+    sampler: Sampler, betas: np.ndarray, prediction: Literal["epsilon", "v", "sample", "flow"], learned_variance: bool
 ) -> list[Step]:
     """The sampler's steps in the order they are taken, from noise to data.
 
@@ -116,6 +116,8 @@ def make_chain(
         return _ancestral(sampler, abar, prediction, learned_variance)
     # "Trailing" spacing: from the last step of the training chain, evenly, to almost its first.
     kept = (np.arange(len(betas), 0, -len(betas) / sampler.steps).round().astype(int) - 1).tolist()
+    if sampler.kind == "euler":
+        return _euler([(t + 1) / len(betas) for t in kept], kept)
     return (_ddim if sampler.kind == "ddim" else _dpm)(kept, abar, prediction)
 
 
@@ -169,6 +171,12 @@ def _dpm(kept: Sequence[int], abar: np.ndarray, prediction: str) -> list[Step]:
         from_x = math.sqrt((1 - target) / (1 - abar[t]))
         steps.append(Step(t, *_x0(prediction, abar[t]), from_x, weight + last, -last))
     return [*steps, Step(kept[-1], *_x0(prediction, abar[kept[-1]]), from_x=0.0, from_x0=1.0)]
+
+
+def _euler(levels: Sequence[float], kept: Sequence[int]) -> list[Step]:
+    """Straight steps along the velocity, from one share of noise to the next, and to none."""
+    shares = [after / level for level, after in zip(levels, [*levels[1:], 0.0], strict=True)]
+    return [Step(t, 1.0, -level, share, 1 - share) for t, level, share in zip(kept, levels, shares, strict=True)]
 
 
 def _x0(prediction: str, abar: float) -> tuple[float, float]:

@@ -59,7 +59,7 @@ class UVA(nn.Module):
         super().__init__()
         self.spec, self.config = spec, config
         dim, horizon = config.transformer.dim, spec.horizon
-        self.mar = MAR(spec, config.transformer)
+        self.mar = MAR(spec, config.transformer, config.masking.noise)
         cond = dim + spec.token_dim if config.video_head.newest_token else dim
         heads = (VideoHead(spec.token_dim, cond, config.video_head) for _ in range(spec.predicted_views))
         self.video_heads = nn.ModuleList(heads)
@@ -93,6 +93,10 @@ class UVA(nn.Module):
         """
         padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)  # (B, T*S)
         seen = Visibility(draws.masked | padded, draws.sees_history, draws.sees_actions, draws.sees_text)
+        if draws.levels is not None:
+            seen.levels = draws.levels.unsqueeze(1).repeat(1, self.spec.tokens, 1)  # (B, T*S, 2)
+            seen.levels[..., 0].masked_fill_(padded, 1.0)
+            seen.frames_noise, seen.actions_noise = draws.frames_noise, draws.actions_noise
         z = self.mar(inputs, seen)  # (B, T*S, d)
         weights = self.loss_weights(targets, draws)
         terms = {}

@@ -49,6 +49,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         super().__init__(task, normalizer, config or UVAConfig(), text, codec=codec)
         self.model, self.loss_scale = model, self.config.loss_scale
         self.trained = model.config.mode_mix.trained
+        for head, sampler in zip((model.action_head, *model.video_heads[:1]), self.config.samplers()):
+            head.diffusion.chain(sampler)  # raises where they do not fit
         self.transform = UVATransform(task, codec, normalizer, self.config)
         if self.config.relative_to is not None and self.config.relative_to not in task.states:
             raise ValueError(
