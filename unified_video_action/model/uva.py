@@ -208,7 +208,7 @@ class UVA(nn.Module):
             raise ValueError(f"mode {mode.name} needs actions")
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
-        seen = self._shown(inputs, mode, hide_history)
+        seen = self.shown(inputs, mode, hide_history)
         inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
         repeated = [own for own in generator for _ in range(chunks)] if isinstance(generator, Sequence) else generator
         kept = () if keep is None else tuple(each.repeat_interleave(chunks, 0) for each in keep)
@@ -270,10 +270,10 @@ class UVA(nn.Module):
     @torch.no_grad()
     def states(self, inputs: ModelInputs, mode: TaskMode) -> Tensor:
         """Auxiliary targets (B, H+F, auxiliary_dim) as the joint latent has them before any frame is generated."""
-        z = self.joint_latent(inputs, self._shown(inputs, mode))  # (B, T*S, d)
+        z = self.joint_latent(inputs, self.shown(inputs, mode))  # (B, T*S, d)
         return self.auxiliary_head(z).reshape(inputs.batch, -1, self.spec.auxiliary_dim)
 
-    def _shown(self, inputs: ModelInputs, mode: TaskMode, hide_history: bool | None = None) -> Visibility:
+    def shown(self, inputs: ModelInputs, mode: TaskMode, hide_history: bool | None = None) -> Visibility:
         """What a mode sees before any frame is generated."""
 
         def every(value: bool, *shape: int) -> Tensor:

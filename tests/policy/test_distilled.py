@@ -1,0 +1,60 @@
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.policy.conftest import MeanCodec, config
+from tests.small_run import write_run
+from unified_video_action.policy.base import Share
+from unified_video_action.policy.build import build_policy, load_policy
+
+HEAD = {"width": 32, "depth": 1, "pool": 2, "prediction": "sample", "learned_variance": False, "noise_draws": 8}
+
+
+@pytest.fixture(autouse=True)
+def codec(monkeypatch):
+    monkeypatch.setenv("UVA_PLUGINS", "tests")
+
+
+def described(**policy):
+    made = config(**policy)
+    made["model"]["action_head"] = HEAD
+    made["vae"] = {"_target_": "tests.policy.conftest.MeanCodec"}
+    return made
+
+
+def make_student(folder, **changes):
+    target = "unified_video_action.policy.distilled.DistilledPolicy"
+    settings = {"_target_": target, "teacher": str(folder), "teacher_sampler": "ddim4", "sampler": "ddim1", **changes}
+    student = build_policy(described(**settings), load_policy(folder).normalizer, {"codec": MeanCodec(), "text": None})
+    student.model.load_state_dict(load_policy(folder).model.state_dict())
+    return student
+
+
+def test_one_step_comes_to_give_what_the_teacher_gives(tmp_path, batch):
+    folder = write_run(tmp_path, OmegaConf.create(described()))
+    student, teacher = make_student(folder), load_policy(folder)
+    optimizer, losses = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=3e-3), []
+    for step in range(150):
+        batch["seed"] += 100
+        found = student(student.prepare(batch, Share(step, 0, len(batch["seed"]), 0)))
+        optimizer.zero_grad()
+        found["loss"].backward()
+        optimizer.step()
+        losses.append(found["loss"].item())
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    changed = {name for name, value in teacher.model.state_dict().items() if not value.equal(student.model.state_dict()[name])}
+    assert changed and all(name.startswith("action_head.net.") for name in changed)
+    assert student.trained == teacher.trained  # what the other weights can do is not lost
+
+
+def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
+    folder = write_run(tmp_path, OmegaConf.create(described()))
+    with pytest.raises(ValueError, match="policy.teacher is not set"):
+        student = make_student(folder, teacher=None)
+        student(student.prepare(batch, Share(0, 0, len(batch["seed"]), 0)))
+    HEAD["prediction"] = "epsilon"
+    try:
+        with pytest.raises(ValueError, match="epsilon cannot be distilled"):
+            make_student(folder)
+    finally:
+        HEAD["prediction"] = "sample"
