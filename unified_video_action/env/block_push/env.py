@@ -123,8 +123,8 @@ class BlockPushEnv(gymnasium.Env):
             observation["image"] = self.render()
         inside = blocks_in_squares(state)  # (2, 2)
         pairs = {name: float(inside[pair]) for name, pair in PAIRS.items()}
-        score = pairs[self.wanted] if self.wanted else inside.any(axis=0).sum() / 2
-        return observation, {"score": score, "is_success": bool(score == 1), **pairs, "state": state}
+        score = pairs[self.wanted] if self.wanted else float(inside.any(axis=0).sum()) / 2
+        return observation, {"score": score, "is_success": score == 1, **pairs, "state": state}
 
 
 def frame_size(image_size: int) -> tuple[int, int]:
