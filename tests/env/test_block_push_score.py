@@ -5,11 +5,16 @@ import pytest
 
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
 
+from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.demos.block_push import ScriptedExpert
 from unified_video_action.env.block_push.env import BlockPushEnv
-from unified_video_action.env.block_push.layout import PAIRS, state_targets
+from unified_video_action.env.block_push.layout import HIGH, LOW, PAIRS, state_targets
 from unified_video_action.env.block_push.score import PairScore
 from unified_video_action.env.plan_score import Imagined
+from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.inference.planner import Planner
+from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionPolicy
+from unified_video_action.spec import Camera, Horizon, TaskSpec
 
 RED, GREEN = (0.28, 0.2), (0.52, 0.2)  # squares
 
@@ -84,9 +89,30 @@ def test_of_experts_plans_the_wanted_one_is_chosen(env, wanted):
     assert list(plans)[best] == PAIRS[wanted]
 
 
+def test_a_policy_that_imagines_nothing_is_guided_by_the_simulator():
+    class Seen(PairScore):
+        states: list = []
+
+        def __call__(self, imagined):
+            self.states.append(imagined.states)
+            return super().__call__(imagined)
+
+    task = TaskSpec(Horizon(1, 0, 1), (Camera("image", (24, 32), True),), 2, {"effector": 2}, 1)
+    table = np.array([LOW, HIGH])
+    config = DiffusionConfig(encoder="test_resnet", stages=1, crop=None, widths=(8, 16), step_embed=8, sampler="ddim2")
+    policy = DiffusionPolicy(task, Normalizer.limits({"action": table, "effector": table}), config)
+    env = {"_target_": "unified_video_action.env.block_push.env.BlockPushEnv", "image_size": 24}
+    runner = EnvRunner(env, n_episodes=1, n_envs=1, max_steps=12)
+    score = Seen("red_in_red")
+    runner.run(policy, planner=Planner(score, candidates=3), try_in_simulator=True, progress=False)
+    assert [states.shape for states in score.states] == [(3, 1, 10)] * 2  # where each of three plans ends, twice
+    assert np.ptp(score.states[0][:, 0, :2], axis=0).max() > 0.01
+
+
 def test_the_wanted_pair_alone_is_success(env):
     wanting = BlockPushEnv(observe_image=False, wanted="red_in_green")
-    for blocks, score, ends in [((RED, GREEN), 0, True), ((GREEN, (0.4, -0.2)), 1, True), ((RED, (0.4, -0.2)), 0, False)]:
+    away = (0.4, -0.2)
+    for blocks, score, ends in [((RED, GREEN), 0, True), ((GREEN, away), 1, True), ((RED, away), 0, False)]:
         state = np.array([0.3, -0.4, *blocks[0], 0, *blocks[1], 0, *RED, 0, *GREEN, 0])
         wanting.reset(options={"state": state})
         _, reward, terminated, _, info = wanting.step(np.array([0.3, -0.4]))

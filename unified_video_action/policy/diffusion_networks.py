@@ -46,9 +46,8 @@ class ImageEncoder(nn.Module):
             self.net = timm.create_model(name, pretrained=pretrained, **options)
             for stage in range(stages + 1, 5):
                 setattr(self.net, f"layer{stage}", nn.Identity())
-            with torch.no_grad():
-                channels = self.net(torch.zeros(1, 3, 64, 64)).shape[1]
-            self.head = nn.Sequential(SpatialSoftmax(channels), nn.Linear(2 * KEYPOINTS, 2 * KEYPOINTS))
+            pool = SpatialSoftmax(self.net.feature_info[stages]["num_chs"])
+            self.head = nn.Sequential(pool, nn.Linear(2 * KEYPOINTS, 2 * KEYPOINTS))
             self.width = 2 * KEYPOINTS
         else:
             self.net = timm.create_model(name, pretrained=pretrained, num_classes=0)
