@@ -64,8 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list:
         for number, cell in enumerate(cells):
             state = "done" if table.values(cell) else "begun" if cell.output.with_suffix(".log").exists() else "to do"
-            trainings = "; then ".join(" ".join(["python train.py", *words]) for _, words in cell.stages)
-            log.info("%3d  %-6s %s: %s", number, state, cell.name, trainings or cell.checkpoint)
+            log.info("%3d  %-6s %s", number, state, cell.name)
+            for words in cell.trainings.values():
+                log.info("            python train.py %s", " ".join(words))
         return 0
     wanted = [
         cell

@@ -134,6 +134,13 @@ def test_samples_without_states_show_the_middle_of_them() -> None:
     assert not torch.allclose(found, policy.condition(batch))
 
 
+def test_fewer_stages_leave_a_finer_map() -> None:
+    policy = make_policy("unet", stages=2)
+    assert policy.model.encoder.cameras[0].net(torch.zeros(1, 3, 40, 40)).shape[-2:] == (5, 5)
+    plan = policy.predict_action(observation(make_batch()), noise(), "ddim2")["action_pred"]
+    assert plan.shape == (4, 16, 2) and torch.isfinite(plan).all()
+
+
 def test_a_session_plans_as_the_policy_does() -> None:
     policy, batch = make_policy("unet"), make_batch(1)
     session = PolicySession(policy, sampler="ddim4")
@@ -166,6 +173,8 @@ def test_published_sizes() -> None:
         ({"sampler": "ddim200"}, "more steps than the chain of 100"),
         ({"crop": 50}, r"crop=50 is larger than the frames of image, \(44, 44\)"),
         ({"crop": 32}, "of 32 px frames a resnet leaves one cell"),
+        ({"crop": 16, "stages": 3}, "of 16 px frames a resnet leaves one cell"),
+        ({"stages": 5}, "stages must be 1 to 4, got 5"),
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),
         ({"widths": (8, 8, 8, 8, 8, 8)}, "6 levels need a multiple of 32 actions"),
     ],

@@ -18,12 +18,13 @@ def test_every_table_composes(tmp_path):
     for name in study.names():
         for budget in ("smoke", "full"):  # small differs in numbers alone
             for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
-                for run, words in cell.stages:
+                for words in cell.trainings.values():
                     words = tuple(word for word in words if not word.startswith("seed="))
                     if words not in seen:
                         seen.add(words)
                         read_config(words[0].removeprefix("--config-name="), words[1:])
-                assert cell.checkpoint == run / "checkpoints/latest" if cell.stages else cell.checkpoint.is_dir()
+                assert cell.checkpoint in cell.trainings or cell.checkpoint.is_dir()
+                assert "{" not in " ".join(cell.evaluate)
     assert len(seen) > 30
 
 
@@ -68,6 +69,22 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
     assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
     assert other["difference"]["value"] == pytest.approx(-0.2) and other["difference"]["claimed"]
     assert [row[0] for row in rows_of(results)] == ["", "UVA", "DP-C"]
+
+
+def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
+    table = study.Study("guidance", "small", tmp_path / "guidance_small", tmp_path)
+    cells = {cell.name: cell for cell in table.cells()}
+    alone, guided = (cells[f"{row} / R-G / seed 0"] for row in ("DP-C", "guided by UVA"))
+    (world,) = guided.trainings.keys() - alone.trainings.keys()
+    assert guided.checkpoint == alone.checkpoint and "--planner" not in alone.evaluate
+    assert guided.evaluate[guided.evaluate.index("--planner-model") + 1] == str(world)
+    assert "--config-name=uva_block_push_mini" in guided.trainings[world]
+    assert {"200000", "task.env.wanted=red_in_green"} < set(guided.evaluate)
+    for column, scores in zip(table.columns, ((1.0, 0.0), (1.0, 1.0), (0.0, 0.0), (1.0, 0.0))):
+        fake_episodes(cells[f"DP-C / {column} / seed 0"].output / "results.json", dict(enumerate(scores)))
+    *_, mean = table.table()["cells"]
+    assert mean["column"] == table.table()["columns"][-1] == "mean"
+    assert mean["figures"]["success"]["value"] == 0.5 and mean["figures"]["success"]["n"] == 8
 
 
 def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):

@@ -135,7 +135,8 @@ class EnvRunner:
         def session(slots: int, envs: EnvProcesses | None = None) -> PolicySession:
             chosen = planner
             if planner is not None and try_in_simulator:
-                tried = partial(envs.try_actions, steps=policy.task.horizon.future_offsets) if envs else None
+                steps = policy.task.horizon.future_offsets or (policy.task.horizon.actions,)
+                tried = partial(envs.try_actions, steps=steps) if envs else None
                 chosen = replace(planner, simulate=tried) if tried else None
             return PolicySession(policy, slots, self.action_steps, sampler, planner=chosen, world=chosen and world)
 

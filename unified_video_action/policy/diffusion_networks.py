@@ -34,18 +34,21 @@ class SpatialSoftmax(nn.Module):
 class ImageEncoder(nn.Module):
     """Frames of one camera, (N, 3, H, W) in [-1, 1] -> features (N, width).
 
-    ResNets have group norms, whose statistics the averaged weights do not spoil, and end in keypoints; any other
-    encoder of timm sees pixels on its own scale and ends in its own pooling.
+    ResNets have group norms, whose statistics the averaged weights do not spoil, and end in keypoints, on the feature
+    map of their last stage or an earlier, finer one; any other encoder of timm sees pixels on its own scale and ends in
+    its own pooling.
     """
 
-    def __init__(self, name: str, pretrained: bool, image_size: int | None) -> None:
+    def __init__(self, name: str, pretrained: bool, image_size: int | None, stages: int = 4) -> None:
         super().__init__()
         self.image_size = image_size
         scale = {"mean": [0.5] * 3, "std": [0.5] * 3}  # of pixels in [0, 1]
         if "resnet" in name:
             options = dict(num_classes=0, global_pool="", norm_layer=_group_norm)
             self.net = timm.create_model(name, pretrained=pretrained, **options)
-            pool = SpatialSoftmax(self.net.num_features)
+            for stage in range(stages + 1, 5):
+                setattr(self.net, f"layer{stage}", nn.Identity())
+            pool = SpatialSoftmax(self.net.feature_info[stages]["num_chs"])
             self.head = nn.Sequential(pool, nn.Linear(2 * KEYPOINTS, 2 * KEYPOINTS))
             self.width = 2 * KEYPOINTS
         else:
@@ -68,9 +71,9 @@ def _group_norm(channels: int, **options: object) -> GroupNorm:
 class ObservationEncoder(nn.Module):
     """Histories of frames and states, and an instruction -> one vector for each step of the history."""
 
-    def __init__(self, task: TaskSpec, encoder: str, pretrained: bool, image_size: int | None) -> None:
+    def __init__(self, task: TaskSpec, encoder: str, pretrained: bool, image_size: int | None, stages: int = 4) -> None:
         super().__init__()
-        self.cameras = nn.ModuleList(ImageEncoder(encoder, pretrained, image_size) for _ in task.cameras)
+        self.cameras = nn.ModuleList(ImageEncoder(encoder, pretrained, image_size, stages) for _ in task.cameras)
         self.text = nn.Linear(task.text_dim, 64) if task.text_dim else None
         self.width = sum(camera.width for camera in self.cameras) + sum(task.states.values())
         self.width += 64 if task.text_dim else 0

@@ -31,7 +31,7 @@ from unified_video_action.policy.diffusion_networks import CausalTransformer, Co
 from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.text.clip import ClipText
 
-RESNET_STRIDE = 32  # pixels for each cell of its last feature map
+RESNET_STRIDE = 4  # pixels for each cell of its first stage's feature map; twice as many in each further stage
 SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}
 
 
@@ -44,6 +44,7 @@ class DiffusionConfig:
     sampler: str = "ancestral100"  # ancestral (DDPM) or ddim, and the number of steps
     diffusion_steps: int = 100  # length of the training chain
     encoder: str = "resnet18"  # of frames, one for each camera: a resnet, or any other name that timm knows
+    stages: int = 4  # of a resnet that are used; fewer: keypoints on a finer map (beyond the published policy)
     pretrained: bool = False  # start the encoder from timm's weights
     crop: int | None = 76  # side of the frames' crops, pixels: random in training, central while acting; null: none
     image_size: int | None = None  # to which crops are resized, for encoders that want one size
@@ -59,6 +60,8 @@ class DiffusionConfig:
         if self.network not in ("unet", "transformer"):
             raise ValueError(f"DiffusionConfig.network must be unet or transformer, got {self.network!r}")
         require_integers(self, "action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads")
+        if self.stages not in (1, 2, 3, 4):
+            raise ValueError(f"DiffusionConfig.stages must be 1 to 4, got {self.stages!r}")
         _sampler(self.sampler, self.diffusion_steps)
 
 
@@ -67,7 +70,7 @@ class DiffusionNetwork(nn.Module):
 
     def __init__(self, task: TaskSpec, config: DiffusionConfig) -> None:
         super().__init__()
-        self.encoder = ObservationEncoder(task, config.encoder, config.pretrained, config.image_size)
+        self.encoder = ObservationEncoder(task, config.encoder, config.pretrained, config.image_size, config.stages)
         chunk, cond, history = (task.action_dim, task.horizon.actions), self.encoder.width, task.horizon.history
         if config.network == "unet":
             widths = tuple(config.widths)
@@ -97,10 +100,11 @@ class DiffusionPolicy(BasePolicy):
             if config.crop is not None and config.crop > min(camera.size):
                 raise ValueError(f"policy.crop={config.crop} is larger than the frames of {camera.name}, {camera.size}")
             side = config.image_size or config.crop or min(camera.size)
-            if "resnet" in config.encoder and side <= RESNET_STRIDE:
+            cell = RESNET_STRIDE * 2 ** (config.stages - 1)
+            if "resnet" in config.encoder and side <= cell:
                 raise ValueError(
                     f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
-                    f"than {RESNET_STRIDE}, a larger policy.image_size, or another policy.encoder"
+                    f"than {cell}, a larger policy.image_size, or another policy.encoder"
                 )
         self.model = DiffusionNetwork(task, config)
         self._schedule = DDPMScheduler(config.diffusion_steps, beta_schedule="squaredcos_cap_v2")

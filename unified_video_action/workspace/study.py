@@ -25,6 +25,7 @@ STUDIES = ROOT / "config" / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
 Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value; plan_ms -> median
 METRIC = "score"  # what rows are compared by
+MEAN = "mean"  # the column of a table that also has all episodes of its columns together
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Cell:
     seed: int
     checkpoint: Path  # in the run's folder; equal words give an equal one, in all tables
     output: Path  # of its measurement
-    stages: list[tuple[Path, list[str]]]  # folder and words of each training, the last one's measured; none: it is given
+    trainings: dict[Path, list[str]]  # checkpoint -> words of the training that makes it; empty: it is given
     evaluate: list[str]
     prepare: list[str] = field(default_factory=list)
     makes: Path | None = None  # what `prepare` makes
@@ -78,31 +79,44 @@ class Study:
 
     def _cell(self, row: str, column: str, seed: int) -> Cell:
         about = self.text["columns"][column]
-        learner = self.text.get("learner", {}).get(row, "uva")
-        values = {"data": str(self._data), "seed": seed, "learner": learner}
+        values = {"data": str(self._data), "seed": seed, "train": about.get("train", [])}
         values |= {key: value for key, value in (self.budget | about).items() if isinstance(value, str | int | float)}
-        if "steps" in self.budget:
-            values["steps"] = self.budget["steps"][learner]
-        words = self.text["rows"][row]
+        words, trainings = self.text["rows"][row], {}
         if isinstance(words, Mapping):
             words = words.get(column, words.get("other", []))
-        stages: list[tuple[Path, list[str]]] = []
-        checkpoint = ROOT / words if isinstance(words, str) else None  # given
-        for own in [] if checkpoint else [*filter(None, [self.text.get("first", {}).get(row)]), words]:
-            train = _fill([*own, *about.get("train", []), *self.budget["train"], "seed={seed}"], values)
-            if stages:
-                train.append(f"init_from={hydra_value(checkpoint)}")
-            name = train[0].removeprefix("--config-name=")
-            run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
-            checkpoint = run / "checkpoints" / "latest"
-            stages.append((run, train))
+        if isinstance(words, str):
+            checkpoint = ROOT / words
+        else:
+            learner = self.text.get("learner", {}).get(row, "uva")
+            if first := self.text.get("first", {}).get(row):
+                checkpoint, trainings = self._training(first, learner, values)
+                words = [*words, f"init_from={hydra_value(checkpoint)}"]
+            checkpoint, last = self._training(words, learner, values)
+            trainings |= last
+        chosen = [*self.text.get("evaluate", {}).get(row, []), *about.get("evaluate", [])]
+        if "{world}" in chosen:
+            values["world"], world = self._training(self.text["world"], "uva", values)
+            trainings |= world
         output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
         evaluate = ["eval_sim.py", "--checkpoint", str(checkpoint), "--n-episodes", str(self.budget["episodes"])]
-        evaluate += ["--films", "0", "--output", str(output), *_fill(about.get("evaluate", []), values)]
+        evaluate += ["--films", "0", "--output", str(output), *_fill(chosen, values)]
         makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
         return Cell(
-            row, column, seed, checkpoint, output, stages, evaluate, _fill(about.get("prepare", []), values), makes
+            row, column, seed, checkpoint, output, trainings, evaluate, _fill(about.get("prepare", []), values), makes
         )
+
+    def _training(
+        self, words: Sequence[str], learner: str, values: Mapping[str, Any]
+    ) -> tuple[Path, dict[Path, list[str]]]:
+        """A training's checkpoint, and what makes it."""
+        values = {**values, "learner": learner}
+        if "steps" in self.budget:
+            values["steps"] = self.budget["steps"][learner]
+        train = _fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
+        name = train[0].removeprefix("--config-name=")
+        run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
+        checkpoint = run / "checkpoints" / "latest"
+        return checkpoint, {checkpoint: train}
 
     def values(self, cell: Cell) -> Values | None:
         """What a cell was measured to be; None while it is not."""
@@ -121,9 +135,9 @@ class Study:
         if cell.makes is not None and not cell.makes.exists() and (failed := _run(cell.prepare, log)):
             return failed
         cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
-        for run, words in cell.stages:
-            done = run / TRAINED
-            if not done.is_file():
+        for checkpoint, words in cell.trainings.items():
+            run = checkpoint.parents[1]
+            if not (done := run / TRAINED).is_file():
                 if failed := _run(["train.py", *words, cache, f"output_dir={hydra_value(run)}"], log):
                     return failed
                 write_json(done, words)
@@ -143,6 +157,11 @@ class Study:
                 missing[cell.name] = (failed or {}).get(cell.name, "not made yet")
             else:
                 found.setdefault((cell.row, cell.column), {})[cell.seed] = values
+        columns = [*self.columns, *([MEAN] if self.text.get("mean") else [])]
+        for row in self.rows if MEAN in columns else []:
+            each = {column: found.get((row, column), {}) for column in self.columns}
+            for seed in set.intersection(*(set(by_seed) for by_seed in each.values())):
+                found.setdefault((row, MEAN), {})[seed] = _pooled({column: each[column][seed] for column in each})
         cells = []
         for (row, column), by_seed in found.items():
             figures = {name: figure([each[name] for each in by_seed.values()]) for name in ("score", "success")}
@@ -166,7 +185,7 @@ class Study:
             "says": self.budget["says"],
             "compare": self.text.get("compare"),
             "paper": self.text.get("paper", {}),
-            "columns": self.columns,
+            "columns": columns,
             "cells": cells,
             "missing": missing,
         }
@@ -224,6 +243,15 @@ def difference(ours: Sequence[Mapping[str, float]], others: Sequence[Mapping[str
         trainings = [float(interval.low), float(interval.high)]
         claimed = claimed and (trainings[0] > 0 or trainings[1] < 0)
     return found | {"over_trainings": trainings, "claimed": bool(claimed and len(pairs) > 1)}
+
+
+def _pooled(by_column: Mapping[str, Values]) -> Values:
+    """The episodes of all columns together."""
+    names = next(iter(by_column.values()))
+    return {
+        name: {f"{column} {key}": value for column, each in by_column.items() for key, value in each[name].items()}
+        for name in names
+    }
 
 
 def _fill(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:

@@ -462,6 +462,9 @@ def test_arrays_play_their_parts_and_others_are_not_read(store):
     np.testing.assert_allclose(table.low_dim["position"], root["data/robot"][:][:, [3, 0]], rtol=1e-6)
     np.testing.assert_array_equal(table.action, root["data/command"][:])
     assert table.weight == 2.0 and len(table) == 55 and table.auxiliary is None
+    wanted, chosen = Wanted(("image",), (), 3, auxiliary=True), {"array": "robot", "columns": [1, 3]}
+    (table,) = source(store, auxiliary=chosen).tables(wanted)
+    np.testing.assert_allclose(table.auxiliary, root["data/robot"][:][:, [1, 3]], rtol=1e-6)
     asked = source(store, cameras={"image": "front", "wrist": "no"}, low_dim={"joints": "no"}, action=None)
     (table,) = asked.tables(Wanted(("image",), (), 3))
     assert table.cameras == {"image": "front"} and table.low_dim == {} and table.action is None

@@ -38,13 +38,14 @@ LARGEST_CHUNK = 2**30  # bytes that reading a single frame may decode
 class ZarrSource(Source):
     """A store with data/<array> (N, ...) and meta/episode_ends (E,): folder, zip or fsspec URL.
 
-    Arrays that the task does not want are not read. An entry of `low_dim` and `action` is an array's name, or
-    `{array: NAME, columns: [...]}` for some of its columns, in that order.
+    Arrays that the task does not want are not read. An entry of `low_dim`, `action` and `auxiliary` is an array's name,
+    or `{array: NAME, columns: [...]}` for some of its columns, in that order.
     """
 
     cameras: Mapping[str, str] = field(default_factory=dict)  # the task's name of a camera -> array (N, H, W, 3)
     low_dim: Mapping[str, str | Mapping] = field(default_factory=dict)  # the task's name -> array (N, D)
     action: str | Mapping | None = "action"  # array (N, D); None: a video to learn from
+    auxiliary: str | Mapping | None = None  # array (N, K) of regression targets, about [-1, 1]; None: has none
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +58,14 @@ class ZarrSource(Source):
         cameras = {name: self.cameras[name] for name in wanted.cameras}
         chosen = {name: self._array_and_columns(name, self.low_dim[name]) for name in wanted.low_dim}
         action = None if self.action is None else self._array_and_columns("action", self.action)
-        arrays = [array for array, _ in [*chosen.values(), *([action] if action else [])]]
+        auxiliary = None
+        if wanted.auxiliary and self.auxiliary is not None:
+            auxiliary = self._array_and_columns("auxiliary", self.auxiliary)
+        arrays = [array for array, _ in [*chosen.values(), *filter(None, (action, auxiliary))]]
         store = ReplayBuffer(self.path, list(dict.fromkeys(cameras.values())), arrays)
         low_dim = {name: _columns(store, *entry) for name, entry in chosen.items()}
-        return [Table(store, cameras, low_dim, _columns(store, *action) if action else None, weight=self.weight)]
+        action, auxiliary = (_columns(store, *entry) if entry else None for entry in (action, auxiliary))
+        return [Table(store, cameras, low_dim, action, auxiliary, weight=self.weight)]
 
     def _array_and_columns(self, name: str, entry: str | Mapping) -> tuple[str, list[int] | None]:
         """No columns means all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
@@ -9,13 +10,14 @@ import numpy as np
 from gymnasium import spaces
 
 from unified_video_action.env.block_push.layout import (
-    COLOURS,
     HIGH,
     LOW,
+    PAIRS,
     STATE_SIZE,
     STEP,
     blocks_in_squares,
     start_state,
+    state_targets,
 )
 from unified_video_action.env.block_push.scene import ASPECT, Scene
 from unified_video_action.env.checking import checked_options, checked_vector
@@ -33,6 +35,9 @@ class BlockPushEnv(gymnasium.Env):
     a distance of their centres below 0.05 m) and `state` (effector x, y, and x, y, angle of the red block, the green
     block, the red square and the green square).
 
+    Where one of the four is `wanted`, it alone is `score` and `is_success`, and both blocks in squares end the episode
+    as well.
+
     `reset(seed=...)` draws blocks and squares as IBC's multi-modal task does. `reset(options={"state": (14,)})` starts
     there instead.
     """
@@ -44,9 +49,12 @@ class BlockPushEnv(gymnasium.Env):
         self,
         image_size: int = 96,  # height of the frames; their width is 4/3 of it
         observe_image: bool = True,  # False leaves `image` out, for callers that need no frames
+        wanted: str | None = None,  # red_in_red, ...: what alone counts; None: both blocks in different squares
     ) -> None:
+        if wanted is not None and wanted not in PAIRS:
+            raise ValueError(f"BlockPushEnv.wanted must be null or one of {', '.join(PAIRS)}, got {wanted!r}")
         self.frame_size = frame_size(image_size)
-        self.observe_image = observe_image
+        self.observe_image, self.wanted = observe_image, wanted
         self.action_space = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32), dtype=np.float32)
         margin = np.float32(0.05)  # the effector follows its target, and may run past it by a hair
         self.observation_space = spaces.Dict(
@@ -66,11 +74,31 @@ class BlockPushEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Send the effector to `action` (2,) for a tenth of a second."""
+        self._move(action)
+        observation, info = self._look()
+        done = info["is_success"] or bool(blocks_in_squares(info["state"]).any(axis=0).all())
+        return observation, info["score"], done, False, info
+
+    def try_actions(self, chunks: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """States (n, F, 10), see `layout.state_targets`, after so many `steps` (F,) of chunks (n, A, 2).
+
+        The episode stays as it is.
+        """
+        tried = []
+        for chunk in chunks:
+            with self.scene.kept():
+                states = [self.scene.state]
+                for action in chunk[: max(steps)]:
+                    self._move(action)
+                    states.append(self.scene.state)
+            tried.append(state_targets(np.stack(states)[list(steps)]))
+        return np.stack(tried)
+
+    def _move(self, action: np.ndarray) -> None:
+        """The physics of one control step."""
         target = np.clip(checked_vector("action", action, 2), LOW, HIGH)
         way = target - self.scene.target
         self.scene.move(self.scene.target + way * min(1.0, STEP / max(float(np.linalg.norm(way)), 1e-9)))
-        observation, info = self._look()
-        return observation, info["score"], info["is_success"], False, info
 
     def render(self) -> np.ndarray:
         """The camera's frame: uint8 (H, W, 3)."""
@@ -94,10 +122,9 @@ class BlockPushEnv(gymnasium.Env):
         if self.observe_image:
             observation["image"] = self.render()
         inside = blocks_in_squares(state)  # (2, 2)
-        filled = int(inside.any(axis=0).sum())
-        names = [f"{block}_in_{square}" for block in COLOURS for square in COLOURS]
-        pairs = dict(zip(names, inside.ravel().astype(float).tolist(), strict=True))
-        return observation, {"score": filled / 2, "is_success": filled == 2, **pairs, "state": state}
+        pairs = {name: float(inside[pair]) for name, pair in PAIRS.items()}
+        score = pairs[self.wanted] if self.wanted else float(inside.any(axis=0).sum()) / 2
+        return observation, {"score": score, "is_success": score == 1, **pairs, "state": state}
 
 
 def frame_size(image_size: int) -> tuple[int, int]:

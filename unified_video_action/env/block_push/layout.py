@@ -24,6 +24,8 @@ SQUARE_OFFSET = 0.12  # along x: one square to either side of the centre
 SQUARE_TURN = np.pi / 30  # at most
 
 STATE_SIZE = 14  # effector x, y; x, y, angle of the red block, the green block, the red square, the green square
+PLACES = (slice(0, 2), slice(2, 4), slice(5, 7), slice(8, 10), slice(11, 13))  # their x and y in the state
+PAIRS = {f"{block}_in_{square}": (i, j) for i, block in enumerate(COLOURS) for j, square in enumerate(COLOURS)}
 
 
 def start_state(rng: np.random.Generator) -> np.ndarray:
@@ -46,6 +48,11 @@ def join_state(effector: np.ndarray, blocks: np.ndarray, squares: np.ndarray) ->
 def split_state(state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """State (14,) -> effector (2,), blocks (2, 3) and squares (2, 3): x, y, angle of the red and of the green one."""
     return state[:2], state[2:8].reshape(2, 3), state[8:].reshape(2, 3)
+
+
+def state_targets(states: np.ndarray) -> np.ndarray:
+    """States (..., 14) -> (..., 10) as a model predicts them: x and y of effector, blocks and squares, metres."""
+    return np.concatenate([states[..., place] for place in PLACES], axis=-1)
 
 
 def blocks_in_squares(state: np.ndarray) -> np.ndarray:

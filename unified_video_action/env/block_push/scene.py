@@ -118,6 +118,17 @@ class Scene:
         self._advance(self._target + way * (target - self._target))  # (SUBSTEPS, 2)
         self._target = np.array(target)
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Leaves everything as it was."""
+        target, world = self.target, self._bullet.saveState()
+        try:
+            yield
+        finally:
+            self._bullet.restoreState(world)
+            self._bullet.removeState(world)
+            self._target = target
+
     @property
     def target(self) -> np.ndarray:
         """(2,) where the effector was last sent."""

@@ -1,0 +1,120 @@
+"""Plans are ranked by how near the wanted block comes to the wanted square, and tried as they then happen."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
+
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.demos.block_push import ScriptedExpert
+from unified_video_action.env.block_push.env import BlockPushEnv
+from unified_video_action.env.block_push.layout import HIGH, LOW, PAIRS, state_targets
+from unified_video_action.env.block_push.score import PairScore
+from unified_video_action.env.plan_score import Imagined
+from unified_video_action.env_runner.runner import EnvRunner
+from unified_video_action.inference.planner import Planner
+from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionPolicy
+from unified_video_action.spec import Camera, Horizon, TaskSpec
+
+RED, GREEN = (0.28, 0.2), (0.52, 0.2)  # squares
+
+
+@pytest.fixture
+def env():
+    made = BlockPushEnv(observe_image=False)
+    yield made
+    made.close()
+
+
+def expert_plan(env: BlockPushEnv, seed: int) -> tuple[tuple, np.ndarray]:
+    """The pair that an expert pushes first, and the first 40 of its actions from where the episode is."""
+    expert, plan = ScriptedExpert(seed), []
+    with env.scene.kept():
+        for _ in range(40):
+            plan.append(expert.act(env.scene.state))
+            env.step(plan[-1])
+    return (expert.order[0], expert.squares[0]), np.array(plan)
+
+
+def scores(wanted: str, *lasts: tuple, approach: float = 0.5) -> np.ndarray:
+    """Of plans that end with effector, red and green block there."""
+    states = np.array([[(9.0,) * 10, (*np.ravel(last), *RED, *GREEN)] for last in lasts])  # (n, 2, 10)
+    return PairScore(wanted, approach)(Imagined(np.zeros((len(lasts), 16, 2)), states))
+
+
+def test_the_nearer_the_wanted_block_the_better():
+    far, away = (0.3, -0.4), (0.4, -0.3)
+    on_red, on_green = (far, RED, away), (far, GREEN, away)
+    near_red = (far, (0.28, 0.1), away)
+    assert list(scores("red_in_red", on_green, near_red, on_red).argsort()) == [0, 1, 2]
+    assert list(scores("red_in_green", on_red, near_red, on_green).argsort()) == [0, 1, 2]
+    np.testing.assert_allclose(scores("green_in_red", on_red, on_green), scores("green_in_red", on_red)[0])
+    assert scores("red_in_red", near_red, approach=0)[0] == pytest.approx(-0.1)
+
+
+def test_before_a_block_moves_the_effector_counts():
+    blocks = (0.28, 0.0), (0.4, -0.3)
+    behind, beside, before = (((0.28, y), *blocks) for y in (-0.05, 0.0, 0.06))
+    assert list(scores("red_in_red", before, beside, behind).argsort()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{"wanted": None}, {"wanted": "blue_in_red"}, {"approach": -1}])
+def test_mistakes_are_named(options):
+    with pytest.raises(ValueError, match=f"PairScore.{next(iter(options))}"):
+        PairScore(**{"wanted": "red_in_red"} | options)
+    with pytest.raises(ValueError, match="BlockPushEnv.wanted must be null or one of red_in_red"):
+        BlockPushEnv(wanted="blue")
+
+
+def test_trying_actions_tells_what_happens_and_leaves_the_episode(env):
+    env.reset(seed=3)
+    _, plan = expert_plan(env, 0)
+    tried = env.try_actions(np.stack([plan[::-1], plan]), (8, 40))
+    states = [env.step(action)[4]["state"] for action in plan]
+    np.testing.assert_array_equal(tried[1], state_targets(np.stack([states[7], states[39]])))
+    assert np.linalg.norm(states[39] - states[0]) > 0.05 and not np.allclose(tried[0], tried[1])
+
+
+@pytest.mark.parametrize("wanted", PAIRS)
+def test_of_experts_plans_the_wanted_one_is_chosen(env, wanted):
+    """Four experts push another block or into another square; the best of their plans is that of the wanted pair."""
+    env.reset(seed=3)
+    plans: dict[tuple, np.ndarray] = {}
+    seed = 0
+    while len(plans) < 4:
+        pair, plan = expert_plan(env, seed)
+        plans, seed = {pair: plan, **plans}, seed + 1
+    chunks = np.stack(list(plans.values()))
+    best = PairScore(wanted)(Imagined(chunks, env.try_actions(chunks, (40,)))).argmax()
+    assert list(plans)[best] == PAIRS[wanted]
+
+
+def test_a_policy_that_imagines_nothing_is_guided_by_the_simulator():
+    class Seen(PairScore):
+        states: list = []
+
+        def __call__(self, imagined):
+            self.states.append(imagined.states)
+            return super().__call__(imagined)
+
+    task = TaskSpec(Horizon(1, 0, 1), (Camera("image", (24, 32), True),), 2, {"effector": 2}, 1)
+    table = np.array([LOW, HIGH])
+    config = DiffusionConfig(encoder="test_resnet", stages=1, crop=None, widths=(8, 16), step_embed=8, sampler="ddim2")
+    policy = DiffusionPolicy(task, Normalizer.limits({"action": table, "effector": table}), config)
+    env = {"_target_": "unified_video_action.env.block_push.env.BlockPushEnv", "image_size": 24}
+    runner = EnvRunner(env, n_episodes=1, n_envs=1, max_steps=12)
+    score = Seen("red_in_red")
+    runner.run(policy, planner=Planner(score, candidates=3), try_in_simulator=True, progress=False)
+    assert [states.shape for states in score.states] == [(3, 1, 10)] * 2  # where each of three plans ends, twice
+    assert np.ptp(score.states[0][:, 0, :2], axis=0).max() > 0.01
+
+
+def test_the_wanted_pair_alone_is_success(env):
+    wanting = BlockPushEnv(observe_image=False, wanted="red_in_green")
+    away = (0.4, -0.2)
+    for blocks, score, ends in [((RED, GREEN), 0, True), ((GREEN, away), 1, True), ((RED, away), 0, False)]:
+        state = np.array([0.3, -0.4, *blocks[0], 0, *blocks[1], 0, *RED, 0, *GREEN, 0])
+        wanting.reset(options={"state": state})
+        _, reward, terminated, _, info = wanting.step(np.array([0.3, -0.4]))
+        assert reward == score and info["is_success"] is bool(score) and terminated is ends
+    wanting.close()
