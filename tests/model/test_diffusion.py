@@ -109,7 +109,9 @@ def test_a_flow_that_is_known_is_followed_in_one_step_and_other_samplers_are_ref
         return (x - data) / diffusion.tables.at(t)["noise"]
 
     for steps in (1, 3):
-        assert torch.allclose(sample(diffusion, velocity, (5, 2), Sampler("euler", steps)), data.expand(5, 2), atol=1e-5)
+        assert torch.allclose(
+            sample(diffusion, velocity, (5, 2), Sampler("euler", steps)), data.expand(5, 2), atol=1e-5
+        )
     for prediction, sampler in (("flow", "ddim10"), ("sample", "euler10")):
         with pytest.raises(ValueError, match=f"{sampler} is not for a head with prediction: {prediction}"):
             Diffusion(prediction=prediction, learned_variance=False).chain(Sampler.parse(sampler))

@@ -116,7 +116,7 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
 
 @torch.no_grad()
 def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
-    """Frames at full noise and padded ones do not matter; actions half in noise do, and what mode it is says nothing."""
+    """Frames at full noise, and padded ones at any, do not matter; what is half in noise does."""
     config = replace(TINY, masking=replace(TINY.masking, noise=True))
     sample = Sample(EVERYTHING, config)
     draws = draw_training(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)

@@ -42,7 +42,8 @@ def test_one_step_comes_to_give_what_the_teacher_gives(tmp_path, batch):
         optimizer.step()
         losses.append(found["loss"].item())
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
-    changed = {name for name, value in teacher.model.state_dict().items() if not value.equal(student.model.state_dict()[name])}
+    before, after = teacher.model.state_dict(), student.model.state_dict()
+    changed = {name for name in before if not before[name].equal(after[name])}
     assert changed and all(name.startswith("action_head.net.") for name in changed)
     assert student.trained == teacher.trained  # what the other weights can do is not lost
 
@@ -54,7 +55,7 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
         student(student.prepare(batch, Share(0, 0, len(batch["seed"]), 0)))
     HEAD["prediction"] = "epsilon"
     try:
-        with pytest.raises(ValueError, match="epsilon cannot be distilled"):
+        with pytest.raises(ValueError, match="cannot be distilled"):
             make_student(folder)
     finally:
         HEAD["prediction"] = "sample"

@@ -67,7 +67,7 @@ class MaskConfig:
     low: float = 0.7
     high: float = 1.0
     inverse_history: float = 0.0  # share of inverse-dynamics samples that see the history (the paper's code: none)
-    noise: bool = False  # hidden frames and actions are seen through noise, each at a level of its own (beyond the paper)
+    noise: bool = False  # half of what is hidden is seen through noise of a level of its own (beyond the paper)
 
     def __post_init__(self) -> None:
         if not 0 <= self.inverse_history <= 1:

@@ -148,8 +148,8 @@ class Diffusion(nn.Module):
         """
         if (sampler.kind == "euler") != (self.prediction == "flow"):
             raise ValueError(
-                f"sampler {sampler.kind}{sampler.steps} is not for a head with prediction: {self.prediction}; euler, such "
-                f"as euler10, is for flow, the others for the rest"
+                f"sampler {sampler.kind}{sampler.steps} is not for a head with prediction: {self.prediction}; euler, "
+                f"such as euler10, is for flow, the others for the rest"
             )
         return make_chain(sampler, self.betas, self.prediction, self.learned_variance)
 

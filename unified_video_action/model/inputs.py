@@ -70,8 +70,7 @@ def spread(rows: Tensor, tokens: int) -> Tensor:
 
 
 class InputStage(nn.Module):
-    """Projects, hides and mixes the modalities that `spec` has; adds positions, and with `noise` how much of it there is
-    in frames and actions."""
+    """Projects, hides and mixes the modalities that `spec` has; adds positions, and with `noise` how noisy they are."""
 
     def __init__(self, spec: ModelSpec, dim: int, noise: bool = False) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class ModeMix:
 
     quotas: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(TASK_MODES, 1.0))  # relative shares
     per_batch: bool = False
-    random: bool = False  # hide history, future and actions without regard to a mode; `quotas` then only says what to use
+    random: bool = False  # hide without regard to a mode; `quotas` then says only what can be asked for
 
     def __post_init__(self) -> None:
         for name, share in self.quotas.items():

@@ -41,7 +41,7 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
     def __init__(self, *parts: Any, **named: Any) -> None:
         super().__init__(*parts, **named)
         if self.model.action_head.config.prediction == "epsilon":
-            raise ValueError("model.action_head.prediction=epsilon cannot be distilled to one step; sample, v, flow can")
+            raise ValueError("model.action_head.prediction=epsilon cannot be distilled to one step; others can")
         self.model.requires_grad_(False)
         self.model.action_head.net.requires_grad_(True)
 
@@ -72,7 +72,9 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
         return {"action": LossTerm.of((made - wanted).square().mean(-1), torch.ones(noise.shape[:-1]).to(noise))}
 
     @torch.no_grad()
-    def _taught(self, teacher: UnifiedVideoActionPolicy, batch: Mapping[str, Any], noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _taught(
+        self, teacher: UnifiedVideoActionPolicy, batch: Mapping[str, Any], noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The conditions (B, rows, c), and what the teacher makes of each noise, (B, K, rows, C)."""
         model, (samples, draws) = teacher.model, noise.shape[:2]
         inputs = teacher.transform.training_inputs(batch)
