@@ -106,13 +106,13 @@ def video_frames(
     if camera not in observations[0]:
         raise ValueError(f"no rollout video: the observation has no {camera!r}, only {', '.join(observations[0])}")
     real = [observation[camera] for observation in observations]
-    errors = [_errors(moment, real, reader) for moment in imagined]
+    errors = [frame_errors(moment, real, reader) for moment in imagined]
     for step in range(len(real)):
         moment, lines = ([(None, [])] + [pair for pair in zip(imagined, errors) if pair[0].step <= step])[-1]
         yield _draw(real, step, moment, lines, episode, label)
 
 
-def _errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
+def frame_errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
     """Lines of text for each imagined frame, those after the episode's end left out."""
     at = [moment.step + offset for offset in moment.offsets if moment.step + offset < len(real)]
     if not at:
