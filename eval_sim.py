@@ -28,6 +28,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
     add("--films", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
+    add("--rerun", type=Path, metavar="FILE.rrd", help="write all episodes, with what is imagined, for Rerun's viewer")
+    add("--record-dataset", type=Path, metavar="FOLDER", help="write all episodes as a LeRobotDataset v3 folder")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
     add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
     add("--planner", type=int, metavar="K", help="execute the best of K plans (default: the configuration's, or none)")

@@ -129,6 +129,7 @@ def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
         (["--set", "task.env.goal"], "--set task.env.goal: expected KEY=VALUE"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--output", "."], "exists already; choose another with --output"),
+        (["--record-dataset", "."], ". exists already; choose another name"),
         (["--disturbance", "fog"], "disturbance must be one of background, objects, goal, or null, got 'fog'"),
         (["--disturbance", "goal", "--set", BLOCK_PUSH], "task.env.disturbance: BlockPushEnv has no such field"),
         (["--resume"], "there is no evaluation to continue"),

@@ -14,7 +14,7 @@ from unified_video_action.env.pusht.renderer import StateRenderer
 from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.videos import (
     Imagination,
-    _errors,
+    frame_errors,
     imagine_episode,
     pick_for_videos,
     video_frames,
@@ -65,20 +65,20 @@ def test_errors_are_in_the_units_of_the_task():
     white = np.full((96, 96, 3), 255, np.uint8)
     off = state + [9, 0, 0, 12, np.radians(4)]
     moment = Imagination(0, OFFSETS, np.stack([draw(state), draw(off), white, draw(state)]))
-    lines = _errors(moment, [draw(state)] * 13, PushTReader())
+    lines = frame_errors(moment, [draw(state)] * 13, PushTReader())
     assert lines[0] == ["agent 0 px", "block 0 px, 0°"]
     found = [int(number) for number in re.findall(r"\d+", " ".join(lines[1]))]
     np.testing.assert_allclose(found, [9, 12, 4], atol=2)
     assert lines[2] == ["no agent", "no block"]
     assert len(lines) == 3, "the last moment lies after the end"
-    assert _errors(moment, [white] * 13, PushTReader())[0] == ["agent not in view", "block not in view"]
+    assert frame_errors(moment, [white] * 13, PushTReader())[0] == ["agent not in view", "block not in view"]
 
 
 def test_without_a_reader_errors_are_in_db():
     frames = np.full((4, 8, 8, 3), 100, np.uint8)
     large = np.full((16, 16, 3), 110, np.uint8)  # a camera whose frames the codec makes smaller
-    assert _errors(Imagination(0, OFFSETS, frames), [large] * 9, None) == [["PSNR 28.1 dB"]] * 2
-    assert _errors(Imagination(20, OFFSETS, frames), [large] * 21, None) == []
+    assert frame_errors(Imagination(0, OFFSETS, frames), [large] * 9, None) == [["PSNR 28.1 dB"]] * 2
+    assert frame_errors(Imagination(20, OFFSETS, frames), [large] * 21, None) == []
 
 
 def test_bad_videos_are_refused(tmp_path: Path):

@@ -150,7 +150,7 @@ def test_a_session_plans_as_the_policy_does() -> None:
         session.observe({**seen, "agent_pos": batch["low_dim"]["agent_pos"][0, step].numpy()})
     expected = policy.predict_action(observation(batch), [torch.Generator().manual_seed(5)], "ddim4")["action_pred"]
     np.testing.assert_allclose(session.plan(), expected.numpy(), atol=1e-3)
-    assert not session.imagines
+    assert not session.policy.imagines
     with pytest.raises(ValueError, match="DiffusionPolicy imagines no frames"):
         session.imagine()
     with pytest.raises(ValueError, match="precision='bf16': DiffusionPolicy computes in float32 alone"):

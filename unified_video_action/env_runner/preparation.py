@@ -4,6 +4,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,11 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         )
     if disturbance:
         build_env(config["task"]["env"]).close()  # a simulator that knows no such thing says so here
+    for new in filter(None, (args.rerun, args.record_dataset)):
+        if new.exists():
+            raise FileExistsError(f"{new} exists already; choose another name, or remove it")
+    if args.rerun and find_spec("rerun") is None:
+        raise ValueError("--rerun needs the package rerun-sdk: pip install -e .[rerun]")
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
     output = args.output or run / "evaluation" / f"{Path(name).name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
@@ -192,6 +198,8 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "try_in_simulator": in_simulator,
         "world": world,
         "films": args.films,
+        "rerun": args.rerun,
+        "dataset": args.record_dataset,
         "title": f"{config.get('name', run.name)}: evaluation",
         "facts": facts,
         "config": config,

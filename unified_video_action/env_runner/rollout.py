@@ -28,6 +28,7 @@ class Episode:
     curve: list[float] = field(default_factory=list)  # score after every step
     crashed: str | None = None  # why its environment was lost
     task: str = ""  # the episode's task, in an environment that has several
+    actions: list[list[float]] = field(default_factory=list)  # executed, (D,) each, where observations are kept
 
     @property
     def score(self) -> float:
@@ -138,9 +139,11 @@ def rollout(
             if isinstance(answer, Crash):
                 end(slot, answer)
                 continue
-            for step in answer:
+            for step, action in zip(answer, chunks[slot]):
                 running[slot].add(step, metrics)
                 observe(slot, step.observation)
+                if keep_observations:
+                    running[slot].actions.append(action.tolist())
             if answer[-1].ended or running[slot].steps >= max_steps:
                 end(slot)
     return [finished[seed] for seed in seeds]

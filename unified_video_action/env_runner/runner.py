@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import distributed
+from unified_video_action.env_runner.recordings import Rollout, write_lerobot, write_rerun
 from unified_video_action.env_runner.results import Journal, describe_results, summarise, write_json
 from unified_video_action.env_runner.rollout import Episode, load_observations, rollout, save_observations
 from unified_video_action.env_runner.simulators import EnvProcesses, EnvSource, Observation
@@ -92,6 +93,8 @@ class EnvRunner:
         try_in_simulator: bool = False,
         world: Any = None,
         films: int = 3,
+        rerun: Path | None = None,
+        dataset: Path | None = None,
         title: str = "Evaluation",
         facts: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
@@ -110,6 +113,7 @@ class EnvRunner:
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
             world: another policy, in which the planner imagines its plans.
             films: episodes with a rollout video, spread from the best to the worst.
+            rerun, dataset: a file and a folder to write with all episodes, see `recordings`.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
             journal: keep finished episodes in `output_dir` while it runs, in a file of each process, so that it can be
@@ -118,11 +122,14 @@ class EnvRunner:
 
         Raises:
             ValueError, FileNotFoundError: `resume`, but there is no evaluation in `output_dir`, or another one.
+            ValueError: `rerun` or `dataset` in several processes: one has seen its own episodes alone.
             RuntimeError: the simulator does not start, every episode crashed, or the policy's plan is not finite.
         """
         rank, size = distributed.rank_and_size()
         output = None if output_dir is None else Path(output_dir)
-        films = 0 if output is None else films
+        films, everything = 0 if output is None else films, rerun or dataset
+        if everything and size > 1:
+            raise ValueError("rollouts are recorded (--rerun, --record-dataset) in one process: run without torchrun")
         if output is not None and rank == 0:
             output.mkdir(parents=True, exist_ok=True)
         kept = Journal(output, self._settings(facts), rank) if output is not None and journal else None
@@ -144,21 +151,32 @@ class EnvRunner:
         policy.eval()
         try:
             with tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
-                recordings = Path(folder) if films else None
+                recordings = Path(folder) if films or everything else None
                 rolled, plan_ms = self._roll(session, mine, recordings, progress and rank == 0, kept)
                 before = [finished[seed] for seed in self.seeds if seed in finished]
                 episodes = sorted([*before, *distributed.gather(rolled)], key=lambda episode: episode.seed)
                 metrics = summarise(episodes, self.metrics)
                 chosen = pick_for_videos(episodes, films)
-                again = [episode.seed for _, episode in chosen if episode.seed in finished][rank::size]
-                self._roll(session, again, recordings)  # the earlier part of the run has seen them, this one has not
+                shown = [e for e in episodes if e.crashed is None] if everything else [each for _, each in chosen]
+                again = [episode.seed for episode in shown if episode.seed in finished][rank::size]
+                # The earlier part of the run has seen them, this one has not.
+                repeated, _ = self._roll(session, again, recordings)
                 own = [episode.seed for _, episode in chosen if episode.seed in (*mine, *again)]
                 seen = dict(distributed.gather([(seed, load_observations(recordings / f"{seed}.npz")) for seed in own]))
+                results = describe_results(metrics, episodes, config, facts, plan_ms)
+                if output is not None and rank == 0:
+                    write_json(output / "results.json", results)
+                imagining = session(1) if (chosen or rerun) and policy.imagines else None
+                all_seen = {episode.seed: episode for episode in (*shown, *repeated)}.values()
+                if rerun:
+                    moments = policy.task.horizon.future_offsets
+                    write_rerun(rerun, self._rollouts(all_seen, recordings, imagining, moments), self.fps, title)
+                if dataset:
+                    write_lerobot(
+                        dataset, self._rollouts(all_seen, recordings), self.fps, self._env_name.rpartition(".")[2]
+                    )
             if output is None or rank > 0:
                 return metrics
-            results = describe_results(metrics, episodes, config, facts, plan_ms)
-            write_json(output / "results.json", results)
-            imagining = session(1) if chosen and policy.imagines else None
             videos = self._videos(policy, imagining, chosen, seen, output / "films", progress)
         finally:
             policy.train(was_training)
@@ -179,12 +197,17 @@ class EnvRunner:
         """
         return Journal(Path(output_dir), self._settings(facts)).finished()
 
+    @property
+    def _env_name(self) -> str:
+        env = self.env_config
+        return env["_target_"] if isinstance(env, Mapping) else f"{env.__module__}.{env.__qualname__}"
+
     def _settings(self, facts: Mapping[str, str] | None) -> dict[str, Any]:
         """All that an episode depends on besides its seed."""
         env = self.env_config
         return {
             **(facts or {}),
-            "env": dict(env) if isinstance(env, Mapping) else f"{env.__module__}.{env.__qualname__}",
+            "env": dict(env) if isinstance(env, Mapping) else self._env_name,
             "max_steps": self.max_steps,
             "action_steps": self.action_steps,
             "metrics": list(self.metrics),
@@ -232,6 +255,20 @@ class EnvRunner:
             episodes = rollout(session, envs, seeds, **limits, on_end=on_end, keep_observations=keep)
         seconds = session.plan_seconds
         return episodes, {"median": 1000 * median(seconds), "environments": n_envs} if seconds else None
+
+    def _rollouts(
+        self,
+        episodes: Iterable[Episode],
+        recordings: Path,
+        session: PolicySession | None = None,
+        offsets: tuple[int, ...] = (),
+    ) -> Iterator[Rollout]:
+        """Episodes with what was seen and, with a session, imagined in them."""
+        for episode in episodes:
+            seen, imagined = load_observations(recordings / f"{episode.seed}.npz"), []
+            if session is not None:
+                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets)
+            yield Rollout(episode, seen, imagined)
 
     def _videos(
         self,

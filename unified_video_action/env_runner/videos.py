@@ -6,7 +6,7 @@ its configuration names a reader of positions, otherwise in dB.
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from unified_video_action.env_runner.simulators import Observation
 
 MARGIN, GAP = 16, 6  # px
 SMALL = 136  # height of an imagined frame, px
+FOR_EYES = {"crf": "23", "preset": "veryfast"}
 LINE, ERROR_LINE = 20, 16  # heights of lines of text, px
 PAPER, INK, FAINT, ACCENT, TRACK = "#15181e", "#f2f4f8", "#98a1b2", "#5b9dff", "#2b313c"
 
@@ -106,13 +107,13 @@ def video_frames(
     if camera not in observations[0]:
         raise ValueError(f"no rollout video: the observation has no {camera!r}, only {', '.join(observations[0])}")
     real = [observation[camera] for observation in observations]
-    errors = [_errors(moment, real, reader) for moment in imagined]
+    errors = [frame_errors(moment, real, reader) for moment in imagined]
     for step in range(len(real)):
         moment, lines = ([(None, [])] + [pair for pair in zip(imagined, errors) if pair[0].step <= step])[-1]
         yield _draw(real, step, moment, lines, episode, label)
 
 
-def _errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
+def frame_errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:
     """Lines of text for each imagined frame, those after the episode's end left out."""
     at = [moment.step + offset for offset in moment.offsets if moment.step + offset < len(real)]
     if not at:
@@ -197,8 +198,8 @@ def _scaled(frame: np.ndarray, height: int, width: int | None = None) -> Image.I
     return Image.fromarray(frame).resize((width or _width(frame, height), height), Image.Resampling.BICUBIC)
 
 
-def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> None:
-    """Write frames, uint8 (H, W, 3) of one even size, as H.264 (yuv420p, plays in browsers).
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10, options: Mapping[str, str] = FOR_EYES) -> None:
+    """Write frames, uint8 (H, W, 3) of one even size, as H.264 (yuv420p, plays in browsers); `options` of the encoder.
 
     Raises:
         ValueError: no frames, or a frame whose size is odd or differs from the first one's.
@@ -212,7 +213,7 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = 10) -> None:
                 size = frame.shape
                 if size[0] % 2 or size[1] % 2:
                     raise ValueError(f"{path}: yuv420p needs an even width and height, got {size[1]} x {size[0]}")
-                stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
+                stream = container.add_stream("libx264", rate=fps, options=dict(options))
                 stream.height, stream.width, stream.pix_fmt = size[0], size[1], "yuv420p"
             if frame.shape != size:
                 raise ValueError(f"{path}: frame {number} is {frame.shape}, the first is {size}")

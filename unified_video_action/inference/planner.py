@@ -65,15 +65,15 @@ class Planner:
     def _score_name(self) -> str:
         return type(self.score).__name__
 
-    def choose(
+    def scores(
         self,
         policy: BasePolicy,
         observation: Observation,
         chunks: Tensor,
         episodes: Sequence[Episode],
         sampler: str | None = None,
-    ) -> Tensor:
-        """Index (n,) of each environment's best plan; the first one of equals.
+    ) -> np.ndarray:
+        """Scores (n, K) of each environment's plans.
 
         Args:
             observation: of the policy, `candidates` rows for each environment. chunks: (n*K, A, D), the plans.
@@ -89,7 +89,7 @@ class Planner:
             episode = episodes[bad[0] // self.candidates]
             where = f"seed {episode.seed} in slot {episode.slot}"
             raise ValueError(f"the planner's score {self._score_name} is not finite: {scores[bad[0]]} for {where}")
-        return torch.from_numpy(scores.reshape(len(episodes), self.candidates).argmax(axis=1))
+        return scores.reshape(len(episodes), self.candidates)
 
     def _imagine(
         self,

@@ -93,6 +93,7 @@ class PolicySession:
         configured = getattr(policy.config, "planner", None)
         self.planner = Planner.build(configured) if planner is None and configured is not None else planner
         self._candidates = 1 if self.planner is None else self.planner.candidates
+        self.tried: tuple[np.ndarray, np.ndarray] | None = None  # the planner's latest plans and their scores
         self.plan_seconds: deque[float] = deque(maxlen=1000)  # how long the latest plans took, all slots together
         self._episodes: list[Episode | None] = [None] * slots
         self._world = None if world is None else PolicySession(world, slots, precision=precision)
@@ -222,15 +223,14 @@ class PolicySession:
         Raises:
             ValueError: the policy imagines nothing.
         """
-        if not self.imagines:
+        if not self.policy.imagines:
             raise ValueError(f"{type(self.policy).__name__} imagines no frames")
         frames = self._each(self._observed(slots), self._imagine)
         return np.moveaxis(frames, 2, -1)  # (n, F, H, W, 3)
 
-    @property
-    def imagines(self) -> bool:
-        """Whether the policy has frames to show for its plans."""
-        return self.policy.imagines
+    def observation(self, slots: Sequence[int] | None = None) -> dict:
+        """What the policy's own methods take, of the newest moment of each slot (all slots when None)."""
+        return self._observation(self._observed(slots))
 
     def act(self, obs: Observation, slot: int = 0) -> np.ndarray:
         """For one environment: the action (D,) to execute now. Plans again after every `action_steps` actions."""
@@ -276,8 +276,11 @@ class PolicySession:
         world = self if self._world is None else self._world
         own = episodes if world is self else [world._episode(episode.slot) for episode in episodes]
         seen = observation if world is self else world._observation(own)
-        best = self.planner.choose(world.policy, repeated(seen, candidates), chunks, episodes, world.sampler)  # (n,)
-        return chunks.unflatten(0, (-1, candidates))[torch.arange(len(episodes)), best]
+        scores = self.planner.scores(
+            world.policy, repeated(seen, candidates), chunks, episodes, world.sampler
+        )  # (n, K)
+        self.tried = (plans := chunks.unflatten(0, (-1, candidates))).cpu().numpy(), scores
+        return plans[torch.arange(len(episodes)), torch.from_numpy(scores.argmax(axis=1))]
 
     def _keep(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Keep | None:
         """None: every plan is free."""

@@ -68,7 +68,7 @@ class PushTReader(StateReader):
         with ThreadPoolExecutor(min(len(chunks), len(os.sched_getaffinity(0)))) as pool:
             parts = list(pool.map(_read, chunks))
         joined = {f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Readings)}
-        return Readings(**{name: values.reshape(*lead, *values.shape[1:]) for name, values in joined.items()})
+        return Readings(**{name: values.reshape((*lead, *values.shape[1:])) for name, values in joined.items()})
 
     def in_picture(self, actions: np.ndarray, size: int) -> np.ndarray:
         return actions * (size / TABLE_SIZE)

@@ -1,0 +1,126 @@
+"""Recordings of rollouts, read back by Rerun's own reader and by the reader of LeRobotDataset folders."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rerun.chunk import RrdReader
+
+from tests.env_runner import toy
+from tests.env_runner.toy_policy import ToyPolicy, ToySession
+from unified_video_action.dataset.formats.lerobot import LeRobotSource
+from unified_video_action.dataset.mixture import Wanted
+from unified_video_action.env_runner import distributed
+from unified_video_action.env_runner import runner as runner_module
+from unified_video_action.env_runner.recordings import write_lerobot
+from unified_video_action.env_runner.runner import EnvRunner
+
+CAMERA = "observation.images.image"
+
+
+def entity(path: Path, name: str) -> tuple[np.ndarray, list]:
+    """Frames (n,) at which an entity was logged, and what."""
+    frames, values = [], []
+    for chunk in RrdReader(path).stream().to_chunks():
+        if chunk.entity_path == name:
+            batch = chunk.to_record_batch()
+            (column,) = [each for each in batch.schema.names if each.endswith((":scalars", ":blob", ":text"))]
+            frames += batch["frame"].to_pylist()
+            values += batch[column].to_pylist()
+    order = np.argsort(frames)
+    return np.array(frames)[order], [values[row] for row in order]
+
+
+def picture(blob: list) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(np.array(blob[0], np.uint8).tobytes())))
+
+
+@pytest.fixture
+def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dict]]:
+    """A folder with both recordings of two episodes, the first one known from an interrupted run; and its results."""
+    monkeypatch.setattr(runner_module, "PolicySession", ToySession)
+    runner = EnvRunner(toy.TaskedEnv, n_episodes=2, start_seed=20, n_envs=1, max_steps=18)
+    options = {"progress": False, "films": 0, "journal": True}
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        reset = ToySession.reset
+        patch.setattr(ToySession, "reset", lambda *a, seed=0, **k: reset(*a, seed=seed, **k) if seed == 20 else stop())
+        runner.run(ToyPolicy(), tmp_path / "out", **options)
+    recordings = {"rerun": tmp_path / "rollouts.rrd", "dataset": tmp_path / "rollouts"}
+    runner.run(ToyPolicy(), tmp_path / "out", resume=True, **recordings, **options)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "rollouts", "rollouts.rrd"}, "nothing else is left"
+    return tmp_path, json.loads((tmp_path / "out" / "results.json").read_text())["episodes"]
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def seen_again(seed: int, actions: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
+    """Pictures and positions when these actions are executed anew: before each of them."""
+    env, pictures, positions = toy.TaskedEnv(), [], []
+    observation, _ = env.reset(seed=seed)
+    for action in actions:
+        pictures.append(observation["image"])
+        positions.append(float(observation["position"][0]))
+        observation, *_ = env.step(action)
+    return pictures, positions
+
+
+def test_rerun_has_all_episodes_on_one_timeline(rolled: tuple[Path, list[dict]]) -> None:
+    path, episodes = rolled[0] / "rollouts.rrd", rolled[1]
+    lengths = [episode["steps"] + 1 for episode in episodes]  # observations
+    frames, texts = entity(path, "/episode")
+    assert frames.tolist() == [0, lengths[0]]
+    assert [text[0].partition(";")[0] for text in texts] == [
+        "seed 20: walk to the even end",
+        "seed 21: walk to the odd end",
+    ]
+    frames, actions = entity(path, "/action")
+    assert frames.tolist() == [*range(lengths[0] - 1), *range(lengths[0], sum(lengths) - 1)]
+    frames, scores = entity(path, "/score")
+    assert frames.tolist() == [*range(1, lengths[0]), *range(lengths[0] + 1, sum(lengths))]
+    np.testing.assert_allclose(np.ravel(scores), sum((each["curve"] for each in episodes), []), atol=1e-4)
+    pictures, positions = seen_again(21, np.array(actions[lengths[0] - 1 :]))
+    _, states = entity(path, "/state/position")
+    np.testing.assert_allclose(np.ravel(states[lengths[0] : -1]), positions, atol=1e-5)
+    _, shown = entity(path, "/camera/image")
+    assert len(shown) == sum(lengths) and np.abs(picture(shown[lengths[0] + 5]) - pictures[5].astype(int)).mean() < 4
+    frames, imagined = entity(path, "/imagined/8_steps")  # every eight steps; the toy policy imagines what it sees
+    assert frames.tolist() == [start + step for start in (0, lengths[0]) for step in (0, 8, 16)]
+    assert np.abs(picture(imagined[4]) - pictures[8].astype(int)).mean() < 4
+
+
+def test_a_dataset_is_read_back(rolled: tuple[Path, list[dict]]) -> None:
+    root, episodes = rolled[0] / "rollouts", rolled[1]
+    source = LeRobotSource(
+        str(root), cameras={"image": CAMERA}, low_dim={"state": "observation.state"}, use_tasks=True, fps=10
+    )
+    (table,) = source.tables(Wanted(cameras=("image",), low_dim=("state",), action_dim=1))
+    ends = np.cumsum([episode["steps"] for episode in episodes])
+    assert table.store.episode_ends.tolist() == ends.tolist()
+    assert table.instructions == ("walk to the even end", "walk to the odd end")
+    frames = table.store.frames(CAMERA, np.arange(ends[-1]))
+    for seed, end, episode in zip((20, 21), ends, episodes, strict=True):
+        rows = slice(end - episode["steps"], end)
+        pictures, positions = seen_again(seed, table.action[rows])
+        np.testing.assert_allclose(table.low_dim["state"][rows, 0], positions, atol=1e-6)
+        assert np.abs(frames[rows] - np.stack(pictures).astype(int)).mean() < 3
+    (rewards,) = LeRobotSource(str(root), cameras={}, action="next.reward").tables(Wanted((), (), 1))
+    np.testing.assert_allclose(rewards.action[:, 0], sum((each["curve"] for each in episodes), []), atol=1e-4)
+    stats = json.loads((root / "meta" / "stats.json").read_text())
+    np.testing.assert_allclose(stats["action"]["mean"], table.action.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(np.ravel(stats[CAMERA]["mean"]), frames.mean((0, 1, 2)) / 255, atol=0.01)
+    np.testing.assert_allclose(np.ravel(stats[CAMERA]["std"]), frames.std((0, 1, 2)) / 255, atol=0.02)
+    assert np.ravel(stats[CAMERA]["q50"]).tolist() == [1, 1, 1] and np.ravel(stats[CAMERA]["min"])[0] == 65 / 255
+
+
+def test_what_cannot_be_recorded_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="there is no rollout to record"):
+        write_lerobot(tmp_path / "set", [], 10, "toy")
+    monkeypatch.setattr(distributed, "rank_and_size", lambda: (0, 2))
+    with pytest.raises(ValueError, match="recorded .* in one process"):
+        EnvRunner(toy.ToyEnv, 1, n_envs=1).run(ToyPolicy(), rerun=tmp_path / "file.rrd")
+    assert list(tmp_path.iterdir()) == []

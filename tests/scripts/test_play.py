@@ -1,0 +1,113 @@
+"""The page of scripts/play.py in a real browser: a person drags, the policy acts, panels show what it makes of it."""
+
+import asyncio
+import base64
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.browser import Page, opened
+from tests.scripts.conftest import CONFIG
+from tests.small_run import write_run
+from unified_video_action.env.pusht.env import PushTEnv
+from unified_video_action.env.pusht.reader import PushTReader
+from unified_video_action.env_runner.panels import Panels, Trace, planner_of
+from unified_video_action.policy.build import load_policy
+
+ROOT = Path(__file__).parents[2]
+
+
+async def agent(page: Page) -> np.ndarray:
+    """(2,) where the picture of the simulator shows the agent, from 0 to 1."""
+    image = base64.b64decode((await page.value("view.live.image")).partition(",")[2])
+    return PushTReader()(np.asarray(Image.open(io.BytesIO(image)))).agent / 512
+
+
+async def drag(page: Page, start: np.ndarray, end: np.ndarray) -> None:
+    """Over the simulator's picture, places from 0 to 1, in two seconds."""
+    box = "(b => [b.left, b.top, b.width, b.height])(document.getElementById('live').getBoundingClientRect())"
+    corner, size = np.split(np.array(await page.value(box)), 2)
+    await page.mouse("mousePressed", *(corner + size * start).tolist())
+    for share in np.linspace(0, 1, 20):
+        await page.mouse("mouseMoved", *(corner + size * (start + share * (end - start))).tolist())
+        await asyncio.sleep(0.1)
+    await page.mouse("mouseReleased", *(corner + size * end).tolist())
+
+
+async def try_out(url: str) -> None:
+    async with aiohttp.ClientSession() as http:
+        for headers in ({"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"}):
+            for place in ("", "/live"):
+                assert (await http.get(url + place, headers=headers)).status == 403
+    async with opened(url) as page:
+        start = np.array(await page.until("window.view?.live?.target"))
+        np.testing.assert_allclose(start, await agent(page), atol=1e-3)
+        end = np.array([0.15, 0.2])
+        await drag(page, start, end)
+        await page.until("!view.live.running")
+        np.testing.assert_allclose(await agent(page), end, atol=0.02)
+        steps = await page.value("view.live.step")
+        assert steps > 16 and await page.value("view.live.acting") is False
+        for name in ("forward", "inverse", "plan", "planner"):
+            await page.until(f"view.shown.{name}?.step === {steps}", 60)
+        sizes = await page.value("[...document.querySelectorAll('.strip img')].map(image => image.naturalWidth)")
+        assert sizes == [96] * 12  # imagined from the actions and what came, and imagined for the plan
+        paths = await page.value("['inverse', 'plan', 'planner'].map(name => view.shown[name].paths)")
+        assert [[line["label"] for line in each] for each in paths[:2]] == [["true", "read"], ["plan"]]
+        np.testing.assert_allclose(paths[0][0]["points"][-1], end, atol=0.01)  # the last true action
+        scores = [float(line["label"]) for line in paths[2]]
+        assert len(scores) == 8 and scores == sorted(scores) and scores[0] < scores[-1]
+        await page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight")
+        np.testing.assert_allclose(
+            await page.until(f"view.live.step > {steps} && view.live.target"), end + [0.04, 0], atol=1e-3
+        )
+        await page.value("document.getElementById('act').click()")
+        await page.until(f"view.live.acting && view.live.step > {steps + 10}")
+        assert np.linalg.norm(await agent(page) - end) > 0.1, "the policy goes to the T"
+        await page.value("document.getElementById('next').click()")
+        await page.until("view.hello.seed === 100001 && view.live.step === 0")
+
+
+def test_a_person_and_the_policy_act(tmp_path: Path) -> None:
+    if not shutil.which("chromium"):
+        pytest.skip("chromium is not installed")
+
+    async def run() -> None:
+        program = [sys.executable, str(ROOT / "scripts" / "play.py"), "--port", "0", "--device", "cpu"]
+        script = await asyncio.create_subprocess_exec(*program, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        try:
+            async with asyncio.timeout(120):
+                while not (found := re.search(rb"http://[\d.:]+", line := await script.stdout.readline())):
+                    assert line, "the script has ended"
+            await try_out(found[0].decode())
+        finally:
+            script.terminate()
+            await script.wait()
+
+    asyncio.run(run())
+
+
+def test_what_a_checkpoint_has_not_learned_is_named(tmp_path: Path) -> None:
+    """And where actions are no positions in the picture, plans are curves."""
+    config = {**CONFIG, "training": {"mode_mix": {"quotas": {"policy": 1.0}}}}
+    policy, env = load_policy(write_run(tmp_path, config)), PushTEnv()
+    panels = Panels(policy, None, planner_of(config, policy, 4))
+    seen = [env.reset(seed=0)[0]]
+    actions = [np.array([100.0, 100.0], np.float32)] * 16
+    seen += [env.step(action)[0] for action in actions]
+    made = {name: panels.make(name, Trace(0, None, seen, actions)) for name in panels.makers}
+    for name, mode in {
+        "forward": "forward_dynamics",
+        "inverse": "inverse_dynamics",
+        "planner": "forward_dynamics",
+    }.items():
+        assert made[name] == {"say": f"not trained: this checkpoint never learned the mode {mode}"}
+    assert made["plan"].keys() == {"curves", "image", "say"} and "policy_and_video" in made["plan"]["say"]
+    assert np.array(made["plan"]["curves"][0]["points"]).shape == (16, 2)
