@@ -1,4 +1,4 @@
-"""UVA as a policy of LeRobot: `--policy.type=uva` in its commands. An adapter; the model is `unified_video_action`'s."""
+"""UVA as a policy of LeRobot: `--policy.type=uva` in its commands. An adapter: there is no model here."""
 
 from lerobot_policy_uva.configuration_uva import UvaConfig as UvaConfig
 from lerobot_policy_uva.modeling_uva import UvaPolicy as UvaPolicy

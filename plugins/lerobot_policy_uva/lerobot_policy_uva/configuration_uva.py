@@ -8,6 +8,7 @@ from typing import Any
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
 from omegaconf import OmegaConf
+
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.spec import Horizon
 from unified_video_action.workspace.commands import read_config

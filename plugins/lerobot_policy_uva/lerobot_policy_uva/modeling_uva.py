@@ -1,4 +1,4 @@
-"""UVA behind LeRobot's policy interface: training on its batches with an average of the weights, acting step by step."""
+"""UVA behind LeRobot's policy interface: training with an average of the weights, and acting step by step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from lerobot.policies import PreTrainedPolicy
 from torch import Tensor
+
+from lerobot_policy_uva.configuration_uva import UvaConfig
+from lerobot_policy_uva.windows import SampledWindows, as_frames, windows
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.inference.session import PolicySession
@@ -20,9 +23,6 @@ from unified_video_action.spec import TaskSpec
 from unified_video_action.workspace.batches import map_leaves
 from unified_video_action.workspace.ema import Ema
 from unified_video_action.workspace.optim import parameter_groups
-
-from lerobot_policy_uva.configuration_uva import UvaConfig
-from lerobot_policy_uva.windows import SampledWindows, as_frames, windows
 
 CLIP = {"_target_": "unified_video_action.text.clip.ClipText"}
 
@@ -61,7 +61,7 @@ class UvaPolicy(PreTrainedPolicy):
             config.instructions = sorted(dataset_meta.tasks.index)
             settings["text"] = settings.get("text") or CLIP
         encoders = kind.build_encoders(settings | ({} if config.instructions else {"text": None}))
-        features = torch.zeros(0)
+        features = torch.zeros(0, 0)
         if new:
             if config.instructions:
                 features = encoders["text"].encode(config.instructions)  # (n, text_dim)

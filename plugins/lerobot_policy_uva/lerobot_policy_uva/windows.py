@@ -10,11 +10,11 @@ import torch
 from lerobot.datasets import LeRobotDataset, resolve_delta_timestamps
 from torch import Tensor
 from torch.utils.data import default_collate
+
+from lerobot_policy_uva.configuration_uva import UvaConfig
 from unified_video_action.dataset.latents import LatentStatistics
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.vae.base import FrameCodec
-
-from lerobot_policy_uva.configuration_uva import UvaConfig
 
 SAMPLED = 128  # windows that are looked at before training
 
@@ -66,8 +66,10 @@ class SampledWindows:
         """Limits of states and actions by the dataset's statistics; relative actions by their deviation."""
 
         def limits(features: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
-            ends = {name: [self.stats[feature][end] for end in ("min", "max")] for feature, name in features.items()}
-            return Normalizer.limits({name: np.stack(values) for name, values in ends.items()}).fields()
+            known = {name: self.stats[feature] for feature, name in features.items()}
+            fitted = Normalizer.limits({name: np.stack([each["min"], each["max"]]) for name, each in known.items()})
+            whole = {name: {end: torch.as_tensor(each[end]) for end in ("mean", "std")} for name, each in known.items()}
+            return {name: field | whole[name] for name, field in fitted.fields().items()}
 
         fields = limits({feature: self.config.names[feature] for feature in self.config.state_features})
         if relative_to is None:
