@@ -109,7 +109,10 @@ class UvaPolicy(PreTrainedPolicy):
         made = windows(batch, self.config)
         if self.uva.task.text_dim:
             made["text"] = self.uva.encode_text(batch["task"])
-        size, step = len(made["seed"]), int(self.updates)
+        size, step = len(made["action"]), int(self.updates)
+        # Masks and noise follow from LeRobot's seed, the step and the sample alone, so a resumed run repeats them.
+        generator = torch.Generator().manual_seed((torch.initial_seed() + step) % 2**63)
+        made["seed"] = torch.randint(2**62, (size,), generator=generator) + batch["index"].cpu()
         prepared = self.uva.prepare(made, Share(step, 0, size, 0))
         prepared = map_leaves(prepared, Tensor, lambda tensor: tensor.to(self.uva.device))
         losses = (self.uva if self.training else self._averaged())(prepared)

@@ -25,10 +25,7 @@ def as_frames(values: Tensor) -> Tensor:
 
 
 def windows(batch: Mapping[str, Any], config: UvaConfig) -> dict[str, Any]:
-    """A batch of `observation_delta_indices` and `action_delta_indices` -> one of `WindowDataset`, without text.
-
-    Seeds, of which masks and noise are made, come from torch's generator, which LeRobot seeds and saves.
-    """
+    """A batch of `observation_delta_indices` and `action_delta_indices` -> one of `WindowDataset` without seeds."""
     history, chunk = config.horizon.history, config.horizon.actions
     cameras = {config.names[feature]: as_frames(batch[feature]) for feature in config.image_features}
     states = {config.names[feature]: batch[feature].float() for feature in config.state_features}
@@ -44,7 +41,6 @@ def windows(batch: Mapping[str, Any], config: UvaConfig) -> dict[str, Any]:
         "frame_is_pad": padded[:, history:],
         "has_action": have,
         "has_low_dim": have,
-        "seed": torch.randint(2**62, (len(actions),)),
         **({"history_action": actions[:, :chunk]} if config.history_actions else {}),
     }
 
