@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 from lerobot.configs import FeatureType, PolicyFeature
-from lerobot.utils.constants import POLICY_POSTPROCESSOR_DEFAULT_NAME, POLICY_PREPROCESSOR_DEFAULT_NAME
 from torch import Tensor
 
 from lerobot_policy_uva.configuration_uva import UvaConfig
@@ -60,7 +59,7 @@ def to_lerobot(checkpoint: Path, output: Path) -> None:
     processors = make_uva_pre_post_processors(config)
     with written_whole(output) as folder:
         policy.save_pretrained(folder)
-        for processor, name in zip(processors, (POLICY_PREPROCESSOR_DEFAULT_NAME, POLICY_POSTPROCESSOR_DEFAULT_NAME)):
+        for processor, name in zip(processors, ("policy_preprocessor", "policy_postprocessor")):
             processor.save_pretrained(folder, config_filename=f"{name}.json")
 
 

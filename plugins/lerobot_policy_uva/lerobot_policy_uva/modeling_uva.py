@@ -195,4 +195,4 @@ class UvaPolicy(PreTrainedPolicy):
 
 def follows_instructions(config: UvaConfig, dataset_meta: Any) -> bool:
     """Whether a new policy is told what to do."""
-    return len(dataset_meta.tasks) > 1 if config.language is None else config.language
+    return len(dataset_meta.tasks.index) > 1 if config.language is None else config.language
