@@ -1,3 +1,10 @@
-from setuptools import setup
+"""The packages; the rest is in pyproject.toml. `config/` is installed as a folder of the package."""
 
-setup()  # everything is in pyproject.toml; this file serves tools that look for it
+from setuptools import find_namespace_packages, setup
+
+CONFIG = "unified_video_action.config"
+
+setup(
+    packages=[*find_namespace_packages(include=["unified_video_action*"]), CONFIG],
+    package_dir={CONFIG: "config"},
+)

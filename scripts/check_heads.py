@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     results: dict[str, dict[str, Any]] = {}
     seen: dict[str, str] = {}
-    for name in options.config_name or sorted(path.stem for path in (commands.ROOT / "config").glob("uva_*.yaml")):
+    for name in options.config_name or sorted(path.stem for path in commands.CONFIGS.glob("uva_*.yaml")):
         with commands.mistakes(parser):
             config = commands.read_config(name, options.overrides)
         done = cut(config, options.depth)

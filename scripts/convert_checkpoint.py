@@ -1,9 +1,11 @@
-"""Turn other projects' checkpoints into this project's files.
+"""Turn other projects' checkpoints into this project's files, and one of this project into a policy of LeRobot.
 
     python scripts/convert_checkpoint.py IN.ckpt OUT
+    python scripts/convert_checkpoint.py --to-lerobot IN OUT   # OUT is for lerobot-eval --policy.path=OUT
 
 What IN is decides what OUT becomes:
     a policy of the paper's published code    a checkpoint folder for eval_sim.py and init_from=OUT
+    a UVA that LeRobot has saved (a folder)   the same; plugins/lerobot_policy_uva is needed for both directions
     its stage-1 weights, or MAR's checkpoint  a folder with what a new run can start from: init_from=OUT
     kl-f16 (kl16.ckpt, or latent diffusion's) a file OUT.safetensors for vae.weights=OUT.safetensors
 
@@ -51,7 +53,7 @@ CONFIG = "uva_pusht"  # the paper's recipe, whose data and simulator a PushT pol
 log = logging.getLogger("convert_checkpoint")
 
 
-def convert(source: Path, target: Path) -> None:
+def convert(source: Path, target: Path, to_lerobot: bool = False) -> None:
     """Convert `source` into `target`.
 
     Raises:
@@ -60,6 +62,14 @@ def convert(source: Path, target: Path) -> None:
     """
     if target.exists():
         raise FileExistsError(f"{target} exists; name another output, or remove it")
+    if to_lerobot or (source / "config.json").is_file():
+        try:
+            from lerobot_policy_uva import checkpoints
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is not installed: pip install plugins/lerobot_policy_uva") from error
+        (checkpoints.to_lerobot if to_lerobot else checkpoints.from_lerobot)(source, target)
+        log.info("wrote %s", target)
+        return
     content, name = load_checkpoint(source), str(source)
     if not isinstance(content, dict):
         raise ValueError(f"{source}: holds a {type(content).__name__}, not a checkpoint")
@@ -169,9 +179,10 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("source", type=Path, metavar="IN", help="checkpoint of another project")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder or file to make; it must not exist yet")
+    parser.add_argument("--to-lerobot", action="store_true", help="IN is a checkpoint folder of this project")
     args = parser.parse_args()
     try:
-        convert(args.source, args.target)
+        convert(args.source, args.target, args.to_lerobot)
     except (OSError, ValueError) as error:
         place = "" if str(args.source) in str(error) else f"{args.source}: "
         parser.exit(1, f"{parser.prog}: {place}{error}\n")

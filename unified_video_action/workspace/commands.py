@@ -17,6 +17,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
+_INSTALLED = ROOT / "unified_video_action" / "config"  # where a wheel has them (setup.py)
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else ROOT / "config"
 
 
 def script_parser(about: str | None, **options: Any) -> argparse.ArgumentParser:
@@ -101,7 +103,7 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     try:
-        with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
     except HydraException as error:
         raise ValueError(error) from error

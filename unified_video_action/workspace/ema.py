@@ -14,13 +14,14 @@ from unified_video_action.workspace.settings import EmaSettings
 class Ema:
     """Average of a module's parameters, in float32, `weights` by name; each lies where its parameter does.
 
+    Those that are given go on; without any the average begins with the parameters.
     The paper's schedule: after update n the decay is min(max_decay, 1 - n^-power), so the first update copies.
     """
 
-    def __init__(self, module: nn.Module, settings: EmaSettings) -> None:
+    def __init__(self, module: nn.Module, settings: EmaSettings, weights: Mapping[str, Tensor] | None = None) -> None:
         self.settings = settings
         self.parameters = {name: value.detach() for name, value in module.named_parameters()}  # the module's memory
-        self.weights = {name: value.clone().float() for name, value in self.parameters.items()}
+        self.weights = weights or {name: value.clone().float() for name, value in self.parameters.items()}
 
     def decay(self, update: int) -> float:
         """Decay of update number 1, 2, ..."""

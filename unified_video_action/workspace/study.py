@@ -19,9 +19,9 @@ import yaml
 from scipy import stats
 
 from unified_video_action.env_runner.results import SETTINGS, bootstrap_interval, wilson_interval, write_json
-from unified_video_action.workspace.commands import ROOT, hydra_value
+from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
 
-STUDIES = ROOT / "config" / "reproduce"
+STUDIES = CONFIGS / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
 Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value; plan_ms -> median
 METRIC = "score"  # what rows are compared by
