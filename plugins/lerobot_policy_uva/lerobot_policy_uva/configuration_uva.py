@@ -113,8 +113,8 @@ class UvaConfig(PreTrainedConfig):
         if origin is not None and origin not in states:
             raise ValueError(
                 f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are "
-                f"{', '.join(states) or 'none'}; give policy.overrides='[policy.relative_to=null]', or let policy.names "
-                "call a state so"
+                f"{', '.join(states) or 'none'}; give policy.overrides='[policy.relative_to=null]', or let "
+                "policy.names call a state so"
             )
         meta, entries = self.settings["task"]["shape_meta"], {}
         for feature, about in self.input_features.items():
