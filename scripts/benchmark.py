@@ -153,7 +153,9 @@ def read_config(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{' '.join(options.overrides)}: overrides go with --config-name")
     import yaml
 
-    return yaml.safe_load((options.config or options.checkpoint / "config.yaml").read_text())
+    from unified_video_action.untrusted import local_checkpoint
+
+    return yaml.safe_load((options.config or local_checkpoint(options.checkpoint) / "config.yaml").read_text())
 
 
 def throughput(part: str, options: argparse.Namespace, config: dict, policy: Any, bench: Any) -> dict[str, Any]:

@@ -17,25 +17,22 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
-from omegaconf import OmegaConf
-from torch import Tensor
 
-from unified_video_action.compat.checkpoint_files import listed, verify
-from unified_video_action.compat.tensors import digest, read_safetensors, write_safetensors
-from unified_video_action.env_runner.preparation import METRICS
+from unified_video_action.compat.checkpoint_files import METRICS, listed, verify
+from unified_video_action.files import data_folder
 from unified_video_action.untrusted import leaves, read_checkpoint_config
-from unified_video_action.workspace.checkpoint import read_state, written_whole
 from unified_video_action.workspace.commands import ROOT, mistakes, script_parser
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("export_checkpoint")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -44,12 +41,12 @@ PLACES = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: they say 
 
 
 def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
-    """What stands for each of this machine's data paths: one in $UVA_DATA_DIR, in this project, or in its `data`."""
-    mine = Path(os.environ.get("UVA_DATA_DIR") or ROOT).expanduser()
+    """What stands for each of this machine's data paths: one in the data folder, in this project, or in its `data`."""
+    mine = data_folder()
 
     def generic(path: str) -> str:
         whole = Path(path).expanduser()
-        if mine != ROOT and whole.is_relative_to(mine):
+        if whole.is_relative_to(mine):
             return f"$UVA_DATA_DIR/{whole.relative_to(mine)}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"
 
@@ -119,6 +116,8 @@ def stored(tensors: Mapping[str, Tensor], dtype: str) -> tuple[dict[str, Tensor]
     Raises:
         ValueError: a weight is too large for that precision.
     """
+    import torch
+
     kind, kept, change = getattr(torch, dtype), {}, 0.0
     for name, tensor in tensors.items():
         kept[name] = tensor.to(kind) if tensor.is_floating_point() else tensor
@@ -204,6 +203,11 @@ def readme(name: str, metrics: Mapping[str, Any]) -> str:
 
 def export(options: argparse.Namespace) -> None:
     """Write the folder. Raises ValueError, FileNotFoundError or FileExistsError for what cannot be shipped."""
+    from omegaconf import OmegaConf
+
+    from unified_video_action.compat.tensors import digest, read_safetensors, write_safetensors
+    from unified_video_action.workspace.checkpoint import read_state, written_whole
+
     checkpoint, output = options.checkpoint, options.output
     if output.exists() and not options.replace:
         raise FileExistsError(f"{output} exists already; --replace replaces it")

@@ -1,6 +1,6 @@
 """What docs/performance.md reports of a GPU, as one command that may be interrupted and typed again.
 
-    python scripts/gpu_run.py --minutes 12 --data $UVA_DATA_DIR --output outputs/gpu
+    python scripts/gpu_run.py --minutes 12 --data data --output outputs/gpu
     PYTHONPATH=. python scripts/gpu_run.py --data pusht.zip --wheels wheels --collect results
     python scripts/gpu_run.py --minutes 3 --device cpu --output outputs/rehearsal
     python scripts/gpu_run.py --list
@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unified_video_action.files import data_folder
 from unified_video_action.workspace.commands import ROOT, above_zero, cores, script_parser
 from unified_video_action.workspace.parts import Command, NotHere, Part, Parts, pack, read_json
 
@@ -262,8 +263,8 @@ def parse_arguments(arguments: list[str] | None) -> Namespace:
     add("--minutes", type=above_zero, default=WHOLE, help="of this call (default: 12)")
     add("--parts", help="names with commas between (default: all)")
     add("--list", action="store_true", help="only list the parts")
-    data = "human demonstrations, or a folder that holds them, also as pusht/ (default: $UVA_DATA_DIR)"
-    add("--data", type=Path, default=os.environ.get("UVA_DATA_DIR") or None, help=data)
+    data = "human demonstrations, or a folder that holds them, also as pusht/ (default: $UVA_DATA_DIR, else data)"
+    add("--data", type=Path, default=data_folder() if data_folder().is_dir() else None, help=data)
     add("--human-only", action="store_true", help="do without scripted demonstrations, of which missing ones are made")
     add("--train-minutes", type=above_zero, help="of training, earlier calls included (default: what is left)")
     add("--wheels", type=Path, help="folder of wheels with the packages that are missing")

@@ -3,7 +3,7 @@
 A camera moves over a textured table along random smooth paths, and every pose is known: what scripts that measure
 predicted motion need. The same seed makes the same archive.
 
-python scripts/make_umi_archive.py --output $UVA_DATA_DIR/umi/synthetic.zarr.zip
+python scripts/make_umi_archive.py --output data/umi/synthetic.zarr.zip
 python scripts/make_umi_archive.py --output held_out.zarr.zip --seed 1 -n 4
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from unified_video_action.dataset.demonstrations import require_new_store
 from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
-from unified_video_action.dataset.store import expand
 from unified_video_action.demos.umi_synthetic import CAMERAS, Scene, write_archive
+from unified_video_action.files import expand
 from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 log = logging.getLogger("make_umi_archive")

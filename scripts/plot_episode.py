@@ -9,9 +9,7 @@ Draws 0001.mp4, 0001.grid.png and 0001.plot.png.
 import logging
 from pathlib import Path
 
-from unified_video_action.env_runner.videos import write_mp4
 from unified_video_action.real.robots.archive import ENDING, UNFINISHED, UNFIT, Recording, finish_recording
-from unified_video_action.real.robots.episode_plot import frame_grid, plot_poses, video_frames
 from unified_video_action.workspace.commands import mistakes, script_parser
 
 log = logging.getLogger("plot_episode")
@@ -19,6 +17,9 @@ log = logging.getLogger("plot_episode")
 
 def look(path: Path, output: Path) -> list[Path]:
     """Draw one episode; returns the files, those of frames only where there are any."""
+    from unified_video_action.env_runner.videos import write_mp4
+    from unified_video_action.real.robots.episode_plot import frame_grid, plot_poses, video_frames
+
     recording = Recording.open(path)
     name = path.name.removesuffix(ENDING).removesuffix(UNFIT)
     output.mkdir(parents=True, exist_ok=True)

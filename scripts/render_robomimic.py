@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unified_video_action.dataset.formats.hdf5 import Hdf5Store
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.rendering import Renderer, read_arguments
@@ -22,6 +21,8 @@ OTHER_CAMERAS = ("agentview", "robot0_eye_in_hand")
 
 def render(renderer: Renderer, output: Path, workers: int, count: int | None, require_success: bool) -> None:
     """Write `output`, which appears when all of it is there, and say which replays failed."""
+    from unified_video_action.dataset.formats.hdf5 import Hdf5Store
+
     names = list(Hdf5Store(renderer.source, images=(), vectors=("actions",)).demos)[:count]
     failed = []
     with new_file(output, renderer.written_arguments) as (writer, _):
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("-n", "--count", type=at_least(1), help="only the first so many demonstrations")
     parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     options = parser.parse_args(arguments)
+    from unified_video_action.dataset.formats.hdf5 import Hdf5Store
+
     with mistakes(parser):
         if options.require_success and not options.absolute:
             raise ValueError("--require-success needs --absolute: only absolute actions are replayed")

@@ -10,6 +10,8 @@ whole; files that are there already are not made again, so an interrupted run go
 the output folder says of every file what was kept and dropped. Each worker needs about 2 GB of memory.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import multiprocessing
@@ -20,22 +22,16 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
-from unified_video_action.dataset.formats.hdf5 import CONTROL, INSTRUCTION, libero_files
 from unified_video_action.env.libero.installation import cache_folder, find_assets
-from unified_video_action.env.libero.replay import (
-    absolute_actions,
-    play,
-    read_recording,
-    recorded_names,
-    recorded_task,
-)
-from unified_video_action.env.libero.scene import Scene
-from unified_video_action.env_runner.results import write_json
 from unified_video_action.workspace.commands import at_least, mistakes, script_parser
+
+if TYPE_CHECKING:
+    from unified_video_action.env.libero.scene import Scene
 
 log = logging.getLogger("replay_libero")
 CHUNK = 8  # frames that are compressed together
@@ -63,6 +59,9 @@ class Outcome:
 
 def convert(source: Path, target: Path, settings: Settings, assets: Path, cache: Path) -> Outcome:
     """Write `target`, whole or not at all, from a published file; its faults are in the outcome and cost only it."""
+    from unified_video_action.env.libero.replay import recorded_task
+    from unified_video_action.env.libero.scene import Scene
+
     unfinished = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         with closing(Scene(recorded_task(source), assets, cache)) as scene, h5py.File(unfinished, "w") as file:
@@ -80,6 +79,9 @@ def convert(source: Path, target: Path, settings: Settings, assets: Path, cache:
 
 def write(data: h5py.Group, source: Path, scene: Scene, settings: Settings) -> list[str]:
     """Write what is kept into the group `data`; names of the demonstrations that were not solved."""
+    from unified_video_action.dataset.formats.hdf5 import CONTROL, INSTRUCTION
+    from unified_video_action.env.libero.replay import absolute_actions, play, read_recording, recorded_names
+
     unsolved, total = [], 0
     for name in recorded_names(source)[: settings.demonstrations]:
         recording = read_recording(source, name, scene)
@@ -117,6 +119,8 @@ def convert_all(
     Raises:
         ValueError: a file that is there was made with other settings.
     """
+    from unified_video_action.env_runner.results import write_json
+
     output.mkdir(parents=True, exist_ok=True)
     outcomes, jobs = [], []
     for source in sources:
@@ -153,6 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--cache-dir", help="where an archive of them is unpacked: see task.env.cache_dir")
     add("--workers", type=at_least(1), default=2, help="processes, each at one file; default %(default)s")
     options = parser.parse_args(arguments)
+    from unified_video_action.dataset.formats.hdf5 import libero_files
+
     with mistakes(parser):
         sources = libero_files(options.input)
         if options.output.resolve() == sources[0].parent.resolve():

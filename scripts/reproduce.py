@@ -18,7 +18,7 @@ import os
 import sys
 from pathlib import Path
 
-from unified_video_action.workspace.commands import ROOT
+from unified_video_action.files import ROOT, data_folder
 
 log = logging.getLogger("reproduce")
 
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in study.names():
             log.info("%s", study.describe(name))
         return 0
-    data = (options.data or Path(os.environ.get("UVA_DATA_DIR", ROOT / "data"))).resolve()
+    data = (options.data or data_folder()).resolve()
     os.environ["UVA_DATA_DIR"] = str(data)  # which the configurations read
     output = options.output or ROOT / "outputs" / "reproduce" / f"{options.table}_{options.budget}"
     try:

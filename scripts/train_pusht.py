@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 import shutil
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import yaml
 
 from unified_video_action.env_runner.results import SETTINGS
+from unified_video_action.files import data_folder
 from unified_video_action.workspace.commands import (
     ROOT,
     above_zero,
@@ -54,13 +54,12 @@ def read_recipe(name: str) -> dict[str, Any]:
 
 
 def human_demonstrations(folder: Path) -> Path | None:
-    """The published archive: in $UVA_DATA_DIR, from an earlier download in `folder`, or from a new one."""
-    given = os.environ.get("UVA_DATA_DIR")
-    for candidate in [Path(given).expanduser(), folder] if given else [folder]:
+    """The published archive: in the data folder, from an earlier download in `folder`, or from a new one."""
+    for candidate in (data_folder(), folder):
         if (archive := candidate / "pusht" / "pusht.zip").is_file():
             log.info("Human demonstrations: %s", archive)
             return archive.resolve()
-    if try_run(ROOT / "scripts" / "download_data.py", "pusht", "--output", folder) == 0:
+    if try_run(ROOT / "scripts" / "download.py", "pusht", "--output", folder) == 0:
         return (folder / "pusht" / "pusht.zip").resolve()
     return None
 

@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from unified_video_action.dataset.demonstrations import new_store, require_new_store
-from unified_video_action.dataset.pusht import PUBLISHED, PushTSource, open_store
 from unified_video_action.env.collecting import in_order
 from unified_video_action.env.pusht.env import DEFAULT_GOAL
 from unified_video_action.env.pusht_m.motion import Mover, Recording
@@ -31,6 +30,8 @@ log = logging.getLogger("transform_demos")
 
 def recordings(source: str, most: int | None = None) -> list[Recording]:
     """The first episodes of a PushT store (None: all of them), with goals of their own where it has them."""
+    from unified_video_action.dataset.pusht import PushTSource, open_store
+
     store = open_store(PushTSource(source))
     states, actions = store.vectors["state"].astype(np.float64), store.vectors["action"]
     root = store.root()
@@ -69,7 +70,7 @@ def transform(mover: Mover, given: list[Recording], output: Path, workers: int, 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--input", default=PUBLISHED, help="store of PushT demonstrations (default %(default)s)")
+    parser.add_argument("--input", default="$UVA_DATA_DIR/pusht/pusht.zip", help="of PushT (default %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
     parser.add_argument("--copies", type=int, default=Mover.copies, help="of every demonstration (default %(default)s)")
     parser.add_argument("--seed", type=int, default=Mover.seed)

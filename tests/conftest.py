@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.file_server import FileServer, serving
+from unified_video_action.files import data_folder
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """Folder of real data ($UVA_DATA_DIR, which holds pusht/pusht.zip); the test is skipped without it."""
-    value = os.environ.get("UVA_DATA_DIR", "")
-    if not value:
-        pytest.skip("UVA_DATA_DIR is not set: no real demonstrations to read")
-    if not Path(value).is_dir():
-        pytest.skip(f"UVA_DATA_DIR={value} is not a folder: no real demonstrations to read")
-    return Path(value)
+    """Folder of real data, which holds pusht/pusht.zip; the test is skipped without it."""
+    if not data_folder().is_dir():
+        pytest.skip(f"UVA_DATA_DIR, or {data_folder()}, is not there: no real demonstrations to read")
+    return data_folder()
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,13 @@ def make_store(tmp_path: Path) -> Callable[..., Path]:
         return write_pusht_store(tmp_path / name, **options)
 
     return make
+
+
+@pytest.fixture
+def file_server(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
+    """A local HTTP server of `tmp_path`; see `serving`."""
+    with serving(FileServer, tmp_path) as server:
+        yield server
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_a_wrong_key_does_not_compose(override):
         ("+vae.scale=2", "vae.scale: PatchMLP has no such field"),
         ("vae._target_=os.system", "vae._target_: 'os.system' is refused"),
         (
-            "task.env._target_=unified_video_action.dataset.download.download",
+            "task.env._target_=unified_video_action.downloads.download",
             "derived from gymnasium.core.Env is needed",
         ),
         ("+task.dataset.shuffle=true", "task.dataset.shuffle: PushTDataset has no such field"),

@@ -38,7 +38,7 @@ def test_nodes_and_nested_nodes_are_built():
     # Modules of the package import others: what they imported is not theirs to offer.
     + [f"{PACKAGE}.instantiate.importlib.import_module", f"{PACKAGE}.instantiate.OmegaConf"]
     # Functions, and classes that are no simulators.
-    + [f"{PACKAGE}.dataset.download.download", f"{PACKAGE}.instantiate.instantiate", HORIZON],
+    + [f"{PACKAGE}.downloads.download", f"{PACKAGE}.instantiate.instantiate", HORIZON],
 )
 def test_nothing_but_what_a_place_expects_is_built(target):
     with pytest.raises(ValueError, match="_target_"):
@@ -63,7 +63,7 @@ def test_nothing_is_built_before_the_whole_tree_is_checked(place, monkeypatch):
     monkeypatch.setenv("UVA_PLUGINS", "tests")
     monkeypatch.setattr(Recorder, "built", 0)
     recorder = {"_target_": f"{__name__}.Recorder"}
-    wrong = {"_target_": f"{PACKAGE}.dataset.download.download", "url": "data:,", "path": "owned"}
+    wrong = {"_target_": f"{PACKAGE}.downloads.download", "url": "data:,", "path": "owned"}
 
     def node(last):
         value = {"inner": last, "others": {"a": [recorder, last]}, "free": last}[place]

@@ -14,7 +14,23 @@ log = logging.getLogger(__name__)
 
 HEAD = 512  # bytes that are enough to tell what a file is
 LFS_POINTER = b"version https://git-lfs"
+ROOT = Path(__file__).resolve().parents[1]  # the project's folder
 MARKUP = re.compile(rb"(\xef\xbb\xbf)?\s*<[!?a-zA-Z]")  # HTML, or a file server's error in XML
+
+
+def data_folder() -> Path:
+    """Where data and weights lie: $UVA_DATA_DIR, or `data` in the project's folder."""
+    return Path(os.environ.get("UVA_DATA_DIR") or ROOT / "data").expanduser()
+
+
+def expand(location: str | Path) -> str:
+    """Replace `~` and variables, $UVA_DATA_DIR by the data folder. Raises FileNotFoundError for one that is not set."""
+    text = re.sub(r"\$(UVA_DATA_DIR\b|\{UVA_DATA_DIR\})", lambda _: str(data_folder()), str(location))
+    text = os.path.expandvars(os.path.expanduser(text))
+    unset = re.search(r"\$\{?(\w+)", text)
+    if unset:
+        raise FileNotFoundError(f"{location}: the environment variable {unset[1]} is not set; set it, or give a path")
+    return text
 
 
 def find_files(

@@ -1,8 +1,11 @@
-"""Read what strangers wrote, a checkpoint's configuration, within bounds and without carrying anything out."""
+"""Read what strangers wrote, a checkpoint from the hub and its configuration, within bounds and without carrying
+anything out."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,50 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unified_video_action.compat.checkpoint_files import LISTS, verify
 from unified_video_action.compat.old_checkpoints import upgrade_config
 from unified_video_action.messages import shown
 
 MOST_BYTES = 1_000_000
 DEEPEST = 32  # levels of nesting; the deepest configuration of this project has 8
 CONFIG = "config.yaml"
+HUB = re.compile(r"hf:/{1,2}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+ON_HUB = (CONFIG, "normalizer.json", "instructions.json", "codec.safetensors", *LISTS)  # and weights
+
+
+def on_hub(location: str | Path) -> bool:
+    return str(location).startswith("hf:/")  # of the two slashes a Path keeps one
+
+
+@cache
+def local_checkpoint(location: str | Path, weights: str = "ema") -> Path:
+    """The folder of a checkpoint: of hf://USER/NAME[@REVISION] the hub's cache, where its files are fetched to.
+
+    Only files that a checkpoint has are fetched, of the weights those that will be read, "ema" or "model".
+
+    Raises:
+        ValueError: not such an address, or files that are not those that were written; the cache forgets them.
+        OSError: the hub cannot be reached, or has no such repository or revision.
+    """
+    if not on_hub(location):
+        return Path(location)
+    if not (address := HUB.fullmatch(str(location))):
+        raise ValueError(f"checkpoint {location}: expected hf://USER/NAME or hf://USER/NAME@REVISION")
+    from huggingface_hub import snapshot_download
+
+    patterns = [*ON_HUB, f"{weights}.safetensors", f"{weights}.safetensors.index.json", f"{weights}-*.safetensors"]
+    try:
+        folder = Path(snapshot_download(address[1], revision=address[2], allow_patterns=patterns))
+    except Exception as error:  # of whichever HTTP client the hub's library has
+        raise OSError(f"checkpoint {location} cannot be fetched ({' '.join(str(error).split())[:500]})") from error
+    try:
+        verify(folder, weights)
+    except ValueError:
+        for path in folder.iterdir():  # else the damaged files would be found again
+            path.resolve().unlink(missing_ok=True)
+            path.unlink()
+        raise
+    return folder
 
 
 def read_checkpoint_config(folder: Path) -> dict[str, Any]:
@@ -25,6 +66,7 @@ def read_checkpoint_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: no such folder, or no config.yaml in it.
         ValueError: a file in place of a folder, or as `read_yaml`.
     """
+    folder = local_checkpoint(folder)
     if folder.is_file():
         raise ValueError(
             f"checkpoint {folder} is a file; expected a folder with {CONFIG} and weights; one is "

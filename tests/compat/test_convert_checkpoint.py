@@ -13,7 +13,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from scripts.convert_checkpoint import convert
 from tests.compat.test_reference_names import mar_shapes
 from tests.compat.test_torch_archive import Call
 from tests.reseed import tensor_list
@@ -21,6 +20,7 @@ from unified_video_action.compat.tensors import Shapes
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.policy.build import load_policy
 from unified_video_action.vae.kl import build_network, read_weights
+from unified_video_action.workspace.converting import convert
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,7 +99,9 @@ def test_a_policy_of_another_task_keeps_its_own_observations(tmp_path: Path, mon
     content["state_dicts"]["ema_model"] = {key: value for key, value in state.items() if "normalizer" not in key}
     torch.save(content, tmp_path / "umi.ckpt")
     saved = {}
-    monkeypatch.setattr("scripts.convert_checkpoint.save", lambda tensors, path, _: saved.update({path.name: tensors}))
+    monkeypatch.setattr(
+        "unified_video_action.workspace.converting.save", lambda tensors, path, _: saved.update({path.name: tensors})
+    )
     convert(tmp_path / "umi.ckpt", tmp_path / "out")
     task = OmegaConf.load(tmp_path / "out" / "config.yaml").task
     assert set(task) == {"shape_meta", "horizon"}

@@ -11,9 +11,10 @@ from torch.utils.data import DataLoader
 
 from unified_video_action.dataset.latents import LatentStatistics
 from unified_video_action.dataset.mixture import Wanted
-from unified_video_action.dataset.pusht import PushTDataset, mirror_frames, mirror_state
+from unified_video_action.dataset.pusht import PUBLISHED, PushTDataset, mirror_frames, mirror_state
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.dataset.store import StoreError
+from unified_video_action.files import ROOT, expand
 from unified_video_action.spec import Horizon
 
 FULL = {"pad_before": 15, "pad_after": 16}  # every step is `now` once
@@ -306,10 +307,15 @@ def test_bad_options_are_named(pusht_store, option, message):
         PushTDataset(**{"paths": place, **option, **({"paths": place | option["paths"]} if "paths" in option else {})})
 
 
-def test_without_data_the_message_names_the_variable(monkeypatch):
+def test_the_default_place_is_data_in_the_projects_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("UVA_DATA_DIR", raising=False)
-    with pytest.raises(FileNotFoundError, match="UVA_DATA_DIR is not set"):
+    assert expand(PUBLISHED) == str(ROOT / "data/pusht/pusht.zip")
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/pusht/pusht.zip: .*download"):
         PushTDataset()
+    with pytest.raises(FileNotFoundError, match="NOWHERE_AT_ALL is not set"):
+        expand("$NOWHERE_AT_ALL/x")
 
 
 # -- the published archive ---------------------------------------------------------------------------------------------

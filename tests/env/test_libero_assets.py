@@ -98,7 +98,7 @@ def test_missing_assets_are_named_with_the_remedy(small: Path, tmp_path: Path, m
     ):
         with pytest.raises(error, match=message):
             LiberoEnv(assets=str(path), cache_dir=str(cache))
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "none"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match=r"could not be downloaded .*task\.env\.assets=PATH.*huggingface\.co"):
         find_assets(None, cache)

@@ -143,7 +143,7 @@ def test_a_hostile_config_is_refused(make_policy, tmp_path):
         ({"relative_to": "block_pos"}, "block_pos"),
         ({"temperature": 3.0}, "temperature"),
         ({"colour": "red"}, "policy.colour"),
-        ({"_target_": "unified_video_action.dataset.download.download"}, "derived from .*BasePolicy is needed"),
+        ({"_target_": "unified_video_action.downloads.download"}, "derived from .*BasePolicy is needed"),
     ],
 )
 def test_bad_options_are_refused(make_policy, options, message):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import eval_sim
 from tests.loading import load_script
 from unified_video_action.compat.checkpoint_files import fault
+from unified_video_action.compat.tensors import digest
 from unified_video_action.policy.build import load_policy
 
 script = load_script("export_checkpoint")
@@ -122,7 +123,7 @@ def test_its_figures_are_those_of_the_evaluation_and_repeat_without_options(
 
     others = ("--dtype", "bfloat16", "--evaluation", tmp_path / "evaluation", "--replace")
     assert "is of other weights" in refusal(export, capsys, *others)
-    found = {script.digest(load_file(folder / "ema.safetensors")): "in float32, before they were stored"}
+    found = {digest(load_file(folder / "ema.safetensors")): "in float32, before they were stored"}
     again["facts"]["digest"] = next(iter(found))
     described = script.describe_evaluation(again, found, folder, again["config"] | {"policy": {"sampler": "ddim3"}})
     assert "float32" in described["evaluation"]["weights"]

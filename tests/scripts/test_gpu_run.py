@@ -14,8 +14,8 @@ script = load_script("gpu_run")
 
 
 @pytest.fixture(autouse=True)
-def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+def without_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "none"))
 
 
 def commands(name: str, output: Path, *words: str) -> list[str]:

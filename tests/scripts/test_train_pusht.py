@@ -15,9 +15,9 @@ script = load_script("train_pusht")
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
     """What was run; every command fails."""
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "none"))
     made: list[list[str]] = []
 
     def failing(words: list[str], **kwargs: object) -> subprocess.CompletedProcess:
@@ -52,8 +52,8 @@ def test_without_a_network_it_says_what_it_learns_from(
     store.touch()
     with caplog.at_level("INFO"):
         assert script.sources(recipe, tmp_path, human=True, scripted=True) == [str(store)]
-    assert commands == [["scripts/download_data.py", "pusht", "--output", str(tmp_path)]]
-    assert "download_data.py pusht" in caplog.text and "scripted ones alone" in caplog.text
+    assert commands == [["scripts/download.py", "pusht", "--output", str(tmp_path)]]
+    assert "download.py pusht" in caplog.text and "scripted ones alone" in caplog.text
     with pytest.raises(SystemExit, match="no human demonstrations"):
         script.sources(recipe, tmp_path, human=True, scripted=False)
 
@@ -142,8 +142,8 @@ def write(path: Path, content: dict) -> None:
 
 
 @pytest.fixture
-def project(monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Project:
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "none"))
     return Project(monkeypatch)
 
 

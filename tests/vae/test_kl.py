@@ -12,7 +12,7 @@ from unified_video_action.vae.kl import AutoencoderKL, build_network
 
 def test_missing_weights_stop_with_path_address_and_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"vae/kl16.safetensors.*https://\S+kl16.ckpt.*vae.weights=random"):
+    with pytest.raises(FileNotFoundError, match=r"vae/kl16.ckpt.*scripts/download.py kl16.*vae.weights=random"):
         AutoencoderKL()
     with pytest.raises(FileNotFoundError, match="nowhere.ckpt"):
         AutoencoderKL(weights=str(tmp_path / "nowhere.ckpt"))

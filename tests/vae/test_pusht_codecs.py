@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.train_codec import fit_linear, fit_mlp, images_of, main, measure, to_images
+from scripts.train_codec import images_of, main
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.spec import LatentShape
 from unified_video_action.vae.base import FrameCodec
+from unified_video_action.vae.fitting import fit_linear, fit_mlp, measure, to_images
 from unified_video_action.vae.patch_mlp import PatchMLP, packaged_weights
 from unified_video_action.vae.pusht_tiny import PushTTiny
 
@@ -93,7 +94,7 @@ def test_training_makes_unit_latents_that_come_back(images):
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_the_script_writes_weights_and_figures(kind, pusht_store, tmp_path, monkeypatch):
-    monkeypatch.delenv("UVA_DATA_DIR", raising=False)
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
     options = ["--kind", kind, "--minutes", "0.02", "--batch", "32"]
     main([*options, "--demos", str(pusht_store), "--output", str(tmp_path / "new" / "codec.safetensors")])
     figures = json.loads((tmp_path / "new" / "codec.json").read_text())

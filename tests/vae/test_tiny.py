@@ -61,7 +61,7 @@ def test_missing_and_damaged_weights_are_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("huggingface_hub.hf_hub_download", Mock(side_effect=OSError("no connection")))
     with pytest.raises(FileNotFoundError, match=r"no weights for the taef2 codec.*vae.weights=PATH"):
         TAEF2()
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*huggingface.co/madebyollin/taef2.*vae.weights=PATH"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*scripts/download.py taef2.*vae.weights=PATH"):
         TAEF2(str(tmp_path / "nowhere"))
     damaged = tmp_path / "taef2.safetensors"
     damaged.write_bytes(b"not weights")

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LISTS = ("trainer_state.json", "metrics.json")
+METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
+LISTS = ("trainer_state.json", METRICS)
 SMALL = 1 << 24  # bytes, most of a JSON file; features of 130 instructions take a tenth
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -18,15 +17,6 @@ LARGEST = 1e6  # absolute value; no action or state is larger, in whatever unit
 
 class StoreError(ValueError):
     """A store that is damaged or inconsistent; the message names file, array and index."""
-
-
-def expand(location: str | Path) -> str:
-    """Replace `~` and environment variables. Raises FileNotFoundError for a variable that is not set."""
-    text = os.path.expandvars(os.path.expanduser(str(location)))
-    unset = re.search(r"\$\{?(\w+)", text)
-    if unset:
-        raise FileNotFoundError(f"{location}: the environment variable {unset[1]} is not set; set it, or give a path")
-    return text
 
 
 def is_url(location: str) -> bool:

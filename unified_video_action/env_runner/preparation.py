@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
+from unified_video_action.compat.checkpoint_files import METRICS
 from unified_video_action.compat.tensors import digest
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env.state_reader import StateReader
@@ -23,10 +24,9 @@ from unified_video_action.model.samplers import Sampler
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import build_policy, load_policy, policy_class
 from unified_video_action.policy.config import PlannerConfig
-from unified_video_action.untrusted import CONFIG, read_checkpoint_config
+from unified_video_action.untrusted import CONFIG, on_hub, read_checkpoint_config
 from unified_video_action.workspace import commands
 
-METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
 # What may differ from training; of the policy how it is asked, not what it has learned.
 CHANGEABLE = ("task.env.", "task.env_runner.", "task.planner_score.", "task.reader.", "policy.")
 
@@ -68,8 +68,10 @@ def read_remote(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 def run_folder(checkpoint: Path) -> Path:
     """Folder of the training run that a checkpoint lies in; of a lone checkpoint, the folder it lies in.
 
-    A shipped checkpoint, which says how it was made and lies in no run, has a folder in `outputs`.
+    A shipped checkpoint, which says how it was made and lies in no run, and one of the hub have folders in `outputs`.
     """
+    if on_hub(checkpoint):
+        return Path("outputs") / "hub" / checkpoint.name
     parent = checkpoint.resolve().parent
     run = parent.parent if parent.name == "checkpoints" else parent
     shipped = (checkpoint / METRICS).is_file() and not (run / "metrics.jsonl").is_file()

@@ -17,7 +17,7 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import resolve_class
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.spec import TaskSpec
-from unified_video_action.untrusted import read_checkpoint_config
+from unified_video_action.untrusted import local_checkpoint, read_checkpoint_config
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def load_policy(
     device: str | torch.device = "cpu",
     settings: Mapping[str, Any] | None = None,
 ) -> BasePolicy:
-    """Load the "ema" or the "model" weights of a checkpoint, ready to act.
+    """Load the "ema" or the "model" weights of a checkpoint, ready to act: of a folder, or of hf://USER/NAME[@REVISION].
 
     The folder has config.yaml, normalizer.json and `<weights>.safetensors`, which may be in pieces and half precision;
     `codec.safetensors`, where present, replaces the codec's own weights. `settings` stand in for `policy` of the
@@ -57,9 +57,9 @@ def load_policy(
         FileNotFoundError: a file is missing. ValueError: weights that do not fit the configuration, or a policy that
             has none.
     """
-    folder = Path(folder)
     if weights not in ("ema", "model"):
         raise ValueError(f"weights must be ema or model, got {weights!r}")
+    folder = local_checkpoint(folder, weights)
     config = read_checkpoint_config(folder)
     config |= {} if settings is None else {"policy": dict(settings)}
     if not policy_class(config).STORED:  # a stranger's checkpoint must not choose whom observations are sent to

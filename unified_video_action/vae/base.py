@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from unified_video_action.downloads import how_to_fetch
+from unified_video_action.files import data_folder
 from unified_video_action.noise import Generators, randn
 from unified_video_action.spec import LatentShape
 
@@ -42,16 +43,16 @@ def untrained() -> Iterator[None]:
         yield
 
 
-def find_weights(codec: str, given: str | None, url: str, *names: str) -> Path:
-    """The weights that are `given`, or the first of `names` in `${UVA_DATA_DIR}/vae`; else FileNotFoundError."""
-    folder = Path(os.environ.get("UVA_DATA_DIR") or "$UVA_DATA_DIR") / "vae"
+def find_weights(codec: str, given: str | None, *names: str) -> Path:
+    """The weights that are `given`, or the first of `names` in the data folder's `vae`; else FileNotFoundError."""
+    folder = data_folder() / "vae"
     paths = [Path(given)] if given else [folder / name for name in names]
     for path in paths:
         if path.exists():
             return path
     raise FileNotFoundError(
-        f"no weights for the {codec} codec: {paths[0]} does not exist. Download {url} and name the file with "
-        f"vae.weights=PATH, or put it into $UVA_DATA_DIR/vae; vae.weights=random starts from random weights."
+        f"no weights for the {codec} codec: {paths[-1]} does not exist. `{how_to_fetch(folder / names[-1])}` fetches "
+        "them, vae.weights=PATH names a file, vae.weights=random starts from random weights."
     )
 
 

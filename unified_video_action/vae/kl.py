@@ -13,7 +13,6 @@ from unified_video_action.compat.tensors import load_exactly, read_safetensors
 from unified_video_action.compat.torch_archive import load_checkpoint
 from unified_video_action.vae.base import FrameCodec, Moments, find_weights, untrained
 
-KL16_URL = "https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=1"
 SCALE = 0.2325  # latents of natural images come to about unit deviation
 
 
@@ -58,7 +57,7 @@ class AutoencoderKL(FrameCodec):
     def __init__(self, weights: str | None = None, image_size: int = 256, posterior: str = "mean") -> None:
         super().__init__(image_size, posterior, scale=SCALE)
         if weights != "random":
-            path = find_weights(self.name, weights, KL16_URL, "kl16.safetensors", "kl16.ckpt")
+            path = find_weights(self.name, weights, "kl16.safetensors", "kl16.ckpt")
             with torch.device("meta"):  # the random start would take seconds and is not used
                 network = build_network()
             self.network = network.to_empty(device=self.scale.device)

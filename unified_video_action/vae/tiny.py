@@ -16,7 +16,6 @@ from unified_video_action.vae.base import FrameCodec, Moments, find_weights, unt
 
 REPOSITORY, FILE = "madebyollin/taef2", "taef2.safetensors"
 HUB_NAME = re.compile(r"^(encoder|decoder)\.layers\.(\d+)\.")
-URL = f"https://huggingface.co/{REPOSITORY}/resolve/main/{FILE}"
 WIDTH, CHANNELS, POOLED = 64, 32, 256
 LOGVAR = -30.0  # no posterior: a sample is the mean, within 3e-7
 
@@ -98,7 +97,7 @@ def find_or_download(weights: str | None) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return find_weights("taef2", weights, URL, "taef2", FILE)
+        return find_weights("taef2", weights, "taef2", FILE)
     except FileNotFoundError as missing:
         if weights:
             raise

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from unified_video_action.files import ROOT as ROOT
+
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
 _INSTALLED = ROOT / "unified_video_action" / "config"  # where a wheel has them (setup.py)
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else ROOT / "config"
 

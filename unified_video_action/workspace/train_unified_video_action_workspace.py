@@ -28,7 +28,7 @@ from unified_video_action.messages import few
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import build_policy, policy_class
 from unified_video_action.spec import TaskSpec
-from unified_video_action.untrusted import read_checkpoint_config
+from unified_video_action.untrusted import local_checkpoint, read_checkpoint_config
 from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights, newest
 from unified_video_action.workspace.lock import locked
@@ -95,7 +95,7 @@ class TrainUnifiedVideoActionWorkspace:
         torch.manual_seed(self.config["seed"])  # weights do not depend on whether a cache had to be built
         self.policy = build_policy(self.config, self.normalizer, encoders)
         if self.config["init_from"] and not checkpoints(self.output_dir / "checkpoints"):
-            self._initialise(Path(self.config["init_from"]))
+            self._initialise(local_checkpoint(self.config["init_from"]))
         size = sum(parameter.numel() for parameter in self.policy.model.parameters()) / 1e6
         about = f"{self.config['name']}: {size:.1f} M parameters, {len(self.dataset)} windows to train on"
         logger.info("%s, %s, results in %s", about, self.accelerator.device, self.output_dir)

@@ -14,11 +14,11 @@ import numpy as np
 from unified_video_action.dataset.cache import CACHES
 from unified_video_action.dataset.fingerprints import SMALL, remembered
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, expand, is_url
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, is_url
 from unified_video_action.dataset.tables import Table
 from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.system_libraries import explain_missing_libraries
-from unified_video_action.files import find_files, unreadable
+from unified_video_action.files import expand, find_files, unreadable
 from unified_video_action.messages import few
 from unified_video_action.rotations import AXIS_ANGLE_ACTION, to_pose_actions
 

@@ -16,8 +16,9 @@ from unified_video_action.dataset.formats.pictures import decode_image
 from unified_video_action.dataset.formats.video_frames import VideoFiles
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, view_of
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, view_of
 from unified_video_action.dataset.tables import Table
+from unified_video_action.files import expand
 
 TIME_TOLERANCE = 0.2  # of the time between two frames: how far a frame may lie from where the index says
 PICTURES_IN_MEMORY = 2**25  # bytes of encoded pictures that a process keeps

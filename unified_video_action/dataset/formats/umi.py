@@ -14,10 +14,10 @@ from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.formats.zarr import FRAMES_IN_MEMORY, ReplayBuffer
 from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, expand, is_url, view_of
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, is_url, view_of
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.transforms import GRIPPER, HAND_STATES, POSE, START_POSE
-from unified_video_action.files import find_files
+from unified_video_action.files import expand, find_files
 from unified_video_action.poses import from_vector
 from unified_video_action.rotations import matrix_to_6d
 

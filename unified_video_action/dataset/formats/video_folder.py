@@ -14,9 +14,9 @@ from unified_video_action.dataset.fingerprints import sample_files
 from unified_video_action.dataset.formats.video_frames import VideoFiles, read_header
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, StoreError, expand, view_of
+from unified_video_action.dataset.store import EpisodeStore, StoreError, view_of
 from unified_video_action.dataset.tables import Table
-from unified_video_action.files import find_files, unreadable
+from unified_video_action.files import expand, find_files, unreadable
 from unified_video_action.messages import few
 
 CAPTIONS = "captions.json"

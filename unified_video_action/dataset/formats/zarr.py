@@ -24,8 +24,9 @@ from unified_video_action.dataset.formats.zarr_storage import (
     stored_sizes,
 )
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, expand, is_url
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, is_url
 from unified_video_action.dataset.tables import Table
+from unified_video_action.files import expand
 from unified_video_action.messages import few
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from unified_video_action.dataset.fingerprints import SMALL, hash_files
 from unified_video_action.dataset.store import StoreError, is_url
+from unified_video_action.downloads import how_to_fetch
 from unified_video_action.files import unreadable
 from unified_video_action.messages import few
 
@@ -71,9 +72,10 @@ def _open(location: str) -> tuple[Store, list[str] | None]:
         names = [file.relative_to(path).as_posix() for file in found or path.iterdir()]
         return LocalStore(path, read_only=True), names
     if not path.exists():
+        remedy = how_to_fetch(path) or "scripts/download.py list"
         raise FileNotFoundError(
-            f"{path}: no such file or folder; scripts/download_data.py fetches public data, "
-            "scripts/collect_demos.py makes demonstrations"
+            f"{path}: no such file or folder; `{remedy}` fetches public data, scripts/collect_demos.py makes "
+            "demonstrations, and task.dataset.paths=PATH names others of PushT"
         )
     with zipfile.ZipFile(path) as archive:
         return ZipStore(path, mode="r"), archive.namelist()

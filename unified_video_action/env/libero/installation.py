@@ -27,6 +27,7 @@ from filelock import FileLock
 
 from unified_video_action.compat.zip_archive import read_array
 from unified_video_action.env.system_libraries import explain_missing_libraries, prepare_rendering
+from unified_video_action.files import data_folder, expand
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ REMEDY = (
 def cache_folder(cache_dir: str | None = None) -> Path:
     """Where what LIBERO needs is unpacked: `cache_dir`, or $XDG_CACHE_HOME (~/.cache) / unified_video_action/libero."""
     if cache_dir is not None:
-        return Path(os.path.expandvars(cache_dir)).expanduser()
+        return Path(expand(cache_dir))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unified_video_action" / "libero"
 
 
@@ -68,9 +69,8 @@ def find_assets(assets: str | None, cache: Path) -> Path:
         FileNotFoundError: nothing at `assets`, or the download failed. ValueError: something else is there.
     """
     if assets is None:
-        beside = _inside(Path(os.path.expandvars(DATA_FOLDER)), cache) if "UVA_DATA_DIR" in os.environ else None
-        return beside or _once(cache / "assets", _download)
-    path = Path(os.path.expandvars(assets)).expanduser()
+        return _inside(data_folder() / "libero", cache) or _once(cache / "assets", _download)
+    path = Path(expand(assets))
     if not path.exists():
         raise FileNotFoundError(f"assets={assets}: {path} does not exist. {REMEDY}")
     found = _inside(path, cache)

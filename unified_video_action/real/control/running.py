@@ -48,6 +48,7 @@ from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.robots.interface import RobotError, Setup
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
+from unified_video_action.untrusted import local_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +155,7 @@ def _planner(args: argparse.Namespace, stack: ExitStack) -> RemotePlanner:
         options = ["--sampler", sampler] if sampler else []
         options += ["--device", args.device] if args.device else []
         log.info("starting the policy %s", args.checkpoint)
+        args.checkpoint = local_checkpoint(args.checkpoint)
         process, endpoint = start_server_process(args.checkpoint, options)
         stack.callback(stop_server_process, process)
     elif args.sampler or args.steps or args.device:

@@ -29,6 +29,7 @@ from pathlib import Path
 from unified_video_action.real.serving import openpi, umi_arx, zeromq
 from unified_video_action.real.serving.access import VARIABLE, Limiter, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
+from unified_video_action.untrusted import local_checkpoint
 
 log = logging.getLogger(__name__)
 LOOPBACK = "127.0.0.1"
@@ -109,6 +110,7 @@ def check(args: argparse.Namespace) -> None:
         ValueError: one makes no sense, a port is taken, or strangers could use the server. FileNotFoundError: a file
             or folder that is not there.
     """
+    args.checkpoint = local_checkpoint(args.checkpoint, args.weights)
     if args.checkpoint.is_file():
         raise ValueError(
             f"--checkpoint {args.checkpoint} is a file, expected a checkpoint's folder; scripts/convert_checkpoint.py "

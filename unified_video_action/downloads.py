@@ -1,49 +1,71 @@
-"""Fetching public data sets: resumable, verified, with a progress bar."""
+"""Public data and weights by name (downloads.yaml): resumable, verified, with a progress bar."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import yaml
 from tqdm import tqdm
+
+from unified_video_action.files import HEAD, data_folder, mistaken
 
 PIECE = 2**20  # bytes read at once
 TIMEOUT = 30.0  # seconds without an answer
 
 
+TABLE = Path(__file__).with_name("downloads.yaml")
+DRIVE = "https://drive.usercontent.google.com/download?export=download&confirm=t&id="
+
+
 @dataclass(frozen=True)
-class PublicFile:
-    """A data set's public home."""
+class Public:
+    """A public file; downloads.yaml says what its fields are."""
 
-    url: str
-    sha256: str
-    path: str  # below the data folder
+    page: str
+    size: str | None
+    sha256: str | None
+    licence: str | None
+    path: str
+    use: str
+    url: str = ""
+    drive: str = ""
+    then: str = ""
+
+    @property
+    def address(self) -> str:
+        return self.url or DRIVE + self.drive
 
 
-PUBLIC_FILES = {
-    "pusht": PublicFile(
-        "https://diffusion-policy.cs.columbia.edu/data/training/pusht.zip",
-        "5e99a9803c9076ac8304483a26537b77bc60be24c11c38babad320c2417f3ae9",
-        "pusht/pusht.zip",
-    ),
-}
+@cache
+def public_files() -> Mapping[str, Public]:
+    return {name: Public(**fields) for name, fields in yaml.safe_load(TABLE.read_text()).items()}
 
 
-def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> Path:
+def how_to_fetch(path: str | Path) -> str:
+    """The command that brings a file of the data folder; "" for one that is not public."""
+    names = [name for name, public in public_files().items() if data_folder() / public.path == Path(path)]
+    return f"python scripts/download.py {names[0]}" if names else ""
+
+
+def download(url: str, path: str | Path, sha256: str | None, progress: bool = True) -> Path:
     """Fetch `url` to `path`, going on where an earlier try stopped; a file that is there already is only verified.
 
     Raises:
         OSError: no connection, or the server refuses or stops; what has arrived is kept for the next try.
-        ValueError: the bytes are not those of `sha256`; a partial file is removed, an existing one is left.
+        ValueError: the bytes are not those of `sha256`, or a web page; a partial file is removed, an existing one is
+            left.
     """
     path = Path(path)
     if path.exists():
-        if file_sha256(path) != sha256:
+        if sha256 and file_sha256(path) != sha256:
             raise ValueError(f"{path} exists and differs from {url} (sha256); move it away and run this again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,10 +74,13 @@ def download(url: str, path: str | Path, sha256: str, progress: bool = True) -> 
         _fetch(url, part, progress)
     except (HTTPException, OSError) as error:
         raise OSError(f"{url} could not be fetched ({error}); run this again to go on, or copy it to {path}") from error
-    found = file_sha256(part)
-    if found != sha256:
+    with open(part, "rb") as file:
+        fault = mistaken(file.read(HEAD), "file of data")
+    if not fault and sha256 and (found := file_sha256(part)) != sha256:
+        fault = f"sha256 is {found}, expected {sha256}; the file was removed, run this again"
+    if fault:
         part.unlink()
-        raise ValueError(f"{url}: sha256 is {found}, expected {sha256}; the file was removed, run this again")
+        raise ValueError(f"{url}: {fault}")
     part.rename(path)
     return path
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tests.loading import load_script
-from unified_video_action.dataset.download import PUBLIC_FILES, download, file_sha256
+from unified_video_action.downloads import download, file_sha256, how_to_fetch, public_files
+from unified_video_action.files import expand
+from unified_video_action.workspace.commands import read_config
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -49,19 +51,40 @@ def test_wrong_bytes_are_refused(url, tmp_path):
     assert (tmp_path / "got.zip").read_bytes() == b"mine"
 
 
+def test_a_web_page_is_no_data_also_without_a_checksum(url, file_server, tmp_path):
+    (tmp_path / "page.zip").write_bytes(b"<!DOCTYPE html><html>Quota exceeded</html>")
+    with pytest.raises(ValueError, match="page.zip: is a web page"):
+        download(f"{file_server.url}/page.zip", tmp_path / "got.zip", None, progress=False)
+    assert not (tmp_path / "got.zip").exists() and not (tmp_path / "got.zip.part").exists()
+    assert download(url, tmp_path / "got.zip", None, progress=False).read_bytes() == CONTENT
+
+
+def test_the_table_is_whole_and_messages_name_its_entries(caplog, monkeypatch, tmp_path):
+    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert load_script("download").main(["list"]) == 0
+    for name, public in public_files().items():
+        assert public.address.startswith("https://") and public.page.startswith("https://") and name in caplog.text
+        assert how_to_fetch(tmp_path / public.path) == f"python scripts/download.py {name}"
+    assert how_to_fetch(tmp_path / "mine.zip") == ""
+    mini, multi = (read_config(name)["task"]["dataset"]["sources"] for name in ("uva_umi", "uva_umi_multi"))
+    for source in (mini, *multi.values()):
+        assert how_to_fetch(expand(source["path"])), source["path"]
+
+
 def test_missing_files_and_servers_are_clear_errors(file_server, tmp_path, caplog):
     with pytest.raises(OSError, match="404"):
         download(f"{file_server.url}/nothing.zip", tmp_path / "got.zip", SHA256, progress=False)
     with socket.socket() as unused, caplog.at_level(logging.INFO):
         unused.bind(("127.0.0.1", 0))
         nobody = f"http://127.0.0.1:{unused.getsockname()[1]}/pusht.zip"
-        assert load_script("download_data").main(["pusht", "--output", str(tmp_path), "--url", nobody]) == 1
+        assert load_script("download").main(["pusht", "--output", str(tmp_path), "--url", nobody]) == 1
     assert "could not be fetched" in caplog.text and "collect_demos.py" in caplog.text
 
 
 def test_the_script_verifies_the_published_archive(pusht_zip, tmp_path, file_server, monkeypatch):
-    assert file_sha256(pusht_zip) == PUBLIC_FILES["pusht"].sha256
+    assert file_sha256(pusht_zip) == public_files()["pusht"].sha256
     (tmp_path / "mirror.zip").symlink_to(pusht_zip)
     monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / "data"))
-    assert load_script("download_data").main(["pusht", "--url", f"{file_server.url}/mirror.zip"]) == 0
-    assert file_sha256(tmp_path / "data" / "pusht" / "pusht.zip") == PUBLIC_FILES["pusht"].sha256
+    assert load_script("download").main(["pusht", "--url", f"{file_server.url}/mirror.zip"]) == 0
+    assert file_sha256(tmp_path / "data" / "pusht" / "pusht.zip") == public_files()["pusht"].sha256
