@@ -43,12 +43,14 @@ faults: $(SIMS)
 	UVA_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/faults $(PYTEST_ARGS)
 
 lerobot: $(LEROBOT)/installed
+	rm -rf build
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --no-deps --force-reinstall .
 	OMP_NUM_THREADS=1 $(LEROBOT)/bin/python -m pytest tests/plugins plugins $(PYTEST_ARGS)
 
 $(LEROBOT)/installed: pyproject.toml setup.py plugins/lerobot_policy_uva/pyproject.toml
 	test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv $(LEROBOT)
-	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check . "lerobot[dataset,training,pusht]>=0.6,<0.7" pytest pytest-timeout
-	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --no-deps --editable plugins/lerobot_policy_uva
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check . --editable plugins/lerobot_policy_uva \
+		"lerobot[training,pusht]" pytest pytest-timeout
 	touch $@
 
 lint: $(STAMP)

@@ -108,15 +108,12 @@ class UvaConfig(PreTrainedConfig):
             short = feature.removeprefix("observation.").removeprefix("images.").replace(".", "_")
             self.names.setdefault(feature, short)
         if self.names.keys() != self.input_features.keys() or len(set(self.names.values())) < len(self.names):
-            raise ValueError(
-                f"policy.names={self.names}: one name is needed for each of {', '.join(self.input_features)}"
-            )
+            raise ValueError(f"policy.names={self.names}: one name is needed for each of {list(self.input_features)}")
         states, origin = [self.names[each] for each in self.state_features], self.settings["policy"]["relative_to"]
         if origin is not None and origin not in states:
             raise ValueError(
-                f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are "
-                f"{', '.join(states) or 'none'}; give --policy.overrides='[policy.relative_to=null]', or call a state so "
-                "by --policy.names"
+                f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are {states}; give "
+                "--policy.overrides='[policy.relative_to=null]', or call a state so by --policy.names"
             )
         meta, entries = self.settings["task"]["shape_meta"], {}
         for feature, about in self.input_features.items():
