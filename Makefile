@@ -2,6 +2,7 @@
 # make demo   install, train a small model, evaluate it in PushT, write a report
 # make test   install, simulators included, run the whole suite
 # make faults  the suite of faults at full count: kills at random moments, malformed messages, hostile files
+# make lerobot PYTHON=python3.12  the plug-in for LeRobot, in an environment of its own (6 GB), with LeRobot's commands
 # make lint   style and import rules
 # make clean  remove the environment and what tools left behind (never data or outputs)
 
@@ -12,8 +13,9 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SIMS := $(VENV)/sims_installed
+LEROBOT := .venv-lerobot
 
-.PHONY: install sims demo test faults lint clean
+.PHONY: install sims demo test faults lerobot lint clean
 
 install: $(STAMP)
 
@@ -40,10 +42,21 @@ test: $(SIMS)
 faults: $(SIMS)
 	UVA_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/faults $(PYTEST_ARGS)
 
+lerobot: $(LEROBOT)/installed
+	rm -rf build
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check --no-deps --force-reinstall .
+	OMP_NUM_THREADS=1 $(LEROBOT)/bin/python -m pytest tests/plugins plugins $(PYTEST_ARGS)
+
+$(LEROBOT)/installed: pyproject.toml setup.py plugins/lerobot_policy_uva/pyproject.toml
+	test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check . --editable plugins/lerobot_policy_uva \
+		"lerobot[training,pusht]" pytest pytest-timeout
+	touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LEROBOT) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,11 +17,20 @@ LINES = 350  # no file is longer
 
 ENTRY_POINTS = sorted(path for path in ROOT.glob("*.py") if path.name != "setup.py")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
-SOURCES = sorted(PACKAGE.rglob("*.py")) + ENTRY_POINTS + SCRIPTS
+PLUGINS = sorted((ROOT / "plugins").rglob("*.py"))
+SOURCES = sorted(PACKAGE.rglob("*.py")) + ENTRY_POINTS + SCRIPTS + PLUGINS
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEXT_FILES = sorted(
     path
-    for pattern in ("*", ".ci/*", "config/**/*", "scripts/**/*", "unified_video_action/**/*", "tests/**/*")
+    for pattern in (
+        "*",
+        ".ci/*",
+        "config/**/*",
+        "plugins/**/*",
+        "scripts/**/*",
+        "unified_video_action/**/*",
+        "tests/**/*",
+    )
     for path in ROOT.glob(pattern)
     if path.suffix in {".py", ".yaml", ".toml", ".md", ".txt", ".sh", ""} and path.is_file() and path != Path(__file__)
 )

@@ -102,19 +102,18 @@ class UvaConfig(PreTrainedConfig):
         """Write the features' names and shapes into `settings`; the recipe's own words on a name (predict, steps) stay.
 
         Raises:
-            ValueError: two features of one name; actions relative to a state that there is not.
+            ValueError: a name for no feature, or for two; actions relative to a state that there is not.
         """
         for feature in self.input_features:  # observation.images.top becomes top
             short = feature.removeprefix("observation.").removeprefix("images.").replace(".", "_")
             self.names.setdefault(feature, short)
-        if len(set(self.names.values())) < len(self.names):
-            raise ValueError(f"policy.names gives two features one name: {self.names}")
+        if self.names.keys() != self.input_features.keys() or len(set(self.names.values())) < len(self.names):
+            raise ValueError(f"policy.names={self.names}: one name is needed for each of {list(self.input_features)}")
         states, origin = [self.names[each] for each in self.state_features], self.settings["policy"]["relative_to"]
         if origin is not None and origin not in states:
             raise ValueError(
-                f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are "
-                f"{', '.join(states) or 'none'}; give policy.overrides='[policy.relative_to=null]', or let "
-                "policy.names call a state so"
+                f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are {states}; give "
+                "--policy.overrides='[policy.relative_to=null]', or call a state so by --policy.names"
             )
         meta, entries = self.settings["task"]["shape_meta"], {}
         for feature, about in self.input_features.items():
