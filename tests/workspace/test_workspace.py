@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.processes import start
 from tests.workspace.watched_run import watched_run
@@ -100,7 +101,12 @@ def copied(store: Path, place: Path) -> Path:
 
 
 def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):
-    simulated = ("trainer.evaluate_every=6", "task.env_runner.n_episodes=2", "task.env_runner.n_envs=1")
+    simulated = (
+        "trainer.tensorboard=true",
+        "trainer.evaluate_every=6",
+        "task.env_runner.n_episodes=2",
+        "task.env_runner.n_envs=1",
+    )
     workspace = build("run", "trainer.sheet_every=6", *simulated, "task.env_runner.max_steps=8")
     workspace.run()
     folder = tmp_path / "run"
@@ -113,6 +119,10 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):
     assert all(np.isfinite(value) for value in measured.values())
     assert (folder / "checkpoints" / "best").resolve().name == "step_00000006"
     assert (folder / "evaluation" / "step_00000006" / "results.json").is_file()
+    (film,) = (folder / "evaluation" / "step_00000006" / "films").iterdir()
+    assert film.name.startswith("best_seed_")
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [len(shown.Images(name)) for name in ("imagined", "evaluation/best")] == [1, 1]
     sheet = np.asarray(Image.open(folder / "sheets" / "step_00000006.png"))
     assert sheet.shape[0] > 4 * 2 * 96 and len(np.unique(sheet)) > 50
 
@@ -253,7 +263,7 @@ def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, build, workers)
 def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tmp_path, config):
     """A fresh cache and a run of two steps, evaluated at the end; frames are encoded once."""
     options = ("training.steps=2", "trainer.evaluate_every=2", "trainer.validate_every=null")
-    options += ("trainer.tensorboard=true",)
+    options += ("trainer.tensorboard=true", "trainer.evaluate_films=0")
     options += ("task.env_runner.n_episodes=3", "task.env_runner.n_envs=1", "task.env_runner.max_steps=8")
     for processes, name in enumerate(("one", "two"), start=1):
         composed = config(name, *options, f"data.cache_dir={tmp_path}/{name}_cache")

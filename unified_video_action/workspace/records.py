@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
 import time
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from unified_video_action.workspace.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
+GIF_EVERY, GIF_SHRINK = 4, 2  # one frame in so many, and its sides over so much
 
 
 class Records:
@@ -59,10 +64,33 @@ class Records:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({name: np.asarray(Image.open(path).convert("RGB"))[None]}, step=step, **layout)
 
+    def video(self, step: int, name: str, path: Path) -> None:
+        """Show an mp4 file that the run has written; TensorBoard shows a smaller one of fewer frames."""
+        for tracker in self._trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.file_writer.add_summary(_animation(name, path), step)
+            else:
+                import wandb
+
+                tracker.log({name: wandb.Video(str(path), format="mp4")}, step=step)
+
     def close(self) -> None:
         self._lines.close()
         for tracker in self._trackers:
             tracker.finish()
+
+
+def _animation(name: str, path: Path) -> Summary:
+    """A GIF among the images, for TensorBoard has no videos."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        shown_ms = 1000 * GIF_EVERY / float(stream.average_rate)
+        pictures = [frame.to_image() for frame in islice(container.decode(stream), 0, None, GIF_EVERY)]
+    first, *more = [picture.reduce(GIF_SHRINK) for picture in pictures]
+    file = io.BytesIO()
+    first.save(file, "gif", save_all=True, append_images=more, duration=shown_ms, loop=0)
+    image = Summary.Image(height=first.height, width=first.width, colorspace=3, encoded_image_string=file.getvalue())
+    return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -141,7 +141,10 @@ class TrainUnifiedVideoActionWorkspace:
 
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
-        return self.runner.run(self.policy, folder, films=0, config=self.config)
+        metrics = self.runner.run(self.policy, folder, films=self.trainer.evaluate_films, config=self.config)
+        for film in sorted((folder / "films").glob("*.mp4")) if records else ():
+            records.video(step, f"evaluation/{film.name.partition('_seed_')[0]}", film)
+        return metrics
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
         """That of the checkpoint from which the run goes on, or one fitted to the data."""
