@@ -134,6 +134,16 @@ def test_samples_without_states_show_the_middle_of_them() -> None:
     assert not torch.allclose(found, policy.condition(batch))
 
 
+def test_relative_actions_are_of_the_newest_state() -> None:
+    policy, batch = make_policy("unet", relative_to="agent_pos"), make_batch()
+    moved = {**batch, "action": batch["action"] - batch["low_dim"]["agent_pos"][:, -1:]}
+    expected = make_policy("unet").loss_terms(make_policy("unet").prepare(moved, Share(0, 0, 4, 0)))["action"]
+    found = policy.loss_terms(policy.prepare(batch, Share(0, 0, 4, 0)))["action"]
+    torch.testing.assert_close(found.total, expected.total)
+    kept = policy.predict_action(observation(batch), noise(), "ddim4", (batch["action"], torch.ones(4, 16)))
+    torch.testing.assert_close(kept["action_pred"], batch["action"])
+
+
 def test_fewer_stages_leave_a_finer_map() -> None:
     policy = make_policy("unet", stages=2)
     assert policy.model.encoder.cameras[0].net(torch.zeros(1, 3, 40, 40)).shape[-2:] == (5, 5)
@@ -174,6 +184,7 @@ def test_published_sizes() -> None:
         ({"crop": 50}, r"crop=50 is larger than the frames of image, \(44, 44\)"),
         ({"crop": 32}, "of 32 px frames a resnet leaves one cell"),
         ({"crop": 16, "stages": 3}, "of 16 px frames a resnet leaves one cell"),
+        ({"relative_to": "wrist"}, "relative_to='wrist' is no state of agent_pos"),
         ({"stages": 5}, "stages must be 1 to 4, got 5"),
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),
         ({"widths": (8, 8, 8, 8, 8, 8)}, "6 levels need a multiple of 32 actions"),

@@ -15,6 +15,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.noise import Generators, randn
 from unified_video_action.policy.base import (
@@ -32,6 +33,7 @@ from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.text.clip import ClipText
 
 RESNET_STRIDE = 4  # pixels for each cell of its first stage's feature map; twice as many in each further stage
+RELATIVE_BOUND = 5.0  # on denoised relative actions, which are normalised by their deviation
 SCHEDULERS = {"ancestral": DDPMScheduler, "ddim": DDIMScheduler}
 
 
@@ -55,6 +57,9 @@ class DiffusionConfig:
     depth: int = 8
     heads: int = 4
     dropout: float = 0.3  # transformer
+    relative_to: str | None = (
+        None  # low-dim input whose newest value actions are relative to (beyond the published policy)
+    )
 
     def __post_init__(self) -> None:
         if self.network not in ("unet", "transformer"):
@@ -106,8 +111,19 @@ class DiffusionPolicy(BasePolicy):
                     f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
                     f"than {cell}, a larger policy.image_size, or another policy.encoder"
                 )
+        if config.relative_to not in (None, *task.states):
+            raise ValueError(
+                f"policy.relative_to={config.relative_to!r} is no state of {', '.join(task.states) or 'none'}"
+            )
         self.model = DiffusionNetwork(task, config)
-        self._schedule = DDPMScheduler(config.diffusion_steps, beta_schedule="squaredcos_cap_v2")
+        bound = 1.0 if config.relative_to is None else RELATIVE_BOUND
+        self._schedule = DDPMScheduler(
+            config.diffusion_steps, beta_schedule="squaredcos_cap_v2", clip_sample_range=bound
+        )
+
+    @classmethod
+    def fit_normalizer(cls, config: Config, dataset: WindowDataset) -> Normalizer:
+        return dataset.fit_normalizer(cls.read_config(config).relative_to)
 
     @classmethod
     def from_config(
@@ -142,7 +158,7 @@ class DiffusionPolicy(BasePolicy):
         """The squared error of the noise, averaged over the dimensions of an action."""
         cond = self.condition(batch)
         noise, t, counted = batch["noise"], batch["t"], _counted(batch)
-        actions = self.normalizer.normalize("action", batch["action"])
+        actions = self._normalized(batch["action"], batch["low_dim"])
         noisy = self._schedule.add_noise(actions, noise, t)
         error = (self.model.denoiser(noisy, t, cond).float() - noise).square().mean(-1)  # (B, A)
         return {"action": LossTerm.of(error, counted)}
@@ -172,7 +188,7 @@ class DiffusionPolicy(BasePolicy):
         shape = len(cond), self.task.horizon.actions, self.task.action_dim
         first = x = randn(shape, generator, torch.empty((), device=self.device))
         if keep is not None:
-            kept = self.normalizer.normalize("action", keep[0].to(self.device).repeat_interleave(chunks, 0))
+            kept = self._normalized(keep[0].to(self.device), obs).repeat_interleave(chunks, 0)
             weight = keep[1].to(self.device).repeat_interleave(chunks, 0).unsqueeze(-1)  # (B*K, A, 1)
         for i, t in enumerate(scheduler.timesteps):
             output = self.model.denoiser(x, t.expand(len(x)), cond).float()
@@ -183,7 +199,19 @@ class DiffusionPolicy(BasePolicy):
                 known = kept if last else scheduler.add_noise(kept, first, scheduler.timesteps[i + 1].expand(len(x)))
                 x = torch.lerp(x, known, weight)
         chunk = self.normalizer.unnormalize("action", x)
+        if self.config.relative_to is not None:
+            chunk = chunk + self._origin(obs).repeat_interleave(chunks, 0)
         return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
+
+    def _normalized(self, actions: Tensor, obs: Observation) -> Tensor:
+        """Actions (B, A, D) in the data's units as the denoiser sees them."""
+        return self.normalizer.normalize(
+            "action", actions if self.config.relative_to is None else actions - self._origin(obs)
+        )
+
+    def _origin(self, obs: Observation) -> Tensor:
+        """(B, 1, D)"""
+        return obs[self.config.relative_to].to(self.device)[:, -1:]
 
     def _condition(self, obs: Observation) -> Tensor:
         """(B, H, width)"""

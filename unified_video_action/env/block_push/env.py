@@ -13,6 +13,7 @@ from unified_video_action.env.block_push.layout import (
     HIGH,
     LOW,
     PAIRS,
+    PLACES,
     STATE_SIZE,
     STEP,
     blocks_in_squares,
@@ -26,7 +27,8 @@ from unified_video_action.env.checking import checked_options, checked_vector
 class BlockPushEnv(gymnasium.Env):
     """A table seen from the front, with an effector that pushes two blocks into two squares.
 
-    Observations: `image` uint8 (image_size, 4/3 image_size, 3), `effector` float32 (2,), its x and y. Actions: float32
+    Observations: `image` uint8 (image_size, 4/3 image_size, 3), `effector` float32 (2,), its x and y; `places`
+    float32 (10,), x and y of effector, blocks and squares. Actions: float32
     (2,), the x and y to which the effector goes; 10 of them a second. Targets off the table are clipped to it, and the
     effector's way in one step to 0.03 m. Lengths are metres, angles radians; `layout` has the frame.
 
@@ -58,7 +60,12 @@ class BlockPushEnv(gymnasium.Env):
         self.action_space = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32), dtype=np.float32)
         margin = np.float32(0.05)  # the effector follows its target, and may run past it by a hair
         self.observation_space = spaces.Dict(
-            {"effector": spaces.Box(self.action_space.low - margin, self.action_space.high + margin, dtype=np.float32)}
+            {
+                "effector": spaces.Box(
+                    self.action_space.low - margin, self.action_space.high + margin, dtype=np.float32
+                ),
+                "places": spaces.Box(-np.inf, np.inf, (2 * len(PLACES),), np.float32),
+            }
         )
         if observe_image:
             self.observation_space["image"] = spaces.Box(0, 255, (*self.frame_size, 3), np.uint8)
@@ -118,7 +125,10 @@ class BlockPushEnv(gymnasium.Env):
     def _look(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The observation and the info of now."""
         state = self.scene.state
-        observation = {"effector": state[:2].astype(np.float32)}
+        observation = {
+            "effector": state[:2].astype(np.float32),
+            "places": state_targets(state).astype(np.float32),
+        }
         if self.observe_image:
             observation["image"] = self.render()
         inside = blocks_in_squares(state)  # (2, 2)
