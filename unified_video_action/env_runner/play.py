@@ -9,9 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,13 +147,14 @@ class Player:
 
     async def _look(self) -> None:
         """Make all panels anew after every change."""
+        background = ThreadPoolExecutor(1, initializer=give_way)
         while True:
             await self.changed.wait()
             self.changed.clear()
             for name in self.panels.makers:
                 trace, started = self.trace, time.monotonic()
                 now = Trace(trace.seed, trace.text, list(trace.seen), list(trace.actions))
-                made = await asyncio.to_thread(self.panels.make, name, now)
+                made = await asyncio.get_running_loop().run_in_executor(background, self.panels.make, name, now)
                 await self._send(name, {**made, "step": len(now.actions), "seconds": time.monotonic() - started})
 
     async def _show(self) -> None:
@@ -210,6 +215,12 @@ class Player:
         if not np.isfinite(place).all():
             raise ValueError(f"no place in the picture: {place}")
         self.target, self.acting, self.until = self._action_at(place), False, time.monotonic() + RUNS_ON_S
+
+
+def give_way() -> None:
+    """Lower the priority of this thread: the policy that acts comes before the panels."""
+    if sys.platform == "linux":  # elsewhere threads have no priority of their own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 @web.middleware
