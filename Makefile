@@ -3,6 +3,7 @@
 # make test   install, simulators included, run the whole suite
 # make faults  the suite of faults at full count: kills at random moments, malformed messages, hostile files
 # make lerobot PYTHON=python3.12  the plug-in for LeRobot, in an environment of its own (6 GB), with LeRobot's commands
+# make docs   build the documentation as web pages into site/
 # make lint   style and import rules
 # make clean  remove the environment and what tools left behind (never data or outputs)
 
@@ -15,7 +16,7 @@ STAMP := $(VENV)/installed
 SIMS := $(VENV)/sims_installed
 LEROBOT := .venv-lerobot
 
-.PHONY: install sims demo test faults lerobot lint clean
+.PHONY: install sims demo test faults lerobot docs lint clean
 
 install: $(STAMP)
 
@@ -53,10 +54,13 @@ $(LEROBOT)/installed: pyproject.toml setup.py plugins/lerobot_policy_uva/pyproje
 		"lerobot[training,pusht]" pytest pytest-timeout
 	touch $@
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(LEROBOT) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(LEROBOT) build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
