@@ -117,7 +117,7 @@ class UvaConfig(PreTrainedConfig):
         if origin is not None and origin not in states:
             raise ValueError(
                 f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are {states}; give "
-                "--policy.overrides='[policy.relative_to=null]', or call a state so by --policy.names"
+                "--policy.overrides='[\"policy.relative_to=null\"]', or call a state so by --policy.names"
             )
         meta, entries = self.settings["task"]["shape_meta"], {}
         for feature, about in self.input_features.items():
