@@ -241,18 +241,20 @@ def test_checkpoints_travel_both_ways_with_equal_actions(uva: ModuleType, tmp_pa
 
 
 def test_mistakes_are_named(uva: ModuleType, dataset: Any) -> None:
-    with pytest.raises(ValueError, match="needs the dataset"):
-        uva.UvaPolicy(uva.UvaConfig(device="cpu", **vars_of(new_policy(uva, dataset).config)))
     with pytest.raises(ValueError, match="agent_pos"):
         new_policy(uva, dataset, "policy.relative_to=agent_pos")
     with pytest.raises(ValueError, match="no_such"):
         new_policy(uva, dataset, "policy.no_such=1")
     config = new_policy(uva, dataset).config
+    made = {"device": "cpu", "settings": config.settings}
     with pytest.raises(ValueError, match="policy.no_such"):
-        uva.UvaConfig(device="cpu", settings=config.settings, overrides=["policy.no_such=1"])
-    asked = uva.UvaConfig(device="cpu", settings=config.settings, overrides=["policy.action_steps=1"])
+        uva.UvaConfig(**made, overrides=["policy.no_such=1"])
+    asked = uva.UvaConfig(
+        **made,
+        overrides=["policy.action_steps=1"],
+        input_features=config.input_features,
+        output_features=config.output_features,
+    )
     assert asked.settings["policy"]["action_steps"] == 1
-
-
-def vars_of(config: Any) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in ("input_features", "output_features", "settings")}
+    with pytest.raises(ValueError, match="needs the dataset"):
+        uva.UvaPolicy(asked)

@@ -8,6 +8,7 @@ from typing import Any
 from lerobot.configs import FeatureType, NormalizationMode, PreTrainedConfig
 from lerobot.optim import AdamWConfig, DiffuserSchedulerConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.spec import Horizon
@@ -46,7 +47,10 @@ class UvaConfig(PreTrainedConfig):
         elif self.overrides:  # of a saved policy
             known = OmegaConf.create(self.settings)
             OmegaConf.set_struct(known, True)
-            self.settings = OmegaConf.to_container(OmegaConf.merge(known, OmegaConf.from_dotlist(self.overrides)))
+            try:
+                self.settings = OmegaConf.to_container(OmegaConf.merge(known, OmegaConf.from_dotlist(self.overrides)))
+            except OmegaConfBaseException as error:
+                raise ValueError(f"policy.overrides={self.overrides} of a saved policy: {error}") from error
         self.overrides = []
 
     @property
@@ -113,7 +117,7 @@ class UvaConfig(PreTrainedConfig):
         if origin is not None and origin not in states:
             raise ValueError(
                 f"policy.relative_to={origin} of the recipe {self.recipe}: the dataset's states are {states}; give "
-                "--policy.overrides='[policy.relative_to=null]', or call a state so by --policy.names"
+                "--policy.overrides='[\"policy.relative_to=null\"]', or call a state so by --policy.names"
             )
         meta, entries = self.settings["task"]["shape_meta"], {}
         for feature, about in self.input_features.items():

@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(
         *(folder, "lerobot-train", "--policy.type=uva", "--policy.recipe=uva_pusht_mini", "--policy.device=cpu"),
         *('--policy.names={"observation.state": "agent_pos"}', "--policy.push_to_hub=false", "--output_dir=run"),
-        *("--policy.overrides=[model.transformer.dim=32, policy.sampler=ddim2]", "--dataset.repo_id=local/pusht"),
+        *('--policy.overrides=["model.transformer.dim=32", "policy.sampler=ddim2"]', "--dataset.repo_id=local/pusht"),
         *("--dataset.root=data", "--steps=4", "--save_freq=2", "--batch_size=4", "--num_workers=0"),
     )
     return folder
