@@ -2,6 +2,7 @@
 # make demo   install, train a small model, evaluate it in PushT, write a report
 # make test   install, simulators included, run the whole suite
 # make faults  the suite of faults at full count: kills at random moments, malformed messages, hostile files
+# make docs   build the documentation as web pages into site/
 # make lint   style and import rules
 # make clean  remove the environment and what tools left behind (never data or outputs)
 
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SIMS := $(VENV)/sims_installed
 
-.PHONY: install sims demo test faults lint clean
+.PHONY: install sims demo test faults docs lint clean
 
 install: $(STAMP)
 
@@ -40,10 +41,13 @@ test: $(SIMS)
 faults: $(SIMS)
 	UVA_FAULTS=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/faults $(PYTEST_ARGS)
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

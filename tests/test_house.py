@@ -36,6 +36,7 @@ PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 COMPANIONS = {  # pinned without being imported: tools, and what imported packages need in a version that fits
     *("aiohttp", "pygame", "torchvision"),
     *("dm-tree", "import-linter", "pytest-timeout", "pytest-xdist", "ruff"),
+    *("ipykernel", "mkdocs-jupyter", "mkdocs-material", "mkdocstrings-python"),
     *("bddl", "hf-libero", "numba", "six", "termcolor"),
 }
 

@@ -119,7 +119,7 @@ def test_failures_are_kept_when_asked_for_and_otherwise_nothing_is_written(env, 
         assert list(file["data"]) == ["demo_0"] and not file["data/demo_0"].attrs["solved"]
     settings = script.Settings(image_size=0, keep_failures=False, demonstrations=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Scene", lambda *_: env._scene)
+        patch.setattr("unified_video_action.env.libero.scene.Scene", lambda *_: env._scene)
         patch.setattr(env._scene, "close", lambda: None)
         outcome = script.convert(published, tmp_path / "none.hdf5", settings, env.assets, env.cache)
     assert "none of its 1 replays solved the task; nothing was written" in outcome.error
@@ -167,7 +167,7 @@ def damage(path: Path, what: str) -> None:
 def test_what_is_wrong_with_a_file_is_named(env, copied, what: str, message: str):
     damage(copied, what)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Scene", lambda *_: env._scene)
+        patch.setattr("unified_video_action.env.libero.scene.Scene", lambda *_: env._scene)
         patch.setattr(env._scene, "close", lambda: None)
         target = copied.with_name("target.hdf5")
         outcome = script.convert(copied, target, script.Settings(0, True, None), env.assets, env.cache)
