@@ -38,18 +38,21 @@ def picture(blob: list) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(np.array(blob[0], np.uint8).tobytes())))
 
 
-@pytest.fixture
-def rolled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[dict]]:
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """A folder with both recordings of two episodes, the first one known from an interrupted run; and its results."""
-    monkeypatch.setattr(runner_module, "PolicySession", ToySession)
-    runner = EnvRunner(toy.TaskedEnv, n_episodes=2, start_seed=20, n_envs=1, max_steps=18)
-    options = {"progress": False, "films": 0, "journal": True}
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        reset = ToySession.reset
-        patch.setattr(ToySession, "reset", lambda *a, seed=0, **k: reset(*a, seed=seed, **k) if seed == 20 else stop())
-        runner.run(ToyPolicy(), tmp_path / "out", **options)
+    tmp_path = tmp_path_factory.mktemp("recordings")
     recordings = {"rerun": tmp_path / "rollouts.rrd", "dataset": tmp_path / "rollouts"}
-    runner.run(ToyPolicy(), tmp_path / "out", resume=True, **recordings, **options)
+    options = {"progress": False, "films": 0, "journal": True}
+    runner, reset = EnvRunner(toy.TaskedEnv, n_episodes=2, start_seed=20, n_envs=1, max_steps=18), ToySession.reset
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner_module, "PolicySession", ToySession)
+        with patch.context() as stopped, pytest.raises(KeyboardInterrupt):
+            stopped.setattr(
+                ToySession, "reset", lambda *a, seed=0, **k: reset(*a, seed=seed, **k) if seed == 20 else stop()
+            )
+            runner.run(ToyPolicy(), tmp_path / "out", **options)
+        runner.run(ToyPolicy(), tmp_path / "out", resume=True, **recordings, **options)
     assert {path.name for path in tmp_path.iterdir()} == {"out", "rollouts", "rollouts.rrd"}, "nothing else is left"
     return tmp_path, json.loads((tmp_path / "out" / "results.json").read_text())["episodes"]
 
@@ -110,6 +113,8 @@ def test_a_dataset_is_read_back(rolled: tuple[Path, list[dict]]) -> None:
         assert np.abs(frames[rows] - np.stack(pictures).astype(int)).mean() < 3
     (rewards,) = LeRobotSource(str(root), cameras={}, action="next.reward").tables(Wanted((), (), 1))
     np.testing.assert_allclose(rewards.action[:, 0], sum((each["curve"] for each in episodes), []), atol=1e-4)
+    info = json.loads((root / "meta" / "info.json").read_text())
+    assert info["features"]["observation.state"]["names"] == ["position.0"]
     stats = json.loads((root / "meta" / "stats.json").read_text())
     np.testing.assert_allclose(stats["action"]["mean"], table.action.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.ravel(stats[CAMERA]["mean"]), frames.mean((0, 1, 2)) / 255, atol=0.01)

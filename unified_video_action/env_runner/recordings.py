@@ -137,6 +137,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             table = pa.table({name: _column(value) for name, value in values.items()})
             writer = writer or pq.ParquetWriter(table_path, table.schema)
             writer.write_table(table)
+            parts = [f"{name}.{place}" for name, state in states_of(seen[0]).items() for place in range(len(state))]
             row = {"episode_index": number, "tasks": [task], "length": len(steps), "dataset_from_index": begin}
             row |= {"dataset_to_index": begin + len(steps), "data/chunk_index": 0, "data/file_index": 0}
             for camera in cameras_of(seen[0]):
@@ -153,7 +154,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             raise ValueError(f"{root}: there is no rollout to record")
         writer.close()
         numbers = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
-        _write_meta(part / "meta", index, tasks, numbers, colours, fps)
+        _write_meta(part / "meta", index, tasks, numbers, colours, {"observation.state": parts}, fps)
 
 
 def _column(values: np.ndarray) -> pa.Array:
@@ -173,12 +174,14 @@ def _write_meta(
     tasks: Mapping[str, int],
     numbers: Mapping[str, np.ndarray],
     colours: Mapping[str, tuple[tuple[int, ...], np.ndarray]],
+    parts: Mapping[str, Sequence[str]],
     fps: float,
 ) -> None:
     """Write info.json, stats.json and the tables of tasks and episodes.
 
     Args:
         numbers: all rows of each column. colours: camera -> shape of its frames (H, W, 3), and its histogram.
+        parts: column -> what its numbers are, where that is known.
     """
     (folder / "episodes" / "chunk-000").mkdir(parents=True)
     table = pa.table({name: [row[name] for row in index] for name in index[0]})
@@ -201,7 +204,7 @@ def _write_meta(
         stats[key] = _colour_stats(histogram)
     for name, values in numbers.items():
         shape = list(values.shape[1:]) or [1]
-        features[name] = {"dtype": str(values.dtype), "shape": shape, "names": None}
+        features[name] = {"dtype": str(values.dtype), "shape": shape, "names": parts.get(name)}
         flat = values.reshape(len(values), -1).astype(np.float64)
         stats[name] = {each: getattr(flat, each)(axis=0).tolist() for each in ("min", "max", "mean", "std")}
         stats[name] |= {f"q{100 * q:02.0f}": np.quantile(flat, q, axis=0).tolist() for q in QUANTILES}

@@ -276,9 +276,8 @@ class PolicySession:
         world = self if self._world is None else self._world
         own = episodes if world is self else [world._episode(episode.slot) for episode in episodes]
         seen = observation if world is self else world._observation(own)
-        scores = self.planner.scores(
-            world.policy, repeated(seen, candidates), chunks, episodes, world.sampler
-        )  # (n, K)
+        seen = repeated(seen, candidates)
+        scores = self.planner.scores(world.policy, seen, chunks, episodes, world.sampler)  # (n, K)
         self.tried = (plans := chunks.unflatten(0, (-1, candidates))).cpu().numpy(), scores
         return plans[torch.arange(len(episodes)), torch.from_numpy(scores.argmax(axis=1))]
 
@@ -341,12 +340,11 @@ class PolicySession:
         new = list({id(step): step for step in steps if camera not in step.encoded}.values())
         if not new:
             return
-        frames = torch.from_numpy(np.stack([step.observation[camera] for step in new]))  # (n, H, W, 3)
-        frames = frames.movedim(-1, 1).unsqueeze(1)  # (n, 1, 3, H, W)
+        frames = torch.from_numpy(np.stack([step.observation[camera] for step in new])).movedim(-1, 1)  # (n, 3, H, W)
         if not hasattr(self.policy, "encode_frames"):
             for step, frame in zip(new, frames, strict=True):
-                step.encoded[camera] = (frame[0],)
+                step.encoded[camera] = (frame,)
             return
-        encoded = self.policy.encode_frames(frames)  # each (n, 1, ...)
+        encoded = self.policy.encode_frames(frames[:, None])  # each (n, 1, ...)
         for row, step in enumerate(new):
             step.encoded[camera] = type(encoded)(*(part[row, 0] for part in encoded))
