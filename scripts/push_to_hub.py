@@ -70,17 +70,18 @@ def push(folder: Path, repo: str, licence: str, private: bool) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    from unified_video_action.compat.checkpoint_files import METRICS, fault, read_json
+    from unified_video_action.compat.checkpoint_files import METRICS, fault, listed, read_json
     from unified_video_action.untrusted import read_checkpoint_config
 
     for name in (METRICS, "README.md"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"--checkpoint {folder}: {name} is missing; scripts/export_checkpoint.py writes it")
     metrics, config = read_json(folder / METRICS), read_checkpoint_config(folder)
-    if wrong := fault(folder, metrics["files"]):
+    written = metrics.get("files") or listed(folder)  # older checkpoints have no list
+    if wrong := fault(folder, written):
         raise ValueError(f"--checkpoint {folder}: {wrong}")
     card = model_card((folder / "README.md").read_text(), repo, config["name"], metrics, licence)
-    files = [CommitOperationAdd(name, folder / name) for name in [*metrics["files"], METRICS]]
+    files = [CommitOperationAdd(name, folder / name) for name in {*written, METRICS} - {"README.md"}]
     files.append(CommitOperationAdd("README.md", str(card).encode()))
     hub = HfApi()
     hub.create_repo(repo, private=private, exist_ok=True)

@@ -3,6 +3,7 @@ anything out."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -44,11 +45,15 @@ def local_checkpoint(location: str | Path, weights: str = "ema") -> Path:
         raise ValueError(f"checkpoint {location}: expected hf://USER/NAME or hf://USER/NAME@REVISION")
     from huggingface_hub import snapshot_download
 
+    for client in ("httpx", "httpx2"):
+        logging.getLogger(client).setLevel(logging.WARNING)  # they log every request
     patterns = [*ON_HUB, f"{weights}.safetensors", f"{weights}.safetensors.index.json", f"{weights}-*.safetensors"]
     try:
         folder = Path(snapshot_download(address[1], revision=address[2], allow_patterns=patterns))
     except Exception as error:  # of whichever HTTP client the hub's library has
         raise OSError(f"checkpoint {location} cannot be fetched ({' '.join(str(error).split())[:500]})") from error
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint {location}: the repository has none of the files of a checkpoint")
     try:
         verify(folder, weights)
     except ValueError:
