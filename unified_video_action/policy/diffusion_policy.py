@@ -45,6 +45,7 @@ class DiffusionConfig:
     action_steps: int = 8  # actions executed of each chunk
     sampler: str = "ancestral100"  # ancestral (DDPM) or ddim, and the number of steps
     diffusion_steps: int = 100  # length of the training chain
+    prediction: str = "epsilon"  # epsilon, or sample: smooth plans sooner (beyond the published policy)
     encoder: str = "resnet18"  # of frames, one for each camera: a resnet, or any other name that timm knows
     stages: int = 4  # of a resnet that are used; fewer: keypoints on a finer map (beyond the published policy)
     pretrained: bool = False  # start the encoder from timm's weights
@@ -65,6 +66,8 @@ class DiffusionConfig:
         if self.network not in ("unet", "transformer"):
             raise ValueError(f"DiffusionConfig.network must be unet or transformer, got {self.network!r}")
         require_integers(self, "action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads")
+        if self.prediction not in ("epsilon", "sample"):
+            raise ValueError(f"DiffusionConfig.prediction must be epsilon or sample, got {self.prediction!r}")
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"DiffusionConfig.stages must be 1 to 4, got {self.stages!r}")
         _sampler(self.sampler, self.diffusion_steps)
@@ -116,9 +119,11 @@ class DiffusionPolicy(BasePolicy):
                 f"policy.relative_to={config.relative_to!r} is no state of {', '.join(task.states) or 'none'}"
             )
         self.model = DiffusionNetwork(task, config)
-        bound = 1.0 if config.relative_to is None else RELATIVE_BOUND
         self._schedule = DDPMScheduler(
-            config.diffusion_steps, beta_schedule="squaredcos_cap_v2", clip_sample_range=bound
+            config.diffusion_steps,
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type=config.prediction,
+            clip_sample_range=1.0 if config.relative_to is None else RELATIVE_BOUND,
         )
 
     @classmethod
@@ -155,12 +160,13 @@ class DiffusionPolicy(BasePolicy):
         return {"action": float(_counted(batch).sum())}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        """The squared error of the noise, averaged over the dimensions of an action."""
+        """The squared error of the noise (or of the actions), averaged over the dimensions of an action."""
         cond = self.condition(batch)
         noise, t, counted = batch["noise"], batch["t"], _counted(batch)
         actions = self._normalized(batch["action"], batch["low_dim"])
         noisy = self._schedule.add_noise(actions, noise, t)
-        error = (self.model.denoiser(noisy, t, cond).float() - noise).square().mean(-1)  # (B, A)
+        wanted = noise if self.config.prediction == "epsilon" else actions
+        error = (self.model.denoiser(noisy, t, cond).float() - wanted).square().mean(-1)  # (B, A)
         return {"action": LossTerm.of(error, counted)}
 
     def condition(self, batch: Mapping[str, Any]) -> Tensor:
