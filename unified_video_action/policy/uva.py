@@ -120,7 +120,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
     def with_modes(self, batch: dict[str, Any], modes: Sequence[TaskMode]) -> dict[str, Any]:
         """A batch with masks and noise for these task modes, one for each sample, drawn from the samples' seeds."""
         draws = draw_training(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
-        return {**batch, "draws": vars(draws), "task_mode": [mode.name for mode in modes]}
+        draws = {name: value for name, value in vars(draws).items() if value is not None}
+        return {**batch, "draws": draws, "task_mode": [mode.name for mode in modes]}
 
     def validation_batches(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """One for each task mode that is trained."""
