@@ -13,7 +13,8 @@ MODES = list(TASK_MODES.values())
 
 
 def test_a_samples_draws_depend_on_its_seed_and_mode_alone():
-    config = replace(TINY, video_head=replace(TINY.video_head, rows=5, noise_draws=2))
+    masking = replace(TINY.masking, noise=True)
+    config = replace(TINY, video_head=replace(TINY.video_head, rows=5, noise_draws=2), masking=masking)
     seeds = [11, 2**63 - 1, 5, 11, 7]
     together = draw_training(EVERYTHING, config, seeds, MODES)
     places = {"video": together.video_samples.tolist()}
