@@ -144,6 +144,15 @@ def test_relative_actions_are_of_the_newest_state() -> None:
     torch.testing.assert_close(kept["action_pred"], batch["action"])
 
 
+def test_a_policy_may_predict_samples_in_place_of_noise() -> None:
+    policy, batch = make_policy("unet", prediction="sample"), make_batch()
+    answer = policy.normalizer.normalize("action", batch["action"])
+    policy.model.denoiser.forward = lambda x, t, cond: answer.to(x)
+    assert policy.loss_terms(policy.prepare(batch, Share(0, 0, 4, 0)))["action"].total == 0
+    plan = policy.predict_action(observation(batch), noise(), "ddim4")["action_pred"]
+    torch.testing.assert_close(plan, batch["action"], atol=1e-2, rtol=1e-4)
+
+
 def test_fewer_stages_leave_a_finer_map() -> None:
     policy = make_policy("unet", stages=2)
     assert policy.model.encoder.cameras[0].net(torch.zeros(1, 3, 40, 40)).shape[-2:] == (5, 5)
@@ -185,6 +194,7 @@ def test_published_sizes() -> None:
         ({"crop": 32}, "of 32 px frames a resnet leaves one cell"),
         ({"crop": 16, "stages": 3}, "of 16 px frames a resnet leaves one cell"),
         ({"relative_to": "wrist"}, "relative_to='wrist' is no state of agent_pos"),
+        ({"prediction": "v"}, "prediction must be epsilon or sample, got 'v'"),
         ({"stages": 5}, "stages must be 1 to 4, got 5"),
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),
         ({"widths": (8, 8, 8, 8, 8, 8)}, "6 levels need a multiple of 32 actions"),
