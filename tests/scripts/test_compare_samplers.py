@@ -63,7 +63,7 @@ def test_chunks_are_drawn_for_each_observation_and_normalised(draws: int) -> Non
     ("arguments", "message"),
     [
         (["--draws", "1"], "--draws: must be at least 2, got 1"),
-        (["--samplers", "magic3"], "must be ancestral, ddim or dpm, got 'magic'"),
+        (["--samplers", "magic3"], "must be ancestral, ddim, dpm or euler, got 'magic'"),
         (["--checkpoint", "nowhere"], "nowhere: no such folder"),
     ],
 )
