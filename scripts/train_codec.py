@@ -33,9 +33,7 @@ log = logging.getLogger("train_codec")
 FRAMES_AT_A_TIME = 500
 
 
-def images_of(
-    location: str | Path, held_out: bool, most: int | None = None, camera: str = "img"
-) -> Iterator[Tensor]:
+def images_of(location: str | Path, held_out: bool, most: int | None = None, camera: str = "img") -> Iterator[Tensor]:
     """Images (N, 3, S, S) of a store of episodes, in parts: every tenth frame if held out, else the others, and of them
     at most `most`, evenly spaced."""
     from unified_video_action.dataset.formats.zarr import ReplayBuffer

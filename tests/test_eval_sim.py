@@ -121,7 +121,7 @@ def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sampler", "euler10"], "must be ancestral, ddim or dpm, got 'euler'"),
+        (["--sampler", "heun10"], "must be ancestral, ddim, dpm or euler, got 'heun'"),
         (["--weights", "model"], "model.safetensors is missing"),
         (["--n-episodes", "0"], "n_episodes must be at least 1, got 0"),
         (["--set", "task.env_runner.n_episode=3"], "task.env_runner.n_episode: EnvRunner has no such field"),
