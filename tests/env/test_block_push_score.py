@@ -1,10 +1,13 @@
 """Plans are ranked by how near the wanted block comes to the wanted square, and tried as they then happen."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 pytest.importorskip("pybullet", reason="pybullet is not installed; add the simulators with: make sims")
 
+from scripts.guide_demonstrator import succeeds
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.demos.block_push import ScriptedExpert
 from unified_video_action.env.block_push.env import BlockPushEnv
@@ -118,3 +121,9 @@ def test_the_wanted_pair_alone_is_success(env):
         _, reward, terminated, _, info = wanting.step(np.array([0.3, -0.4]))
         assert reward == score and info["is_success"] is bool(score) and terminated is ends
     wanting.close()
+
+
+def test_a_demonstrator_whose_plans_are_chosen_does_what_is_wanted():
+    policy = SimpleNamespace(task=SimpleNamespace(horizon=Horizon()))
+    assert [succeeds(policy, wanted, 200_000, "simulator", 8) for wanted in PAIRS] == [True] * 4
+    assert [succeeds(policy, wanted, 200_000, None, 8) for wanted in PAIRS] != [True] * 4

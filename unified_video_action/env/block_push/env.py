@@ -81,7 +81,7 @@ class BlockPushEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Send the effector to `action` (2,) for a tenth of a second."""
-        self._move(action)
+        self.move(action)
         observation, info = self._look()
         done = info["is_success"] or bool(blocks_in_squares(info["state"]).any(axis=0).all())
         return observation, info["score"], done, False, info
@@ -96,12 +96,12 @@ class BlockPushEnv(gymnasium.Env):
             with self.scene.kept():
                 states = [self.scene.state]
                 for action in chunk[: max(steps)]:
-                    self._move(action)
+                    self.move(action)
                     states.append(self.scene.state)
             tried.append(state_targets(np.stack(states)[list(steps)]))
         return np.stack(tried)
 
-    def _move(self, action: np.ndarray) -> None:
+    def move(self, action: np.ndarray) -> None:
         """The physics of one control step."""
         target = np.clip(checked_vector("action", action, 2), LOW, HIGH)
         way = target - self.scene.target
