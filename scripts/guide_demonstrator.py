@@ -68,6 +68,7 @@ def succeeds(policy: BasePolicy, wanted: str, seed: int, by: str | None, plans: 
                 session.observe(observation)
             if ended:
                 break
+    env.close()
     return bool(info["is_success"])
 
 
