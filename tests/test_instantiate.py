@@ -99,7 +99,7 @@ dataset.window_dataset.WindowDataset: MixtureDataset PushTDataset WindowDataset
 demos.sim_arm.world.Clock: Clock ManualClock
 demos.sim_arm.world.Table: Table
 demos.sim_arm.world.World: World
-env.plan_score.PlanScore: CoverageScore FrameCoverageScore
+env.plan_score.PlanScore: CoverageScore FrameCoverageScore PairScore
 env.state_reader.StateReader: PushTReader
 env_runner.runner.EnvRunner: EnvRunner
 gymnasium.core.Env: BlockPushEnv LiberoEnv PushTEnv PushTMEnv RobomimicEnv
@@ -159,7 +159,8 @@ def test_every_target_that_can_be_reached_is_known():
     assert sorted(found) == REACHED.split("\n")[1:-1]
     # A policy is built by its own `from_config`, which checks its nodes as above.
     policies = {each.__name__ for each in accepted(BasePolicy, everything)}
-    assert policies == {"DiffusionPolicy", "RemotePolicy", "UniPiPolicy", "UnifiedVideoActionPolicy"}
+    names = {"DiffusionPolicy", "DistilledPolicy", "RemotePolicy", "UniPiPolicy", "UnifiedVideoActionPolicy"}
+    assert policies == names
 
 
 @pytest.fixture
