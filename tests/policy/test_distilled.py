@@ -3,9 +3,11 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.policy.conftest import MeanCodec, config
+from tests.shrunk import SHRUNK, read
 from tests.small_run import write_run
 from unified_video_action.policy.base import Share
 from unified_video_action.policy.build import build_policy, load_policy
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 HEAD = {"width": 32, "depth": 1, "pool": 2, "prediction": "sample", "learned_variance": False, "noise_draws": 8}
 
@@ -32,7 +34,7 @@ def make_student(folder, **changes):
 
 def test_one_step_comes_to_give_what_the_teacher_gives(tmp_path, batch):
     folder = write_run(tmp_path, OmegaConf.create(described()))
-    student, teacher = make_student(folder), load_policy(folder)
+    student, teacher = make_student(folder).train(), load_policy(folder)
     optimizer, losses = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=3e-3), []
     for step in range(150):
         batch["seed"] += 100
@@ -51,7 +53,7 @@ def test_one_step_comes_to_give_what_the_teacher_gives(tmp_path, batch):
 def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
     folder = write_run(tmp_path, OmegaConf.create(described()))
     with pytest.raises(ValueError, match="policy.teacher is not set"):
-        student = make_student(folder, teacher=None)
+        student = make_student(folder, teacher=None).train()
         student(student.prepare(batch, Share(0, 0, len(batch["seed"]), 0)))
     HEAD["prediction"] = "epsilon"
     try:
@@ -59,3 +61,18 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
             make_student(folder)
     finally:
         HEAD["prediction"] = "sample"
+
+
+def test_a_trained_policy_is_distilled_by_two_commands(pusht_store, tmp_path):
+    def run(name, *words):
+        places = (f"output_dir={tmp_path / name}", f"task.dataset.paths={pusht_store}", "task.dataset.val_ratio=0.3")
+        config = read("uva_pusht_mini", *SHRUNK, *places, "trainer.evaluate_every=null", *words)
+        TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
+        return tmp_path / name / "checkpoints" / "latest"
+
+    teacher = run("teacher")
+    words = ("policy=distilled", f"init_from={teacher}", f"policy.teacher={teacher}", "policy.teacher_sampler=ddim2")
+    student = load_policy(run("student", *words, "policy.sampler=ddim1"))
+    lines = (tmp_path / "student" / "metrics.jsonl").read_text()
+    assert lines.count("train/action") == 3 and "validation/action_error" in lines
+    student.require_trained("forward_dynamics")

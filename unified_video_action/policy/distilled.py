@@ -56,27 +56,30 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
         """Draw noise; every sample is of the mode policy, whatever modes the weights can do."""
         return self.with_modes(batch, [TASK_MODES["policy"]] * len(batch["seed"]))
 
-    def validation_batches(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return {"policy/": self.prepare(batch, Share(0, 0, 1, 0))}
-
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
+        if not self.training:
+            return super().loss_weights(batch)
         return {"action": float(batch["draws"]["action_noise"][..., 0].numel())}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        """Squared distance of one step's result from the teacher's, over the rows of all chunks."""
-        noise = batch["draws"]["action_noise"]  # (B, K, rows, C)
-        head, (teacher,) = self.model.action_head, self._teacher
-        cond, wanted = self._taught(teacher, batch, noise)
+        """In training the squared distance of one step's result from the teacher's, over the rows of all chunks; what is
+        measured in between are the losses of any UVA."""
+        noise, head = batch["draws"]["action_noise"], self.model.action_head  # (B, K, rows, C)
+        if noise.is_meta:  # the operations of a step are counted
+            cond, wanted = noise.new_empty(len(noise), noise.shape[2], head.net.cond_embed.in_features), noise
+        elif self.training:
+            cond, wanted = self._taught(batch, noise)
+        else:
+            return super().loss_terms(batch)
         last = torch.full(noise.shape[:-1], head.diffusion.steps - 1, device=noise.device)
         made = head.diffusion.x0(head.net(noise, last, cond.unsqueeze(1)).float(), noise, last)
         return {"action": LossTerm.of((made - wanted).square().mean(-1), torch.ones(noise.shape[:-1]).to(noise))}
 
     @torch.no_grad()
-    def _taught(
-        self, teacher: UnifiedVideoActionPolicy, batch: Mapping[str, Any], noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _taught(self, batch: Mapping[str, Any], noise: Tensor) -> tuple[Tensor, Tensor]:
         """The conditions (B, rows, c), and what the teacher makes of each noise, (B, K, rows, C)."""
-        model, (samples, draws) = teacher.model, noise.shape[:2]
+        (teacher,), (samples, draws) = self._teacher, noise.shape[:2]
+        model = teacher.model
         inputs = teacher.transform.training_inputs(batch)
         z = model.joint_latent(inputs, model.shown(inputs, TASK_MODES["policy"]))
         sampler, rows = Sampler.parse(self.config.teacher_sampler), noise.flatten(0, 2).unsqueeze(0)
