@@ -62,8 +62,8 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
         return {"action": float(batch["draws"]["action_noise"][..., 0].numel())}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        """In training the squared distance of one step's result from the teacher's, over the rows of all chunks; what is
-        measured in between are the losses of any UVA."""
+        """In training the squared distance of one step's result from the teacher's, over the rows of all chunks; what
+        is measured in between are the losses of any UVA."""
         noise, head = batch["draws"]["action_noise"], self.model.action_head  # (B, K, rows, C)
         if noise.is_meta:  # the operations of a step are counted
             cond, wanted = noise.new_empty(len(noise), noise.shape[2], head.net.cond_embed.in_features), noise
