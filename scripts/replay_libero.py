@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
@@ -28,6 +27,7 @@ import h5py
 import numpy as np
 
 from unified_video_action.env.libero.installation import cache_folder, find_assets
+from unified_video_action.files import written
 from unified_video_action.workspace.commands import at_least, mistakes, script_parser
 
 if TYPE_CHECKING:
@@ -62,19 +62,16 @@ def convert(source: Path, target: Path, settings: Settings, assets: Path, cache:
     from unified_video_action.env.libero.replay import recorded_task
     from unified_video_action.env.libero.scene import Scene
 
-    unfinished = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
-        with closing(Scene(recorded_task(source), assets, cache)) as scene, h5py.File(unfinished, "w") as file:
-            unsolved = write(file.create_group("data"), source, scene, settings)
-        outcome = outcome_of(unfinished, target.name)
-        if not outcome.kept:
-            raise ValueError(f"{source}: none of its {len(unsolved)} replays solved the task; nothing was written")
-        unfinished.rename(target)
+        with written(target) as unfinished:
+            with closing(Scene(recorded_task(source), assets, cache)) as scene, h5py.File(unfinished, "w") as file:
+                unsolved = write(file.create_group("data"), source, scene, settings)
+            outcome = outcome_of(unfinished, target.name)
+            if not outcome.kept:
+                raise ValueError(f"{source}: none of its {len(unsolved)} replays solved the task; nothing was written")
         return outcome
     except (ValueError, OSError, np.linalg.LinAlgError) as error:
         return Outcome(target.name, 0, [], 0, str(error))
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write(data: h5py.Group, source: Path, scene: Scene, settings: Settings) -> list[str]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from unified_video_action.files import data_folder
+from unified_video_action.files import data_folder, written
 from unified_video_action.workspace.commands import script_parser
 
 if TYPE_CHECKING:
@@ -68,10 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     linear = options.kind == "linear"
     codec = fit_linear(parts) if linear else fit_mlp(parts, options.minutes, device, options.batch)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_name(f".{options.output.name}.partial")
-    codec.save(partial)
-    partial.replace(options.output)
+    with written(options.output) as partial:
+        codec.save(partial)
 
     measured = {path.name: path for path in options.demos}
     human = data_folder() / "pusht" / "pusht.zip"

@@ -1,11 +1,13 @@
-"""Files that people hand over: those of one format in a folder, and what a file is that cannot be read."""
+"""Where files lie, how they are written, those of one format in a folder, and what one is that cannot be read."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from unified_video_action.messages import few
@@ -31,6 +33,20 @@ def expand(location: str | Path) -> str:
     if unset:
         raise FileNotFoundError(f"{location}: the environment variable {unset[1]} is not set; set it, or give a path")
     return text
+
+
+@contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file or a folder at, which becomes `path` when all went well; else it is gone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part)
+        part.unlink(missing_ok=True)
 
 
 def find_files(

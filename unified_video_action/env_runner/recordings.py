@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pyarrow.parquet as pq
 from unified_video_action.env_runner.rollout import Episode, instruction_of
 from unified_video_action.env_runner.simulators import Observation
 from unified_video_action.env_runner.videos import Imagination, write_mp4
+from unified_video_action.files import written
 
 FILES_IN_CHUNK = 1000
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -30,20 +28,6 @@ class Rollout:
     episode: Episode
     seen: Sequence[Observation]
     imagined: Sequence[Imagination] = ()
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write a file or a folder at, which becomes `path` when all went well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        yield part
-        part.rename(path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
 
 
 def cameras_of(observation: Observation) -> list[str]:

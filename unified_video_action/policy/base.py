@@ -56,7 +56,7 @@ class BasePolicy(nn.Module, ABC):
         frozen: further modules that move with the policy but are no parameters or weights of it, such as a codec.
 
     Raises:
-        ValueError: more action_steps than a chunk has actions.
+        ValueError: more action_steps than a chunk has actions; actions relative to a state that there is not.
     """
 
     CONFIG: ClassVar[type]
@@ -79,6 +79,9 @@ class BasePolicy(nn.Module, ABC):
             raise ValueError(
                 f"policy.action_steps {config.action_steps} exceeds the chunk of {task.horizon.actions} actions"
             )
+        origin = getattr(config, "relative_to", None)
+        if origin not in (None, *task.states):
+            raise ValueError(f"policy.relative_to={origin!r} is no state of {', '.join(task.states) or 'none'}")
 
     @property
     def normalizer(self) -> Normalizer:
@@ -238,6 +241,12 @@ def normalized_states(task: TaskSpec, normalizer: Normalizer, obs: Observation, 
     states = torch.cat(list(map(normalizer.normalize, task.states, states)), dim=-1)
     has = obs.get("has_low_dim")
     return states if has is None else states * has.to(device)[:, None, None]
+
+
+def action_origin(policy_config: Any, obs: Observation, device: torch.device) -> Tensor | float:
+    """What actions are relative to: the newest value (B, 1, D) of `relative_to`, or nothing."""
+    name = policy_config.relative_to
+    return 0.0 if name is None else obs[name].to(device)[:, -1:]
 
 
 def require_observations(obs: Observation, names: Sequence[str]) -> None:

@@ -25,6 +25,7 @@ from unified_video_action.policy.base import (
     LossTerm,
     Observation,
     Share,
+    action_origin,
     normalized_states,
     require_observations,
 )
@@ -58,9 +59,7 @@ class DiffusionConfig:
     depth: int = 8
     heads: int = 4
     dropout: float = 0.3  # transformer
-    relative_to: str | None = (
-        None  # low-dim input whose newest value actions are relative to (beyond the published policy)
-    )
+    relative_to: str | None = None  # state whose newest value actions are relative to (beyond the published policy)
 
     def __post_init__(self) -> None:
         if self.network not in ("unet", "transformer"):
@@ -114,10 +113,6 @@ class DiffusionPolicy(BasePolicy):
                     f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
                     f"than {cell}, a larger policy.image_size, or another policy.encoder"
                 )
-        if config.relative_to not in (None, *task.states):
-            raise ValueError(
-                f"policy.relative_to={config.relative_to!r} is no state of {', '.join(task.states) or 'none'}"
-            )
         self.model = DiffusionNetwork(task, config)
         self._schedule = DDPMScheduler(
             config.diffusion_steps,
@@ -205,19 +200,13 @@ class DiffusionPolicy(BasePolicy):
                 known = kept if last else scheduler.add_noise(kept, first, scheduler.timesteps[i + 1].expand(len(x)))
                 x = torch.lerp(x, known, weight)
         chunk = self.normalizer.unnormalize("action", x)
-        if self.config.relative_to is not None:
-            chunk = chunk + self._origin(obs).repeat_interleave(chunks, 0)
+        states = {name: obs[name].repeat_interleave(chunks, 0) for name in self.task.states}
+        chunk = chunk + action_origin(self.config, states, self.device)  # (B*K, A, D)
         return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
 
     def _normalized(self, actions: Tensor, obs: Observation) -> Tensor:
         """Actions (B, A, D) in the data's units as the denoiser sees them."""
-        return self.normalizer.normalize(
-            "action", actions if self.config.relative_to is None else actions - self._origin(obs)
-        )
-
-    def _origin(self, obs: Observation) -> Tensor:
-        """(B, 1, D)"""
-        return obs[self.config.relative_to].to(self.device)[:, -1:]
+        return self.normalizer.normalize("action", actions - action_origin(self.config, obs, self.device))
 
     def _condition(self, obs: Observation) -> Tensor:
         """(B, H, width)"""

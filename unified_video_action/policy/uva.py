@@ -52,11 +52,6 @@ class UnifiedVideoActionPolicy(BasePolicy):
         for head, sampler in zip((model.action_head, *model.video_heads[:1]), self.config.samplers()):
             head.diffusion.chain(sampler)  # raises where they do not fit
         self.transform = UVATransform(task, codec, normalizer, self.config)
-        if self.config.relative_to is not None and self.config.relative_to not in task.states:
-            raise ValueError(
-                f"UVAConfig.relative_to {self.config.relative_to!r} is no low-dim input; "
-                f"there are {', '.join(task.states) or 'none'}"
-            )
 
     @property
     def imagines(self) -> bool:

@@ -12,7 +12,7 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.uva import Targets
 from unified_video_action.noise import Generators
-from unified_video_action.policy.base import Observation, normalized_states, require_observations
+from unified_video_action.policy.base import Observation, action_origin, normalized_states, require_observations
 from unified_video_action.policy.config import UVAConfig
 from unified_video_action.spec import LatentShape, ModelSpec, TaskSpec
 from unified_video_action.vae.base import FrameCodec, Moments
@@ -105,16 +105,11 @@ class UVATransform:
 
     def normalized_actions(self, actions: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """Actions (B, n, D) in the data's units as the model sees them."""
-        return self.normalizer.normalize("action", actions - self._origin(obs))
+        return self.normalizer.normalize("action", actions - action_origin(self.config, obs, self.device))
 
     def actions(self, chunk: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
         """The inverse: (B, n, D) in the data's units."""
-        return self.normalizer.unnormalize("action", chunk.float()) + self._origin(obs)
-
-    def _origin(self, obs: Mapping[str, Tensor]) -> Tensor | float:
-        """What actions are relative to: the newest value of an observation (B, 1, D), or nothing."""
-        name = self.config.relative_to
-        return 0.0 if name is None else obs[name].to(self.device)[:, -1:]
+        return self.normalizer.unnormalize("action", chunk.float()) + action_origin(self.config, obs, self.device)
 
 
 def model_spec(task: TaskSpec, latent: LatentShape, patch_size: int = 1) -> ModelSpec:

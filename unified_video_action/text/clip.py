@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unified_video_action.compat.tensors import load_exactly, read_safetensors
+from unified_video_action.files import written
 
 HUB_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"
 HUB_FILE = "open_clip_model.safetensors"
@@ -91,10 +91,8 @@ class ClipText:
         ids = SimpleTokenizer()(texts, context_length=self.tokens)  # (n, tokens)
         self._features |= dict(zip(texts, self._tower(ids), strict=True))
         if self.cache:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.cache.with_name(f"{self.cache.name}.{os.getpid()}.tmp")
-            temporary.write_text(self.to_json(list(self._features)))
-            temporary.replace(self.cache)
+            with written(self.cache) as partial:
+                partial.write_text(self.to_json(list(self._features)))
 
 
 def download() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from unified_video_action.compat.reference_names import matching, to_ours
 from unified_video_action.compat.tensors import require_finite, require_same, shapes_of, unwrapped, write_safetensors
 from unified_video_action.compat.torch_archive import load_checkpoint
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.files import written
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.messages import few
 from unified_video_action.model.config import ModelConfig
@@ -80,13 +80,8 @@ def convert(source: Path, target: Path, to_lerobot: bool = False) -> None:
     elif target.suffix != ".safetensors":
         raise ValueError(f"{source} is a frame codec: name an output that ends with .safetensors, not {target}")
     else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
+        with written(target) as partial:
             write_codec(partial, codec, name)
-            partial.rename(target)
-        finally:
-            partial.unlink(missing_ok=True)
     log.info("wrote %s", target)
 
 

@@ -19,6 +19,7 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from unified_video_action.files import written
 from unified_video_action.workspace.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,8 @@ def _drop_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             logger.warning("Dropping a line of %s that was cut short: %s", path, line.strip())
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    with written(path) as partial:
+        partial.write_text("".join(kept))
 
 
 def _wandb_tracker(folder: Path, settings: TrainerSettings, name: str, config: dict[str, Any]) -> WandBTracker:

@@ -16,6 +16,7 @@ from unified_video_action.demos.collecting import Attempt, option
 from unified_video_action.demos.collecting import Collector as BaseCollector
 from unified_video_action.demos.sim_arm.robot import SimSetup
 from unified_video_action.demos.sim_arm.world import GRIPPER, VIEWS, ManualClock, Snapshot, Table
+from unified_video_action.files import written
 from unified_video_action.poses import pose_matrix
 from unified_video_action.real.control.trajectory import Trajectory
 from unified_video_action.real.robots.archive import CODECS, ENDING
@@ -121,9 +122,8 @@ class Collector(BaseCollector):
     def writer(self, output: Path, task: str) -> Iterator[Callable[[tuple[str, bytes]], None]]:
         def add(episode: tuple[str, bytes]) -> None:
             name, archive = episode
-            partial = output / f".{name}.partial"
-            partial.write_bytes(archive)
-            partial.rename(output / name)
+            with written(output / name) as partial:
+                partial.write_bytes(archive)
 
         if output.exists():
             raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")

@@ -16,6 +16,7 @@ import shutil
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from zarr.core.sync import sync
 from zarr.storage import ZipStore
 
 from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec, register_pictures
+from unified_video_action.files import written
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,7 @@ def finish_recording(folder: Path) -> Path:
         arrays = {f"data/{name}": values for name, values in data.items()}
         arrays |= {f"recording/{name}": values for name, values in (recorded | {"row_time": rows}).items()}
         arrays["meta/episode_ends"] = np.array([len(rows)], np.int64)
-        partial = output.with_name(f".{output.name}.partial")
-        store = ZipStore(partial, mode="w")
-        try:
+        with written(output) as partial, closing(ZipStore(partial, mode="w")) as store:
             root = zarr.create_group(store, zarr_format=2, attributes=about.pop("attributes"))
             root.create_group("recording", attributes=about)
             for name, values in arrays.items():
@@ -75,9 +75,6 @@ def finish_recording(folder: Path) -> Path:
                 root.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype)[...] = values
             if len(rows):
                 _write_frames(root, folder, about["codec"], frames, rows)
-        finally:
-            store.close()
-        partial.rename(output)
     shutil.rmtree(folder)
     if not len(rows):
         log.warning("%s: no moment with both a frame and a state; nothing here can be trained on", output)
