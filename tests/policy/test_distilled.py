@@ -71,8 +71,12 @@ def test_a_trained_policy_is_distilled_by_two_commands(pusht_store, tmp_path):
         return tmp_path / name / "checkpoints" / "latest"
 
     teacher = run("teacher")
-    words = ("policy=distilled", f"init_from={teacher}", f"policy.teacher={teacher}", "policy.teacher_sampler=ddim2")
-    student = load_policy(run("student", *words, "policy.sampler=ddim1"))
+    words = ["policy=distilled", f"init_from={teacher}", f"policy.teacher={teacher}", "policy.teacher_sampler=ddim2"]
+    with pytest.raises(ValueError, match="other units .* set init_normalizer=true"):
+        run("refitted", *words, "policy.sampler=ddim1", "task.dataset.mirror=false")
+    words.append("init_normalizer=true")
+    student = load_policy(run("student", *words, "policy.sampler=ddim1", "task.dataset.mirror=false"))
+    assert student.normalizer.to_json() == load_policy(teacher).normalizer.to_json()
     lines = (tmp_path / "student" / "metrics.jsonl").read_text()
     assert lines.count("train/action") == 3 and "validation/action_error" in lines
     student.require_trained("forward_dynamics")

@@ -185,6 +185,8 @@ def test_two_stages(tmp_path, build, caplog):
     with caplog.at_level(logging.INFO):
         build("joint", f"init_from={other}", "init_allow_missing=[action_head]")
     assert "tensors are not in it and start anew: action_head." in caplog.text
+    with pytest.raises(ValueError, match="init_normalizer=true takes the normaliser of init_from, which is not set"):
+        build("nothing", "init_normalizer=true")
 
 
 def test_actions_alone_are_neither_drawn_nor_measured_in_frames(tmp_path, build):

@@ -33,7 +33,8 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
     """A UVA whose action network alone goes on learning, from its teacher (beyond the paper).
 
     Raises:
-        ValueError: the head predicts noise, from which one step cannot say the data; no teacher, when it is trained.
+        ValueError: the head predicts noise, from which one step cannot say the data; no teacher, or one with another
+            normaliser, when it is trained.
     """
 
     CONFIG = DistilledConfig
@@ -50,7 +51,10 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
         """In a tuple, so that it is no part of what is trained and saved."""
         if self.config.teacher is None:
             raise ValueError("policy.teacher is not set: give the checkpoint folder that init_from has, too")
-        return (load_policy(self.config.teacher, device=self.device),)
+        teacher = load_policy(self.config.teacher, device=self.device)
+        if teacher.normalizer.to_json() != self.normalizer.to_json():
+            raise ValueError("the teacher's numbers have other units than the student's: set init_normalizer=true")
+        return (teacher,)
 
     def prepare(self, batch: dict[str, Any], share: Share) -> dict[str, Any]:
         """Draw noise; every sample is of the mode policy, whatever modes the weights can do."""

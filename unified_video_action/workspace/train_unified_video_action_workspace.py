@@ -39,7 +39,7 @@ from unified_video_action.workspace.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing"}  # single values
+KEYS = {"name", "seed", "output_dir", "init_from", "init_allow_missing", "init_normalizer"}  # single values
 GROUPS = {"task", "policy", "data", "training", "trainer"}
 OPTIONAL = {"model", "vae", "text"}  # groups of some policies (`BasePolicy.GROUPS`)
 NORMALIZER, DATA = "normalizer.json", "data.json"  # files of a checkpoint
@@ -147,7 +147,11 @@ class TrainUnifiedVideoActionWorkspace:
         return metrics
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
-        """That of the checkpoint from which the run goes on, or one fitted to the data."""
+        """That of the checkpoint from which the run goes on, of `init_from` where asked for, or one fitted to the data."""
+        if begun is None and self.config["init_normalizer"]:
+            if not self.config["init_from"]:
+                raise ValueError("init_normalizer=true takes the normaliser of init_from, which is not set")
+            begun = local_checkpoint(self.config["init_from"])
         if begun is None:
             return kind.fit_normalizer(self.config, self.dataset)
         normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
