@@ -4,6 +4,8 @@ python train.py --config-name=uva_pusht_mini                       one process
 torchrun --nproc-per-node=8 train.py --config-name=uva_pusht       several GPUs
 python train.py --config-name=uva_pusht training=video             stage 1 of the two-stage recipe: frames only
 python train.py --config-name=uva_pusht init_from=CHECKPOINT       stage 2: continue with all modes
+python train.py --config-dir=CHECKPOINT --config-name=config init_from=CHECKPOINT init_normalizer=true
+                                                                   fine-tune a checkpoint by its own recipe
 python train.py --config-name=uva_pusht output_dir=FOLDER          continue the run in FOLDER, if there is one
 python train.py --config-name=uva_pusht --multirun seed=1,2,3      a sweep; output_dir=FOLDER gets a folder for each
 python train.py --config-name=uva_pusht --cfg job                  show the configuration
@@ -36,6 +38,7 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    if {"--multirun", "-m"} & set(sys.argv):  # Hydra has a setting of its own for the folder of a sweep
-        sys.argv += [f"hydra.sweep.dir={each.partition('=')[2]}" for each in sys.argv if each.startswith("output_dir=")]
+    # Hydra has settings of its own for the folder, which a checkpoint's configuration lacks and a sweep does not share.
+    kind = "sweep" if {"--multirun", "-m"} & set(sys.argv) else "run"
+    sys.argv += [f"hydra.{kind}.dir={each.partition('=')[2]}" for each in sys.argv if each.startswith("output_dir=")]
     main()
