@@ -61,11 +61,12 @@ def checked(command: str) -> str | None:
     return None
 
 
-def taken(script: str, arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The configuration that a command line names, and its words for Hydra. SystemExit: it is refused."""
+def taken(script: str, arguments: list[str]) -> tuple[str | None, list[str], Path]:
+    """The configuration that a command line names, its words for Hydra, and its folder. SystemExit: it is refused."""
     if script == "train.py":
-        names = [word.partition("=")[2] for word in arguments if word.startswith("--config-name=")]
-        return names[0], [word for word in arguments if not word.startswith("--") and word != "job"]
+        given = dict(word.split("=", 1) for word in arguments if re.match("--config-(name|dir)=", word))
+        words = [word for word in arguments if not word.startswith("--") and word != "job"]
+        return given["--config-name"], words, ROOT / given.get("--config-dir", "config")
     said = io.StringIO()
 
     def parse(real):
@@ -92,10 +93,11 @@ def taken(script: str, arguments: list[str]) -> tuple[str | None, list[str]]:
         wrong := [word for word in changes if not word.startswith(CHANGEABLE)]
     ):
         raise SystemExit(f"--set {wrong[0]}")
-    return getattr(options, "config_name", None), [*changes, *(getattr(options, "overrides", None) or [])]
+    words = [*changes, *(getattr(options, "overrides", None) or [])]
+    return getattr(options, "config_name", None), words, ROOT / "config"
 
 
-def composes(name: str | list | None, words: list[str]) -> None:
+def composes(name: str | list | None, words: list[str], folder: Path) -> None:
     """Raise for words that the configuration refuses; of a sweep the first value is taken."""
     words = [word for word in words if word not in YOURS]
     names = name if isinstance(name, list) else [name] if name else []
@@ -107,7 +109,7 @@ def composes(name: str | list | None, words: list[str]) -> None:
             else override.input_line
             for override in parsed
         ]
-        with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
+        with initialize_config_dir(str(folder), version_base="1.3"):
             compose(each, first)
 
 

@@ -56,6 +56,13 @@ def test_a_run_its_continuation_and_what_it_writes(tmp_path, places):
     status, said = train(*again, "trainer.max_steps=5", folder=tmp_path)
     assert status == 0 and "Continuing from" in said, said
     assert (run / "checkpoints" / "latest").resolve().name == "step_00000005"
+    given = run / "checkpoints" / "latest"
+    tuned = [f"--config-dir={given}", "--config-name=config", f"init_from={given}", "init_normalizer=true"]
+    status, said = train(*tuned, "trainer.max_steps=1", "output_dir=tuned", *BLIND, folder=tmp_path)
+    assert status == 0 and f"Weights from {given}" in said, said
+    made = tmp_path / "tuned" / "checkpoints" / "latest"
+    assert (made / "normalizer.json").read_text() == (given / "normalizer.json").read_text()
+
     for change, message in {  # mistakes that show late
         "trainer.resume=false": "trainer.resume=false, but .* exists; choose another output_dir",
         "model.transformer.dim=64": "model.safetensors",
