@@ -147,7 +147,7 @@ class TrainUnifiedVideoActionWorkspace:
         return metrics
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
-        """That of the checkpoint from which the run goes on, of `init_from` where asked for, or one fitted to the data."""
+        """That of the checkpoint from which the run goes on, of `init_from` if so asked, or one fitted to the data."""
         if begun is None and self.config["init_normalizer"]:
             if not self.config["init_from"]:
                 raise ValueError("init_normalizer=true takes the normaliser of init_from, which is not set")
