@@ -99,6 +99,22 @@ def test_actions_do_not_depend_on_the_batch_and_are_kept_where_they_are_to(netwo
     assert (several[:, 0] - several[:, 1]).abs().max() > 1
 
 
+@pytest.mark.parametrize("sampler", ["ancestral100", "ddim100", "ddim10"])
+def test_a_denoiser_that_knows_the_actions_gives_them_back(sampler: str) -> None:
+    policy, batch = make_policy("unet"), make_batch()
+    known = batch["action"] / 256 - 1  # normalised
+    signal = torch.cos((torch.arange(101) / 100 + 0.008) / 1.008 * torch.pi / 2).square()
+    signal = (1 - (1 - signal[1:] / signal[:-1]).clamp(max=0.999)).cumprod(0)  # of the chain of 100 steps
+
+    def denoiser(x: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        share = signal[t].view(-1, 1, 1)
+        return (x - share.sqrt() * known) / (1 - share).sqrt()
+
+    policy.model.denoiser.forward = denoiser
+    made = policy.predict_action(observation(batch), noise(), sampler)["action_pred"]
+    torch.testing.assert_close(made, batch["action"], rtol=0, atol=0.1)
+
+
 def test_what_is_random_depends_on_a_samples_seed_alone() -> None:
     policy, batch = make_policy("unet"), make_batch()
     whole = policy.prepare(batch, Share(3, 0, 4, 0))

@@ -115,7 +115,7 @@ class DiffusionPolicy(BasePolicy):
                 )
         self.model = DiffusionNetwork(task, config)
         self._schedule = DDPMScheduler(
-            config.diffusion_steps,
+            num_train_timesteps=config.diffusion_steps,  # by name: from_config forgets what is given by position
             beta_schedule="squaredcos_cap_v2",
             prediction_type=config.prediction,
             clip_sample_range=1.0 if config.relative_to is None else RELATIVE_BOUND,

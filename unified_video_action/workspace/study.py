@@ -113,6 +113,7 @@ class Study:
         if "steps" in self.budget:
             values["steps"] = self.budget["steps"][learner]
         train = _fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
+        train.sort(key=lambda word: not word.startswith("--"))  # Hydra takes no options after values
         name = train[0].removeprefix("--config-name=")
         run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
         checkpoint = run / "checkpoints" / "latest"
