@@ -89,7 +89,9 @@ def write_rerun(path: Path, rollouts: Iterable[Rollout], fps: float, title: str,
             cameras = [rrb.Spatial2DView(origin=f"camera/{name}", name=name) for name in cameras_of(first.seen[0])]
             offsets = [offset for moment in first.imagined[:1] for offset in moment.offsets]
             compared = [
-                rrb.Horizontal(*(rrb.Spatial2DView(origin=f"{row}/{n}_steps", name=f"{row} +{n}") for n in offsets))
+                rrb.Horizontal(
+                    *(rrb.Spatial2DView(origin=f"{row}/{n}_steps", name=f"{row} +{n} steps") for n in offsets)
+                )
                 for row in ("imagined", "real")
             ]
             pictures = [*cameras, rrb.Vertical(*compared)] if offsets else cameras
