@@ -120,7 +120,9 @@ class TaskSpec:
                 )
         dim, names = int(meta["action"]["shape"][0]), tuple(meta["action"].get("names") or ())
         if names and len(names) != dim:
-            raise ValueError(f"{where}.action.names: {len(names)} ({', '.join(names)}) for {dim} numbers; name all, or none (null)")
+            raise ValueError(
+                f"{where}.action.names: {len(names)} ({', '.join(names)}) for {dim} numbers; name all, or none (null)"
+            )
         return cls(
             horizon,
             tuple(sorted(cameras, key=lambda camera: not camera.predicted)),
