@@ -3,7 +3,7 @@
     python scripts/play.py                                   the shipped policy, at http://127.0.0.1:8050
     python scripts/play.py --checkpoint RUN/checkpoints/latest
 
-Drag the agent with the mouse or the arrow keys, or press "the policy acts". Beside the simulator the page shows the
+Drag the agent with the mouse or the arrow keys, or press "let the policy act". Beside the simulator the page shows the
 future that the model imagines for what you just did, the policy's plan and its imagined future, the plans among which
 a planner would choose, and the actions that the model reads from the last frames. A job that the checkpoint was not
 trained for is named, not shown. Where actions are no positions in the picture, only the policy acts.

@@ -78,6 +78,7 @@ class TaskSpec:
     history_actions: bool = False  # the chunk before now is an input
     text_dim: int = 0  # width of the instruction's feature; 0: no language
     auxiliary_dim: int = 0  # regression targets per frame, in training only; 0: none
+    action_names: tuple[str, ...] = ()  # of its numbers, with units, for curves and datasets; (): not named
 
     @classmethod
     def parse(cls, task: Mapping[str, Any]) -> "TaskSpec":
@@ -117,10 +118,15 @@ class TaskSpec:
                     f"{where}.proprio_output_dim={given}, but {', '.join(marked)}, which say predict, have {width} "
                     "numbers; leave it out"
                 )
+        dim, names = int(meta["action"]["shape"][0]), tuple(meta["action"].get("names") or ())
+        if names and len(names) != dim:
+            raise ValueError(
+                f"{where}.action.names: {len(names)} ({', '.join(names)}) for {dim} numbers; name all, or none (null)"
+            )
         return cls(
             horizon,
             tuple(sorted(cameras, key=lambda camera: not camera.predicted)),
-            int(meta["action"]["shape"][0]),
+            dim,
             states,
             steps.pop() if steps else 0,
             marked or (tuple(states) if given else ()),
@@ -128,6 +134,7 @@ class TaskSpec:
             bool(meta["action"].get("history", False)),
             int(meta.get("text_dim", 0)),
             int(meta.get("auxiliary_dim", 0)),
+            names,
         )
 
     @property

@@ -21,15 +21,16 @@ from unified_video_action.env_runner.runner import EnvRunner
 CAMERA = "observation.images.image"
 
 
-def entity(path: Path, name: str) -> tuple[np.ndarray, list]:
-    """Frames (n,) at which an entity was logged, and what."""
+def entity(path: Path, name: str, *kinds: str) -> tuple[np.ndarray, list]:
+    """Frames (n,) at which an entity was logged, and what: numbers, pictures and texts, or other components."""
     frames, values = [], []
     for chunk in RrdReader(path).stream().to_chunks():
-        if chunk.entity_path == name:
+        if chunk.entity_path == name and not chunk.is_static:
             batch = chunk.to_record_batch()
-            (column,) = [each for each in batch.schema.names if each.endswith((":scalars", ":blob", ":text"))]
-            frames += batch["frame"].to_pylist()
-            values += batch[column].to_pylist()
+            for column in batch.schema.names:
+                if column.endswith(kinds or (":scalars", ":blob", ":text")):
+                    frames += batch["frame"].to_pylist()
+                    values += batch[column].to_pylist()
     order = np.argsort(frames)
     return np.array(frames)[order], [values[row] for row in order]
 
@@ -76,15 +77,16 @@ def test_rerun_has_all_episodes_on_one_timeline(rolled: tuple[Path, list[dict]])
     path, episodes = rolled[0] / "rollouts.rrd", rolled[1]
     lengths = [episode["steps"] + 1 for episode in episodes]  # observations
     frames, texts = entity(path, "/episode")
-    assert frames.tolist() == [0, lengths[0]]
+    second = lengths[0] + 1  # begins after an empty frame
+    assert frames.tolist() == [0, second]
     assert [text[0].partition(";")[0] for text in texts] == [
         "seed 20: walk to the even end",
         "seed 21: walk to the odd end",
     ]
     frames, actions = entity(path, "/action")
-    assert frames.tolist() == [*range(lengths[0] - 1), *range(lengths[0], sum(lengths) - 1)]
+    assert frames.tolist() == [*range(lengths[0] - 1), *range(second, sum(lengths))]
     frames, scores = entity(path, "/score")
-    assert frames.tolist() == [*range(1, lengths[0]), *range(lengths[0] + 1, sum(lengths))]
+    assert frames.tolist() == [*range(1, lengths[0]), *range(second + 1, sum(lengths) + 1)]
     np.testing.assert_allclose(np.ravel(scores), sum((each["curve"] for each in episodes), []), atol=1e-4)
     pictures, positions = seen_again(21, np.array(actions[lengths[0] - 1 :]))
     _, states = entity(path, "/state/position")
@@ -92,8 +94,18 @@ def test_rerun_has_all_episodes_on_one_timeline(rolled: tuple[Path, list[dict]])
     _, shown = entity(path, "/camera/image")
     assert len(shown) == sum(lengths) and np.abs(picture(shown[lengths[0] + 5]) - pictures[5].astype(int)).mean() < 4
     frames, imagined = entity(path, "/imagined/8_steps")  # every eight steps; the toy policy imagines what it sees
-    assert frames.tolist() == [start + step for start in (0, lengths[0]) for step in (0, 8, 16)]
+    assert frames.tolist() == [start + step for start in (0, second) for step in (0, 8, 16)]
     assert np.abs(picture(imagined[4]) - pictures[8].astype(int)).mean() < 4
+    frames, real = entity(path, "/real/8_steps")
+    assert frames.tolist() == [0, 8, second, second + 8] and real[3] == shown[lengths[0] + 16]
+    assert entity(path, "/real/8_steps", ":is_recursive")[0].tolist() == [16, second + 16]  # after the end
+    assert entity(path, "/", ":is_recursive")[0].tolist() == [lengths[0], second + lengths[1]]
+    (names,) = [
+        chunk.to_record_batch()["SeriesLines:names"].to_pylist()
+        for chunk in RrdReader(path).stream().to_chunks()
+        if chunk.entity_path == "/action" and chunk.is_static
+    ]
+    assert names == [["walk (m)"]]
 
 
 def test_a_dataset_is_read_back(rolled: tuple[Path, list[dict]]) -> None:
@@ -115,6 +127,7 @@ def test_a_dataset_is_read_back(rolled: tuple[Path, list[dict]]) -> None:
     np.testing.assert_allclose(rewards.action[:, 0], sum((each["curve"] for each in episodes), []), atol=1e-4)
     info = json.loads((root / "meta" / "info.json").read_text())
     assert info["features"]["observation.state"]["names"] == ["position.0"]
+    assert info["features"]["action"]["names"] == ["walk (m)"]
     stats = json.loads((root / "meta" / "stats.json").read_text())
     np.testing.assert_allclose(stats["action"]["mean"], table.action.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(np.ravel(stats[CAMERA]["mean"]), frames.mean((0, 1, 2)) / 255, atol=0.01)
@@ -124,7 +137,7 @@ def test_a_dataset_is_read_back(rolled: tuple[Path, list[dict]]) -> None:
 
 def test_what_cannot_be_recorded_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no rollout to record"):
-        write_lerobot(tmp_path / "set", [], 10, "toy")
+        write_lerobot(tmp_path / "set", [], 10, "toy", ToyPolicy.task)
     monkeypatch.setattr(distributed, "rank_and_size", lambda: (0, 2))
     with pytest.raises(ValueError, match="recorded .* in one process"):
         EnvRunner(toy.ToyEnv, 1, n_envs=1).run(ToyPolicy(), rerun=tmp_path / "file.rrd")

@@ -32,6 +32,8 @@ class ToySession:
 class ToyPolicy(torch.nn.Module):
     """What a runner asks of a policy besides its session."""
 
-    task = SimpleNamespace(horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)), camera_names=("image",))
+    task = SimpleNamespace(
+        horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)), camera_names=("image",), action_names=("walk (m)",)
+    )
     config = SimpleNamespace(plan_first=True)
     imagines = True

@@ -74,7 +74,7 @@ class Panels:
         if self.why_not[name]:
             return {"say": self.why_not[name]}
         if name in ("forward", "inverse") and len(trace.actions) < self.span:
-            return {"say": f"after {self.span} steps of an episode"}
+            return {"say": f"shown from step {self.span} of an episode on"}
         with self.lock:
             return self.makers[name](trace)
 
@@ -128,7 +128,7 @@ class Panels:
         return {"paths" if placed else "curves": lines, "image": picture(trace.seen[-1][self.camera])}
 
     def _strip(self, frames: np.ndarray) -> dict[str, Any]:
-        return {"frames": list(map(picture, frames)), "heads": [f"+{offset}" for offset in self.offsets]}
+        return {"frames": list(map(picture, frames)), "heads": [f"+{offset} steps" for offset in self.offsets]}
 
     def _past(self, trace: Trace) -> tuple[dict, int, np.ndarray]:
         """A chunk ago: the observation then, its step, and the actions (A, D) from then on."""

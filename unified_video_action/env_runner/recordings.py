@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 
 from unified_video_action.env_runner.rollout import Episode, instruction_of
 from unified_video_action.env_runner.simulators import Observation
-from unified_video_action.env_runner.videos import Imagination, write_mp4
+from unified_video_action.env_runner.videos import Imagination, scaled, write_mp4
 from unified_video_action.files import written
+from unified_video_action.spec import TaskSpec
 
 FILES_IN_CHUNK = 1000
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -39,11 +40,12 @@ def states_of(observation: Observation) -> dict[str, np.ndarray]:
     return {name: value for name, value in observation.items() if value.ndim == 1 and value.dtype.kind in "biuf"}
 
 
-def write_rerun(path: Path, rollouts: Iterable[Rollout], fps: float, title: str) -> None:
+def write_rerun(path: Path, rollouts: Iterable[Rollout], fps: float, title: str, task: TaskSpec) -> None:
     """Write one recording of all rollouts, one after the other, on the timelines `frame` and `time`.
 
-    Entities are camera/NAME, imagined/N_steps (from when it was imagined on), state/NAME, action, score, and episode,
-    which says with which seed one begins and how it ends.
+    Entities are camera/NAME, imagined/N_steps (from when it was imagined on) and real/N_steps (what the camera showed
+    N steps after that moment), state/NAME, action, score, and episode, which says with which seed one begins and how
+    it ends. Between two episodes there is an empty frame.
     """
     import rerun as rr
     import rerun.blueprint as rrb
@@ -51,6 +53,8 @@ def write_rerun(path: Path, rollouts: Iterable[Rollout], fps: float, title: str)
     stream, frame, first = rr.RecordingStream(f"rollouts of {title}"), 0, None
     with written(path) as part:
         stream.save(part)
+        if task.action_names:
+            stream.log("action", rr.SeriesLines(names=task.action_names), static=True)
         for rollout in rollouts:
             episode, moments = rollout.episode, {moment.step: moment for moment in rollout.imagined}
             result = f"score {episode.score:.3f}, {'success' if episode.success else 'no success'}"
@@ -70,21 +74,39 @@ def write_rerun(path: Path, rollouts: Iterable[Rollout], fps: float, title: str)
                     stream.log("score", rr.Scalars(episode.curve[step - 1]))
                 if moment := moments.get(step):
                     for offset, image in zip(moment.offsets, moment.frames, strict=True):
+                        height, width = seen[task.camera_names[0]].shape[:2]  # the codec may have made it square
+                        image = np.asarray(scaled(image, len(image), round(len(image) * width / height)))
                         stream.log(f"imagined/{offset}_steps", rr.Image(image).compress(jpeg_quality=90))
+                        come = rollout.seen[step + offset : step + offset + 1]
+                        true = [rr.Image(each[task.camera_names[0]]).compress(jpeg_quality=90) for each in come]
+                        stream.log(f"real/{offset}_steps", *(true or [rr.Clear(recursive=False)]))
                 first, frame = first or rollout, frame + 1
+            stream.set_time("frame", sequence=frame)
+            stream.set_time("time", duration=frame / fps)
+            stream.log("/", rr.Clear(recursive=True))  # so that no curve joins two episodes
+            frame += 1
         if first is not None:
-            names = [f"camera/{name}" for name in cameras_of(first.seen[0])]
-            names += [f"imagined/{offset}_steps" for moment in first.imagined[:1] for offset in moment.offsets]
-            pictures = rrb.Horizontal(*(rrb.Spatial2DView(origin=name, name=name) for name in names))
-            curves = rrb.Horizontal(
-                *(rrb.TimeSeriesView(origin=name, name=name) for name in ("score", "action", "state"))
-            )
+            cameras = [rrb.Spatial2DView(origin=f"camera/{name}", name=name) for name in cameras_of(first.seen[0])]
+            offsets = [offset for moment in first.imagined[:1] for offset in moment.offsets]
+            compared = [
+                rrb.Horizontal(
+                    *(rrb.Spatial2DView(origin=f"{row}/{n}_steps", name=f"{row} +{n} steps") for n in offsets)
+                )
+                for row in ("imagined", "real")
+            ]
+            pictures = [*cameras, rrb.Vertical(*compared)] if offsets else cameras
+            shares = [2] * len(cameras) + [len(offsets)] * bool(offsets)
+            curves = [
+                rrb.TimeSeriesView(origin="score", name="score", axis_y=rrb.ScalarAxis(range=(0, 1))),
+                *(rrb.TimeSeriesView(origin=name, name=name) for name in ("action", "state")),
+            ]
             log = rrb.TextLogView(origin="episode", name="episodes")
-            stream.send_blueprint(rrb.Blueprint(rrb.Vertical(pictures, curves, log, row_shares=[3, 2, 1])))
+            rows = [rrb.Horizontal(*pictures, column_shares=shares), rrb.Horizontal(*curves), log]
+            stream.send_blueprint(rrb.Blueprint(rrb.Vertical(*rows, row_shares=[4, 2, 1]), collapse_panels=True))
         stream.disconnect()  # all is on disk now
 
 
-def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: str) -> None:
+def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: str, task: TaskSpec) -> None:
     """Write a LeRobotDataset v3 folder: a row for every executed action, with what was seen before it.
 
     Features are observation.images.CAMERA (mp4, one for each episode), observation.state (all vectors of the
@@ -100,7 +122,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
         table_path.parent.mkdir(parents=True)
         for number, rollout in enumerate(rollouts):
             episode, seen = rollout.episode, rollout.seen[:-1]
-            task = instruction_of(seen[0]) or episode.task or title
+            told = instruction_of(seen[0]) or episode.task or title
             steps, begin, last = np.arange(episode.steps), sum(row["length"] for row in index), episode.steps - 1
             states = [np.concatenate(list(states_of(each).values()) or [np.zeros(0)]) for each in seen]
             values = {
@@ -110,7 +132,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
                 "frame_index": steps,
                 "episode_index": np.full_like(steps, number),
                 "index": begin + steps,
-                "task_index": np.full_like(steps, tasks.setdefault(task, len(tasks))),
+                "task_index": np.full_like(steps, tasks.setdefault(told, len(tasks))),
                 "next.reward": np.array(episode.curve, np.float32),
                 "next.done": steps == last,
                 "next.success": (steps == last) & episode.success,
@@ -122,7 +144,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             writer = writer or pq.ParquetWriter(table_path, table.schema)
             writer.write_table(table)
             parts = [f"{name}.{place}" for name, state in states_of(seen[0]).items() for place in range(len(state))]
-            row = {"episode_index": number, "tasks": [task], "length": len(steps), "dataset_from_index": begin}
+            row = {"episode_index": number, "tasks": [told], "length": len(steps), "dataset_from_index": begin}
             row |= {"dataset_to_index": begin + len(steps), "data/chunk_index": 0, "data/file_index": 0}
             for camera in cameras_of(seen[0]):
                 key, (chunk, file) = f"observation.images.{camera}", divmod(number, FILES_IN_CHUNK)
@@ -138,7 +160,8 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             raise ValueError(f"{root}: there is no rollout to record")
         writer.close()
         numbers = {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
-        _write_meta(part / "meta", index, tasks, numbers, colours, {"observation.state": parts}, fps)
+        named = {"observation.state": parts, "action": list(task.action_names) or None}
+        _write_meta(part / "meta", index, tasks, numbers, colours, named, fps)
 
 
 def _column(values: np.ndarray) -> pa.Array:
@@ -158,7 +181,7 @@ def _write_meta(
     tasks: Mapping[str, int],
     numbers: Mapping[str, np.ndarray],
     colours: Mapping[str, tuple[tuple[int, ...], np.ndarray]],
-    parts: Mapping[str, Sequence[str]],
+    parts: Mapping[str, Sequence[str] | None],
     fps: float,
 ) -> None:
     """Write info.json, stats.json and the tables of tasks and episodes.

@@ -170,11 +170,11 @@ class EnvRunner:
                 all_seen = {episode.seed: episode for episode in (*shown, *repeated)}.values()
                 if rerun:
                     moments = policy.task.horizon.future_offsets
-                    write_rerun(rerun, self._rollouts(all_seen, recordings, imagining, moments), self.fps, title)
+                    rollouts = self._rollouts(all_seen, recordings, imagining, moments)
+                    write_rerun(rerun, rollouts, self.fps, title, policy.task)
                 if dataset:
-                    write_lerobot(
-                        dataset, self._rollouts(all_seen, recordings), self.fps, self._env_name.rpartition(".")[2]
-                    )
+                    name = self._env_name.rpartition(".")[2]
+                    write_lerobot(dataset, self._rollouts(all_seen, recordings), self.fps, name, policy.task)
             if output is None or rank > 0:
                 return metrics
             videos = self._videos(policy, imagining, chosen, seen, output / "films", progress)

@@ -120,7 +120,7 @@ def frame_errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateR
         return []
     height, width = moment.frames.shape[1:3]
     made = moment.frames[: len(at)]
-    true = np.stack([np.asarray(_scaled(real[step], height, width)) for step in at])  # (n, H, W, 3)
+    true = np.stack([np.asarray(scaled(real[step], height, width)) for step in at])  # (n, H, W, 3)
     if reader is None:
         error = np.square(made.astype(np.float64) - true).mean((1, 2, 3)).clip(1e-10)  # (n,)
         return [[f"PSNR {10 * np.log10(255**2 / each):.1f} dB"] for each in error]
@@ -168,17 +168,17 @@ def _draw(
         pen.rectangle((MARGIN, bar, MARGIN + length * min(score, 1.0), bar + 3), ACCENT)
 
     pen.text((MARGIN, top), "real, now", FAINT, _font(12))
-    canvas.paste(_scaled(real[step], large), (MARGIN, top + LINE))
+    canvas.paste(scaled(real[step], large), (MARGIN, top + LINE))
     lower = top + SMALL + GAP + between
     for column, offset in enumerate(offsets):
         at, left = moment.step + offset, 2 * MARGIN + large_width + column * (small_width + GAP)
         pen.text((left, top), f"imagined +{offset}", ACCENT, _font(12))
-        canvas.paste(_scaled(moment.frames[column], SMALL, small_width), (left, top + LINE))
+        canvas.paste(scaled(moment.frames[column], SMALL, small_width), (left, top + LINE))
         pen.text((left, lower), f"real, step {at}" if at < len(real) else "after the end", FAINT, _font(12))
         if at < len(real):
             for row, line in enumerate(errors[column]):
                 pen.text((left, top + LINE + SMALL + 3 + row * ERROR_LINE), line, INK, _font(12))
-            canvas.paste(_scaled(real[at], SMALL), (left, lower + LINE))
+            canvas.paste(scaled(real[at], SMALL), (left, lower + LINE))
         else:
             pen.rectangle((left, lower + LINE, left + small_width - 1, lower + LINE + SMALL - 1), outline=TRACK)
     return np.asarray(canvas)  # (H, W, 3)
@@ -193,7 +193,7 @@ def _width(frame: np.ndarray, height: int) -> int:
     return round(frame.shape[1] * height / frame.shape[0])
 
 
-def _scaled(frame: np.ndarray, height: int, width: int | None = None) -> Image.Image:
+def scaled(frame: np.ndarray, height: int, width: int | None = None) -> Image.Image:
     """`width`: of a frame that the codec has made square; None keeps its shape."""
     return Image.fromarray(frame).resize((width or _width(frame, height), height), Image.Resampling.BICUBIC)
 

@@ -124,5 +124,5 @@ class UvaConfig(PreTrainedConfig):
             kind = "rgb" if about.type is FeatureType.VISUAL else "low_dim"
             given = meta["obs"].get(self.names[feature], {})
             entries[self.names[feature]] = {**given, "shape": list(about.shape), "type": kind}
-        action = {**meta["action"], "shape": list(self.action_feature.shape)}
+        action = {**meta["action"], "shape": list(self.action_feature.shape), "names": None}
         self.settings["task"]["shape_meta"] = {"obs": entries, "action": action, "text_dim": text_dim}
