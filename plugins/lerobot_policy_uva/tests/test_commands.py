@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from lerobot.datasets import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
 from lerobot.policies import make_pre_post_processors, pretrained
 from lerobot_policy_uva import UvaPolicy
-from lerobot_policy_uva.checkpoints import to_lerobot
+from lerobot_policy_uva.checkpoints import from_lerobot, to_lerobot
 from safetensors.torch import load_file
 
 from unified_video_action.demos.pusht import Collector
@@ -33,6 +35,16 @@ FEATURES = {
     "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
     "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
 }
+ROBOT = [
+    *("--robot.discover_packages_path=pretend_robot", "--robot.type=pusht", "--robot.log=log.npz", "--fps=10"),
+    *("--robot.calibration_dir=calibration", '--rename_map={"observation.images.top": "observation.image"}'),
+    *("--return_to_initial_position=false", "--play_sounds=false"),
+]
+EPISODES = [
+    *("--strategy.type=episodic", "--strategy.reset_to_initial_position=false", "--dataset.num_episodes=2"),
+    *("--dataset.repo_id=local/rollout_pusht", "--dataset.root=data", "--dataset.push_to_hub=false"),
+    *("--dataset.fps=10", "--dataset.episode_time_s=1", "--dataset.reset_time_s=0", "--dataset.single_task=Push it."),
+]
 
 
 def run(folder: Path, command: str, *words: str) -> str:
@@ -82,6 +94,34 @@ def test_evaluates_what_was_trained(trained: Path) -> None:
     )
     results = json.loads((trained / "evaluation" / "eval_info.json").read_text())
     assert results["overall"]["n_episodes"] == 2
+
+
+@pytest.mark.parametrize("words", [["--strategy.type=base", "--duration=1"], EPISODES], ids=["base", "episodic"])
+def test_acts_on_a_robot_as_it_does_here(
+    words: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # for pretend_robot
+    checkpoint = trained / "run" / "checkpoints" / "last" / "pretrained_model"
+    run(tmp_path, "lerobot-rollout", f"--policy.path={checkpoint}", *ROBOT, *words)
+    log = np.load(tmp_path / "log.npz")
+    lengths = [len(log["action"])]
+    if words is EPISODES:
+        recorded = LeRobotDataset("local/rollout_pusht", root=tmp_path / "data")
+        lengths = list(recorded.meta.episodes["length"])
+        assert len(lengths) == 2
+        for item, image, position, action in zip(recorded, log["image"], log["agent_pos"], log["action"], strict=True):
+            frame = item["observation.images.top"].movedim(0, -1).numpy()
+            assert np.abs(frame - image / 255).mean() < 0.02  # a lossy video
+            np.testing.assert_array_equal(item["observation.state"], position)
+            np.testing.assert_array_equal(item["action"], action)
+    assert min(lengths) > 1
+    from_lerobot(checkpoint, tmp_path / "ours")
+    session = PolicySession(load_policy(tmp_path / "ours"))
+    steps = zip(log["image"], log["agent_pos"], log["action"], strict=True)
+    for episode, length in enumerate(lengths):
+        session.reset(seed=(int(log["seed"]) + episode) % 2**63)
+        for image, position, action in islice(steps, length):
+            np.testing.assert_array_equal(session.act({"image": image, "agent_pos": position}), action)
 
 
 def test_what_is_pushed_to_the_hub_acts_alike(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
