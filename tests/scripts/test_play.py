@@ -31,13 +31,14 @@ async def agent(page: Page) -> np.ndarray:
 
 
 async def drag(page: Page, start: np.ndarray, end: np.ndarray) -> None:
-    """Over the simulator's picture, places from 0 to 1, in two seconds."""
+    """Over the simulator's picture, places from 0 to 1, in two seconds or more, until the agent has followed."""
     box = "(b => [b.left, b.top, b.width, b.height])(document.getElementById('live').getBoundingClientRect())"
     corner, size = np.split(np.array(await page.value(box)), 2)
     await page.mouse("mousePressed", *(corner + size * start).tolist())
     for share in np.linspace(0, 1, 20):
         await page.mouse("mouseMoved", *(corner + size * (start + share * (end - start))).tolist())
         await asyncio.sleep(0.1)
+    await page.until(f"view.live.step > {await page.value('view.live.step') + 10}")
     await page.mouse("mouseReleased", *(corner + size * end).tolist())
 
 
