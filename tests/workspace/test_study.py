@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
 
 from scripts import reproduce
+from tests.test_docs import composes, taken
 from unified_video_action.workspace import study
 from unified_video_action.workspace.study import difference, figure
 from unified_video_action.workspace.study_report import rows_of
-
-
-def composes(words):
-    """Options first, as Hydra wants them; a folder of configurations may be given."""
-    options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))
-    assert all(word.startswith("--") for word in words[: len(options)])
-    folder = study.ROOT / options.get("config-dir", "config")
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        compose(options["config-name"], list(words[len(options) :]))
 
 
 def test_every_table_composes(tmp_path):
@@ -31,7 +22,9 @@ def test_every_table_composes(tmp_path):
                 words = tuple(word for word in words if not word.startswith("seed="))
                 if words not in seen:
                     seen.add(words)
-                    composes(words)
+                    config, values, folder = taken("train.py", list(words))
+                    assert list(words[len(words) - len(values) :]) == values  # Hydra takes no options after them
+                    composes(config, values, folder)
             assert cell.checkpoint in cell.trainings or cell.checkpoint.is_dir()
             assert "{" not in " ".join(cell.evaluate)
     assert len(seen) > 30

@@ -148,16 +148,15 @@ class TrainUnifiedVideoActionWorkspace:
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:
         """That of the checkpoint from which the run goes on, of `init_from` if so asked, or one fitted to the data."""
+        remedy = ANOTHER_RUN
         if begun is None and self.config["init_normalizer"]:
-            if not self.config["init_from"]:
-                raise ValueError("init_normalizer=true takes the normaliser of init_from, which is not set")
-            begun = local_checkpoint(self.config["init_from"])
+            begun, remedy = local_checkpoint(self.config["init_from"]), "init_normalizer=false fits one to the data"
         if begun is None:
             return kind.fit_normalizer(self.config, self.dataset)
         normalizer = Normalizer.from_json((begun / NORMALIZER).read_text())
         for name in ("action", *self.dataset.low_dim_dims()):
             if name not in normalizer:
-                raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {ANOTHER_RUN}")
+                raise ValueError(f"{begun}: {NORMALIZER} has no {name}, which is wanted now; {remedy}")
         return normalizer
 
     def _initialise(self, folder: Path) -> None:
@@ -207,6 +206,8 @@ def check_config(config: Mapping[str, Any]) -> None:
     seed = config["seed"]
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be an integer >= 0, got {seed!r}")
+    if config["init_normalizer"] and not config["init_from"]:
+        raise ValueError("init_normalizer=true takes the normaliser of init_from, which is not set")
     task = config["task"]
     TaskSpec.parse(task)
     kind = policy_class(config)
