@@ -50,6 +50,19 @@ def chw(frames):
     return np.moveaxis(frames, -1, -3)
 
 
+def test_actions_as_carried_out_are_read_where_a_store_has_them(pusht_store, arrays, tmp_path):
+    assert "executed_action" not in whole(pusht_store)[(NOW, 7)]
+    disturbed = tmp_path / "disturbed.zarr"
+    shutil.copytree(pusht_store, disturbed)
+    root = zarr.open_group(disturbed)
+    root["data/executed"] = arrays["action"] + 7
+    both = PushTDataset([str(pusht_store), {"path": str(disturbed), "mirror": True}], val_ratio=0, **FULL)
+    batch = both.__getitems__([(NOW + table * len(arrays["action"]), 7) for table in range(3)])
+    assert np.array_equal(batch["executed_action"][0], batch["action"][0]), "a store without them: as recorded"
+    assert np.array_equal(batch["executed_action"][1], batch["action"][1] + 7)
+    assert np.array_equal(batch["executed_action"][2], batch["action"][2] - 7), "mirrored in the diagonal"
+
+
 def test_a_sample_holds_the_rows_of_its_window(pusht_store, arrays):
     sample = whole(pusht_store)[(NOW, 7)]
     history, future = [NOW - 12, NOW - 8, NOW - 4, NOW], [NOW + 4, NOW + 8, NOW + 12, NOW + 16]

@@ -139,15 +139,18 @@ def test_an_attempt_is_the_same_in_any_order(task: str, options: dict) -> None:
     assert not late.success and late.episode is None
 
 
-def test_a_disturbance_is_done_but_not_recorded() -> None:
+def test_a_disturbance_is_done_and_recorded_apart() -> None:
     attempt = made("pusht", seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
     assert attempt.success
-    state, action = attempt.episode[0]["state"], attempt.episode[0]["action"]
+    state, action, executed = (attempt.episode[0][name] for name in ("state", "action", "executed"))
     env = PushTEnv(observe_image=False)
-    env.reset(options={"state": state[0]})
-    replayed = np.array([env.step(each)[-1]["state"] for each in action[:20]])
-    apart = np.abs(replayed[:, :2] - state[1:21, :2]).max(axis=1)
-    assert 1 < apart.max() < 60, "what was recorded is what was done, or has nothing to do with it"
+    apart = []
+    for actions in (action, executed):
+        env.reset(options={"state": state[0]})
+        replayed = np.array([env.step(each)[-1]["state"] for each in actions[:20]])
+        apart.append(np.abs(replayed[:, :2] - state[1:21, :2]).max())
+    assert 1 < apart[0] < 60, "what was recorded is what was done, or has nothing to do with it"
+    assert apart[1] < 1e-3, "what was executed does not lead where the agent went"
 
 
 @NEEDS_PYBULLET

@@ -28,6 +28,12 @@ def test_a_samples_draws_depend_on_its_seed_and_mode_alone():
             assert torch.equal(getattr(alone, name), mine), name
 
 
+def test_tokens_that_are_denoised_together_share_a_noise_level():
+    config = replace(TINY, video_head=replace(TINY.video_head, noise_draws=2, attention_heads=4))
+    t = draw_training(EVERYTHING, config, [1, 2, 3], [TASK_MODES["video"]] * 3).video_t  # (V, P, K, R)
+    assert t.shape[-1] > 1 and (t == t[..., :1]).all() and len(t[..., 0].unique()) > 6
+
+
 def test_noise_is_normal_and_its_levels_are_uniform():
     draws = draw_training(EVERYTHING, TINY, range(300), [TASK_MODES["policy_and_video"]] * 300)
     for name in ("video", "action", "proprio"):

@@ -47,6 +47,17 @@ def test_states_follow_the_actions():
     torch.testing.assert_close(policy.predict_states(seen, actions), states)
 
 
+def test_dynamics_is_learnt_from_actions_as_carried_out(make_policy, batch):
+    policy, modes = make_policy(), list(TASK_MODES.values())
+    few = {name: value for name, value in batch.items() if name in ("action", "seed")}
+    few = {name: torch.cat([value, value])[: len(modes)] for name, value in few.items()}
+    made = policy.with_modes({**few, "executed_action": few["action"] + 5}, modes)
+    changed = (made["action"] - few["action"]).mean(dim=(1, 2)).round().tolist()
+    assert {mode.name: by for mode, by in zip(modes, changed, strict=True)} == {
+        "policy": 0, "video": 0, "forward_dynamics": 5, "inverse_dynamics": 5, "policy_and_video": 0
+    }  # fmt: skip
+
+
 def test_relative_actions_move_with_what_they_are_relative_to(make_policy, obs):
     policy = make_policy(relative_to="agent_pos")
     actions = torch.rand(3, 16, 2) * 512

@@ -19,12 +19,13 @@ from unified_video_action.spec import Horizon
 PUBLISHED = "$UVA_DATA_DIR/pusht/pusht.zip"
 WANTED = Wanted(cameras=("image",), low_dim=("agent_pos",), action_dim=2)
 TABLE = 512.0  # side of the table in the units of actions and states
+EXECUTED = "executed"  # name of the actions that a disturbed demonstrator's agent was given, in stores that have them
 STATE = 5  # numbers: agent x and y, block x, y and angle
 
 
 @dataclass(frozen=True)
 class PushTSource(StoreSource):
-    """A PushT store: camera "image", low-dim "agent_pos" (2), actions (2) in table pixels.
+    """A PushT store: camera "image", low-dim "agent_pos" (2), actions (2) in table pixels, and those executed (2).
 
     Auxiliary targets (N, 6) are agent and block position in [-1, 1], cosine and sine of the block's angle.
     """
@@ -34,17 +35,18 @@ class PushTSource(StoreSource):
     def tables(self, wanted: Wanted) -> list[Table]:
         self.require(wanted, cameras=("image",), low_dim=("agent_pos",))
         store = open_store(self, needs_state=bool(wanted.low_dim) or wanted.auxiliary)
-        state, action = store.vectors.get("state"), store.vectors.get("action")
+        state, action, executed = (store.vectors.get(name) for name in ("state", "action", EXECUTED))
         tables = []
         for mirror in (False, True) if self.mirror else (False,):
             if mirror:
                 state = None if state is None else mirror_state(state)
-                action = None if action is None else mirror_points(action)
+                action, executed = (None if each is None else mirror_points(each) for each in (action, executed))
             table = Table(
                 store=store,
                 cameras={"image": "img"},
                 low_dim={"agent_pos": state[:, :2]} if wanted.low_dim else {},
                 action=action,
+                executed=executed,
                 auxiliary=state_targets(state) if wanted.auxiliary else None,
                 weight=self.weight,
                 mirror=mirror_frames if mirror else None,
@@ -107,10 +109,13 @@ class PushTDataset(MixtureDataset):
 
 
 def open_store(source: PushTSource, needs_state: bool = True) -> ReplayBuffer:
-    """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed."""
+    """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed, and
+    data/executed (N, 2) where it is."""
     vectors = {"action": 2} if source.has_action else {}
     vectors |= {"state": STATE} if needs_state else {}
     store = ReplayBuffer(source.path, images=["img"], vectors=vectors)
+    if source.has_action and f"data/{EXECUTED}" in store.root():
+        store.vectors[EXECUTED] = store.read_vectors(EXECUTED, 2)
     height, width = store.frame_shape("img")
     if height != width:
         raise StoreError(f"{store.location}: data/img has frames of {height} x {width}, expected square ones")

@@ -21,6 +21,7 @@ class Table:
     cameras: Mapping[str, str]  # camera -> the store's name for it
     low_dim: Mapping[str, np.ndarray]  # name -> (N, d); empty: a video without states
     action: np.ndarray | None = None  # (N, D); None: a video without actions
+    executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
     instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
     weight: float | None = None  # its source's
@@ -49,7 +50,9 @@ def fingerprints(tables: Sequence[Table]) -> list[dict[str, str]]:
     for table in tables:
         digest = hashlib.sha256(frames[id(table.store)].encode() + table.store.episode_ends.tobytes())
         digest.update(repr((table.cameras, table.instructions, table.mirror is None)).encode())
-        for name, values in {**table.low_dim, "action": table.action, "auxiliary": table.auxiliary}.items():
+        arrays = {**table.low_dim, "action": table.action, "auxiliary": table.auxiliary}
+        arrays |= {} if table.executed is None else {"executed": table.executed}
+        for name, values in arrays.items():
             digest.update(name.encode())
             if values is not None:
                 digest.update(np.ascontiguousarray(values, np.float32))
@@ -94,6 +97,10 @@ class Recordings:
             else _stack([_or_zeros(own, len(table), known) for own, table in zip(targets, tables)])
         )
         self._action, self._poses = _stack(actions), whole.poses
+        done = [own if table.executed is None else table.executed for own, table in zip(actions, tables, strict=True)]
+        self._executed = _stack(done) if any(table.executed is not None for table in tables) else None
+        if self._executed is not None and options.transforms:
+            raise ValueError("executed actions are read as they are, but the data's transforms would change them")
         for name in options.latency:
             if name not in {*self.low_dim, "action"}:
                 raise ValueError(f"latency.{name}: there is no such state; there are {', '.join(self.low_dim)}, action")
@@ -136,6 +143,7 @@ class Recordings:
             targets=states(horizon.action_offsets, "action") if whole else {},
             past_targets=states(past, "action") if whole and past else {},
             action=rows_between(self._action, action_rows),
+            executed=None if self._executed is None else rows_between(self._executed, action_rows),
             history_action=rows_between(self._action, at(past, "action")[0]) if past else None,
             action_is_pad=action_is_pad,
             seeds=seeds,

@@ -39,6 +39,7 @@ class WindowStates:
     action_is_pad: np.ndarray  # (B, A) bool
     seeds: np.ndarray  # (B,) of the samples
     training: bool  # False: nothing is to be random
+    executed: np.ndarray | None = None  # (B, A, D): actions as carried out, where a source knows of others
 
 
 class WindowTransform(ABC):

@@ -31,7 +31,8 @@ class WindowDataset(Dataset):
     """`dataset[(index, seed)]` is the sample of a window; `__getitems__` makes the collated batch of several.
 
     A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)),
-    `action` (A, D), `low_dim` (name -> (P, d)), where asked for `history_action` (A, D) and `auxiliary` (H+F, K), the
+    `action` (A, D), where a source has them `executed_action` (A, D), `low_dim` (name -> (P, d)), where asked for
+    `history_action` (A, D) and `auxiliary` (H+F, K), the
     masks `action_is_pad` (A,), `frame_is_pad` (F,), `has_action`, `has_low_dim` and `has_auxiliary` (), and its `index`
     and `seed`. Values are in the data's units, as the options' transforms leave them; what a source lacks is zero.
     Where asked for it also has `future_low_dim` (name -> (A, d)), and of sources with instructions `text` (text_dim,),
@@ -209,6 +210,8 @@ class WindowDataset(Dataset):
             "index": torch.from_numpy(index),
             "seed": torch.from_numpy(seeds),
         }
+        if states.executed is not None:
+            batch["executed_action"] = torch.from_numpy(states.executed)  # (B, A, D)
         if states.history_action is not None:
             batch["history_action"] = torch.from_numpy(states.history_action)  # (B, A, D)
         if self.options.future_low_dim:

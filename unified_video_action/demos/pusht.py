@@ -29,7 +29,7 @@ class Collector(ZarrCollector):
     """PushT's episodes, one per attempt number.
 
     A disturbance leads the expert off its way while its own choices are what is recorded, so that a policy learns the
-    way back (DART, Laskey et al. 2017). Such an episode's actions do not replay to its states.
+    way back (DART, Laskey et al. 2017). What replays to such an episode's states is data/executed.
     """
 
     seed: int = option(0, "decides starts, goals and the expert's choices")
@@ -56,13 +56,14 @@ class Collector(ZarrCollector):
         env = PushTEnv(goal=goal, observe_image=False)
         expert = ScriptedExpert(goal, expert_seed, self.action_noise, self.choice, self.mistakes)
         _, info = env.reset(seed=start_seed)
-        states, actions, drift = [], [], np.zeros(2)
+        states, actions, executed, drift = [], [], [], np.zeros(2)
         coverage, success = info["coverage"], info["is_success"]
         while not success and len(actions) < self.max_steps:
             states.append(info["state"])
             actions.append(expert.act(info["state"]))
             drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
-            _, _, success, _, info = env.step(np.clip(actions[-1] + drift, 0, TABLE_SIZE).astype(np.float32))
+            executed.append(np.clip(actions[-1] + drift, 0, TABLE_SIZE).astype(np.float32))
+            _, _, success, _, info = env.step(executed[-1])
             coverage = max(coverage, info["coverage"])
         if not success or not actions:  # nothing can be learnt from a start on the goal
             return Attempt(success=False)
@@ -71,6 +72,8 @@ class Collector(ZarrCollector):
             "action": np.array(actions, np.float32),
             "state": np.array(states, np.float32),
         }
+        if self.disturbance:
+            arrays["executed"] = np.array(executed)
         return Attempt(True, {"steps": len(actions), "coverage": coverage}, (arrays, {"goal": goal}))
 
 

@@ -42,6 +42,8 @@ class HeadConfig:
     noise_draws: int = 1  # noise levels per sample and step; above 1 is beyond the paper
     rows: int | None = None  # video: train on this many random masked tokens of a sample; None: on all
     newest_token: bool = False  # video: the newest observed frame's token is part of the condition (beyond the paper)
+    attention_heads: int = 0  # video: above 0, a clip's tokens are denoised together, attending to each other, so that
+    # they agree; 0: each on its own, as in the paper
     chunk: Literal["rows", "vector"] = "rows"  # actions: one row each, or the chunk as one vector (beyond the paper)
     pool: int = 4  # actions: side of the grid that the trunk pools each frame to
     sample_clamp: float | None = None  # bound on predicted x0; None: the paper's, 1 for actions and none for video
@@ -50,6 +52,10 @@ class HeadConfig:
         require_integers(self, "width", "depth", "diffusion_steps", "noise_draws", "pool")
         if self.rows is not None:
             require_integers(self, "rows")
+        if self.attention_heads < 0 or (self.attention_heads and self.width % self.attention_heads):
+            raise ValueError(f"HeadConfig.attention_heads {self.attention_heads} does not divide width {self.width}")
+        if self.attention_heads and self.rows is not None:
+            raise ValueError("HeadConfig.rows must be null with attention_heads: a clip's tokens are denoised together")
         if self.chunk not in ("rows", "vector"):
             raise ValueError(f"HeadConfig.chunk must be rows or vector, got {self.chunk!r}")
         if self.prediction not in ("epsilon", "v", "sample", "flow"):
@@ -97,5 +103,6 @@ class ModelConfig:
             raise ValueError("ModelConfig.video_head.chunk must be rows: video tokens are denoised each on its own")
         if self.action_head.rows is not None:
             raise ValueError("ModelConfig.action_head.rows must be null: it concerns video tokens")
-        if self.action_head.newest_token:
-            raise ValueError("ModelConfig.action_head.newest_token must be false: it concerns video tokens")
+        for name in ("newest_token", "attention_heads"):
+            if getattr(self.action_head, name):
+                raise ValueError(f"ModelConfig.action_head.{name} must be off: it concerns video tokens")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from unified_video_action.model.samplers import Known, Sampler, denoise
@@ -45,9 +48,15 @@ class Denoiser:
             return layer.weight.to(dtype), layer.bias.to(dtype)
 
         self.cond_embed, self.input_proj = linear(net.cond_embed), linear(net.input_proj)
-        self.layers = [(linear(block.mlp[0]), linear(block.mlp[2])) for block in net.blocks]
+        self.layers: list[Callable[[Tensor], Tensor]] = []
+        for layer in net.layers():
+            if hasattr(layer, "mlp"):
+                self.layers.append(partial(_mlp, linear(layer.mlp[0]), linear(layer.mlp[2])))
+            else:
+                own = layer.attention
+                self.layers.append(partial(_attend, linear(own.qkv), linear(own.proj), own.num_heads, head.tokens))
         self.output = linear(net.final.linear)
-        folded = [_fold_affine(block.modulation[-1], block.norm) for block in net.blocks]
+        folded = [_fold_affine(layer.modulation[-1], layer.norm) for layer in net.layers()]
         folded.append(_fold_affine(net.final.modulation[-1], net.final.norm))
         weight, bias = (torch.cat(parts).to(dtype) for parts in zip(*folded, strict=True))
         self.modulation = weight, bias  # (layers * 3w + 2w, w)
@@ -74,10 +83,9 @@ class Denoiser:
         parts = modulation.split(self.width, dim=-1)
         x, guided = x.to(self.dtype), self.guidance != 1.0
         h = F.linear(torch.cat([x, x]) if guided else x, *self.input_proj)  # (R, w)
-        for i, (first, second) in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
             shift, scale, gate = parts[3 * i : 3 * i + 3]
-            y = torch.addcmul(shift, F.layer_norm(h, (self.width,), eps=self.eps), scale)
-            y = F.linear(F.silu(F.linear(y, *first)), *second)
+            y = layer(torch.addcmul(shift, F.layer_norm(h, (self.width,), eps=self.eps), scale))
             h = torch.addcmul(h, gate, y)
         shift, scale = parts[-2:]
         output = F.linear(torch.addcmul(shift, F.layer_norm(h, (self.width,), eps=self.eps), scale), *self.output)
@@ -89,6 +97,20 @@ class Denoiser:
         else:
             mean = output[:, : self.channels]
         return mean, output[:, self.channels :] if self.learned_variance else None
+
+
+Affine = tuple[Tensor, Tensor]  # weight and bias of a linear layer
+
+
+def _mlp(first: Affine, second: Affine, x: Tensor) -> Tensor:
+    return F.linear(F.silu(F.linear(x, *first)), *second)
+
+
+def _attend(qkv: Affine, proj: Affine, heads: int, tokens: int, x: Tensor) -> Tensor:
+    """Attention among the rows of each clip: (clips * tokens, w) -> the same."""
+    q, k, v = rearrange(F.linear(x, *qkv), "(b t) (three h d) -> three b h t d", t=tokens, three=3, h=heads)
+    y = F.scaled_dot_product_attention(q, k, v)
+    return F.linear(rearrange(y, "b h t d -> (b t) (h d)"), *proj)
 
 
 def _fold_affine(modulation: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

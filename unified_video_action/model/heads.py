@@ -5,6 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
+from timm.layers import Attention
 from torch import Tensor, nn
 
 from unified_video_action.model.config import HeadConfig
@@ -41,6 +42,22 @@ class AdaLNBlock(nn.Module):
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
+class AdaLNAttention(nn.Module):
+    """Residual attention among a clip's tokens, modulated as an AdaLNBlock is (Peebles & Xie 2023)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.attention = Attention(width, heads, qkv_bias=True)
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 3 * width))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (..., tokens, width)."""
+        shift, scale, gate = self.modulation(y).chunk(3, dim=-1)
+        h = self.norm(x) * (1 + scale) + shift
+        return x + gate * self.attention(h.flatten(0, -3)).reshape(h.shape)
+
+
 class FinalLayer(nn.Module):
     def __init__(self, width: int, out_channels: int) -> None:
         super().__init__()
@@ -58,15 +75,20 @@ class SimpleMLPAdaLN(nn.Module):
 
     Args:
         cond_channels: width of the condition, a row of the joint latent.
+        attention_heads: above 0, rows (..., tokens, in_channels) of a clip attend to each other.
     """
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, cond_channels: int, depth: int) -> None:
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, cond_channels: int, depth: int, attention_heads: int = 0
+    ) -> None:
         super().__init__()
         self.time_embed = TimestepEmbedding(width)
         self.cond_embed = nn.Linear(cond_channels, width)
         self.input_proj = nn.Linear(in_channels, width)
         self.blocks = nn.ModuleList(AdaLNBlock(width) for _ in range(depth))
         self.final = FinalLayer(width, out_channels)
+        attends = range(depth) if attention_heads else ()
+        self.attentions = nn.ModuleList(AdaLNAttention(width, attention_heads) for _ in attends)  # before each block
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -74,7 +96,8 @@ class SimpleMLPAdaLN(nn.Module):
         for layer in (self.time_embed.mlp[0], self.time_embed.mlp[2]):
             nn.init.normal_(layer.weight, std=0.02)
         # A fresh network gates every block off and outputs exactly 0.
-        for layer in (*(block.modulation[-1] for block in self.blocks), self.final.modulation[-1], self.final.linear):
+        gates = (layer.modulation[-1] for layer in (*self.blocks, *self.attentions, self.final))
+        for layer in (*gates, self.final.linear):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -82,14 +105,21 @@ class SimpleMLPAdaLN(nn.Module):
         """x (..., in_channels), t (...) steps, cond (..., cond_channels) broadcastable to x's rows."""
         y = self.time_embed(t) + self.cond_embed(cond)  # (..., width)
         x = self.input_proj(x)  # (..., width)
-        for block in self.blocks:
-            x = block(x, y)
+        for layer in self.layers():
+            x = layer(x, y)
         return self.final(x, y)  # (..., out_channels)
+
+    def layers(self) -> list[AdaLNBlock | AdaLNAttention]:
+        """Between the first and the final layer, in order."""
+        if not self.attentions:
+            return list(self.blocks)
+        return [layer for pair in zip(self.attentions, self.blocks, strict=True) for layer in pair]
 
 
 class DiffusionHead(nn.Module):
     """A denoising network with its diffusion: loss on given rows, samples for given conditions."""
 
+    tokens = 1  # rows that are denoised together
     bound: float  # on the predicted x0, where the configuration has none
     always_bound: bool  # also with the ancestral sampler
 
@@ -100,7 +130,8 @@ class DiffusionHead(nn.Module):
         self.denoisers: dict[tuple, Denoiser] | None = None  # kept once the weights no longer change
         self.low_precision: torch.dtype | None = None  # of products while sampling; None: the weights' own, or autocast
         outputs = 2 * channels if config.learned_variance else channels
-        self.net = SimpleMLPAdaLN(channels, config.width, outputs, cond_channels, config.depth)
+        size = config.width, outputs, cond_channels, config.depth, config.attention_heads
+        self.net = SimpleMLPAdaLN(channels, *size)
 
     def loss(self, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Squared error and variational bound, elementwise, in float32 (shapes as x0; see Diffusion.loss)."""
@@ -131,12 +162,19 @@ class DiffusionHead(nn.Module):
 
 
 class VideoHead(DiffusionHead):
-    """Decodes rows of the joint latent into latent tokens, each on its own.
+    """Decodes rows of the joint latent into latent tokens: each on its own, or (`attention_heads`) a clip's together.
 
     The paper's ancestral sampler leaves latents unbounded; few-step solvers need a bound.
+
+    Args:
+        tokens: of a clip.
     """
 
     bound, always_bound = 5.0, False
+
+    def __init__(self, channels: int, cond_channels: int, config: HeadConfig, tokens: int) -> None:
+        super().__init__(channels, cond_channels, config)
+        self.tokens = tokens
 
 
 class ChunkTrunk(nn.Module):

@@ -108,6 +108,8 @@ def draw_training(
         name: (u[name][samples] * head.diffusion_steps).long().reshape(len(samples), head.noise_draws, rows)
         for name, (samples, head, rows, _) in noisy.items()
     }
+    if config.video_head.attention_heads:  # one noise level for a clip, whose tokens are denoised together
+        times |= {name: t[..., :1].expand_as(t) for name, t in times.items() if name.startswith("video")}
     sees_history = torch.tensor([mode.sees_history for mode in modes])
     if config.masking.inverse_history:
         sees_history |= u["history"][:, 0] < config.masking.inverse_history

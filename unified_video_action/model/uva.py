@@ -61,7 +61,7 @@ class UVA(nn.Module):
         dim, horizon = config.transformer.dim, spec.horizon
         self.mar = MAR(spec, config.transformer, config.masking.noise)
         cond = dim + spec.token_dim if config.video_head.newest_token else dim
-        heads = (VideoHead(spec.token_dim, cond, config.video_head) for _ in range(spec.predicted_views))
+        heads = (VideoHead(spec.token_dim, cond, config.video_head, spec.tokens) for _ in range(spec.predicted_views))
         self.video_heads = nn.ModuleList(heads)
 
         chunk = horizon.actions, dim, horizon.future, spec.grid, config.action_head
@@ -195,7 +195,8 @@ class UVA(nn.Module):
             chunks: draw so many chunks of actions from each sample's joint latent: (B * chunks, A, action_dim).
 
         Raises:
-            ValueError: an input that the mode needs is missing, or guidance without language.
+            ValueError: an input that the mode needs is missing, guidance without language, or iterations of frames that
+                are denoised as a whole.
             RuntimeError: the weights of an `accelerated` model have changed.
         """
         if self.made_of is not None:
@@ -208,6 +209,10 @@ class UVA(nn.Module):
             raise ValueError(f"mode {mode.name} needs actions")
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
+        if iterations > 1 and mode.learns_frames and self.config.video_head.attention_heads:
+            raise ValueError(
+                f"policy.iterations={iterations}: model.video_head.attention_heads denoises a clip at once, so it must be 1"
+            )
         seen = self.shown(inputs, mode, hide_history)
         inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
         repeated = [own for own in generator for _ in range(chunks)] if isinstance(generator, Sequence) else generator

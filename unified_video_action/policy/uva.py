@@ -113,7 +113,13 @@ class UnifiedVideoActionPolicy(BasePolicy):
         return self.with_modes(batch, modes[share.first :][: len(batch["seed"])])
 
     def with_modes(self, batch: dict[str, Any], modes: Sequence[TaskMode]) -> dict[str, Any]:
-        """A batch with masks and noise for these task modes, one for each sample, drawn from the samples' seeds."""
+        """A batch with masks and noise for these task modes, one for each sample, drawn from the samples' seeds.
+
+        Dynamics is learnt from actions as they were carried out, a policy from what the demonstrator chose.
+        """
+        if "executed_action" in batch:
+            dynamics = torch.tensor([mode.sees_actions or mode.future == "seen" for mode in modes])[:, None, None]
+            batch = {**batch, "action": torch.where(dynamics, batch["executed_action"], batch["action"])}
         draws = draw_training(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
         draws = {name: value for name, value in vars(draws).items() if value is not None}
         return {**batch, "draws": draws, "task_mode": [mode.name for mode in modes]}
