@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
@@ -83,6 +82,8 @@ class Records:
 
 def _animation(name: str, path: Path) -> Summary:
     """A GIF among the images, for TensorBoard has no videos."""
+    import av
+
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         shown_ms = 1000 * GIF_EVERY / float(stream.average_rate)
