@@ -45,7 +45,7 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
     mine = data_folder()
 
     def generic(path: str) -> str:
-        whole = Path(path).expanduser()
+        whole = ROOT / Path(path).expanduser()
         if whole.is_relative_to(mine):
             return f"$UVA_DATA_DIR/{whole.relative_to(mine)}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"

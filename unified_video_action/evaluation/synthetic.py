@@ -6,6 +6,7 @@ there is something to learn, and it depends on the input.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -29,6 +30,7 @@ class SyntheticWindows:
 
     def __init__(self, policy: UnifiedVideoActionPolicy, seed: int = 0) -> None:
         self.policy = policy
+        self.normalizer = copy.deepcopy(policy.normalizer).cpu()  # loader processes may not touch an accelerator
         spec, task = policy.model.spec, policy.task
         generator = torch.Generator().manual_seed(seed)
 
@@ -69,11 +71,7 @@ class SyntheticWindows:
         def values(name: str, offsets: tuple[int, ...], more: Tensor | float = 0.0) -> Tensor:
             """(B, n, D) in the data's units."""
             made = torch.tanh(state(offsets) @ self.maps[name] + more)
-            return (
-                made
-                if name == "auxiliary"
-                else self.policy.normalizer.unnormalize(name, made.to(self.policy.device)).cpu()
-            )
+            return made if name == "auxiliary" else self.normalizer.unnormalize(name, made)
 
         low_dim = {name: values(name, horizon.history_offsets) for name in task.states}
         origin = low_dim[self.policy.config.relative_to][:, -1:] if self.policy.config.relative_to else 0.0

@@ -52,7 +52,7 @@ class WorldModel:
         self.policy, self.windows, self.reader = policy, windows, reader
         # Modes that the policy was trained in; no other is asked for. Policies without modes only act.
         modes = {mode.name for mode in getattr(policy, "trained", ())} or {"policy"}
-        known = {None, *modes} | ({"policy"} if "policy_and_video" in modes else set())
+        known = {None, *modes} | ({"policy", "video"} if "policy_and_video" in modes else set())
         self.frame_rows = [name for name, mode in FRAME_ROWS.items() if mode in known and windows.encoded]
         self.action_rows = [name for name, mode in ACTION_ROWS.items() if mode in known]
         if self._held(windows.part([0])) is None:
