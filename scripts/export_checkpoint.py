@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -45,7 +46,7 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
     mine = data_folder()
 
     def generic(path: str) -> str:
-        whole = ROOT / Path(path).expanduser()
+        whole = Path(os.path.normpath(ROOT / Path(path).expanduser()))
         if whole.is_relative_to(mine):
             return f"$UVA_DATA_DIR/{whole.relative_to(mine)}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"

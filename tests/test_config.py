@@ -76,17 +76,26 @@ def test_the_preset_is_the_papers_recipe():
     assert policy.model.config.transformer.dropout == 0.1
 
 
-@pytest.mark.parametrize(("name", "least", "most"), list(zip(SIBLINGS, (10, 2, 2), (19.5, 5, 5))))
+@pytest.mark.parametrize(("name", "least", "most"), list(zip(SIBLINGS, (10, 2, 2), (22, 5, 5))))
 def test_the_siblings_are_small_and_share_a_recipe(name, least, most):
     config = read(name)
     policy = untrained(config)
     assert least < sum(p.numel() for p in policy.model.parameters()) / 1e6 < most
     assert type(policy.codec) is PatchMLP and policy.model.spec.tokens_per_frame == 36
     assert policy.config.relative_to == "agent_pos" and policy.model.spec.proprio_steps == 1
-    assert policy.config.relative_frames and policy.config.plan_first and policy.config.iterations == 4
+    assert policy.config.relative_frames and policy.config.plan_first
+    together = bool(policy.model.config.video_head.attention_heads)  # a clip's tokens, in one iteration
+    assert together == (name == "uva_pusht_small") and policy.config.iterations == (1 if together else 4)
     assert policy.model.config.video_head.newest_token and policy.model.config.masking.inverse_history == 0.5
     assert {mode.name for mode in policy.trained} == set(TASK_MODES)
     assert config["training"]["optimizer"]["fan_in"] == 128
+
+
+def test_a_clip_that_is_denoised_as_a_whole_has_no_iterations():
+    with pytest.raises(
+        ValueError, match="policy.iterations=4: with model.video_head.attention_heads a clip is denoised"
+    ):
+        check_config(read("uva_pusht_small", "policy.iterations=4"))
 
 
 @pytest.mark.parametrize("task", ["pusht", "pusht_proprio", "pusht_m", "pusht_m_proprio"])

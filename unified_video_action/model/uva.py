@@ -209,10 +209,8 @@ class UVA(nn.Module):
             raise ValueError(f"mode {mode.name} needs actions")
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
-        if iterations > 1 and mode.learns_frames and self.config.video_head.attention_heads:
-            raise ValueError(
-                f"policy.iterations={iterations}: model.video_head.attention_heads denoises a clip at once, so it must be 1"
-            )
+        if mode.learns_frames:
+            self.config.require_iterations(iterations)
         seen = self.shown(inputs, mode, hide_history)
         inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
         repeated = [own for own in generator for _ in range(chunks)] if isinstance(generator, Sequence) else generator
