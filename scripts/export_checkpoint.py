@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -46,7 +45,7 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
     mine = data_folder()
 
     def generic(path: str) -> str:
-        whole = Path(os.path.normpath(ROOT / Path(path).expanduser()))
+        whole = Path(path).expanduser()
         if whole.is_relative_to(mine):
             return f"$UVA_DATA_DIR/{whole.relative_to(mine)}"
         return str(whole.relative_to(ROOT)) if whole.is_relative_to(ROOT) else f"data/{whole.name}"
@@ -259,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--training-command", action="append", default=[], metavar="COMMAND", help=made)
     add("--dtype", choices=DTYPES, default="float32", help="to store weights in (default: float32)")
     add("--max-piece-mb", type=float, default=15, help="largest file of weights (default: 15)")
-    add("--max-mb", type=float, default=40, help="largest folder (default: 40)")
+    add("--max-mb", type=float, default=60, help="largest folder (default: 60)")
     add("--replace", action="store_true", help="replace what is at --output")
     options = parser.parse_args(arguments)
     with mistakes(parser):

@@ -121,7 +121,7 @@ def export_commands(options: Namespace, minutes: float) -> list[Command]:
     made = ["python", "scripts/train_pusht.py", "--config-name", options.small, "--minutes", f"{trained:.1f}"]
     made += ["--human-only"] if options.human_only else []
     words = ("--checkpoint", str(options.output / "train" / "checkpoints" / "latest"), "--output", str(stored(options)))
-    words += ("--dtype", "float16", "--max-mb", "60", "--replace")
+    words += ("--dtype", "float16", "--replace")
     command = shlex.join([*made, *options.overrides])
     return [Command(("scripts/export_checkpoint.py", *words, "--training-command", command))]
 
