@@ -21,12 +21,12 @@ class Table:
     cameras: Mapping[str, str]  # camera -> the store's name for it
     low_dim: Mapping[str, np.ndarray]  # name -> (N, d); empty: a video without states
     action: np.ndarray | None = None  # (N, D); None: a video without actions
-    executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
     instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
     weight: float | None = None  # its source's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
     poses: frozenset[str] = frozenset()  # those of low_dim that are positions and axis-angle vectors, (N, 6)
+    executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`
 
     def __len__(self) -> int:
         return len(self.store)
