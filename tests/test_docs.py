@@ -142,7 +142,7 @@ def test_the_notebook_runs_as_it_is_shown() -> None:
     for notebook in (shown, run):
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
-        assert any("19.2 M parameters" in str(output.get("data")) for output in outputs)
+        assert any("21.4 M parameters" in str(output.get("data")) for output in outputs)
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:

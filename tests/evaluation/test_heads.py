@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
 from unified_video_action.evaluation.heads import heads_health, warnings
+from unified_video_action.evaluation.synthetic import SyntheticWindows
 from unified_video_action.model.task_modes import TASK_MODES
 
 MODES = ("policy", "video", "forward_dynamics")
@@ -38,6 +39,14 @@ def batch(policy: Any, obs: dict[str, torch.Tensor]) -> dict[str, Any]:  # noqa:
         "has_action": torch.ones(3, dtype=torch.bool),
         "seed": torch.arange(3),
     }
+
+
+def test_synthetic_windows_leave_the_policys_device_alone(policy: Any) -> None:
+    """A loader process must not touch an accelerator; here the policy's weights are nowhere."""
+    windows = SyntheticWindows(policy)
+    expected = windows.__getitems__([(3, 1)])["action"]
+    policy.to("meta")
+    assert torch.equal(windows.__getitems__([(3, 1)])["action"], expected)
 
 
 def test_a_head_that_listens_is_well(policy: Any, batch: dict[str, Any]) -> None:
