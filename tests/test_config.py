@@ -91,13 +91,6 @@ def test_the_siblings_are_small_and_share_a_recipe(name, least, most):
     assert config["training"]["optimizer"]["fan_in"] == 128
 
 
-def test_a_clip_that_is_denoised_as_a_whole_has_no_iterations():
-    with pytest.raises(
-        ValueError, match="policy.iterations=4: with model.video_head.attention_heads a clip is denoised"
-    ):
-        check_config(read("uva_pusht_small", "policy.iterations=4"))
-
-
 @pytest.mark.parametrize("task", ["pusht", "pusht_proprio", "pusht_m", "pusht_m_proprio"])
 def test_only_the_usual_goal_is_simulated_and_planned_for(task):
     settings = read("uva_pusht", f"task={task}")["task"]

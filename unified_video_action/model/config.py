@@ -96,14 +96,6 @@ class ModelConfig:
     text_dropout: float = 0.1  # share of samples trained without their instruction
     patch_size: int = 1  # latent cells along the side of a token
 
-    def require_iterations(self, iterations: int) -> None:
-        """Raise ValueError where frames cannot be generated in so many iterations."""
-        if iterations > 1 and self.video_head.attention_heads:
-            raise ValueError(
-                f"policy.iterations={iterations}: with model.video_head.attention_heads a clip is denoised as a whole, "
-                "in 1 iteration"
-            )
-
     def __post_init__(self) -> None:
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"ModelConfig.text_dropout must lie in [0, 1], got {self.text_dropout!r}")

@@ -195,8 +195,7 @@ class UVA(nn.Module):
             chunks: draw so many chunks of actions from each sample's joint latent: (B * chunks, A, action_dim).
 
         Raises:
-            ValueError: an input that the mode needs is missing, guidance without language, or iterations of frames that
-                are denoised as a whole.
+            ValueError: an input that the mode needs is missing, or guidance without language.
             RuntimeError: the weights of an `accelerated` model have changed.
         """
         if self.made_of is not None:
@@ -209,8 +208,6 @@ class UVA(nn.Module):
             raise ValueError(f"mode {mode.name} needs actions")
         if mode.future == "seen" and inputs.future is None:
             raise ValueError(f"mode {mode.name} needs future frames")
-        if mode.learns_frames:
-            self.config.require_iterations(iterations)
         seen = self.shown(inputs, mode, hide_history)
         inputs = replace(inputs, future=inputs.future if mode.future == "seen" else None)
         repeated = [own for own in generator for _ in range(chunks)] if isinstance(generator, Sequence) else generator
@@ -244,12 +241,14 @@ class UVA(nn.Module):
         inputs.future = inputs.history.new_zeros(batch, spec.predicted_views, spec.horizon.future, *latent)
         frames = torch.arange(spec.horizon.future, device=device)[:, None] * spec.tokens_per_frame  # (F, 1)
         by, actions, right = video_sampler or sampler, None, spec.tokens_per_frame
+        together = self.config.video_head.attention_heads > 0  # all tokens are denoised, those drawn before are kept
         for left in generation_schedule(spec.tokens_per_frame, iterations):
             z = self.joint_latent(inputs, seen, guided)
             if resample_actions or left == 0:
                 actions = decode_actions(z)
             cells = order[:, left:right].sort(dim=1).values  # (B, n) those predicted now, in every frame
-            tokens = (frames + cells.unsqueeze(1)).flatten(1)  # (B, F*n)
+            now = (frames + cells.unsqueeze(1)).flatten(1)  # (B, F*n)
+            tokens = torch.arange(spec.tokens, device=device).expand(batch, -1) if together else now
             both = tokens.repeat(2, 1) if guided else tokens
             made = []
             for view, head in enumerate(self.video_heads):
@@ -257,16 +256,19 @@ class UVA(nn.Module):
                 cond = self.video_condition(z, history.repeat(2, 1, 1, 1, 1) if guided else history)  # (B, T*S, c)
                 cond = cond.gather(1, both.unsqueeze(-1).expand(-1, -1, cond.shape[-1])).flatten(0, 1)  # (B*F*n, c)
                 noise = draw_noise((tokens.numel(), head.channels), by.noise_draws, generator, device)
+                known, given = patchify(inputs.future[:, view], spec.patch_size), ()  # (B, T*S, C)
+                if together and iterations > 1:
+                    given = known.flatten(0, 1), (~seen.masked).unsqueeze(-1).expand_as(known).flatten(0, 1).to(known)
 
-                def rows(cond: Tensor, noise: Tensor, head: VideoHead = head) -> Tensor:
-                    return head.sample(cond, noise, by, guidance)
+                def rows(cond: Tensor, noise: Tensor, *given: Tensor, head: VideoHead = head) -> Tensor:
+                    return head.sample(cond, noise, by, guidance, given or None)
 
-                drawn = self.run((f"frames {view}", by, guidance), rows, cond, noise).unflatten(0, tokens.shape)
-                known = patchify(inputs.future[:, view], spec.patch_size)  # (B, T*S, C)
-                known = known.scatter(1, tokens.unsqueeze(-1).expand_as(drawn), drawn.to(known))
-                made.append(unpatchify(known, spec))
+                drawn = self.run((f"frames {view}", by, guidance), rows, cond, noise, *given).unflatten(0, tokens.shape)
+                places = now.unsqueeze(-1).expand(-1, -1, head.channels)  # (B, F*n, C)
+                drawn = drawn.gather(1, places) if together else drawn
+                made.append(unpatchify(known.scatter(1, places, drawn.to(known)), spec))
             inputs.future = torch.stack(made, dim=1)  # (B, P, F, C, h, w)
-            seen.masked = seen.masked.scatter(1, tokens, False)
+            seen.masked = seen.masked.scatter(1, now, False)
             right = left
         return Generated(inputs.future, actions)
 

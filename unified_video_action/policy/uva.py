@@ -66,10 +66,9 @@ class UnifiedVideoActionPolicy(BasePolicy):
     @classmethod
     def check_config(cls, config: Config) -> None:
         super().check_config(config)
-        model = build_dataclass(ModelConfig, config["model"], "model")
+        build_dataclass(ModelConfig, config["model"], "model")
         check_node(config["vae"], FrameCodec, "vae")
         policy, data = cls.read_config(config), build_dataclass(DataSettings, config["data"], "data")
-        model.require_iterations(policy.iterations)
         if policy.relative_frames and data.frames != "latents":
             raise ValueError(f"policy.relative_frames needs data.frames=latents, got {data.frames}")
 
