@@ -1,5 +1,7 @@
 """The measures of a world model, on policies of which is known how well they imagine."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -98,6 +100,20 @@ def test_what_is_not_found_is_an_error(windows: HeldOutWindows, oracle: tuple[Wo
     assert blank["found"]["value"] == blank["whole"]["value"] == 0
     assert blank["agent"]["value"] >= 100 and blank["agent_mean"]["value"] >= still["agent_mean"]["value"]
     assert blank["block"]["value"] >= 100 and blank["angle"]["value"] >= 90
+
+
+def test_dynamics_is_measured_by_actions_as_carried_out(
+    windows: HeldOutWindows, oracle: tuple[WorldModel, dict]
+) -> None:
+    """Where a demonstrator chose others than its agent was given, those it chose are what a policy is measured by."""
+    disturbed, action = copy.copy(windows), windows.batch["action"]
+    disturbed.batch = {**windows.batch, "executed_action": action, "action": action + 400}
+    found, before = world(Oracle(), disturbed), oracle[0]
+    for row in ("forward_dynamics", "forward_dynamics_other"):
+        assert torch.equal(found.frames(row), before.frames(row))
+    for row, changes in (("inverse_dynamics", False), ("policy", True)):
+        errors = [np.nanmean(model.action_errors(row)) for model in (found, before)]
+        assert (errors[0] > errors[1] + 10) == changes and (changes or errors[0] == errors[1])
 
 
 def test_without_a_reader_and_with_one_mode_the_rest_is_left_out(windows: HeldOutWindows) -> None:

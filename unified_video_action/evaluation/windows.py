@@ -92,6 +92,11 @@ class HeldOutWindows:
         """The newest frames, uint8 (N, 3, S, S)."""
         return self.history[:, -1]
 
+    @property
+    def executed(self) -> Tensor:
+        """Actions (N, A, D) as they were carried out, which is what dynamics is measured by."""
+        return self.batch.get("executed_action", self.batch["action"])
+
     def __len__(self) -> int:
         return len(self.indices)
 

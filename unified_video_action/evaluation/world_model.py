@@ -17,6 +17,7 @@ from torch import Tensor
 from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.evaluation.bootstrap import Bootstrap, Figure
 from unified_video_action.evaluation.windows import HeldOutWindows, generators, observation, psnr
+from unified_video_action.model.task_modes import TASK_MODES, covered
 from unified_video_action.policy.base import BasePolicy
 
 FRAME_ROWS = {  # name -> the task mode that has to be trained
@@ -50,9 +51,9 @@ class WorldModel:
 
     def __init__(self, policy: BasePolicy, windows: HeldOutWindows, reader: StateReader | None = None) -> None:
         self.policy, self.windows, self.reader = policy, windows, reader
-        # Modes that the policy was trained in; no other is asked for. Policies without modes only act.
-        modes = {mode.name for mode in getattr(policy, "trained", ())} or {"policy"}
-        known = {None, *modes} | ({"policy", "video"} if "policy_and_video" in modes else set())
+        # Modes that the policy's training covers; no other is asked for. Policies without modes only act.
+        trained = getattr(policy, "trained", ()) or (TASK_MODES["policy"],)
+        known = {None, *(name for name, mode in TASK_MODES.items() if covered(mode, trained))}
         self.frame_rows = [name for name, mode in FRAME_ROWS.items() if mode in known and windows.encoded]
         self.action_rows = [name for name, mode in ACTION_ROWS.items() if mode in known]
         if self._held(windows.part([0])) is None:
@@ -150,7 +151,8 @@ class WorldModel:
     def action_errors(self, row: str) -> np.ndarray:
         """Distance (N, A) of a row's actions from the recorded ones, in the data's units; NaN where there is none."""
         batch = self.windows.batch
-        distance = (self.actions(row) - batch["action"]).norm(dim=-1).numpy().astype(np.float64)  # (N, A)
+        true = self.windows.executed if row.startswith("inverse_dynamics") else batch["action"]
+        distance = (self.actions(row) - true).norm(dim=-1).numpy().astype(np.float64)  # (N, A)
         valid = ~batch["action_is_pad"] & batch["has_action"].unsqueeze(1)
         return np.where(valid.numpy(), distance, np.nan)
 
@@ -209,7 +211,7 @@ class WorldModel:
             imagined["forward_dynamics"] = self._foreseen(plan, "plan by forward dynamics")
         readings, valid = self._read(true), np.broadcast_to(known[:, None], self._frame_valid.shape)
         errors = {name: self.compare(frames, true, readings, valid) for name, frames in imagined.items()}
-        recorded = self._simulated(self.windows.batch["action"], known)
+        recorded = self._simulated(self.windows.executed, known)
         valid = valid & self._frame_valid & ~self.windows.batch["action_is_pad"].numpy().any(1)[:, None]
         return errors | {"simulator": self.compare(recorded, self.windows.future, self._true_readings, valid)}
 
@@ -221,7 +223,7 @@ class WorldModel:
         if row == "still":
             return windows.now.unsqueeze(1).expand_as(windows.future)
         if row.startswith("forward_dynamics"):
-            return self._foreseen(windows.batch["action"] if row == "forward_dynamics" else self._other_actions(), row)
+            return self._foreseen(windows.executed if row == "forward_dynamics" else self._other_actions(), row)
         predict = {
             "codec": lambda batch, noise: {"frames": policy.decode(batch["future"][policy.task.camera_names[0]])},
             "video": lambda batch, noise: policy.predict_video(observation(batch), noise),
@@ -257,7 +259,7 @@ class WorldModel:
         """Other windows' actions (N, A, D); where actions are relative, as seen from here: a plausible chunk."""
         batch, other = self.windows.batch, torch.as_tensor(self.windows.other)
         origin = self._origin(batch)
-        return batch["action"][other] + (0 if origin is None else origin - origin[other])
+        return self.windows.executed[other] + (0 if origin is None else origin - origin[other])
 
     def _origin(self, batch: Mapping[str, Any]) -> Tensor | None:
         name = getattr(self.policy.config, "relative_to", None)

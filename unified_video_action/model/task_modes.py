@@ -4,7 +4,7 @@ What a mode hides and what it learns is a row of `TASK_MODES`; no other file com
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +41,17 @@ RANDOM_MODES = {  # every way to hide history, future and actions that leaves so
     for history, future, actions in itertools.product((True, False), ("masked", "partial", "seen"), (True, False))
     if future != "seen" or not actions
 }
+
+
+def covered(mode: TaskMode, trained: Sequence[TaskMode]) -> bool:
+    """Whether a model of these modes can do `mode`: those that have its inputs learn all that it makes."""
+
+    def inputs(mode: TaskMode) -> tuple[bool, bool, bool]:
+        return mode.sees_history, mode.future == "seen", mode.sees_actions
+
+    alike = [other for other in trained if inputs(other) == inputs(mode)]
+    frames, actions = any(other.learns_frames for other in alike), any(other.learns_actions for other in alike)
+    return mode.learns_frames <= frames and mode.learns_actions <= actions
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.masking import TrainingDraws, draw_training
-from unified_video_action.model.task_modes import TASK_MODES, TaskMode
+from unified_video_action.model.task_modes import TASK_MODES, TaskMode, covered
 from unified_video_action.model.uva import UVA
 from unified_video_action.noise import Generators
 from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm, Observation, Share
@@ -230,16 +230,8 @@ class UnifiedVideoActionPolicy(BasePolicy):
         return fast
 
     def require_trained(self, name: str) -> None:
-        """Raise ValueError for a task mode in which this policy's answer would be noise: no mode that it was trained in
-        has the same inputs and learns the same."""
-
-        def inputs(mode: TaskMode) -> tuple[bool, bool, bool]:
-            return mode.sees_history, mode.future == "seen", mode.sees_actions
-
-        mode = TASK_MODES[name]
-        alike = [other for other in self.trained if inputs(other) == inputs(mode)]
-        frames, actions = any(other.learns_frames for other in alike), any(other.learns_actions for other in alike)
-        if not alike or mode.learns_frames > frames or mode.learns_actions > actions:
+        """Raise ValueError for a task mode in which this policy's answer would be noise."""
+        if not covered(TASK_MODES[name], self.trained):
             raise ValueError(
                 f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
                 f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "
