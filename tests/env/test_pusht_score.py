@@ -52,6 +52,7 @@ def test_plans_are_ranked_by_what_comes_of_them() -> None:
     assert list(last.argsort()) == [0, 1, 2] and last[2] == pytest.approx(1)
     assert list(first.argsort()) == [1, 2, 0]
     np.testing.assert_array_equal(best, np.maximum(last, first))
+    np.testing.assert_allclose(CoverageScore("mean")(Imagined(NO_ACTIONS, states)), (last + first) / 2)
     assert last[0] < last[1] < 0  # neither covers anything: the nearer one is better
     assert list(CoverageScore(shaping=0)(Imagined(NO_ACTIONS, states))[:2]) == [0, 0]
 
@@ -68,7 +69,7 @@ def test_frames_are_scored_by_the_t_in_them() -> None:
 
 def test_bad_input_is_named() -> None:
     for message, options in {
-        "at must be the index of a future frame or best, got 'first'": {"at": "first"},
+        "at must be the index of a future frame, best or mean, got 'first'": {"at": "first"},
         "shaping must be >= 0, got -1": {"shaping": -1},
         "goal must be 3 finite numbers": {"goal": (1, 2)},
     }.items():

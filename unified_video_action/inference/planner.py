@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_video_action.env.plan_score import Imagined, PlanScore
+from unified_video_action.inference.episode import Episode
 from unified_video_action.instantiate import instantiate
 from unified_video_action.policy.base import BasePolicy, Observation
 from unified_video_action.policy.config import PlannerConfig
-
-if TYPE_CHECKING:
-    from unified_video_action.inference.session import Episode
 
 MOST_ROWS = 64  # plans that are imagined at a time, for the sake of memory
 

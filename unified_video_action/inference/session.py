@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from operator import attrgetter
 
@@ -15,43 +14,14 @@ import torch
 from torch import Tensor
 
 from unified_video_action.inference.continuation import Continuation
+from unified_video_action.inference.episode import Episode, Observation, Step
 from unified_video_action.inference.planner import Planner, repeated
 from unified_video_action.policy.base import BasePolicy, Keep
 
 log = logging.getLogger(__name__)
 
-Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float (d,)
-
 IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
 PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
-
-
-@dataclass
-class Step:
-    """One observation, and what the policy made of its frames once it was asked."""
-
-    observation: dict[str, np.ndarray]
-    encoded: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)  # by camera; a frame as it is: a plain tuple
-
-
-@dataclass
-class Episode:
-    """The memory of one slot."""
-
-    recent: deque[Step]  # the newest last; as many as a history reaches back
-    executed: deque[np.ndarray]  # the newest actions (D,), as many as a chunk has
-    acting: torch.Generator
-    imagining: torch.Generator  # apart, so that looking at the imagined future changes no action
-    planning: torch.Generator
-    slot: int
-    seed: int
-    text: Tensor | None  # (text_dim,)
-    coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
-    recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
-
-    @property
-    def knows_past(self) -> bool:
-        return len(self.executed) == self.executed.maxlen
 
 
 class PolicySession:
@@ -162,7 +132,7 @@ class PolicySession:
         if self._world is not None:
             self._world.observe(obs, slot)
         episode = self._episode(slot)
-        episode.recent.append(self._step(obs))
+        episode.recent.append(Step.of(obs, self.task))
         episode.recalled = None
         if episode.coming:
             episode.executed.append(episode.coming.popleft())
@@ -184,7 +154,7 @@ class PolicySession:
             raise ValueError("recall: a policy that plans in another one's world is shown every step (observe)")
         if len(history) != self.task.horizon.history:
             raise ValueError(f"{len(history)} observations: the policy reads {self.task.horizon.history}")
-        steps = [self._step(obs) for obs in history]
+        steps = [Step.of(obs, self.task) for obs in history]
         for step, known in product(steps, episode.recalled or ()):
             for camera, encoded in known.encoded.items():
                 if np.array_equal(known.observation[camera], step.observation[camera]):
@@ -302,7 +272,7 @@ class PolicySession:
 
     def _observation(self, episodes: Sequence[Episode]) -> dict:
         """The policy's observation of a batch of episodes."""
-        histories = [self._history(episode) for episode in episodes]
+        histories = [episode.history(self.task.horizon.history_offsets) for episode in episodes]
         inputs: dict = {}
         for camera in self.task.camera_names:
             self._encode_new(camera, [step for history in histories for step in history])
@@ -318,22 +288,6 @@ class PolicySession:
         if self.task.history_actions and episodes[0].knows_past:
             inputs["history_action"] = torch.from_numpy(np.stack([episode.executed for episode in episodes]))
         return inputs
-
-    def _step(self, obs: Observation) -> Step:
-        names = (*self.task.camera_names, *self.task.states)
-        if missing := [name for name in names if name not in obs]:
-            raise ValueError(f"observation {missing[0]!r} is missing; given are {', '.join(obs)}")
-        for name in self.task.camera_names:
-            frame = obs[name]
-            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
-                raise ValueError(f"observation {name!r} is {frame.dtype} {frame.shape}: expected uint8 (H, W, 3)")
-        return Step({name: np.array(obs[name]) for name in names})
-
-    def _history(self, episode: Episode) -> list[Step]:
-        if episode.recalled is not None:
-            return episode.recalled
-        now = len(episode.recent) - 1
-        return [episode.recent[max(now + offset, 0)] for offset in self.task.horizon.history_offsets]
 
     def _encode_new(self, camera: str, steps: Sequence[Step]) -> None:
         """Encode, in one batch, the frames that no earlier plan has encoded; keep frames where the policy does not."""

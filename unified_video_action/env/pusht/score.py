@@ -22,7 +22,8 @@ class CoverageScore(PlanScore):
     plans tried in the simulator: 9 to 10 of 12 episodes succeeded with a shaping of 0 and 0.5, 12 with 3 and 10.)
 
     Args:
-        at: which future frame counts: its index (-1 is the last one), or "best", the largest score over all.
+        at: which future frames count: an index (-1 is the last one), "best", the largest score over all, or "mean", the
+            mean over all, which errs less where a model imagines the states.
         shaping: what a distance as long as the table costs; see `geometry.GoalDistance`.
         goal: x, y in table pixels and angle in radians.
 
@@ -33,16 +34,16 @@ class CoverageScore(PlanScore):
     needs = frozenset({"states"})
 
     def __init__(
-        self, at: int | Literal["best"] = -1, shaping: float = 10.0, goal: Sequence[float] = DEFAULT_GOAL
+        self, at: int | Literal["best", "mean"] = -1, shaping: float = 10.0, goal: Sequence[float] = DEFAULT_GOAL
     ) -> None:
-        if at != "best" and not isinstance(at, int):
-            raise ValueError(f"CoverageScore.at must be the index of a future frame or best, got {at!r}")
+        if at not in ("best", "mean") and not isinstance(at, int):
+            raise ValueError(f"CoverageScore.at must be the index of a future frame, best or mean, got {at!r}")
         if not shaping >= 0:
             raise ValueError(f"CoverageScore.shaping must be >= 0, got {shaping!r}")
         self.at, self.shaping, self.goal = at, shaping, checked_vector("CoverageScore.goal", goal, 3)
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
-        return self.value(block_poses(self._counted(imagined.states))).max(axis=1)
+        return self._joined(self.value(block_poses(self._counted(imagined.states))))
 
     def value(self, poses: np.ndarray) -> np.ndarray:
         """Score (...) of the T at poses (..., 3); NaN where a pose is not finite."""
@@ -53,9 +54,13 @@ class CoverageScore(PlanScore):
 
     def _counted(self, future: np.ndarray) -> np.ndarray:
         """(n, F, ...) -> those of the future frames that count."""
-        if self.at != "best" and not -future.shape[1] <= self.at < future.shape[1]:
+        if isinstance(self.at, int) and not -future.shape[1] <= self.at < future.shape[1]:
             raise ValueError(f"CoverageScore.at={self.at}: there are {future.shape[1]} future frames")
-        return future if self.at == "best" else future[:, [self.at]]
+        return future[:, [self.at]] if isinstance(self.at, int) else future
+
+    def _joined(self, values: np.ndarray) -> np.ndarray:
+        """(n, f), of the frames that count -> (n,)"""
+        return values.mean(axis=1) if self.at == "mean" else values.max(axis=1)
 
 
 class FrameCoverageScore(CoverageScore):
@@ -66,4 +71,4 @@ class FrameCoverageScore(CoverageScore):
     def __call__(self, imagined: Imagined) -> np.ndarray:
         seen = PushTReader()(np.moveaxis(self._counted(imagined.frames), 2, -1))  # (n, f)
         found = seen.one_block & np.isfinite(seen.state[..., 2:]).all(axis=-1)
-        return np.where(found, self.value(seen.state[..., 2:]), LOST).max(axis=1)
+        return self._joined(np.where(found, self.value(seen.state[..., 2:]), LOST))
