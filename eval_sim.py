@@ -6,7 +6,7 @@
     python eval_sim.py --checkpoint ... --planner 16               the best of 16 plans, as the model imagines them
     python eval_sim.py --config-name uva_libero10 --set policy=remote policy.url=ws://127.0.0.1:8000   pi0, OpenVLA, ...
 
-Writes results.json (every episode, and what made it), rollout videos in films/ and report.html into the output folder.
+Writes results.json (every episode, and what made it), rollout videos in videos/ and report.html into the output folder.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with the evaluation in --output, which was interrupted")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
-    add("--films", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
+    add("--videos", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
     add("--rerun", type=Path, metavar="FILE.rrd", help="write all episodes, with what is imagined, for Rerun's viewer")
     add("--record-dataset", type=Path, metavar="FOLDER", help="write all episodes as a LeRobotDataset v3 folder")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")

@@ -134,7 +134,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         }
         if options.n_episodes:
             runner = preparation.build_runner(config, n_episodes=options.n_episodes)
-            row |= runner.run(policy, sampler=sampler, films=0)
+            row |= runner.run(policy, sampler=sampler, videos=0)
     return {
         "checkpoint": str(options.checkpoint),
         "reference": options.reference,

@@ -29,7 +29,7 @@ TINY = (  # a run of seconds that passes through everything, for tests
     "trainer.max_steps=4",
     "trainer.log_every=2",
     "trainer.validation_windows=4",
-    "trainer.sheet_windows=1",
+    "trainer.prediction_grid_windows=1",
     "task.env_runner.max_steps=16",
     "task.env_runner.n_episodes=2",
 )
@@ -66,7 +66,7 @@ def training_minutes(options: argparse.Namespace, spent: float) -> float:
 
 
 def show_shipped(checkpoint: Path, output: Path, tiny: bool) -> None:
-    """Say what the policy that comes with the project has scored, and film it."""
+    """Say what the policy that comes with the project has scored, and record videos of it."""
     if not checkpoint.is_dir():
         log.info("No policy is shipped in %s: the demo begins with training.", checkpoint)
         return
@@ -81,7 +81,7 @@ def show_shipped(checkpoint: Path, output: Path, tiny: bool) -> None:
     run(
         ROOT / "eval_sim.py",
         *("--checkpoint", checkpoint, "--output", output),
-        *("--n-episodes", "1" if tiny else "4", "--films", "0" if tiny else "2"),
+        *("--n-episodes", "1" if tiny else "4", "--videos", "0" if tiny else "2"),
         *(("--set", "task.env_runner.max_steps=16") if tiny else ()),
     )
 
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     run(
         *train,
         *("--minutes", f"{minutes:.1f}", "--episodes", str(options.episodes)),
-        *(("--films", "1", *TINY) if options.tiny else ()),
+        *(("--videos", "1", *TINY) if options.tiny else ()),
     )
     report = options.output / "evaluation" / "stored" / "report.html"
     log.info("\nDone in %.1f minutes. Open %s", (time.monotonic() - started) / 60, report)

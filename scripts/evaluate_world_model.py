@@ -35,7 +35,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.evaluation.windows import HeldOutWindows, open_held_out
     from unified_video_action.evaluation.world_model import WorldModel
     from unified_video_action.policy.build import load_policy
-    from unified_video_action.workspace.sheet import draw_sheet
+    from unified_video_action.workspace.prediction_grid import draw_prediction_grid
 
     config = preparation.read_config(options.checkpoint, options.set, simulates=False)
     dataset = open_held_out(config, options.data)
@@ -68,7 +68,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     results.write_json(output / "world_model.json", found)
     shown = HeldOutWindows(policy, dataset, SHOWN)
-    drawn = draw_sheet(output / "world_model.png", WorldModel(policy, shown, reader))
+    drawn = draw_prediction_grid(output / "world_model.png", WorldModel(policy, shown, reader))
     write_world_model_report(output / "world_model.html", found, output / "world_model.png" if drawn else None)
     log.info("\nWritten to %s", output)
     return found

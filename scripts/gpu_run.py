@@ -133,7 +133,7 @@ def rollout_commands(options: Namespace, minutes: float, name: str, more: tuple[
     if folder.exists() and not begun and not results.is_file():
         shutil.rmtree(folder)
     words = ("eval_sim.py", "--checkpoint", str(stored(options)), "--device", options.device, "--output", str(folder))
-    words += ("--n-episodes", "4" if options.brief else "100", "--films", "1" if can_import("av", options) else "0")
+    words += ("--n-episodes", "4" if options.brief else "100", "--videos", "1" if can_import("av", options) else "0")
     few = ("--set", "task.env_runner.max_steps=16") if options.device == "cpu" else ()
     return [Command((*words, *more, *few, *(["--resume"] if begun else [])), results)]
 

@@ -119,7 +119,7 @@ def ship(options: argparse.Namespace, dtype: str) -> None:
         interrupted = (evaluation / SETTINGS).is_file()
         if not interrupted:
             shutil.rmtree(evaluation, ignore_errors=True)  # of another number of episodes
-        amount = ("--n-episodes", str(options.episodes), "--films", str(options.films))
+        amount = ("--n-episodes", str(options.episodes), "--videos", str(options.videos))
         resume = ["--resume"] if interrupted else []
         run(ROOT / "eval_sim.py", "--checkpoint", stored, *amount, "--output", evaluation, *resume)
     run(script, *common, "--output", options.output.resolve(), "--evaluation", evaluation)
@@ -133,7 +133,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     add("--recipe", help="of config/recipe (default: that of --config-name)")
     add("--minutes", type=above_zero, help="to train, all parts of the run together (default: the recipe's)")
     add("--episodes", type=at_least(1), default=500, help="to evaluate, on unseen seeds (default: 500)")
-    add("--films", type=int, default=3, help="episodes to film (default: 3)")
+    add("--videos", type=int, default=3, help="episodes to record as videos (default: 3)")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--human-only", action="store_true", help="do without scripted demonstrations")
     kinds.add_argument("--scripted-only", action="store_true", help="do without human demonstrations")

@@ -1,4 +1,4 @@
-"""Configurations cut down to what trains, evaluates and draws its sheet within seconds on a CPU."""
+"""Configurations cut down to what trains, evaluates and draws its prediction grid within seconds on a CPU."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ SHRUNK = (  # three steps of a few thousand weights, one look at the held-out wi
     "trainer.log_every=1",
     "trainer.validate_every=3",
     "trainer.validation_windows=2",
-    "trainer.sheet_every=3",
-    "trainer.sheet_windows=1",
+    "trainer.prediction_grid_every=3",
+    "trainer.prediction_grid_windows=1",
     "trainer.evaluate_every=3",
     "trainer.tensorboard=false",
     "task.env_runner.n_episodes=1",

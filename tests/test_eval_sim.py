@@ -78,7 +78,7 @@ def results(folder: Path) -> dict:
 def test_a_checkpoint_is_evaluated(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    options = ("--n-episodes", 2, "--n-envs", 2, "--seed", 7, "--films", 1, "--device", "cpu", "--sampler", "ddim3")
+    options = ("--n-episodes", 2, "--n-envs", 2, "--seed", 7, "--videos", 1, "--device", "cpu", "--sampler", "ddim3")
     changes = ("task.env_runner.max_steps=20", "task.env.goal=[200,200,0]")
     output = tmp_path / "out"
     with caplog.at_level("INFO"):
@@ -95,8 +95,8 @@ def test_a_checkpoint_is_evaluated(
     assert {"torch", "gymnasium", "pymunk"} <= found["versions"].keys()
     page = (output / "report.html").read_text()
     assert all(part in page for part in ("train/loss", "ddim3", "background")) and page.count("<video") == 1
-    (film,) = (output / "films").iterdir()
-    with av.open(film) as container:
+    (video,) = (output / "videos").iterdir()
+    with av.open(video) as container:
         shown = next(container.decode(video=0)).to_ndarray(format="rgb24")
     table = np.median(shown[80:350, 16:300], axis=(0, 1))  # of the real frame
     assert (255 - table).max() > 40, "the table has another colour"
@@ -105,7 +105,7 @@ def test_a_checkpoint_is_evaluated(
 def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
     checkpoint: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    options = ("--n-episodes", 1, "--films", 0, "--set", "task.env_runner.max_steps=8")
+    options = ("--n-episodes", 1, "--videos", 0, "--set", "task.env_runner.max_steps=8")
     call(monkeypatch, "--checkpoint", checkpoint, *options)
     (made,) = (run_folder / "evaluation").iterdir()
     assert made.name.startswith("step_00000010_ema_")
@@ -152,9 +152,9 @@ def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest
     settings = ("--set", "task.env_runner.max_steps=16", SCORE)
     found = {}
     for name, choice in {
-        "plain": ("--planner", 1, "--films", 0),
-        "policy": ("--planner", 3, "--films", 1),
-        "simulator": ("--planner", 3, "--films", 1, "--planner-model", "simulator"),
+        "plain": ("--planner", 1, "--videos", 0),
+        "policy": ("--planner", 3, "--videos", 1),
+        "simulator": ("--planner", 3, "--videos", 1, "--planner-model", "simulator"),
     }.items():
         call(monkeypatch, *options, *choice, "--output", tmp_path / name, *settings)
         found[name] = results(tmp_path / name)
@@ -194,7 +194,7 @@ def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """In one process with two simulators, and in two processes with one each."""
-    options = ["--checkpoint", checkpoint, "--n-episodes", 2, "--films", 1, "--device", "cpu", "--seed", 100007,
+    options = ["--checkpoint", checkpoint, "--n-episodes", 2, "--videos", 1, "--device", "cpu", "--seed", 100007,
                "--set", "task.env_runner.max_steps=16"]  # fmt: skip
     call(monkeypatch, *options, "--n-envs", 2, "--output", tmp_path / "one")
     command = [sys.executable, eval_sim.__file__, *map(str, options), "--n-envs", "1", "--output", tmp_path / "two"]
@@ -209,11 +209,11 @@ def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     assert [episode["seed"] for episode in found[1]] == [100007, 100008]
     curves = [[episode["curve"] for episode in episodes] for episodes in found]
     np.testing.assert_allclose(*curves, atol=1e-3)
-    assert np.max(curves) > 0.3 and len(list((tmp_path / "two" / "films").iterdir())) == 1
+    assert np.max(curves) > 0.3 and len(list((tmp_path / "two" / "videos").iterdir())) == 1
 
 
 def test_an_interrupted_evaluation_is_continued(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    options = ["--checkpoint", checkpoint, "--set", "task.env_runner.max_steps=8", "--films", "0", "--n-envs", "1"]
+    options = ["--checkpoint", checkpoint, "--set", "task.env_runner.max_steps=8", "--videos", "0", "--n-envs", "1"]
     options += ["--n-episodes", "2", "--output"]
     call(monkeypatch, *options, tmp_path / "whole")
     add = Journal.add

@@ -36,7 +36,7 @@ def plan_without_memory(policy: UnifiedVideoActionPolicy, frames: list[np.ndarra
 def test_any_length_of_history_trains_and_plays(history: int, pusht_store: Path, cache: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ["task.dataset.val_ratio=0.25", "training.optimizer.learning_rate=0.01", "training.steps=2"]
-    options += ["trainer.validate_every=2", "trainer.sheet_every=2", "trainer.evaluate_every=2"]
+    options += ["trainer.validate_every=2", "trainer.prediction_grid_every=2", "trainer.evaluate_every=2"]
     options += [f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={run}"]
     options += [f"task.horizon.history={history}", "task.env_runner.max_steps=17"]
     with initialize_config_dir(str(CONFIG), version_base="1.3"):

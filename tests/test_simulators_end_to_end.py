@@ -41,7 +41,7 @@ SMALL = {  # configuration and overrides of each task
         *(f"task.shape_meta.obs.{view}.shape=[3,48,48]" for view in LIBERO_VIEWS),
         *("task.shape_meta.text_dim=24", "task.env.image_size=48", f"task.env.tasks=[{TASK}]", "task.env.samples=0"),
         *("task.dataset.val_ratio=0.5", "task.dataset.pad_before=12", "task.dataset.pad_after=12"),
-        *("vae.image_size=48", "trainer.sheet_every=null"),
+        *("vae.image_size=48", "trainer.prediction_grid_every=null"),
     ),
 }
 
@@ -111,7 +111,7 @@ def test_a_policy_trains_acts_and_imagines(trained, tmp_path: Path):
     wanted |= {f"evaluation/mean_max_{pair}" for pair in PAIRS} if task == "block_push" else set()
     wanted |= {"train/proprio"} if task == "lift" else set()
     assert wanted <= measured.keys() and all(np.isfinite(value) for value in measured.values())
-    assert (run / "sheets" / "step_00000003.png").is_file() == (task != "libero")
+    assert (run / "prediction_grids" / "step_00000003.png").is_file() == (task != "libero")
     results = json.loads((run / "evaluation" / "step_00000003" / "results.json").read_text())
     assert results["metrics"]["crashed"] == 0 and [episode["steps"] for episode in results["episodes"]] == [8]
     policy = load_policy(run / "checkpoints" / "latest", weights="model")
@@ -136,9 +136,9 @@ def check_block_push(policy, config: dict, folder: Path) -> None:
     assert made["frames"].shape == (2, 4, 3, 48, 48) and made["frames"].dtype == torch.uint8  # the codec's square
     assert torch.equal(imagine(batch["action"])["latents"], made["latents"])
     assert (imagine(batch["action"] + 0.1)["latents"] - made["latents"]).abs().max() > 1e-6
-    build_runner(config).run(policy, folder / "out", films=1, progress=False)
-    (film,) = (folder / "out" / "films").iterdir()
-    with av.open(str(film)) as container:
+    build_runner(config).run(policy, folder / "out", videos=1, progress=False)
+    (video,) = (folder / "out" / "videos").iterdir()
+    with av.open(str(video)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 9
     assert ((frames[0][..., 0] > 120) & (frames[0][..., 1:] < 80).all(axis=-1)).any(), "the red block is in the picture"

@@ -25,11 +25,11 @@ FAST = [
     "training.schedule.warmup_steps=1",
     "task.dataset.val_ratio=0.25",
     "trainer.validation_windows=2",
-    "trainer.sheet_windows=1",
+    "trainer.prediction_grid_windows=1",
     "trainer.log_every=1",
     "trainer.tensorboard=false",
 ]
-BLIND = ["trainer.validate_every=null", "trainer.sheet_every=null"]
+BLIND = ["trainer.validate_every=null", "trainer.prediction_grid_every=null"]
 
 
 def environment() -> dict[str, str]:
@@ -46,8 +46,8 @@ def test_a_run_its_continuation_and_what_it_writes(tmp_path, places):
     status, said = train(*FAST, *places, "+trainer.max_steps=3", folder=tmp_path)
     assert status == 0, said
     (run,) = (tmp_path / "outputs" / "uva_pusht_mini").iterdir()
-    assert {"config.yaml", "metrics.jsonl", "checkpoints", "sheets", "train.log"} <= set(os.listdir(run))
-    assert os.listdir(run / "sheets") == ["step_00000003.png"]
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "prediction_grids", "train.log"} <= set(os.listdir(run))
+    assert os.listdir(run / "prediction_grids") == ["step_00000003.png"]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     assert {"validation/action_error", "validation/frame_psnr", "validation/policy/action"} <= lines[-1].keys()

@@ -121,7 +121,7 @@ def test_what_is_trained_acts_and_says_how_frames_were_reached(trained) -> None:
     wanted = {"train/action", "train/video", "train/proprio", "validation/action_error"}
     assert wanted | {"validation/inverse_dynamics/action"} <= measured.keys()
     assert all(np.isfinite(value) for value in measured.values())
-    assert (folder / "sheets" / "step_00000003.png").is_file()
+    assert (folder / "prediction_grids" / "step_00000003.png").is_file()
 
     policy = load_policy(folder / "checkpoints" / "latest", weights="model")
     dataset = build_dataset(config)

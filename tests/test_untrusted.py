@@ -58,3 +58,10 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path):
     (tmp_path / "latest.ckpt").write_bytes(b"PK\x03\x04")
     with pytest.raises(ValueError, match=r"is a file; .*python scripts/convert_checkpoint.py .*latest.ckpt FOLDER"):
         read_checkpoint_config(tmp_path / "latest.ckpt")
+
+
+def test_old_keys_of_a_run_become_the_new_ones(tmp_path):
+    (tmp_path / "config.yaml").write_text("trainer: {evaluate_films: 2, sheet_every: 5, sheet_windows: 3, seed: 1}\n")
+    assert read_checkpoint_config(tmp_path) == {
+        "trainer": {"evaluate_videos": 2, "prediction_grid_every": 5, "prediction_grid_windows": 3, "seed": 1}
+    }

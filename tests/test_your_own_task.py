@@ -22,7 +22,7 @@ PAGE = (ROOT / "docs" / "your_own_task.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 CODE, CONFIG, COMMANDS, SOURCES = (text for _, text in BLOCKS)
 FEW = "training.steps=2 training.batch_size=4 training.schedule.warmup_steps=1 trainer.validation_windows=2 "
-FEW += "trainer.sheet_windows=1 trainer.tensorboard=false trainer.device=cpu trainer.peak_tflops=1 "
+FEW += "trainer.prediction_grid_windows=1 trainer.tensorboard=false trainer.device=cpu trainer.peak_tflops=1 "
 FEW += "vae.weights=random model.transformer.dim=32 policy.sampler=ddim2 policy.video_sampler=ddim2"
 
 
@@ -60,7 +60,7 @@ def test_it_is_short_and_names_nothing_of_the_package():
 def test_the_commands_train_and_evaluate(folder):
     export, train, evaluate = COMMANDS.splitlines()
     evaluate = evaluate.replace(
-        "--n-episodes 10", "--n-episodes 2 --n-envs 1 --films 0 --set task.env_runner.max_steps=8"
+        "--n-episodes 10", "--n-episodes 2 --n-envs 1 --videos 0 --set task.env_runner.max_steps=8"
     )
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "UVA": str(ROOT), "PATH": path, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

@@ -39,7 +39,7 @@ trainer:
   tensorboard: false
   log_every: 1
   validation_windows: 2
-  sheet_every: null
+  prediction_grid_every: null
   peak_tflops: 1.0  # not measured
 policy: {action_steps: 4, sampler: ddim2, video_sampler: ddim2}
 """

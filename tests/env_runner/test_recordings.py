@@ -44,7 +44,7 @@ def rolled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """A folder with both recordings of two episodes, the first one known from an interrupted run; and its results."""
     tmp_path = tmp_path_factory.mktemp("recordings")
     recordings = {"rerun": tmp_path / "rollouts.rrd", "dataset": tmp_path / "rollouts"}
-    options = {"progress": False, "films": 0, "journal": True}
+    options = {"progress": False, "videos": 0, "journal": True}
     runner, reset = EnvRunner(toy.TaskedEnv, n_episodes=2, start_seed=20, n_envs=1, max_steps=18), ToySession.reset
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner_module, "PolicySession", ToySession)

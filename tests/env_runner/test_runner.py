@@ -55,14 +55,14 @@ def test_without_an_output_folder_only_metrics_come_back(tmp_path: Path, monkeyp
 def test_everything_is_written_and_a_crash_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     output = tmp_path / "deep" / "out"
     with caplog.at_level(logging.WARNING):
-        metrics = make().run(ToyPolicy(), output, films=2, title="Toy", config={"seed": 1}, progress=False)
+        metrics = make().run(ToyPolicy(), output, videos=2, title="Toy", config={"seed": 1}, progress=False)
     assert (metrics["episodes"], metrics["crashed"]) == (3, 1)
     assert "seed 13 crashed: environment process ended by exit status 3" in caplog.text
     results = json.loads((output / "results.json").read_text())
     assert results["metrics"] == metrics and results["config"] == {"seed": 1}
     assert [episode["seed"] for episode in results["episodes"]] == [10, 11, 12, toy.EXITS]
     assert [bool(episode["crashed"]) for episode in results["episodes"]] == [False, False, False, True]
-    videos = sorted(path.name for path in (output / "films").iterdir())
+    videos = sorted(path.name for path in (output / "videos").iterdir())
     assert len(videos) == 2 and videos[0].startswith("best_seed_") and videos[1].startswith("worst_seed_")
     page = (output / "report.html").read_text()
     assert page.count("<video") == 2 and "exit status 3" in page
@@ -71,8 +71,8 @@ def test_everything_is_written_and_a_crash_is_reported(tmp_path: Path, caplog: p
 def test_a_policy_without_imagination_is_shown_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(ToySession, "imagine")
     monkeypatch.setattr(ToyPolicy, "imagines", False)
-    make(n_episodes=1).run(ToyPolicy(), tmp_path, films=3, progress=False)
-    assert [path.name for path in (tmp_path / "films").iterdir()] == ["best_seed_10.mp4"]
+    make(n_episodes=1).run(ToyPolicy(), tmp_path, videos=3, progress=False)
+    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["best_seed_10.mp4"]
 
 
 def test_what_cannot_be_evaluated_is_refused():
@@ -101,7 +101,7 @@ def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(
     tmp_path: Path, session: type[LoggedSession], monkeypatch: pytest.MonkeyPatch
 ):
     cut, facts = tmp_path / "cut", {"digest": "a"}
-    whole = make(n_episodes=3).run(ToyPolicy(), tmp_path / "whole", films=0, progress=False)
+    whole = make(n_episodes=3).run(ToyPolicy(), tmp_path / "whole", videos=0, progress=False)
     with pytest.raises(FileNotFoundError, match="no evaluation to continue"):
         make(n_episodes=3).run(ToyPolicy(), cut, progress=False, resume=True)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -116,19 +116,19 @@ def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(
     monkeypatch.setattr(session, "begun", {})
     kept = {path: path.read_bytes() for path in cut.iterdir()}
     options = {"progress": False, "facts": facts, "journal": True, "resume": True}
-    assert make(n_episodes=3, n_envs=1).run(ToyPolicy(), cut, films=0, **options) == whole
+    assert make(n_episodes=3, n_envs=1).run(ToyPolicy(), cut, videos=0, **options) == whole
     assert list(session.begun) == [12]
     names = sorted(path.name for path in cut.iterdir())
     assert names == ["report.html", "results.json"], "the journal is gone"
     for path, data in kept.items():
         path.write_bytes(data)
-    assert make(n_episodes=3).run(ToyPolicy(), cut, films=3, **options) == whole
-    assert len(list((cut / "films").iterdir())) == 3, "also of the earlier episodes"
+    assert make(n_episodes=3).run(ToyPolicy(), cut, videos=3, **options) == whole
+    assert len(list((cut / "videos").iterdir())) == 3, "also of the earlier episodes"
 
 
 def test_an_environment_of_several_tasks_is_reported_by_task(tmp_path: Path, session: type[LoggedSession]):
     runner = make(toy.TaskedEnv, n_episodes=3, start_seed=20, metrics=())
-    metrics = runner.run(ToyPolicy(), tmp_path, films=0, progress=False)
+    metrics = runner.run(ToyPolicy(), tmp_path, videos=0, progress=False)
     assert session.begun == {seed: f"walk to the {'odd' if seed % 2 else 'even'} end" for seed in (20, 21, 22)}
     assert (metrics["even/episodes"], metrics["odd/episodes"]) == (2, 1)
     rates = metrics["even/success_rate"], metrics["odd/success_rate"]

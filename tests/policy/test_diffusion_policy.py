@@ -245,5 +245,5 @@ def test_a_preset_trains_resumes_and_is_evaluated(name: str, pusht_store: Path, 
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert lines.count("train/action") == 3 and "validation/action_error" in lines and "validation/health" in lines
     policy = load_policy(tmp_path / "run" / "checkpoints" / "latest")
-    found = build_runner(workspace.config).run(policy, tmp_path / "evaluation", films=1, config=workspace.config)
+    found = build_runner(workspace.config).run(policy, tmp_path / "evaluation", videos=1, config=workspace.config)
     assert 0 <= found["mean_score"] <= 1 and (tmp_path / "evaluation" / "report.html").is_file()

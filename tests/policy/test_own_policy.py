@@ -30,7 +30,7 @@ def test_the_policy_of_the_docs_trains_and_acts(
             "trainer.max_steps=2",
             "trainer.num_workers=0",
             "trainer.tensorboard=false",
-            "trainer.sheet_every=null",
+            "trainer.prediction_grid_every=null",
             "trainer.evaluate_every=null",
         ),
         *("trainer.validate_every=2", "trainer.validation_windows=2", "trainer.micro_batch=null"),

@@ -152,7 +152,7 @@ def test_a_server_of_this_project_is_evaluated(tmp_path: Path):
         words += ["task=pusht_proprio", "task.env_runner.max_steps=8"]
         from eval_sim import parse_arguments
 
-        line = ["--config-name", "uva_pusht", "--n-episodes", "2", "--n-envs", "1", "--films", "0"]
+        line = ["--config-name", "uva_pusht", "--n-episodes", "2", "--n-envs", "1", "--videos", "0"]
         policy, runner, options = prepare(parse_arguments([*line, "--output", str(tmp_path / "out"), "--set", *words]))
         metrics = runner.run(policy, **options)
     finally:

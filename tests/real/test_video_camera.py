@@ -20,9 +20,9 @@ FPS = 30
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seconds; the left, middle and right of each frame are red, green and blue, and it grows brighter."""
-    path = tmp_path_factory.mktemp("film") / "wide.avi"
+    path = tmp_path_factory.mktemp("video") / "wide.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), FPS, WIDE[::-1])
     for number in range(60):
         frame = np.zeros((*WIDE, 3), np.uint8)
@@ -45,50 +45,50 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_frames_are_the_square_middle_in_rgb_and_the_newest(film: Path) -> None:
-    with VideoCamera(str(film), latency=0.05, size=(36, 36)) as camera:
+def test_frames_are_the_square_middle_in_rgb_and_the_newest(video: Path) -> None:
+    with VideoCamera(str(video), latency=0.05, size=(36, 36)) as camera:
         first = camera.latest()
         assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
         assert first.image[..., 1].min() > 80 and first.image[..., [0, 2]].max() < 60, "only the green middle"
         assert first.time <= time.monotonic() - 0.05
         wait_for(lambda: abs(camera.latest().image[..., 1].mean() - first.image[..., 1].mean()) > 20)
-    with VideoCamera(str(film), size=WIDE) as camera:
+    with VideoCamera(str(video), size=WIDE) as camera:
         image = camera.latest().image
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
 
 
-def test_frames_are_masked_as_recordings_were(film: Path) -> None:
+def test_frames_are_masked_as_recordings_were(video: Path) -> None:
     left_half = [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]
-    with VideoCamera(str(film), size=(36, 36), mask=left_half) as camera:
+    with VideoCamera(str(video), size=(36, 36), mask=left_half) as camera:
         image = camera.latest().image
     assert image[:, :16].max() == 0 and image[:, 20:, 1].min() > 80
 
 
-def test_a_camera_that_is_lost_is_opened_again(film: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_a_camera_that_is_lost_is_opened_again(video: Path, tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(module, "RETRY", 0.1)
     path = tmp_path / "plugged.avi"
-    shutil.copy(film, path)
+    shutil.copy(video, path)
     with VideoCamera(str(path)) as camera:
         path.unlink()  # it ends after two seconds, and cannot be opened any more
         wait_for(lambda: caplog.text.count("cannot be opened") >= 2)
         last = camera.latest()
         assert "no frame comes any more" in caplog.text
         assert camera.latest() is last, "its last frame grows old"
-        shutil.copy(film, path)
+        shutil.copy(video, path)
         wait_for(lambda: camera.latest().time > last.time)
 
 
-def test_what_the_camera_does_not_give_is_said(film: Path) -> None:
+def test_what_the_camera_does_not_give_is_said(video: Path) -> None:
     for asked, said in (
         ({"capture": (720, 1280)}, r"capture=\[720, 1280\] was asked for, it gives \[72, 128\]"),
         ({"fps": 60}, "fps=60 was asked for, it gives 30"),
         ({"fourcc": "YUYV"}, "fourcc=YUYV was asked for, it gives 'MJPG'"),
     ):
         with pytest.raises(RobotError, match=said):
-            VideoCamera(str(film), **asked).connect()
+            VideoCamera(str(video), **asked).connect()
     with pytest.raises(RobotError, match="cannot be opened.*v4l2-ctl"):
-        VideoCamera(f"{film}9").connect()
-    with VideoCamera(str(film), capture=WIDE, fps=FPS, fourcc="MJPG") as camera:
+        VideoCamera(f"{video}9").connect()
+    with VideoCamera(str(video), capture=WIDE, fps=FPS, fourcc="MJPG") as camera:
         assert camera.latest() is not None
 
 
@@ -137,9 +137,9 @@ def test_what_shows_no_window_is_no_measurement(script: ModuleType) -> None:
         script.measure(changes[:3], times, np.zeros(len(times)))
 
 
-def test_without_a_screen_the_script_says_so(script: ModuleType, film: Path, monkeypatch, capsys) -> None:
+def test_without_a_screen_the_script_says_so(script: ModuleType, video: Path, monkeypatch, capsys) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(SystemExit):
-        script.main(["--device", str(film)])
+        script.main(["--device", str(video)])
     assert "no window can be shown" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., d
     """evaluate(checkpoint, *options) -> results.json, which lies in tmp_path/evaluation."""
 
     def run(checkpoint: Path, *options: object, output: str = "evaluation") -> dict[str, Any]:
-        words = ["--checkpoint", checkpoint, "--films", 0, "--device", "cpu", "--output", tmp_path / output, *options]
+        words = ["--checkpoint", checkpoint, "--videos", 0, "--device", "cpu", "--output", tmp_path / output, *options]
         monkeypatch.setattr(sys, "argv", ["eval_sim.py", *map(str, words)])
         eval_sim.main()
         return json.loads((tmp_path / output / "results.json").read_text())

@@ -170,9 +170,9 @@ def test_what_is_done_is_not_done_again(train: Callable[..., list[str]], project
         train("--episodes", "5")
     project.fails = ""
     evaluation = tmp_path / "run" / "evaluation" / "stored"
-    (evaluation / "films").mkdir(parents=True)
+    (evaluation / "videos").mkdir(parents=True)
     assert train("--episodes", "5") == ["train", "eval_sim", export]
-    assert not (evaluation / "films").exists() and not project.resumed, "nothing there to continue"
+    assert not (evaluation / "videos").exists() and not project.resumed, "nothing there to continue"
     assert (tmp_path / "shipped" / "metrics.json").is_file()
     assert train("--episodes", "5") == ["train", export]
     (evaluation / "results.json").unlink()

@@ -47,8 +47,8 @@ def test_every_mode_is_measured_and_a_deaf_head_is_told(policy: Any, store: Path
     assert measured["health/action_live"] == 0
     assert "step 7: the action head no longer depends on its input (spread 0.000" in caplog.text
     records = Mock()
-    validation.draw(7, records, tmp_path / "sheets", rows=2)
-    path = tmp_path / "sheets" / "step_00000007.png"
+    validation.draw(7, records, tmp_path / "prediction_grids", rows=2)
+    path = tmp_path / "prediction_grids" / "step_00000007.png"
     records.picture.assert_called_once_with(7, "imagined", path)
     assert Image.open(path).size[1] > 2 * 3 * 96  # recorded, from history, from actions
 
@@ -61,5 +61,5 @@ def test_only_what_is_trained_is_measured(policy: Any, store: Path, tmp_path: Pa
     policy.trained = (TASK_MODES["policy"],)
     acting = Validation(policy, held_out(store), 4)
     assert {"policy/action", "action_error", "health/action_spread"} <= acting.measure(0, None).keys()
-    acting.draw(0, Mock(), tmp_path / "sheets", rows=1)
-    assert not (tmp_path / "sheets").exists()
+    acting.draw(0, Mock(), tmp_path / "prediction_grids", rows=1)
+    assert not (tmp_path / "prediction_grids").exists()

@@ -39,7 +39,7 @@ SHRUNK = (
     "trainer.log_every=1",
     "trainer.validate_every=4",
     "trainer.validation_windows=3",
-    "trainer.sheet_every=null",
+    "trainer.prediction_grid_every=null",
     "trainer.tensorboard=false",
 )
 SHORT = ("trainer.max_steps=1", "trainer.validate_every=null")
@@ -107,7 +107,7 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):
         "task.env_runner.n_episodes=2",
         "task.env_runner.n_envs=1",
     )
-    workspace = build("run", "trainer.sheet_every=6", *simulated, "task.env_runner.max_steps=8")
+    workspace = build("run", "trainer.prediction_grid_every=6", *simulated, "task.env_runner.max_steps=8")
     workspace.run()
     folder = tmp_path / "run"
     measured = {name: value for line in lines(folder) for name, value in line.items()}
@@ -119,12 +119,12 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):
     assert all(np.isfinite(value) for value in measured.values())
     assert (folder / "checkpoints" / "best").resolve().name == "step_00000006"
     assert (folder / "evaluation" / "step_00000006" / "results.json").is_file()
-    (film,) = (folder / "evaluation" / "step_00000006" / "films").iterdir()
-    assert film.name.startswith("best_seed_")
+    (video,) = (folder / "evaluation" / "step_00000006" / "videos").iterdir()
+    assert video.name.startswith("best_seed_")
     shown = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [len(shown.Images(name)) for name in ("imagined", "evaluation/best")] == [1, 1]
-    sheet = np.asarray(Image.open(folder / "sheets" / "step_00000006.png"))
-    assert sheet.shape[0] > 4 * 2 * 96 and len(np.unique(sheet)) > 50
+    grid = np.asarray(Image.open(folder / "prediction_grids" / "step_00000006.png"))
+    assert grid.shape[0] > 4 * 2 * 96 and len(np.unique(grid)) > 50
 
     policy = load_policy(folder / "checkpoints" / "latest")
     weights = load_file(folder / "checkpoints" / "latest" / "ema.safetensors")
@@ -190,10 +190,11 @@ def test_two_stages(tmp_path, build, caplog):
 
 
 def test_actions_alone_are_neither_drawn_nor_measured_in_frames(tmp_path, build):
-    build("action", "training=action", "trainer.max_steps=1", "trainer.sheet_every=1", "trainer.validate_every=1").run()
+    changes = ("training=action", "trainer.max_steps=1", "trainer.prediction_grid_every=1", "trainer.validate_every=1")
+    build("action", *changes).run()
     measured = lines(tmp_path / "action")[-1]
     assert "validation/action_error" in measured and "validation/frame_psnr" not in measured
-    assert not (tmp_path / "action" / "sheets").exists()
+    assert not (tmp_path / "action" / "prediction_grids").exists()
 
 
 def test_a_changed_recipe_is_told_on_resume(begun, build, caplog):
@@ -265,7 +266,7 @@ def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, build, workers)
 def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tmp_path, config):
     """A fresh cache and a run of two steps, evaluated at the end; frames are encoded once."""
     options = ("training.steps=2", "trainer.evaluate_every=2", "trainer.validate_every=null")
-    options += ("trainer.tensorboard=true", "trainer.evaluate_films=0")
+    options += ("trainer.tensorboard=true", "trainer.evaluate_videos=0")
     options += ("task.env_runner.n_episodes=3", "task.env_runner.n_envs=1", "task.env_runner.max_steps=8")
     for processes, name in enumerate(("one", "two"), start=1):
         composed = config(name, *options, f"data.cache_dir={tmp_path}/{name}_cache")

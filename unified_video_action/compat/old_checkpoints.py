@@ -17,6 +17,11 @@ TENSORS = {  # beginning of an old tensor's name -> the new one; there were two 
     "video_head": "video_heads.0",
     "wrist_head": "video_heads.1",
 }
+TRAINER = {
+    "evaluate_films": "evaluate_videos",
+    "sheet_every": "prediction_grid_every",
+    "sheet_windows": "prediction_grid_windows",
+}  # old key of `trainer` -> the new one
 _OLD = re.compile(rf"({'|'.join(map(re.escape, TENSORS))})(?=\.|$)")
 T = TypeVar("T")
 
@@ -28,11 +33,13 @@ def upgrade_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's configuration with today's keys; a current one comes back as it is."""
-    policy, training = config.get("policy"), config.get("training")
+    policy, training, trainer = (config.get(name) for name in ("policy", "training", "trainer"))
     if isinstance(policy, dict):
         policy.setdefault("_target_", UVA)
         if isinstance(policy.get("loss_scale"), dict):
             policy["loss_scale"].pop("wrist", None)  # one term holds the losses of all cameras
     if isinstance(training, dict) and isinstance(config.get("model"), dict) and "mode_mix" in training:
         config["model"]["mode_mix"] = training.pop("mode_mix")
+    if isinstance(trainer, dict):
+        config["trainer"] = {TRAINER.get(key, key): value for key, value in trainer.items()}
     return config

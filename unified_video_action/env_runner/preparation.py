@@ -199,7 +199,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         "planner": planner,
         "try_in_simulator": in_simulator,
         "world": world,
-        "films": args.films,
+        "videos": args.videos,
         "rerun": args.rerun,
         "dataset": args.record_dataset,
         "title": f"{config.get('name', run.name)}: evaluation",

@@ -92,7 +92,7 @@ class EnvRunner:
         planner: Planner | None = None,
         try_in_simulator: bool = False,
         world: Any = None,
-        films: int = 3,
+        videos: int = 3,
         rerun: Path | None = None,
         dataset: Path | None = None,
         title: str = "Evaluation",
@@ -106,13 +106,13 @@ class EnvRunner:
         """Evaluate `policy` and return the metrics that `results.summarise` describes, alike in all processes.
 
         Args:
-            output_dir: where the first process writes results.json, films/*.mp4 and report.html; None: nowhere.
+            output_dir: where the first process writes results.json, videos/*.mp4 and report.html; None: nowhere.
             sampler: name of the sampler of actions and frames; default the policy's own.
             planner: chooses among several plans; default the policy's own, if it has one.
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
             world: another policy, in which the planner imagines its plans.
-            films: episodes with a rollout video, spread from the best to the worst.
+            videos: episodes with a rollout video, spread from the best to the worst.
             rerun, dataset: a file and a folder to write with all episodes, see `recordings`.
             title, facts, training_log: for the report, see `report.write_report`.
             config: resolved configuration, kept in results.json.
@@ -127,7 +127,7 @@ class EnvRunner:
         """
         rank, size = distributed.rank_and_size()
         output = None if output_dir is None else Path(output_dir)
-        films, everything = 0 if output is None else films, rerun or dataset
+        videos, everything = 0 if output is None else videos, rerun or dataset
         if everything and size > 1:
             raise ValueError("rollouts are recorded (--rerun, --record-dataset) in one process: run without torchrun")
         if output is not None and rank == 0:
@@ -151,12 +151,12 @@ class EnvRunner:
         policy.eval()
         try:
             with tempfile.TemporaryDirectory(prefix="uva_rollouts_") as folder:
-                recordings = Path(folder) if films or everything else None
+                recordings = Path(folder) if videos or everything else None
                 rolled, plan_ms = self._roll(session, mine, recordings, progress and rank == 0, kept)
                 before = [finished[seed] for seed in self.seeds if seed in finished]
                 episodes = sorted([*before, *distributed.gather(rolled)], key=lambda episode: episode.seed)
                 metrics = summarise(episodes, self.metrics)
-                chosen = pick_for_videos(episodes, films)
+                chosen = pick_for_videos(episodes, videos)
                 shown = [e for e in episodes if e.crashed is None] if everything else [each for _, each in chosen]
                 again = [episode.seed for episode in shown if episode.seed in finished][rank::size]
                 # The earlier part of the run has seen them, this one has not.
@@ -177,14 +177,14 @@ class EnvRunner:
                     write_lerobot(dataset, self._rollouts(all_seen, recordings), self.fps, name, policy.task)
             if output is None or rank > 0:
                 return metrics
-            videos = self._videos(policy, imagining, chosen, seen, output / "films", progress)
+            written = self._videos(policy, imagining, chosen, seen, output / "videos", progress)
         finally:
             policy.train(was_training)
         from unified_video_action.env_runner.report import write_report  # matplotlib takes a while to import
 
         plan_first = getattr(getattr(policy, "config", None), "plan_first", False)
         note = video_note(policy.imagines, plan_first, self.action_steps, self.reader)
-        write_report(output / "report.html", results, title, videos, training_log, note)
+        write_report(output / "report.html", results, title, written, training_log, note)
         if kept is not None:
             kept.remove()
         return metrics

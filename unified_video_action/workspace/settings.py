@@ -92,20 +92,20 @@ class TrainerSettings:
     log_every: int = 10
     validate_every: int | None = 1000
     validation_windows: int = 64
-    sheet_every: int | None = 1000
-    sheet_windows: int = 4
+    prediction_grid_every: int | None = 1000
+    prediction_grid_windows: int = 4
     evaluate_every: int | None = None
-    evaluate_films: int = 1
+    evaluate_videos: int = 1
     tensorboard: bool = True
     wandb: bool = False
     wandb_project: str = "unified_video_action"
 
     def __post_init__(self) -> None:
-        every = ("checkpoint_every", "validate_every", "sheet_every", "evaluate_every")
+        every = ("checkpoint_every", "validate_every", "prediction_grid_every", "evaluate_every")
         optional = ("max_steps", "micro_batch", *every)
         _require(self, "a positive integer or null", lambda x: x is None or _positive(x), *optional)
-        _require(self, "a positive integer", _positive, "log_every", "validation_windows", "sheet_windows")
-        _require(self, ">= 0", lambda x: x >= 0, "num_workers", "keep_top_k", "evaluate_films")
+        _require(self, "a positive integer", _positive, "log_every", "validation_windows", "prediction_grid_windows")
+        _require(self, ">= 0", lambda x: x >= 0, "num_workers", "keep_top_k", "evaluate_videos")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "time_budget_minutes", "peak_tflops")
         _require(self, "auto, cpu or cuda", lambda x: x in ("auto", "cpu", "cuda"), "device")
         _require(self, "auto, no, bf16 or fp16", lambda x: x in ("auto", "no", "bf16", "fp16"), "precision")

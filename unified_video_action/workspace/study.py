@@ -99,7 +99,7 @@ class Study:
             trainings |= world
         output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
         evaluate = ["eval_sim.py", "--checkpoint", str(checkpoint), "--n-episodes", str(self.budget["episodes"])]
-        evaluate += ["--films", "0", "--output", str(output), *_fill(chosen, values)]
+        evaluate += ["--videos", "0", "--output", str(output), *_fill(chosen, values)]
         makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
         return Cell(
             row, column, seed, checkpoint, output, trainings, evaluate, _fill(about.get("prepare", []), values), makes

@@ -127,23 +127,24 @@ class TrainUnifiedVideoActionWorkspace:
 
     def _periodic(self) -> list[Periodic]:
         trainer, tasks = self.trainer, []
-        if trainer.validate_every or trainer.sheet_every:
+        if trainer.validate_every or trainer.prediction_grid_every:
             held_out = self.dataset.validation()
             held_out.use_frames()
             validation = Validation(self.policy, held_out, trainer.validation_windows, build_reader(self.config))
-            draw = partial(validation.draw, folder=self.output_dir / "sheets", rows=trainer.sheet_windows)
+            folder, windows = self.output_dir / "prediction_grids", trainer.prediction_grid_windows
+            draw = partial(validation.draw, folder=folder, rows=windows)
             tasks = [
                 Periodic("validation", trainer.validate_every, validation.measure),
-                Periodic("sheet", trainer.sheet_every, draw),
+                Periodic("prediction_grid", trainer.prediction_grid_every, draw),
             ]
         tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
         return [task for task in tasks if task.every]
 
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
         folder = self.output_dir / "evaluation" / f"step_{step:08d}"
-        metrics = self.runner.run(self.policy, folder, films=self.trainer.evaluate_films, config=self.config)
-        for film in sorted((folder / "films").glob("*.mp4")) if records else ():
-            records.video(step, f"evaluation/{film.name.partition('_seed_')[0]}", film)
+        metrics = self.runner.run(self.policy, folder, videos=self.trainer.evaluate_videos, config=self.config)
+        for video in sorted((folder / "videos").glob("*.mp4")) if records else ():
+            records.video(step, f"evaluation/{video.name.partition('_seed_')[0]}", video)
         return metrics
 
     def _normalizer(self, kind: type[BasePolicy], begun: Path | None) -> Normalizer:

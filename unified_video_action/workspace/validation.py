@@ -1,4 +1,4 @@
-"""What a policy does on held-out windows while it trains: losses, errors of actions and frames, health, a sheet."""
+"""What a policy does on held-out windows while it trains: losses, errors, health of heads, a prediction grid."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unified_video_action.evaluation.windows import HeldOutWindows
 from unified_video_action.evaluation.world_model import WorldModel
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace.batches import map_leaves
+from unified_video_action.workspace.prediction_grid import draw_prediction_grid
 from unified_video_action.workspace.records import Records
-from unified_video_action.workspace.sheet import draw_sheet
 
 logger = logging.getLogger(__name__)
 SHOWN = ("psnr", "agent", "block", "angle", "whole")  # errors of frames; all but the first need a reader
@@ -80,9 +80,9 @@ class Validation:
 
     @torch.no_grad()
     def draw(self, step: int, records: Records, folder: Path, rows: int) -> dict[str, float]:
-        """Draw a sheet of imagined frames under the true ones into `folder`."""
+        """Draw a prediction grid, imagined frames under the true ones into `folder`."""
         path = folder / f"step_{step:08d}.png"
-        if draw_sheet(path, self._measured(rows)):
+        if draw_prediction_grid(path, self._measured(rows)):
             records.picture(step, "imagined", path)
         return {}
 

@@ -187,7 +187,7 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
     with pytest.raises(FileNotFoundError, match="empty: an empty folder; expected archives"):
         UmiStore(tmp_path / "empty", [CAMERA])
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "film.mp4").write_bytes(b"")
+    (tmp_path / "other" / "video.mp4").write_bytes(b"")
     with pytest.raises(StoreError, match="other: holds no array meta/episode_ends"):
         UmiStore(tmp_path / "other", [CAMERA])
 

@@ -26,7 +26,7 @@ CHUNKS = {  # label -> row of actions, None for the recorded ones; and colour
 Chunks = Mapping[str, tuple[np.ndarray, tuple[int, int, int]]]  # label -> (B, A, 2) x, y in pixels, and colour
 
 
-def draw_sheet(path: Path, model: WorldModel) -> bool:
+def draw_prediction_grid(path: Path, model: WorldModel) -> bool:
     """Draw what a policy makes of all of a model's windows into a PNG; False: it makes no frames, nothing is drawn.
 
     For every window it has what was recorded, what the policy imagines from history, and what it imagines from the

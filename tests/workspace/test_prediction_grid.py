@@ -1,4 +1,4 @@
-"""The sheet of pictures: what is where."""
+"""The prediction grid: what is drawn where."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unified_video_action.workspace.sheet import GAP, HEADING, LABELS, compose
+from unified_video_action.workspace.prediction_grid import GAP, HEADING, LABELS, compose
 
 
 def test_rows_and_chunks(tmp_path: Path) -> None:
@@ -17,22 +17,22 @@ def test_rows_and_chunks(tmp_path: Path) -> None:
     is_pad[1, 3] = True
     places = np.stack([np.linspace([10, 40], [90, 40], 16)] * 2)
     rows = {"imagined": imagined, "with actions": imagined + 60}
-    compose(tmp_path / "new" / "sheet.png", history, future, rows, is_pad, {"recorded": (places, (255, 0, 0))})
-    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png")).astype(int)
+    compose(tmp_path / "new" / "grid.png", history, future, rows, is_pad, {"recorded": (places, (255, 0, 0))})
+    grid = np.asarray(Image.open(tmp_path / "new" / "grid.png")).astype(int)
 
     def shade(sample: int, row: int, column: int) -> int:
         top = HEADING + sample * (3 * (96 + GAP) + 2 * GAP) + row * (96 + GAP)
-        return int(sheet[top + 80, LABELS + column * (96 + GAP) + 80, 1])
+        return int(grid[top + 80, LABELS + column * (96 + GAP) + 80, 1])
 
     assert [shade(0, 0, column) for column in range(8)] == [10, 10, 10, 200, 60, 60, 60, 60]
     assert shade(0, 1, 5) == 120 and shade(1, 2, 5) == 180 and shade(1, 0, 7) == 170 + 60 // 3
-    beside = sheet[:, : LABELS + 4 * (96 + GAP)]
+    beside = grid[:, : LABELS + 4 * (96 + GAP)]
     red = (beside[..., 0] > 240) & (beside[..., 1] < 20) & (beside[..., 2] < 20)
     assert red.sum() > 2 * 150 and (beside[HEADING + 99 : HEADING + 297, LABELS + 40] == 200).any()
 
 
 def test_without_chunks_there_are_rows_alone(tmp_path: Path) -> None:
     frames = torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8)
-    compose(tmp_path / "sheet.png", frames, frames, {"imagined": frames}, torch.zeros(1, 4, dtype=torch.bool), {})
-    width, height = Image.open(tmp_path / "sheet.png").size
+    compose(tmp_path / "grid.png", frames, frames, {"imagined": frames}, torch.zeros(1, 4, dtype=torch.bool), {})
+    width, height = Image.open(tmp_path / "grid.png").size
     assert width == LABELS + 8 * (128 + GAP) + GAP and height == HEADING + 2 * (128 + GAP) + 2 * GAP
