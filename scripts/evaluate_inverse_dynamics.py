@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     from unified_video_action.evaluation import inverse_dynamics
     from unified_video_action.instantiate import build_dataclass
     from unified_video_action.policy.build import load_policy
-    from unified_video_action.poses import HandSpec
+    from unified_video_action.poses import EndEffectorSpec
     from unified_video_action.untrusted import read_checkpoint_config
 
     others = dict(named.split("=", 1) for named in args.other if "=" in named)
@@ -53,9 +53,11 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         raise ValueError("--other compares archives with --data: name the one whose poses are known")
     policy = load_policy(args.checkpoint, args.weights, torch.device(args.device))
     config = read_checkpoint_config(args.checkpoint)
-    if not config["task"].get("hand"):
-        raise ValueError(f"{args.checkpoint}: its task has no hand (task.hand): its actions are no poses of a camera")
-    hand = build_dataclass(HandSpec, config["task"]["hand"], "task.hand")
+    if not config["task"].get("end_effector"):
+        raise ValueError(
+            f"{args.checkpoint}: its task has no end effector (task.end_effector): its actions are no poses of a camera"
+        )
+    end_effector = build_dataclass(EndEffectorSpec, config["task"]["end_effector"], "task.end_effector")
     dataset = open_dataset(config, args.data)
     if dataset.instructions:
         dataset.use_text(policy.encode_text(dataset.instructions))
@@ -64,7 +66,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     predicted, true, recorded = inverse_dynamics.predict(
         policy, dataset, indices, hide_history=not args.show_history, sampler=args.sampler
     )
-    answers = {"model": predicted, "still": inverse_dynamics.standing_still(true, hand)}
+    answers = {"model": predicted, "still": inverse_dynamics.standing_still(true, end_effector)}
     for name, path in others.items():
         other = open_dataset(config, [Path(path)])
         if len(other) != len(dataset):
@@ -73,7 +75,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     episodes = dataset.episodes()[indices]
 
     def summaries(chunk: Any) -> dict[str, Any]:
-        errors = zip(("position_cm", "rotation_deg"), inverse_dynamics.pose_errors(chunk, true, recorded, hand))
+        errors = zip(("position_cm", "rotation_deg"), inverse_dynamics.pose_errors(chunk, true, recorded, end_effector))
         return {kind: inverse_dynamics.summary(values, episodes) for kind, values in errors}
 
     return {name: summaries(chunk) for name, chunk in answers.items()}

@@ -241,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.list:
         log.info("\n".join(f"{part.name:14} {part.about}" for part in known))
         return
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the part at hand may save
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the running part may save
     run = Parts(known, options.output, environment(options))
 
     def collect() -> None:

@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> None:
         "fps": "rows per second",
         "seconds": "length of an episode",
         "field_of_view": "degrees across a frame",
-        "speed": "of the hand; 1: about 0.3 m/s",
+        "speed": "of the gripper; 1: about 0.3 m/s",
         "tables": "different tables, which episodes take in turn; 0: each has its own",
-        "turning": "radians by which the hand tilts and turns, standard deviation",
+        "turning": "radians by which the gripper tilts and turns, standard deviation",
     }.items():
         option, default = f"--{field.replace('_', '-')}", getattr(Scene, field)
         parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")

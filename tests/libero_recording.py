@@ -31,12 +31,12 @@ def solved_state(scene) -> np.ndarray:
 
 
 def record(scene, steps: int, state: np.ndarray | None = None, seed: int = 0) -> dict:
-    """Play smooth random relative actions: `actions` (T, 7), `states` before and `hands` (T, 3) after each, `model`."""
+    """Play smooth random relative actions (T, 7): `states` before `positions` (T, 3) after each, and the `model`."""
     scene.relative = True
     if state is not None:
         scene.show(state)
     phase = np.random.default_rng(seed).uniform(0, 6, 6)
-    found = {"actions": [], "states": [], "hands": [], "model": scene._env.sim.model.get_xml()}
+    found = {"actions": [], "states": [], "positions": [], "model": scene._env.sim.model.get_xml()}
     for step in range(steps):
         turn = 0.0 if step % 5 == 0 else 1.0  # steps without a turn are a case of their own
         arm = 0.6 * np.sin(phase + step / 5) * [1, 1, 1, turn, turn, turn]
@@ -44,7 +44,7 @@ def record(scene, steps: int, state: np.ndarray | None = None, seed: int = 0) ->
         found["actions"].append(action)
         found["states"].append(scene.state)
         scene.step(action)
-        found["hands"].append(scene.hand_pose()[0])
+        found["positions"].append(scene.end_effector_pose()[0])
     return {name: value if isinstance(value, str) else np.stack(value) for name, value in found.items()}
 
 

@@ -94,7 +94,7 @@ dataset.mixture.Wanted: Wanted
 dataset.sequence.WindowOptions: WindowOptions
 dataset.store.EpisodeStore: Hdf5Store LeRobotStore ReplayBuffer UmiStore VideoFolderStore
 dataset.tables.Table: Table
-dataset.transforms.WindowTransform: HandWindows StartNoise
+dataset.transforms.WindowTransform: EndEffectorWindows StartNoise
 dataset.window_dataset.WindowDataset: MixtureDataset PushTDataset WindowDataset
 demos.sim_arm.world.Clock: Clock ManualClock
 demos.sim_arm.world.Table: Table
@@ -103,7 +103,7 @@ env.plan_score.PlanScore: CoverageScore FrameCoverageScore PairScore
 env.state_reader.StateReader: PushTReader
 env_runner.runner.EnvRunner: EnvRunner
 gymnasium.core.Env: BlockPushEnv LiberoEnv PushTEnv PushTMEnv RobomimicEnv
-poses.HandSpec: HandSpec
+poses.EndEffectorSpec: EndEffectorSpec
 real.robots.interface.Arm: Arx5Arm SimArm
 real.robots.interface.Camera: SimCamera VideoCamera
 real.robots.interface.Setup: Setup SimSetup

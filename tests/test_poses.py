@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from unified_video_action.poses import HandSpec, between, distance, from_vector, inverse, relative_to, to_vector
+from unified_video_action.poses import EndEffectorSpec, between, distance, from_vector, inverse, relative_to, to_vector
 from unified_video_action.rotations import from_pose_actions, matrix_from_6d, to_pose_actions
 
 QUARTER = np.pi / 2
@@ -32,23 +32,23 @@ def test_relative_poses():
 
 def test_what_a_policy_reads():
     start = from_vector(np.zeros(6))
-    seen = HandSpec(STATES).observe(np.stack([NOW, AHEAD]), np.array([0.02, 0.08]), AHEAD, start)
+    seen = EndEffectorSpec(STATES).observe(np.stack([NOW, AHEAD]), np.array([0.02, 0.08]), AHEAD, start)
     np.testing.assert_allclose(seen["where"], [[-0.3, 0, 0], [0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(seen["turned"], [[1, 0, 0, 0, 1, 0]] * 2, atol=1e-6)
     np.testing.assert_allclose(seen["open"], [[0.02], [0.08]])
     np.testing.assert_allclose(seen["since"], [[0, -1, 0, 1, 0, 0]] * 2, atol=1e-6)  # first two rows
     assert all(value.dtype == np.float32 for value in seen.values())
-    absolute = HandSpec(STATES, relative_states=False).observe(NOW[None], np.zeros(1), AHEAD, start)
+    absolute = EndEffectorSpec(STATES, relative_states=False).observe(NOW[None], np.zeros(1), AHEAD, start)
     np.testing.assert_allclose(absolute["where"], [[1, 2, 0.5]])
 
 
 @pytest.mark.parametrize("relative", [True, False])
 def test_actions_there_and_back(relative):
-    hand = HandSpec({}, relative_actions=relative)
-    actions = hand.actions(AHEAD[None], np.array([0.05]), NOW)
+    end_effector = EndEffectorSpec({}, relative_actions=relative)
+    actions = end_effector.actions(AHEAD[None], np.array([0.05]), NOW)
     turn = [1, 0, 0, 0, 1, 0] if relative else [0, -1, 0, 1, 0, 0]
     np.testing.assert_allclose(actions, [[*((0.3, 0, 0) if relative else (1, 2.3, 0.5)), *turn, 0.05]], atol=1e-6)
-    poses, openings = hand.targets(np.stack([actions, actions]), np.stack([NOW, NOW]))
+    poses, openings = end_effector.targets(np.stack([actions, actions]), np.stack([NOW, NOW]))
     np.testing.assert_allclose(poses, np.stack([AHEAD, AHEAD])[:, None], atol=1e-6)
     np.testing.assert_allclose(openings, [[0.05]] * 2)
 
@@ -75,9 +75,9 @@ def test_any_two_rows_become_a_rotation_with_the_first(rows):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: HandSpec({"x": "colour"}), "hand.states.x='colour'"),
-        (lambda: HandSpec({}).targets(np.zeros((1, 7)), NOW), "7 numbers: expected 10"),
-        (lambda: HandSpec({}).targets(np.zeros((1, 10)), NOW), "names no rotation: its first row is zero"),
+        (lambda: EndEffectorSpec({"x": "colour"}), "end_effector.states.x='colour'"),
+        (lambda: EndEffectorSpec({}).targets(np.zeros((1, 7)), NOW), "7 numbers: expected 10"),
+        (lambda: EndEffectorSpec({}).targets(np.zeros((1, 10)), NOW), "names no rotation: its first row is zero"),
         (lambda: matrix_from_6d(np.array([np.nan, 0, 0, 0, 1, 0])), "not finite"),
         (lambda: to_pose_actions(np.zeros((2, 6))), r"expected \(\.\.\., 7\)"),
         (lambda: from_pose_actions(np.zeros((2, 7))), r"expected \(\.\.\., 10\)"),

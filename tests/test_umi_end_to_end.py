@@ -16,7 +16,7 @@ from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiStore
 from unified_video_action.demos import umi_synthetic
 from unified_video_action.demos.umi_synthetic import (
-    CAMERA_IN_HAND,
+    CAMERA_IN_GRIPPER,
     TABLE,
     TEXELS,
     CameraModel,
@@ -27,7 +27,7 @@ from unified_video_action.demos.umi_synthetic import (
 )
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.uva_transform import model_spec
-from unified_video_action.poses import HandSpec, from_vector, inverse
+from unified_video_action.poses import EndEffectorSpec, from_vector, inverse
 from unified_video_action.spec import LatentShape, TaskSpec
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
@@ -56,7 +56,7 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
         poses, _ = trajectory(Scene(seconds=12.0), np.random.default_rng(1))
         seen = 0
         for pose in poses[::60]:
-            x, y, z = (inverse(pose @ CAMERA_IN_HAND) @ [*point, 1.0])[:3]
+            x, y, z = (inverse(pose @ CAMERA_IN_GRIPPER) @ [*point, 1.0])[:3]
             angle = np.arctan2(np.hypot(x, y), z)
             radius = 64 * (np.tan(angle) if camera == "pinhole" else angle / np.radians(80))  # 64 px from the middle
             place = 64 + radius * np.array([x, y]) / np.hypot(x, y)
@@ -83,7 +83,7 @@ def test_recordings_follow_from_their_seed_and_take_tables_in_turn(monkeypatch) 
     for tables, others in ((2, [0, 1, 0]), (0, [0, 1, 2])):
         scene = replace(SCENE, tables=tables, speed=0.0, turning=0.0, seconds=0.5)
         made = [episode(scene, 0, number) for number in range(3)]
-        assert all(np.ptp(each["robot0_eef_pos"], axis=0).max() == 0 for each in made), "the hand stands still"
+        assert all(np.ptp(each["robot0_eef_pos"], axis=0).max() == 0 for each in made), "the end effector stands still"
         shades = [each[CAMERA][0, 10, 32, 0] for each in made]
         assert [shades.index(shade) for shade in shades] == others
 
@@ -130,8 +130,8 @@ def test_what_is_trained_acts_and_says_how_frames_were_reached(trained) -> None:
     acted = policy.predict_action(observation, torch.Generator().manual_seed(0))["action_pred"]
     found = policy.predict_inverse_dynamics(observation, batch["future"], True, torch.Generator().manual_seed(0))
     assert acted.shape == found["action_pred"].shape == (2, 16, 10) and acted.isfinite().all()
-    hand, now = HandSpec(**config["task"]["hand"]), np.stack([np.eye(4)] * 2)
-    truth, widths = hand.targets(batch["action"].numpy(), now)
+    end_effector, now = EndEffectorSpec(**config["task"]["end_effector"]), np.stack([np.eye(4)] * 2)
+    truth, widths = end_effector.targets(batch["action"].numpy(), now)
     start = batch["index"].numpy()
     store, row = dataset.tables[0].store, dataset.validation()._now[start]
     vectors = np.concatenate([store.vectors[f"robot0_eef_{n}"] for n in ("pos", "rot_axis_angle")], axis=1)

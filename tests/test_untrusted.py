@@ -61,7 +61,9 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path):
 
 
 def test_old_keys_of_a_run_become_the_new_ones(tmp_path):
-    (tmp_path / "config.yaml").write_text("trainer: {evaluate_films: 2, sheet_every: 5, sheet_windows: 3, seed: 1}\n")
+    trainer = "trainer: {evaluate_films: 2, sheet_every: 5, sheet_windows: 3, seed: 1}\n"
+    (tmp_path / "config.yaml").write_text(trainer + "task: {hand: {states: {}}}\n")
     assert read_checkpoint_config(tmp_path) == {
-        "trainer": {"evaluate_videos": 2, "prediction_grid_every": 5, "prediction_grid_windows": 3, "seed": 1}
+        "trainer": {"evaluate_videos": 2, "prediction_grid_every": 5, "prediction_grid_windows": 3, "seed": 1},
+        "task": {"end_effector": {"states": {}}},
     }

@@ -28,7 +28,8 @@ MOVED = {  # classes that configurations and checkpoints of earlier versions nam
     "dataset.robomimic.RobomimicSource": "dataset.formats.hdf5.RobomimicSource",
     "dataset.libero.LiberoSource": "dataset.formats.hdf5.LiberoSource",
     "dataset.window_transforms.StartNoise": "dataset.transforms.StartNoise",
-    "dataset.window_transforms.HandWindows": "dataset.transforms.HandWindows",
+    "dataset.window_transforms.HandWindows": "dataset.transforms.EndEffectorWindows",
+    "dataset.transforms.HandWindows": "dataset.transforms.EndEffectorWindows",
 }
 PLUGINS = "UVA_PLUGINS"  # environment variable: further packages or modules, separated by commas
 

@@ -1,4 +1,4 @@
-"""Poses of a hand, and the numbers that a policy reads and says of them.
+"""Poses of an end effector, and the numbers that a policy reads and says of them.
 
 A pose is a (4, 4) float64 matrix: metres, in a frame that stays where it is. Recordings and drivers write it as six
 numbers, position (metres) and axis-angle vector (radians). A policy reads and says positions and 6-D rotations, which
@@ -19,8 +19,8 @@ KINDS = {"position": 3, "rotation_6d": 6, "gripper": 1, "rotation_6d_from_start"
 
 
 @dataclass(frozen=True)
-class HandSpec:
-    """How the poses of one hand and its gripper become a policy's states, and its actions poses again."""
+class EndEffectorSpec:
+    """How the poses of one end effector and its gripper become a policy's states, and its actions poses again."""
 
     states: Mapping[str, str]  # name of a policy's observation -> one of KINDS
     relative_states: bool = True  # seen from the newest pose, otherwise from the base; not rotation_6d_from_start
@@ -29,7 +29,7 @@ class HandSpec:
     def __post_init__(self) -> None:
         for name, kind in self.states.items():
             if kind not in KINDS:
-                raise ValueError(f"hand.states.{name}={kind!r}: expected one of {', '.join(KINDS)}")
+                raise ValueError(f"end_effector.states.{name}={kind!r}: expected one of {', '.join(KINDS)}")
 
     def observe(
         self, poses: np.ndarray, grippers: np.ndarray, now: np.ndarray, start: np.ndarray
@@ -65,7 +65,7 @@ class HandSpec:
         Raises ValueError for another width, or numbers that name no pose.
         """
         if actions.shape[-1] != POSE_ACTION:
-            raise ValueError(f"actions of {actions.shape[-1]} numbers: expected {POSE_ACTION} for one hand")
+            raise ValueError(f"actions of {actions.shape[-1]} numbers: expected {POSE_ACTION} for one end effector")
         poses = pose_matrix(actions[..., :3], matrix_from_6d(actions[..., 3:9]))
         return (now[..., None, :, :] @ poses if self.relative_actions else poses), np.asarray(actions[..., 9], float)
 

@@ -81,15 +81,15 @@ def test_openpis_names_stand_for_a_policys_own() -> None:
         "prompt": "fold",
         "observation/elbow": 1,
     }
-    found, unknown = observations(message, ("front", "hand"), {"position": 3, "gripper": 2})
-    assert found["front"] == ("observation/image", image) and found["hand"] == ("observation/wrist_image", wrist)
+    found, unknown = observations(message, ("front", "side"), {"position": 3, "gripper": 2})
+    assert found["front"] == ("observation/image", image) and found["side"] == ("observation/wrist_image", wrist)
     assert found["position"][1].tolist() == [0, 1, 2] and found["gripper"][1].tolist() == [3, 4]
     assert unknown == ["observation/elbow"]
     found, unknown = observations(message, ("front",), {})
     assert set(found) == {"front"} and unknown == ["observation/elbow"]  # a view or a state that it does not read
     own = {"front": wrist, "observation/gripper": state[:2]}
     for both in (message | own, own | message):
-        found, _ = observations(both, ("front", "hand"), {"position": 3, "gripper": 2})
+        found, _ = observations(both, ("front", "side"), {"position": 3, "gripper": 2})
         assert found["front"] == ("front", wrist) and found["gripper"][1].tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"array \(8,\); expected 5 numbers: position \(3\), gripper \(2\)"):
         observations({"observation/state": np.zeros(8)}, (), {"position": 3, "gripper": 2})

@@ -23,25 +23,25 @@ from unified_video_action.dataset.sequence import (
     window_rows,
 )
 from unified_video_action.dataset.transforms import (
+    END_EFFECTOR_STATES,
     GRIPPER,
-    HAND_STATES,
     POSE,
     START_POSE,
-    HandWindows,
+    EndEffectorWindows,
     StartNoise,
     WindowStates,
     normal,
     rows_between,
 )
 from unified_video_action.policy.uva_transform import model_spec
-from unified_video_action.poses import HandSpec, distance, from_vector
+from unified_video_action.poses import EndEffectorSpec, distance, from_vector
 from unified_video_action.spec import Horizon, LatentShape, TaskSpec
 
 CAMERA = "camera0_rgb"
 RIGHT = np.pi / 2
 STATES = {"position": "position", "rotation": "rotation_6d", "width": "gripper", "from_start": "rotation_6d_from_start"}
-HAND = HandSpec(STATES)
-WANTED = Wanted((CAMERA,), HAND_STATES, 10)
+END_EFFECTOR = EndEffectorSpec(STATES)
+WANTED = Wanted((CAMERA,), END_EFFECTOR_STATES, 10)
 ROWS = 120
 SHOWN = numbered_frames(range(ROWS), (48, 48))
 
@@ -73,12 +73,12 @@ def windows(history: list, future: list, now: list, start: list, training: bool 
 
 
 def test_states_and_actions_of_quarter_turns() -> None:
-    """Now the hand is at (1, 2, 3), turned a quarter about z: its x axis is the world's y, its y the world's -x."""
+    """Now the end effector is at (1, 2, 3), turned by 90 degrees about z: x is the world's y, y the world's -x."""
     now, before = [1, 2, 3, 0, 0, RIGHT], [1, 0, 3, 0, 0, 0]
     later = [1, 5, 3.5, 0, 0, 2 * RIGHT]  # 3 m ahead of it, half a metre higher, turned a quarter more
-    made = HandWindows(HAND)(windows([before, now], [later, now], now, before))
+    made = EndEffectorWindows(END_EFFECTOR)(windows([before, now], [later, now], now, before))
     history, action = made.history, made.action[0]
-    # Two metres behind in the world's y are two metres behind in the hand's x.
+    # Two metres behind in the world's y are two metres behind in the end effector's x.
     assert np.allclose(history["position"][0], [[-2, 0, 0], [0, 0, 0]], atol=1e-6)
     # It was turned by -90 degrees then: rows (0, 1, 0) and (-1, 0, 0) of the matrix.
     assert np.allclose(history["rotation"][0], [[0, 1, 0, -1, 0, 0], [1, 0, 0, 0, 1, 0]], atol=1e-6)
@@ -88,7 +88,7 @@ def test_states_and_actions_of_quarter_turns() -> None:
     assert np.allclose(action[1], [0, 0, 0, 1, 0, 0, 0, 1, 0, 0.01], atol=1e-6)
     # Where the world's frame is kept: later is turned by half a turn, rows (-1, 0, 0) and (0, -1, 0).
     assert np.allclose(made.future["from_start"][0, 0], [-1, 0, 0, 0, -1, 0], atol=1e-6)
-    absolute = HandWindows(HandSpec(STATES, relative_states=False, relative_actions=False))
+    absolute = EndEffectorWindows(EndEffectorSpec(STATES, relative_states=False, relative_actions=False))
     made = absolute(windows([before], [later], now, before))
     assert np.allclose(made.history["position"][0, 0], [1, 0, 3], atol=1e-6)
     assert np.allclose(made.action[0, 0], [1, 5, 3.5, -1, 0, 0, 0, -1, 0, 0], atol=1e-6)
@@ -117,7 +117,7 @@ def test_between_rows_numbers_are_mixed_and_poses_turn_along_the_shortest_way() 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory) -> Path:
-    """Two episodes of 60 rows: the hand moves 1 cm a row along x, turned a quarter about z in the second one."""
+    """Two episodes of 60 rows: the end effector moves 1 cm a row along x, turned about z in the second one."""
     poses = np.zeros((ROWS, 6))
     poses[:, 0] = np.arange(ROWS) / 100
     poses[60:, 5] = RIGHT
@@ -126,7 +126,13 @@ def recording(tmp_path_factory) -> Path:
 
 
 def dataset(recording: Path, **options) -> MixtureDataset:
-    given = {"horizon": Horizon(action_offset=1), "val_ratio": 0, "pad_before": None, "pad_after": None, "hand": HAND}
+    given = {
+        "horizon": Horizon(action_offset=1),
+        "val_ratio": 0,
+        "pad_before": None,
+        "pad_after": None,
+        "end_effector": END_EFFECTOR,
+    }
     return MixtureDataset(UmiSource(str(recording)), WANTED, **{**given, **options})
 
 
@@ -149,7 +155,7 @@ def test_every_third_row_makes_a_step_and_every_row_may_be_now(recording) -> Non
 def test_the_chunk_before_now_is_relative_to_now_and_without_a_hand_nothing_is(recording) -> None:
     sample = dataset(recording, history_actions=True, horizon=Horizon(2, 2, 2, 3, 1))[(20, 0)]
     assert np.allclose(sample["history_action"][:, 0], [-0.02, -0.01, 0], atol=1e-6)
-    sample = dataset(recording, hand=None, horizon=Horizon(2, 2, 2, 3, 1))[(70, 0)]
+    sample = dataset(recording, end_effector=None, horizon=Horizon(2, 2, 2, 3, 1))[(70, 0)]
     assert np.allclose(sample["action"][0], [0.71, 0, 0, 0, -1, 0, 1, 0, 0, 0.071], atol=1e-6)
     assert sample["low_dim"][POSE].shape == (2, 6)
 
@@ -208,7 +214,7 @@ def test_noise_on_the_start_is_normal_a_function_of_the_seed_and_absent_in_valid
     moved = noisy.now[START_POSE][:, 0] - pose
     assert moved.std(axis=0) == pytest.approx([0.05] * 6, rel=0.07) and abs(moved.mean()) < 0.003
     assert np.array_equal(noisy.now[POSE], still.now[POSE]) and np.allclose(still.now[START_POSE], pose)
-    shown_rotation = HandWindows(HAND)(noisy).history["from_start"]
+    shown_rotation = EndEffectorWindows(END_EFFECTOR)(noisy).history["from_start"]
     assert 0.02 < (shown_rotation[:, 0, 1]).std() < 0.09, "off the diagonal it is about the angle"
     calm = windows([pose], [pose], pose, pose, training=False)
     assert StartNoise(0.05)(calm) is calm
@@ -277,11 +283,14 @@ def test_a_task_predicts_the_states_that_say_so(recording) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hand": None}, "the task reads 'robot0_eef_pos'"),
-        ({}, r"robot0_eef_rot_axis_angle: a hand's rotation_6d has shape \[6\]"),
-        ({"hand": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones, in the same order"),
-        ({"hand": {"states": {"robot0_eef_pos": "place"}}}, "hand.states.robot0_eef_pos='place': expected one of"),
-        ({"hand": {"position": 3}}, "task.hand.position: HandSpec has no such field"),
+        ({"end_effector": None}, "the task reads 'robot0_eef_pos'"),
+        ({}, r"robot0_eef_rot_axis_angle: an end effector's rotation_6d has shape \[6\]"),
+        ({"end_effector": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones in the same order"),
+        (
+            {"end_effector": {"states": {"robot0_eef_pos": "place"}}},
+            "end_effector.states.robot0_eef_pos='place': expected one of",
+        ),
+        ({"end_effector": {"position": 3}}, "task.end_effector.position: EndEffectorSpec has no such field"),
     ],
 )
 def test_a_hand_that_does_not_fit_the_task_is_named(recording, change, message) -> None:

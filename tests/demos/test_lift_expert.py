@@ -36,8 +36,8 @@ def test_the_expert_lifts_the_cube_wherever_it_lies(collector) -> None:
     starts = np.array([episode.obs["cube_pos"][0] for episode in episodes])
     assert np.ptp(starts[:, :2], axis=0).max() > 0.01
     for episode in episodes:
-        hand = episode.obs["robot0_eef_pos"]
-        assert kind_of_actions(episode.actions, hand, np.array([len(hand)]), None) is ActionKind.POSES
+        effector = episode.obs["robot0_eef_pos"]
+        assert kind_of_actions(episode.actions, effector, np.array([len(effector)]), None) is ActionKind.POSES
         ahead = np.linalg.norm(episode.actions[:, :3] - episode.obs["robot0_eef_pos"], axis=1)
         assert ahead.max() < 0.0501  # what a relative action could say as well
         assert set(episode.actions[:, 6]) == {-1.0, 1.0}

@@ -22,8 +22,8 @@ def env(libero_cache):  # noqa: F811
 
 
 def hold(env: LiberoEnv, gripper: float, offset=(0, 0, 0), turn=None) -> np.ndarray:
-    """The absolute action (10,) that keeps the hand's pose, but for an offset in metres or another turn (6,)."""
-    position, rotation = env._scene.hand_pose()
+    """The absolute action (10,) that keeps the end effector's pose, but for an offset in metres or a rotation (6,)."""
+    position, rotation = env._scene.end_effector_pose()
     return np.array([*(position + offset), *(matrix_to_6d(rotation) if turn is None else turn), gripper])
 
 
@@ -57,7 +57,7 @@ def test_observations_of_an_episode(env: LiberoEnv) -> None:
 
 
 @pytest.mark.parametrize(
-    ("camera", "offset"),  # from the hand, in metres: off the middle of the view
+    ("camera", "offset"),  # from the end effector, in metres: off the middle of the view
     [("agentview", [0.35, 0.2]), ("robot0_eye_in_hand", [0.12, 0.08])],
 )
 def test_frames_are_upright_and_not_mirrored(env: LiberoEnv, camera: str, offset: list[float]) -> None:
@@ -65,7 +65,7 @@ def test_frames_are_upright_and_not_mirrored(env: LiberoEnv, camera: str, offset
     scene = env._scene
     sim, state = scene._env.sim, scene.state
     start = 1 + sim.model.get_joint_qpos_addr("moka_pot_1_joint0")[0]
-    state[start : start + 2] = scene.hand_pose()[0][:2] + offset
+    state[start : start + 2] = scene.end_effector_pose()[0][:2] + offset
     scene.show(state)
     pot = np.array(sim.data.get_body_xpos("moka_pot_1_main"))
     with_pot = scene.frame(camera, SIZE).astype(int)
@@ -100,11 +100,11 @@ def test_absolute_actions_are_poses_in_the_worlds_frame(env: LiberoEnv) -> None:
 
 def test_relative_actions_are_steps(env: LiberoEnv) -> None:
     env.reset(seed=0)
-    scene, before = env._scene, env._scene.hand_pose()[0]
+    scene, before = env._scene, env._scene.end_effector_pose()[0]
     scene.relative = True
     for _ in range(5):
         scene.step(np.array([0, 0.5, 0, 0, 0, 0, -1.0]))
-    moved = scene.hand_pose()[0] - before
+    moved = scene.end_effector_pose()[0] - before
     assert moved[1] > 0.02 and np.abs(moved[[0, 2]]).max() < 0.01
     other = LiberoEnv(tasks=[TASK], control="relative", observe_images=False, cache_dir=str(env.cache))
     assert other.action_space.shape == (7,)

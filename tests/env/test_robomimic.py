@@ -40,7 +40,9 @@ def test_observations_are_upright_and_as_announced(env) -> None:
     assert env.observation_space.contains(observation) and info == {"score": 0.0, "is_success": False}
     main, wrist = (observation[f"{camera}_image"].mean(axis=-1) for camera in CAMERAS)
     assert main[: SIZE // 8].mean() < main[-SIZE // 8 :].mean() - 20  # the robot stands behind a white table
-    assert wrist[-SIZE // 8 :].mean() < wrist[: SIZE // 8].mean() - 50  # the hand is at the lower edge of its own view
+    assert (
+        wrist[-SIZE // 8 :].mean() < wrist[: SIZE // 8].mean() - 50
+    )  # the end effector is at the lower edge of its own view
     other = RobomimicEnv("Lift", CAMERAS[:1], image_size=SIZE, samples=0)
     theirs, _ = other.reset(seed=3)
     for each, shown in ((env, observation), (other, theirs)):  # two simulators draw each its own
@@ -52,7 +54,7 @@ def test_observations_are_upright_and_as_announced(env) -> None:
 def test_an_episode_is_a_function_of_its_seed(blind) -> None:
     def play(env, seed: int) -> list[np.ndarray]:
         env.reset(seed=seed)
-        position, rotation = env.simulator.hand_pose()
+        position, rotation = env.simulator.end_effector_pose()
         states = [env.simulator.state]
         for step in range(6):
             env.step(pose_action(position + [0.01 * step, 0.02, -0.01 * step], rotation, 1.0 if step > 2 else -1.0))
@@ -76,7 +78,7 @@ def test_an_episode_is_a_function_of_its_seed(blind) -> None:
 def test_the_hand_goes_to_the_commanded_pose_and_the_gripper_closes_above_0(blind) -> None:
     observation, _ = blind.reset(seed=2)
     before = Rotation.from_quat(observation["robot0_eef_quat"])
-    position, rotation = blind.simulator.hand_pose()
+    position, rotation = blind.simulator.end_effector_pose()
     goal, turned = position + [0.04, -0.05, -0.03], Rotation.from_euler("z", 0.4).as_matrix() @ rotation
     widths = []
     for steps, command in ((12, 1.0), (15, -1.0)):
@@ -85,8 +87,8 @@ def test_the_hand_goes_to_the_commanded_pose_and_the_gripper_closes_above_0(blin
         widths.append(np.ptp(observation["robot0_gripper_qpos"]))
     assert widths[0] < 0.01 < 0.07 < widths[1] and score == 0.0
     np.testing.assert_allclose(observation["robot0_eef_pos"], goal, atol=0.01)
-    assert Rotation.from_matrix(blind.simulator.hand_pose()[1] @ turned.T).magnitude() < 0.1
-    turn = Rotation.from_quat(observation["robot0_eef_quat"])  # of the hand's body, which turns along
+    assert Rotation.from_matrix(blind.simulator.end_effector_pose()[1] @ turned.T).magnitude() < 0.1
+    turn = Rotation.from_quat(observation["robot0_eef_quat"])  # of the end effector's body, which turns along
     assert abs((turn * before.inv()).magnitude() - 0.4) < 0.1
 
 
@@ -166,7 +168,7 @@ def test_tool_hang_as_the_paper_sees_it() -> None:
         brown = (frame[..., 0] > 120) & (frame[..., 0] - frame[..., 2] > 60)  # the stand
         rows = np.flatnonzero(brown.any(axis=1))
         assert brown.sum() > 100 and rows.mean() > 84 / 3
-    position, rotation = env.simulator.hand_pose()
+    position, rotation = env.simulator.end_effector_pose()
     env._drawn = ()
     moved, *_ = env.step(pose_action(position + [0, 0, 0.03], rotation, 1.0))
     assert moved["robot0_eef_pos"][2] > observation["robot0_eef_pos"][2]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from unified_video_action.evaluation.inverse_dynamics import pose_errors, standing_still, summary, windows_of
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import EndEffectorSpec
 
-HAND = HandSpec({"position": "position"})
+END_EFFECTOR = EndEffectorSpec({"position": "position"})
 UPRIGHT = [1, 0, 0, 0, 1, 0]
 QUARTER_TURN = [0, -1, 0, 1, 0, 0]  # first two rows of a turn by 90 degrees about z
 
@@ -21,9 +21,9 @@ def test_centimetres_and_degrees() -> None:
     predicted = chunk([0.03, 0.04, 0, *UPRIGHT, 0.01], [0.10, 0, 0.02, *UPRIGHT, 0.05])
     for chunks, centimetres, degrees in (
         (predicted, [5.0, 2.0], [0, 90]),
-        (standing_still(true, HAND), [0, 10], [0, 90]),
+        (standing_still(true, END_EFFECTOR), [0, 10], [0, 90]),
     ):
-        position, rotation = pose_errors(chunks, true, np.array([[True, True]]), HAND)
+        position, rotation = pose_errors(chunks, true, np.array([[True, True]]), END_EFFECTOR)
         np.testing.assert_allclose(position, [centimetres], atol=1e-4)
         np.testing.assert_allclose(rotation, [degrees], atol=1e-3)
 
@@ -32,7 +32,7 @@ def test_steps_beyond_the_episode_do_not_count() -> None:
     true = chunk([0, 0, 0, *UPRIGHT, 0], [0, 0, 0, *UPRIGHT, 0])
     predicted = chunk([0.01, 0, 0, *UPRIGHT, 0], [5.0, 0, 0, *QUARTER_TURN, 0])
     position, rotation = (
-        summary(errors, np.zeros(1)) for errors in pose_errors(predicted, true, np.array([[True, False]]), HAND)
+        summary(errors, np.zeros(1)) for errors in pose_errors(predicted, true, np.array([[True, False]]), END_EFFECTOR)
     )
     assert position["mean"] == pytest.approx(1.0, abs=1e-4) and rotation["mean"] == 0
 
@@ -48,7 +48,7 @@ def test_summary() -> None:
 
 def test_absolute_actions_do_not_tell_where_the_hand_stands() -> None:
     with pytest.raises(ValueError, match="relative_actions=false"):
-        standing_still(chunk([0, 0, 0, *UPRIGHT, 0]), HandSpec({}, relative_actions=False))
+        standing_still(chunk([0, 0, 0, *UPRIGHT, 0]), EndEffectorSpec({}, relative_actions=False))
 
 
 def test_windows_are_spread_evenly() -> None:

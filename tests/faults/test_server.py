@@ -73,7 +73,7 @@ def resident() -> int:
 
 
 def raw_zmq(port: int) -> socket.socket:
-    """A connection that has shaken hands by ZeroMQ's protocol (ZMTP 3.0) as a REQ socket does."""
+    """A connection after the handshake of ZeroMQ's protocol (ZMTP 3.0), as a REQ socket makes it."""
     client = socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
     client.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
     ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"REQ"

@@ -93,10 +93,10 @@ def test_every_environment_gets_the_answer_to_its_own_observation(server):
 
 def test_names_and_histories_are_the_servers(server):
     url, got = server
-    policy = make(url, history=True, keys={"front": "base", "wrist": "hand", "grip": "gripper"})
+    policy = make(url, history=True, keys={"front": "base", "wrist": "side", "grip": "gripper"})
     policy._ask = lambda message: got.append(message) or np.zeros((4, 3), np.float32)
     policy.predict_action(observe(policy, "lift"))
-    assert got[0]["base"].shape == (2, 32, 32, 3) and got[0]["hand"].shape == (2, 32, 32, 3)
+    assert got[0]["base"].shape == (2, 32, 32, 3) and got[0]["side"].shape == (2, 32, 32, 3)
     assert got[0]["observation/state"].shape == (2, 2) and got[0]["gripper"].tolist() == [[0.5], [0.5]]
 
 
@@ -145,7 +145,7 @@ def test_a_strangers_checkpoint_cannot_send_observations_elsewhere(tmp_path: Pat
 
 
 def test_a_server_of_this_project_is_evaluated(tmp_path: Path):
-    checkpoint = write_checkpoint(tmp_path / "latest", hand=False)
+    checkpoint = write_checkpoint(tmp_path / "latest", end_effector=False)
     process, url = start_server_process(checkpoint)
     try:
         words = ["policy=remote", f"policy.url={url}", "policy.history=true", "policy.action_steps=4"]

@@ -15,7 +15,7 @@ import yaml
 
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.instantiate import build_dataclass
-from unified_video_action.poses import HandSpec, pose_matrix
+from unified_video_action.poses import EndEffectorSpec, pose_matrix
 from unified_video_action.real.control.limits import SafetyLimits
 from unified_video_action.real.control.loop import Control
 from unified_video_action.real.control.trajectory import turn_of, turned
@@ -37,7 +37,9 @@ from unified_video_action.spec import Horizon
 ROBOTS = Path(__file__).parents[2] / "config" / "real"
 HOME = pose_matrix(np.array([0.35, 0.0, 0.2]), np.eye(3))
 SIZE = 16  # of the pictures
-HAND = HandSpec(states={"hand_position": "position", "hand_rotation": "rotation_6d", "opening": "gripper"})
+END_EFFECTOR = EndEffectorSpec(
+    states={"effector_position": "position", "effector_rotation": "rotation_6d", "opening": "gripper"}
+)
 LIMITS = {
     "workspace_low": [0.1, -0.3, 0.0],
     "workspace_high": [0.55, 0.3, 0.45],
@@ -165,8 +167,8 @@ def description(steps: int = 4, step_seconds: float | None = 0.1, **changes: obj
         "name": "fake",
         "observations": {
             "wrist": ObservationEntry("rgb", (SIZE, SIZE, 3), steps),
-            "hand_position": ObservationEntry("low_dim", (3,), steps),
-            "hand_rotation": ObservationEntry("low_dim", (6,), steps),
+            "effector_position": ObservationEntry("low_dim", (3,), steps),
+            "effector_rotation": ObservationEntry("low_dim", (6,), steps),
             "opening": ObservationEntry("low_dim", (1,), steps),
         },
         "horizon": Horizon(history=steps, actions=16),
@@ -174,7 +176,7 @@ def description(steps: int = 4, step_seconds: float | None = 0.1, **changes: obj
         "action_steps": 16,
         "follows_text": False,
         "step_seconds": step_seconds,
-        "hand": HAND,
+        "end_effector": END_EFFECTOR,
         "continues": True,
     }
     return PolicyDescription(**(fields | changes))
@@ -206,7 +208,7 @@ class FakePlanner(Planner):
         self.plans += 1
         times = seen + self.description.step_seconds * np.array(self.description.horizon.action_offsets)
         poses = np.stack([self.path(time) for time in times])
-        return self.spoil(self.description.hand.actions(poses, np.full(len(times), 0.04), base))
+        return self.spoil(self.description.end_effector.actions(poses, np.full(len(times), 0.04), base))
 
     def close(self) -> None: ...
 

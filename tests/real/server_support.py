@@ -19,7 +19,7 @@ from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.policy.build import build_policy
-from unified_video_action.poses import KINDS, HandSpec
+from unified_video_action.poses import KINDS, EndEffectorSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.serving.core import Core
 from unified_video_action.real.serving.requests import RequestSpec
@@ -36,14 +36,14 @@ STATES = {
 SIZE, TEXT = 64, 8
 
 
-def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path:
-    """A checkpoint of a hand with four states that follows instructions, or of PushT."""
+def write_checkpoint(folder: Path, end_effector: bool = True, text: bool = True) -> Path:
+    """A checkpoint of an end effector with four states that follows instructions, or of PushT."""
     config, fields = read("uva_pusht_mini", *SHRUNK), {}
-    if hand:
+    if end_effector:
         obs = {"camera0_rgb": {"shape": [3, SIZE, SIZE], "type": "rgb"}}
         obs |= {name: {"shape": [KINDS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
         config["task"]["shape_meta"] = {"obs": obs, "action": {"shape": [10]}, "text_dim": TEXT if text else 0}
-        config["task"]["hand"] = {"states": STATES, "relative_states": True, "relative_actions": True}
+        config["task"]["end_effector"] = {"states": STATES, "relative_states": True, "relative_actions": True}
         config["task"]["step_seconds"] = 0.05
         config["policy"]["relative_to"] = None
         config["vae"]["image_size"] = SIZE
@@ -51,7 +51,7 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
         bounds = {"action": np.array([[-1.0] * 10, [1.0] * 10])}
     else:
         bounds = dict.fromkeys(("action", "agent_pos"), np.array([[0.0, 0.0], [512.0, 512.0]]))
-    if hand and text:
+    if end_effector and text:
         clip = {"_target_": "unified_video_action.text.clip.ClipText", "weights": "missing.safetensors", "tokens": 30}
         config["text"] = clip
     normalizer = Normalizer(Normalizer.limits(bounds).fields() | fields)
@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path, hand: bool = True, text: bool = True) -> Path
     OmegaConf.save(config, folder / "config.yaml")
     (folder / "normalizer.json").write_text(normalizer.to_json())
     save_file(policy.model.state_dict(), folder / "ema.safetensors")
-    if hand and text:
+    if end_effector and text:
         features = {name: torch.randn(TEXT).tolist() for name in INSTRUCTIONS}
         (folder / "instructions.json").write_text(json.dumps({"tokens": 30, "features": features}))
     return folder
@@ -77,12 +77,14 @@ def options(*given: str) -> Namespace:
 
 
 def describe(size: int = SIZE, follows_text: bool = True) -> PolicyDescription:
-    """As the hand's checkpoint."""
+    """As the end effector's checkpoint."""
     entries = {"camera0_rgb": ObservationEntry("rgb", (size, size, 3), 4)}
     entries |= {name: ObservationEntry("low_dim", (KINDS[kind],), 4) for name, kind in STATES.items()}
     known = INSTRUCTIONS if follows_text else ()
-    hand = HandSpec(STATES)
-    return PolicyDescription("hand", entries, Horizon(), 10, 8, follows_text, known, 0.05, hand, continues=True)
+    end_effector = EndEffectorSpec(STATES)
+    return PolicyDescription(
+        "end_effector", entries, Horizon(), 10, 8, follows_text, known, 0.05, end_effector, continues=True
+    )
 
 
 def observe(description: PolicyDescription, seed: int = 0) -> dict[str, np.ndarray]:

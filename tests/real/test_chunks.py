@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
-from tests.real.fakes import HAND, HOME, circle, description
-from unified_video_action.poses import HandSpec, pose_matrix
+from tests.real.fakes import END_EFFECTOR, HOME, circle, description
+from unified_video_action.poses import EndEffectorSpec, pose_matrix
 from unified_video_action.real.control.chunks import BadPlan, Chunks, keeping, read_chunk
 from unified_video_action.real.control.trajectory import Trajectory, between, ensemble, turn_of, turned
 from unified_video_action.real.planner import moving_average
@@ -18,17 +18,19 @@ RNG = np.random.default_rng(5)
 BASE = pose_matrix(np.array([0.3, 0.1, 0.2]), turned([0.3, 1.0, -0.5]))
 
 
-def said(observed: float, base: np.ndarray, offset: int = 0, hand: HandSpec = HAND) -> np.ndarray:
+def said(
+    observed: float, base: np.ndarray, offset: int = 0, end_effector: EndEffectorSpec = END_EFFECTOR
+) -> np.ndarray:
     """The actions (16, 10) of a policy that goes round the circle."""
     times = observed + STEP * (offset + np.arange(16))
-    return hand.actions(np.stack([circle(time) for time in times]), np.linspace(0, 0.08, 16), base)
+    return end_effector.actions(np.stack([circle(time) for time in times]), np.linspace(0, 0.08, 16), base)
 
 
 @pytest.mark.parametrize("offset, relative", [(0, True), (1, True), (0, False)])
 def test_actions_are_meant_for_the_time_of_the_newest_frame(offset: int, relative: bool) -> None:
-    hand = HandSpec({"hand_position": "position"}, relative_actions=relative)
-    policy = description(horizon=Horizon(action_offset=offset), hand=hand)
-    plan = read_chunk(said(50.0, BASE, offset, hand), policy, STEP, 50.0, BASE)
+    end_effector = EndEffectorSpec({"effector_position": "position"}, relative_actions=relative)
+    policy = description(horizon=Horizon(action_offset=offset), end_effector=end_effector)
+    plan = read_chunk(said(50.0, BASE, offset, end_effector), policy, STEP, 50.0, BASE)
     np.testing.assert_allclose(plan.times, 50.0 + STEP * (offset + np.arange(16)))
     np.testing.assert_allclose(plan.poses, np.stack([circle(time) for time in plan.times]), atol=1e-6)
     np.testing.assert_allclose(plan.grippers, np.linspace(0, 0.08, 16), atol=1e-6)
@@ -103,7 +105,7 @@ def test_going_on_gives_the_rest_of_the_plan_as_seen_from_now() -> None:
     made.add(plan_at(100.0), 100.05, HOME, 0.04)
     kept = made.continuation(100.5, BASE, arrival=100.75)
     assert len(kept.actions) == 11  # 100.5 to 101.5
-    poses, _ = HAND.targets(kept.actions, BASE)
+    poses, _ = END_EFFECTOR.targets(kept.actions, BASE)
     np.testing.assert_allclose(poses, np.stack([circle(100.5 + STEP * i) for i in range(11)]), atol=1e-6)
     # Executed before the new plan is there: 100.5, 100.6 and 100.7, for it comes at 100.75 + 0.02.
     assert (kept.weights[:3] == 1).all() and (np.diff(kept.weights[2:]) < 0).all() and 0 < kept.weights[-1] < 0.1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation, Slerp
 
-from tests.real.fakes import HAND, HOME, SIZE, FakeCamera, ManualTime, description
+from tests.real.fakes import END_EFFECTOR, HOME, SIZE, FakeCamera, ManualTime, description
 from unified_video_action.poses import pose_matrix, relative_to
 from unified_video_action.real.control.observer import Observer
 from unified_video_action.real.planner import ObservationEntry
@@ -54,8 +54,8 @@ def test_frames_are_those_nearest_to_the_history_and_states_lie_at_the_same_time
     base = poses[-1]
     np.testing.assert_allclose(observed.base, base, atol=1e-6)
     seen = relative_to(poses, base)
-    np.testing.assert_allclose(observed.entries["hand_position"], seen[:, :3, 3], atol=1e-6)
-    np.testing.assert_allclose(observed.entries["hand_rotation"], seen[:, :2, :3].reshape(4, 6), atol=1e-6)
+    np.testing.assert_allclose(observed.entries["effector_position"], seen[:, :3, 3], atol=1e-6)
+    np.testing.assert_allclose(observed.entries["effector_rotation"], seen[:, :2, :3].reshape(4, 6), atol=1e-6)
     np.testing.assert_allclose(observed.entries["opening"][:, 0], 0.01 * times, atol=1e-6)
     for name, entry in description().observations.items():
         assert observed.entries[name].shape == (entry.steps, *entry.shape)
@@ -96,8 +96,8 @@ def test_a_policy_that_this_robot_cannot_serve_is_refused() -> None:
     camera = FakeCamera(ManualTime())
     with pytest.raises(ValueError, match="setup.cameras: 2 of them, but the policy reads 1: wrist"):
         Observer(description(), [camera, camera], STEP)
-    with pytest.raises(ValueError, match="does not say how its actions move a hand"):
-        Observer(description(hand=None), [camera], STEP)
+    with pytest.raises(ValueError, match="does not say how its actions move an end effector"):
+        Observer(description(end_effector=None), [camera], STEP)
     entries = dict(description().observations) | {"force": ObservationEntry("low_dim", (3,), 4)}
     with pytest.raises(ValueError, match="'force'"):
-        Observer(description(observations=entries, hand=HAND), [camera], STEP)
+        Observer(description(observations=entries, end_effector=END_EFFECTOR), [camera], STEP)

@@ -29,7 +29,7 @@ BEGAN = 100.0
 
 
 def pose_at(time: float) -> np.ndarray:
-    """Where the hand is at a time: it moves and turns evenly."""
+    """Where the end effector is at a time: it moves and turns evenly."""
     turn = Rotation.from_rotvec([0.3 * (time - BEGAN), 2.8, 0.1]).as_matrix()
     return pose_matrix(np.array([0.3 + 0.1 * (time - BEGAN), 0.02, 0.2]), turn)
 
@@ -88,7 +88,7 @@ def test_what_was_recorded_is_what_was_given(tmp_path: Path, codec: str) -> None
     times = root["recording/row_time"][...]
     assert times == pytest.approx(BEGAN + 0.023 + 0.05 * np.arange(rows))
     vectors = np.concatenate([data["robot0_eef_pos"], data["robot0_eef_rot_axis_angle"]], axis=1)
-    for row in (0, 7, rows - 1):  # the hand when the frame was taken, between two states
+    for row in (0, 7, rows - 1):  # the end effector when the frame was taken, between two states
         apart = distance(from_vector(vectors[row]), pose_at(times[row]))
         assert max(apart) < 1e-5
         assert data["robot0_gripper_width"][row, 0] == pytest.approx(0.08 - 0.01 * (times[row] - BEGAN), abs=1e-6)

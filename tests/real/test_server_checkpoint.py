@@ -33,15 +33,15 @@ SECONDS = 120  # for processes that import torch on a busy machine
 
 
 @pytest.fixture(scope="module")
-def hand(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a hand that follows instructions."""
-    return write_checkpoint(tmp_path_factory.mktemp("hand") / "latest")
+def end_effector(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an end effector that follows instructions."""
+    return write_checkpoint(tmp_path_factory.mktemp("end_effector") / "latest")
 
 
 @pytest.fixture(scope="module")
 def pusht(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint without language, of frames and one newest state."""
-    return write_checkpoint(tmp_path_factory.mktemp("pusht") / "latest", hand=False)
+    return write_checkpoint(tmp_path_factory.mktemp("pusht") / "latest", end_effector=False)
 
 
 def planned(folder: Path, seen: list[dict[str, np.ndarray]], seed: int, text: str | None) -> list[np.ndarray]:
@@ -55,10 +55,10 @@ def planned(folder: Path, seen: list[dict[str, np.ndarray]], seed: int, text: st
     return plans
 
 
-def test_a_checkpoint_describes_itself(hand: Path, pusht: Path) -> None:
-    found = describe_checkpoint(hand)
+def test_a_checkpoint_describes_itself(end_effector: Path, pusht: Path) -> None:
+    found = describe_checkpoint(end_effector)
     expected = describe()
-    assert found.observations == expected.observations and found.hand == expected.hand
+    assert found.observations == expected.observations and found.end_effector == expected.end_effector
     assert found.horizon == expected.horizon and found.instructions == INSTRUCTIONS
     assert (found.action_dim, found.follows_text, found.step_seconds, found.continues) == (10, True, 0.05, True)
     found = describe_checkpoint(pusht)
@@ -66,20 +66,22 @@ def test_a_checkpoint_describes_itself(hand: Path, pusht: Path) -> None:
         ("image", "rgb", (96, 96, 3), 4),
         ("agent_pos", "low_dim", (2,), 1),
     ]
-    assert (found.action_dim, found.follows_text, found.hand, found.step_seconds) == (2, False, None, None)
+    assert (found.action_dim, found.follows_text, found.end_effector, found.step_seconds) == (2, False, None, None)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (("step_seconds: 0.05", "step_seconds: -1"), "task.step_seconds"),
-        (("robot0_eef_pos: position", "robot0_eef_pos: place"), "hand.states.robot0_eef_pos"),
+        (("robot0_eef_pos: position", "robot0_eef_pos: place"), "end_effector.states.robot0_eef_pos"),
         (("robot0_eef_pos: position", "elbow: position"), "elbow is not in"),
-        (("relative_states", "relative_state"), "task.hand"),
+        (("relative_states", "relative_state"), "task.end_effector"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_named(hand: Path, tmp_path: Path, change: tuple, said: str) -> None:
-    text = (hand / "config.yaml").read_text()
+def test_a_configuration_that_does_not_fit_is_named(
+    end_effector: Path, tmp_path: Path, change: tuple, said: str
+) -> None:
+    text = (end_effector / "config.yaml").read_text()
     assert change[0] in text
     (tmp_path / "config.yaml").write_text(text.replace(*change))
     with pytest.raises(ValueError, match=said):
@@ -101,31 +103,33 @@ def test_a_configuration_that_does_not_fit_is_named(hand: Path, tmp_path: Path, 
     ],
 )
 def test_a_damaged_checkpoint_is_named_in_one_line(
-    hand: Path, tmp_path: Path, file: str, text: str | None, said: str
+    end_effector: Path, tmp_path: Path, file: str, text: str | None, said: str
 ) -> None:
     damaged = tmp_path / "latest"
-    shutil.copytree(hand, damaged)
+    shutil.copytree(end_effector, damaged)
     (damaged / file).unlink() if text is None else (damaged / file).write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(said)) as error:
         load_core(options("--checkpoint", str(damaged), "--device", "cpu"))
     assert "\n" not in str(error.value) and str(damaged) in str(error.value)
 
 
-def test_what_fails_while_loading_is_one_line_too(hand: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_fails_while_loading_is_one_line_too(
+    end_effector: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(loading, "load_policy", fail)
     with pytest.raises(ValueError, match=r"--checkpoint .*: no plan on cpu: RuntimeError: CUDA out of memory. Tried"):
-        load_core(options("--checkpoint", str(hand), "--device", "cpu"))
+        load_core(options("--checkpoint", str(end_effector), "--device", "cpu"))
     with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
         describe_checkpoint(tmp_path)
 
 
-def test_every_client_gets_the_plans_of_the_policy(hand: Path) -> None:
-    given = ("--checkpoint", str(hand), "--device", "cpu", "--max-clients", "3", "--allow-umi-pickle")
+def test_every_client_gets_the_plans_of_the_policy(end_effector: Path) -> None:
+    given = ("--checkpoint", str(end_effector), "--device", "cpu", "--max-clients", "3", "--allow-umi-pickle")
     seen = [observe(describe(), seed) for seed in range(2)]
-    expected = planned(hand, seen, 0, TEXT)
+    expected = planned(end_effector, seen, 0, TEXT)
     with load_core(options(*given)) as core, serve(core, *given[2:]) as ports:
         with RemotePlanner(f"ws://127.0.0.1:{ports['websocket']}") as planner:
             planner.reset(0, TEXT)
@@ -179,25 +183,25 @@ def test_a_prefix_is_held_against_the_state_that_actions_are_relative_to(pusht: 
     assert ranges(tmp_path, describe_checkpoint(tmp_path))["action"][1].tolist() == [9, 9]
 
 
-def test_bad_options_are_named(hand: Path, pusht: Path) -> None:
+def test_bad_options_are_named(end_effector: Path, pusht: Path) -> None:
     for given in ("--sampler magic", "--precision fp7", "--device abacus"):
         with pytest.raises(ValueError, match=given.split()[1]):
-            load_core(options("--checkpoint", str(hand), *given.split()))
+            load_core(options("--checkpoint", str(end_effector), *given.split()))
     with pytest.raises(ValueError, match="--task"):
         load_core(options("--checkpoint", str(pusht), "--task", TEXT))
 
 
 def test_a_server_process_serves_one_robot_and_ends_with_its_parent(
-    hand: Path, monkeypatch: pytest.MonkeyPatch
+    end_effector: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UVA_SERVER_KEY", "of another server")
-    process, endpoint = start_server_process(hand, ("--device", "cpu", "--task", OTHER_TEXT))
+    process, endpoint = start_server_process(end_effector, ("--device", "cpu", "--task", OTHER_TEXT))
     try:
         assert os.getpgid(process.pid) != os.getpgid(0)  # Ctrl-C does not reach it
         with RemotePlanner(endpoint) as planner:
             planner.reset(1)
             seen = observe(planner.description)
-            np.testing.assert_allclose(planner.plan(seen), planned(hand, [seen], 1, OTHER_TEXT)[0], atol=1e-5)
+            np.testing.assert_allclose(planner.plan(seen), planned(end_effector, [seen], 1, OTHER_TEXT)[0], atol=1e-5)
         assert process.poll() is None
         process.stdin.close()  # as the end of this process does
         assert process.wait(SECONDS) == 0
@@ -210,9 +214,9 @@ def test_a_server_process_that_cannot_start_says_so(tmp_path: Path) -> None:
         start_server_process(tmp_path / "none")
 
 
-def test_ctrl_c_ends_the_server_of_eval_real(hand: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_server_of_eval_real(end_effector: Path, tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
-    command = [sys.executable, "eval_real.py", "serve", "--checkpoint", str(hand), "--device", "cpu"]
+    command = [sys.executable, "eval_real.py", "serve", "--checkpoint", str(end_effector), "--device", "cpu"]
     command += ["--port", "0", "--ready-file", str(ready)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:

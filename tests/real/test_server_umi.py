@@ -165,7 +165,7 @@ def test_a_policy_that_moves_no_hand_is_not_offered_to_it() -> None:
     description = PolicyDescription(
         "pushing", {"image": ObservationEntry("rgb", (64, 64, 3), 4)}, Horizon(), 2, 8, False
     )
-    with instant_core(description) as (core, _), pytest.raises(ValueError, match="task.hand"):
+    with instant_core(description) as (core, _), pytest.raises(ValueError, match="task.end_effector"):
         serve(core, "--allow-umi-pickle").__enter__()
 
 

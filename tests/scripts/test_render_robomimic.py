@@ -59,15 +59,15 @@ def test_steps_become_the_poses_that_they_lead_to(source, rendered) -> None:
         before, after = read_demo(source, name), read_demo(rendered, name)
         np.testing.assert_array_equal(after["states"], before["states"])
         np.testing.assert_array_equal(after["rewards"], before["rewards"])
-        # The controller's arithmetic: a step is a share of 5 cm from the hand, and of half a radian.
+        # The controller's arithmetic: a step is a share of 5 cm from the end effector, and of half a radian.
         goal = before["obs/robot0_eef_pos"] + 0.05 * before["actions"][:, :3]
         np.testing.assert_allclose(after["actions"][:, :3], goal, atol=1e-6)
         np.testing.assert_array_equal(after["actions"][:, 6], before["actions"][:, 6])
         np.testing.assert_allclose(after["obs/robot0_eef_pos"], before["obs/robot0_eef_pos"], atol=1e-6)
     simulator = Simulator(environment_arguments("Lift", absolute=True))
     simulator.restore(after["states"][0], after["model"])
-    hand, turned = simulator.hand_pose()[1], Rotation.from_rotvec(0.5 * before["actions"][0, 3:6])
-    difference = Rotation.from_rotvec(after["actions"][0, 3:6]).inv() * turned * Rotation.from_matrix(hand)
+    effector, turned = simulator.end_effector_pose()[1], Rotation.from_rotvec(0.5 * before["actions"][0, 3:6])
+    difference = Rotation.from_rotvec(after["actions"][0, 3:6]).inv() * turned * Rotation.from_matrix(effector)
     assert difference.magnitude() < 1e-6
     for state, action in zip(after["states"], after["actions"], strict=True):  # and lead through the same states
         np.testing.assert_allclose(simulator.state, state, atol=1e-3)

@@ -65,9 +65,9 @@ def test_absolute_actions_move_the_hand_as_the_relative_ones_did(env, recordings
     actions = absolute_actions(env._scene, recording)
     assert actions.shape == (STEPS, 7) and np.array_equal(actions[:, 6], recording.actions[:, 6])
     seen, solved = play(env._scene, recording, actions, image_size=0)
-    hands = recordings[number]["hands"]  # after each action
-    assert np.ptp(hands, axis=0).max() > 0.03
-    np.testing.assert_allclose(seen["ee_pos"][1:], hands[:-1], atol=1e-3)
+    positions = recordings[number]["positions"]  # after each action
+    assert np.ptp(positions, axis=0).max() > 0.03
+    np.testing.assert_allclose(seen["ee_pos"][1:], positions[:-1], atol=1e-3)
     assert solved == bool(number)
     ((body, (place, _)),) = recording.fixtures.items()
     model = env._scene._env.sim.model

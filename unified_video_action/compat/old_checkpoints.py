@@ -40,6 +40,8 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
             policy["loss_scale"].pop("wrist", None)  # one term holds the losses of all cameras
     if isinstance(training, dict) and isinstance(config.get("model"), dict) and "mode_mix" in training:
         config["model"]["mode_mix"] = training.pop("mode_mix")
+    if isinstance(task := config.get("task"), dict) and "hand" in task:
+        task["end_effector"] = task.pop("hand")
     if isinstance(trainer, dict):
         config["trainer"] = {TRAINER.get(key, key): value for key, value in trainer.items()}
     return config

@@ -17,7 +17,7 @@ import yaml
 from unified_video_action.poses import KINDS
 
 CAMERA = "camera0_rgb"
-STATES = {  # what a policy may read of a hand -> its name here, and as which numbers the client measures it
+STATES = {  # what a policy may read of an end effector -> its name here, and as which numbers the client measures it
     "position": ("robot0_eef_pos", 3),
     "rotation_6d": ("robot0_eef_rot_axis_angle", 3),
     "gripper": ("robot0_gripper_width", 1),
@@ -33,7 +33,7 @@ def observations(message: Mapping[str, Any], camera: str, states: Mapping[str, s
     """What the client sends, under a policy's own names.
 
     Args:
-        camera: the policy's. states: name of a policy's state -> what it is of a hand.
+        camera: the policy's. states: name of a policy's state -> what it is of an end effector.
 
     Raises:
         ValueError: something is missing.

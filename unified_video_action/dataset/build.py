@@ -9,10 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from unified_video_action.dataset.mixture import Wanted
-from unified_video_action.dataset.transforms import HAND_STATES
+from unified_video_action.dataset.transforms import END_EFFECTOR_STATES
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, instantiate
-from unified_video_action.poses import KINDS, HandSpec
+from unified_video_action.poses import KINDS, EndEffectorSpec
 from unified_video_action.spec import TaskSpec
 
 FRAMES = ("latents", "cached", "decoded")
@@ -34,9 +34,9 @@ class DataSettings:
 
 
 def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
-    """Build `task.dataset`; `task.horizon`, `task.shape_meta` and `task.hand` decide what its samples hold.
+    """Build `task.dataset`; `task.horizon`, `task.shape_meta` and `task.end_effector` decide what its samples hold.
 
-    With `task.hand`, the sources give the poses of a hand, of which the task's states and actions are made.
+    With `task.end_effector`, the sources give poses of an end effector; the task's states and actions are made of them.
 
     Raises:
         ValueError: an unknown key, or data whose shapes differ from task.shape_meta.
@@ -46,8 +46,8 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
         config = OmegaConf.to_container(config, resolve=True)
     task = config["task"]
     spec = TaskSpec.parse(task)
-    hand = {"hand": _hand(task, spec)} if task.get("hand") else {}
-    low_dim = HAND_STATES if hand else tuple(spec.states)
+    end_effector = {"end_effector": _end_effector(task, spec)} if task.get("end_effector") else {}
+    low_dim = END_EFFECTOR_STATES if end_effector else tuple(spec.states)
     width = sum(spec.states[name] for name in spec.predicted_states)
     if width != spec.predicted_state_dim:
         raise ValueError(
@@ -63,7 +63,7 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
         low_dim_steps=spec.state_steps or None,
         history_actions=spec.history_actions,
         future_low_dim=spec.predicted_states,
-        **hand,
+        **end_effector,
     )
     found, asked = dataset.shapes(), {f"obs.{camera.name}": (3, *camera.size) for camera in spec.cameras}
     asked |= {f"obs.{name}": (width,) for name, width in spec.states.items()}
@@ -74,15 +74,16 @@ def build_dataset(config: DictConfig | Mapping[str, Any]) -> WindowDataset:
     return dataset
 
 
-def _hand(task: Mapping[str, Any], spec: TaskSpec) -> HandSpec:
-    """`task.hand`, which makes all states of the task. Raises ValueError where they do not fit together."""
-    hand = build_dataclass(HandSpec, task["hand"], "task.hand")
-    if list(hand.states) != list(spec.states):
+def _end_effector(task: Mapping[str, Any], spec: TaskSpec) -> EndEffectorSpec:
+    """`task.end_effector`, which makes all states of the task. Raises ValueError where they do not fit together."""
+    end_effector = build_dataclass(EndEffectorSpec, task["end_effector"], "task.end_effector")
+    if list(end_effector.states) != list(spec.states):
         raise ValueError(
-            f"task.hand.states makes {', '.join(hand.states) or 'nothing'}, but the low_dim observations of "
-            f"task.shape_meta are {', '.join(spec.states) or 'none'}; name the same ones, in the same order"
+            f"task.end_effector.states makes {', '.join(end_effector.states) or 'nothing'}, but the low_dim "
+            f"observations of task.shape_meta are {', '.join(spec.states) or 'none'}; name the same ones in the same "
+            "order"
         )
-    for name, kind in hand.states.items():
+    for name, kind in end_effector.states.items():
         if KINDS[kind] != spec.states[name]:
-            raise ValueError(f"task.shape_meta.obs.{name}: a hand's {kind} has shape [{KINDS[kind]}]")
-    return hand
+            raise ValueError(f"task.shape_meta.obs.{name}: an end effector's {kind} has shape [{KINDS[kind]}]")
+    return end_effector

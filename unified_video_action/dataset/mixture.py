@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.sequence import WindowOptions
 from unified_video_action.dataset.tables import Table
-from unified_video_action.dataset.transforms import HandWindows, WindowTransform
+from unified_video_action.dataset.transforms import EndEffectorWindows, WindowTransform
 from unified_video_action.dataset.window_dataset import WindowDataset
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import EndEffectorSpec
 from unified_video_action.spec import Horizon
 
 
@@ -76,7 +76,7 @@ class MixtureDataset(WindowDataset):
         max_train_episodes: most episodes of each store to train on; None: all.
         augmentation: random crop and blur of the frames.
         raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
-        hand: how recorded poses become the task's states and actions; the last of the transforms.
+        end_effector: how recorded poses become the task's states and actions; the last of the transforms.
         normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
         Others as in `WindowOptions`.
     """
@@ -100,7 +100,7 @@ class MixtureDataset(WindowDataset):
         down_sample: int = 1,
         latency: Mapping[str, float] | None = None,
         transforms: Sequence[WindowTransform] | None = None,
-        hand: HandSpec | None = None,
+        end_effector: EndEffectorSpec | None = None,
         normalizer: str = "limits",
     ) -> None:
         sources = [sources] if isinstance(sources, Source) else sources
@@ -123,7 +123,7 @@ class MixtureDataset(WindowDataset):
             augmentation=augmentation,
             down_sample=down_sample,
             latency=latency or {},
-            transforms=(*(transforms or ()), *([] if hand is None else [HandWindows(hand)])),
+            transforms=(*(transforms or ()), *([] if end_effector is None else [EndEffectorWindows(end_effector)])),
         )
         plain = replace(wanted, low_dim=(), auxiliary=False)
         asked = [plain if isinstance(source, StoreSource) and not source.has_low_dim else wanted for source in sources]

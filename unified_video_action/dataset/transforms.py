@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unified_video_action.dataset.sampling import sample_seed, uniform
-from unified_video_action.poses import HandSpec, between, from_vector, to_vector
+from unified_video_action.poses import EndEffectorSpec, between, from_vector, to_vector
 
-# The states that a source records of a hand.
+# The states that a source records of an end effector.
 POSE = "pose"  # position (metres) and axis-angle (radians), (6,)
 GRIPPER = "gripper"  # opening, metres, (1,)
 START_POSE = "start_pose"  # in which the episode began, (6,)
-HAND_STATES = (POSE, GRIPPER, START_POSE)
+END_EFFECTOR_STATES = (POSE, GRIPPER, START_POSE)
 
 START_NOISE = 101  # stream of random numbers
 
@@ -71,23 +71,26 @@ class StartNoise(WindowTransform):
 
 
 @dataclass(frozen=True)
-class HandWindows(WindowTransform):
-    """Recorded poses become the states and actions that a policy reads and says, by the task's `hand`."""
+class EndEffectorWindows(WindowTransform):
+    """Recorded poses become the states and actions that a policy reads and says, by the task's `end_effector`."""
 
-    hand: HandSpec
+    end_effector: EndEffectorSpec
 
     def __call__(self, states: WindowStates) -> WindowStates:
         now = from_vector(states.now[POSE][:, 0])  # (B, 4, 4)
         start = from_vector(states.now[START_POSE][:, 0])  # (B, 4, 4)
 
-        def hand(recorded: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        def poses(recorded: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
             return from_vector(recorded[POSE]), recorded[GRIPPER][..., 0]
 
         seen = {
-            part: self.hand.observe(*hand(getattr(states, part)), now, start) for part in ("history", "now", "future")
+            part: self.end_effector.observe(*poses(getattr(states, part)), now, start)
+            for part in ("history", "now", "future")
         }
-        past = self.hand.actions(*hand(states.past_targets), now) if states.past_targets else None
-        return replace(states, **seen, action=self.hand.actions(*hand(states.targets), now), history_action=past)
+        past = self.end_effector.actions(*poses(states.past_targets), now) if states.past_targets else None
+        return replace(
+            states, **seen, action=self.end_effector.actions(*poses(states.targets), now), history_action=past
+        )
 
 
 def normal(seeds: np.ndarray, stream: int, count: int) -> np.ndarray:

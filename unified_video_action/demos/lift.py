@@ -19,8 +19,10 @@ from unified_video_action.env.robomimic.simulator import Simulator, environment_
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 CUBE = "cube_main"  # robosuite's name of the body
-POINTING_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # the hand, fingers along the world's y
-REACH = 0.05, 0.5  # metres and radians that an action may lie ahead of the hand: what a relative action can say
+POINTING_DOWN = np.array(
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
+)  # the end effector, fingers along the world's y
+REACH = 0.05, 0.5  # metres and radians that an action may lie ahead of the end effector: what a relative action can say
 NEAR, ALIGNED = 0.01, 0.1  # metres and radians within which a move counts as made
 CLOSING_STEPS = 8
 OPEN, CLOSED = -1.0, 1.0
@@ -35,7 +37,7 @@ class Collector(BaseCollector):
     samples: int = option(0, "of each pixel: 0 (fast) or 4 (smooth edges)")
     delta: bool = option(False, "actions as steps, which is how robomimic records them")
     max_steps: int = option(120, "control steps after which an attempt is given up")
-    extra_steps: int = option(5, "recorded after the cube is up, where the hand goes on")
+    extra_steps: int = option(5, "recorded after the cube is up, where the end effector goes on")
     drift: float = option(0.003, "metres, standard deviation of a slow drift of the targets")
     slowest: float = option(0.6, "an episode's speed is a share of the fastest, from this to 1")
 
@@ -93,7 +95,7 @@ class Collector(BaseCollector):
 
     def _step_towards(self, goal: np.ndarray) -> np.ndarray:
         """The relative action (7,) for an absolute one."""
-        position, rotation = self.simulator.hand_pose()
+        position, rotation = self.simulator.end_effector_pose()
         turn = (Rotation.from_rotvec(goal[3:6]) * Rotation.from_matrix(rotation).inv()).as_rotvec()
         step = np.concatenate([(goal[:3] - position) / REACH[0], turn / REACH[1]])
         return np.append(np.clip(step, -1, 1), goal[6])
@@ -118,42 +120,42 @@ class LiftExpert:
 
     def act(self, simulator: Simulator) -> np.ndarray:
         """Action (7,): position, axis-angle, gripper."""
-        hand, cube = simulator.hand_pose(), simulator.body_pose(CUBE)
+        effector, cube = simulator.end_effector_pose(), simulator.body_pose(CUBE)
         self._drift = 0.9 * self._drift + np.sqrt(1 - 0.9**2) * self._rng.normal(0, self._drift_size, 3)
         while True:
-            goal, gripper, done = self._moves[0](hand, cube)
+            goal, gripper, done = self._moves[0](effector, cube)
             if not done:
-                return self._ahead(hand, goal, _grip(cube[1]), gripper)
+                return self._ahead(effector, goal, _grip(cube[1]), gripper)
             self._moves.pop(0)
 
-    def _above(self, hand: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
+    def _above(self, effector: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
         goal = cube[0] + [0, 0, self._hover] + self._drift
-        turn = Rotation.from_matrix(_grip(cube[1]) @ hand[1].T).magnitude()
-        return goal, OPEN, bool(np.linalg.norm(goal - hand[0]) < NEAR + self._hover / 4 and turn < ALIGNED)
+        turn = Rotation.from_matrix(_grip(cube[1]) @ effector[1].T).magnitude()
+        return goal, OPEN, bool(np.linalg.norm(goal - effector[0]) < NEAR + self._hover / 4 and turn < ALIGNED)
 
-    def _down(self, hand: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
+    def _down(self, effector: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
         goal = cube[0] + [0, 0, self._depth] + self._drift * [1, 1, 0]
-        return goal, OPEN, bool(np.linalg.norm(goal - hand[0]) < NEAR)
+        return goal, OPEN, bool(np.linalg.norm(goal - effector[0]) < NEAR)
 
-    def _close(self, hand: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
+    def _close(self, effector: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
         self._closed_for += 1
         return cube[0] + [0, 0, self._depth], CLOSED, self._closed_for > CLOSING_STEPS
 
-    def _up(self, hand: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
-        return hand[0] + [*self._drift[:2], 0.05], CLOSED, False
+    def _up(self, effector: tuple, cube: tuple) -> tuple[np.ndarray, float, bool]:
+        return effector[0] + [*self._drift[:2], 0.05], CLOSED, False
 
-    def _ahead(self, hand: tuple, goal: np.ndarray, rotation: np.ndarray, gripper: float) -> np.ndarray:
-        """The point on the way to a pose that lies one action ahead of the hand."""
-        way = goal - hand[0]
+    def _ahead(self, effector: tuple, goal: np.ndarray, rotation: np.ndarray, gripper: float) -> np.ndarray:
+        """The point on the way to a pose that lies one action ahead of the end effector."""
+        way = goal - effector[0]
         way *= min(1.0, self._speed * REACH[0] / max(np.linalg.norm(way), 1e-9))
-        turn = Rotation.from_matrix(rotation @ hand[1].T).as_rotvec()
+        turn = Rotation.from_matrix(rotation @ effector[1].T).as_rotvec()
         turn *= min(1.0, self._speed * REACH[1] / max(np.linalg.norm(turn), 1e-9))
-        ahead = Rotation.from_rotvec(turn) * Rotation.from_matrix(hand[1])
-        return np.concatenate([hand[0] + way, ahead.as_rotvec(), [gripper]])
+        ahead = Rotation.from_rotvec(turn) * Rotation.from_matrix(effector[1])
+        return np.concatenate([effector[0] + way, ahead.as_rotvec(), [gripper]])
 
 
 def _grip(cube: np.ndarray) -> np.ndarray:
-    """The hand's rotation (3, 3) that takes the cube by two faces, turned by no more than 45 degrees."""
+    """The end effector's rotation (3, 3) that takes the cube by two faces, turned by no more than 45 degrees."""
     yaw = np.arctan2(cube[1, 0], cube[0, 0])
     yaw = (yaw + np.pi / 4) % (np.pi / 2) - np.pi / 4
     return Rotation.from_euler("z", yaw).as_matrix() @ POINTING_DOWN

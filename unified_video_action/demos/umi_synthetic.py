@@ -25,16 +25,16 @@ CAMERAS = ("pinhole", "fisheye")
 TABLE = 1.6  # metres of the texture's side; beyond it repeats
 TEXELS = 1024  # along that side
 SAMPLES = 2  # of a pixel along each axis
-PLACE_SECONDS = 1.2  # from one place that the hand visits to the next
+POINT_SECONDS = 1.2  # from one point that the gripper visits to the next
 WIDEST = 0.08  # metres of opening
-# The camera sits above and behind the fingers' tips, where the hand's pose is; x to the right, y down, z forward.
-CAMERA_IN_HAND = pose_matrix(np.array([0.0, -0.08, -0.16]), np.eye(3))
+# The camera sits above and behind the fingers' tips, where the gripper's pose is; x to the right, y down, z forward.
+CAMERA_IN_GRIPPER = pose_matrix(np.array([0.0, -0.08, -0.16]), np.eye(3))
 DOWN = Rotation.from_matrix([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])  # looks at the table from above
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What recordings look like and how the hand moves in them.
+    """What recordings look like and how the gripper moves in them.
 
     Raises:
         ValueError: a value out of range.
@@ -45,9 +45,9 @@ class Scene:
     seconds: float = 8.0  # of an episode
     camera: str = "pinhole"  # or fisheye
     field_of_view: float = 100.0  # degrees across the frame
-    speed: float = 1.0  # of the hand; 1: about 0.3 m/s
+    speed: float = 1.0  # of the gripper; 1: about 0.3 m/s
     tables: int = 0  # different tables that episodes take in turn; 0: each has its own
-    turning: float = 0.25  # radians by which the hand tilts and turns, standard deviation
+    turning: float = 0.25  # radians by which the gripper tilts and turns, standard deviation
 
     def __post_init__(self) -> None:
         if self.camera not in CAMERAS:
@@ -128,19 +128,19 @@ def table_texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (T, 4, 4) of the hand in the table's frame, z up from its surface, and openings (T,), metres.
+    """Poses (T, 4, 4) of the gripper in the table's frame, z up from its surface, and openings (T,), metres.
 
-    The hand visits random places, as smoothly as a cubic spline, and trembles a little.
+    The gripper visits random points, as smoothly as a cubic spline, and trembles a little.
     """
     times = np.arange(scene.rows) / scene.fps
-    progress = times * scene.speed / PLACE_SECONDS  # places visited so far
+    progress = times * scene.speed / POINT_SECONDS  # places visited so far
     knots = np.arange(-1, np.ceil(progress[-1]) + 3)
     places = np.column_stack([rng.normal(0, 0.16, (len(knots), 2)), rng.uniform(0.12, 0.42, len(knots))])
     turns = rng.normal(0, scene.turning, (len(knots), 3))
     position = CubicSpline(knots, places)(progress)
     position[:, 2] = np.maximum(position[:, 2], 0.05)
     turn = CubicSpline(knots, turns)(progress)
-    for _ in range(3):  # a hand trembles at a few hertz
+    for _ in range(3):  # a held gripper trembles at a few hertz
         frequency, phase = rng.uniform(3, 8), rng.uniform(0, 2 * np.pi, 6)
         sway = np.sin(2 * np.pi * frequency * times[:, None] + phase) * min(scene.speed, 1.0)
         position, turn = position + 3e-4 * sway[:, :3], turn + 2e-3 * sway[:, 3:]
@@ -150,7 +150,7 @@ def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 class CameraModel:
-    """A camera on the hand, square pixels, the optical axis in the middle."""
+    """A camera on the gripper, square pixels, the optical axis in the middle."""
 
     def __init__(self, scene: Scene) -> None:
         self.size, self.fisheye = scene.image_size, scene.camera == "fisheye"
@@ -163,9 +163,9 @@ class CameraModel:
         rays = np.stack([x / radius * np.sin(angle), y / radius * np.sin(angle), np.cos(angle)], axis=-1)
         self._rays = rays.astype(np.float32)  # (fine, fine, 3), of length 1 in the camera's frame
 
-    def picture(self, texture: np.ndarray, hand: np.ndarray, opening: float) -> np.ndarray:
-        """uint8 (S, S, 3): the table, or a sky where it is not seen, and the fingers; `hand` (4, 4)."""
-        pose = (hand @ CAMERA_IN_HAND).astype(np.float32)
+    def picture(self, texture: np.ndarray, gripper: np.ndarray, opening: float) -> np.ndarray:
+        """uint8 (S, S, 3): the table, or a sky where it is not seen, and the fingers; `gripper` (4, 4)."""
+        pose = (gripper @ CAMERA_IN_GRIPPER).astype(np.float32)
         rays = self._rays @ pose[:3, :3].T  # (fine, fine, 3) in the table's frame
         down = np.minimum(rays[..., 2], -1e-3)
         reach = -pose[2, 3] / down
@@ -185,7 +185,7 @@ class CameraModel:
         inner, outer = side * opening / 2, side * (opening / 2 + 0.02)
         depth = np.linspace(0, -0.13, 8)  # from the tip back
         edge = [np.column_stack([np.full(8, x), np.full(8, 0.0), depth]) for x in (inner, outer)]
-        points = np.concatenate([edge[0], edge[1][::-1]]) - CAMERA_IN_HAND[:3, 3]  # in the camera's frame
+        points = np.concatenate([edge[0], edge[1][::-1]]) - CAMERA_IN_GRIPPER[:3, 3]  # in the camera's frame
         across = np.hypot(points[:, 0], points[:, 1])
         angle = np.arctan2(across, points[:, 2])
         radius = self.focal * (angle if self.fisheye else np.tan(np.minimum(angle, 1.5)))

@@ -62,7 +62,7 @@ class RobosuiteArm:
     def step(self, action: np.ndarray) -> None:
         """A twentieth of a second under `action` (7,): position, axis-angle, gripper (1 closes, -1 opens).
 
-        Absolute: the pose that the hand is drawn to, metres and radians in the world's frame. Relative: steps from
+        Absolute: the commanded pose of the end effector, metres and radians in the world's frame. Relative: steps from
         where it is, in shares of 5 cm and 0.5 rad, cut to [-1, 1].
         """
         self._env.step(np.asarray(action, np.float64))
@@ -114,8 +114,8 @@ class RobosuiteArm:
         image = sim.render(width=size, height=size, camera_name=camera)
         return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the lowest
 
-    def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
-        """Position (3,) and rotation matrix (3, 3) of the hand, in the frame that absolute actions are given in."""
+    def end_effector_pose(self) -> tuple[np.ndarray, np.ndarray]:
+        """Position (3,) and rotation matrix (3, 3) of the end effector, in the frame of absolute actions."""
         data, site = self._env.sim.data, self._env.robots[0].eef_site_id
         return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
 

@@ -13,7 +13,7 @@ from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.evaluation.bootstrap import Bootstrap
 from unified_video_action.evaluation.windows import generators
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.poses import HandSpec, distance
+from unified_video_action.poses import EndEffectorSpec, distance
 
 SEED = 20260602  # of the noise, the same every time
 CENTIMETRES = 100.0
@@ -53,9 +53,9 @@ def predict(
 
 
 def pose_errors(
-    predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, hand: HandSpec
+    predicted: np.ndarray, true: np.ndarray, recorded: np.ndarray, end_effector: EndEffectorSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors of actions (windows, A, 10) that name poses of one hand, seen from the pose of the newest observation.
+    """Errors of actions (windows, A, 10) that are poses of an end effector, relative to that of the newest observation.
 
     Returns:
         of positions in centimetres and of rotations in degrees, (windows, A); NaN where a step lies beyond the episode.
@@ -64,7 +64,7 @@ def pose_errors(
         ValueError: actions that are no poses.
     """
     here = np.broadcast_to(np.eye(4), (len(predicted), 4, 4))  # distances are the same wherever they are seen from
-    position, rotation = distance(hand.targets(predicted, here)[0], hand.targets(true, here)[0])
+    position, rotation = distance(end_effector.targets(predicted, here)[0], end_effector.targets(true, here)[0])
     missing = np.where(recorded, 0.0, np.nan)
     return CENTIMETRES * position + missing, np.degrees(rotation) + missing
 
@@ -91,15 +91,17 @@ def recorded_actions(dataset: WindowDataset, indices: Sequence[int], batch_size:
     return np.concatenate([batch["action"].numpy() for batch in _batches(dataset, indices, batch_size)])
 
 
-def standing_still(true: np.ndarray, hand: HandSpec) -> np.ndarray:
-    """What a model would say that sees no motion: relative actions (windows, A, 10) of a hand that stays where it is.
+def standing_still(true: np.ndarray, end_effector: EndEffectorSpec) -> np.ndarray:
+    """Relative actions (windows, A, 10) of an end effector that stays where it is: a model that sees no motion.
 
     Raises:
-        ValueError: actions are not relative, so that they do not tell where the hand is.
+        ValueError: actions are not relative, so they do not contain where the end effector is.
     """
-    if not hand.relative_actions:
-        raise ValueError("task.hand.relative_actions=false: absolute actions do not tell where the hand stands")
-    still = hand.actions(np.broadcast_to(np.eye(4), (*true.shape[:2], 4, 4)), true[..., 9], np.eye(4))
+    if not end_effector.relative_actions:
+        raise ValueError(
+            "task.end_effector.relative_actions=false: absolute actions do not contain where the end effector is"
+        )
+    still = end_effector.actions(np.broadcast_to(np.eye(4), (*true.shape[:2], 4, 4)), true[..., 9], np.eye(4))
     return np.asarray(still, true.dtype)
 
 

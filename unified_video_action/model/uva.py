@@ -319,7 +319,7 @@ class UVA(nn.Module):
 
         Args:
             dtype: low precision of products and of what lies between them; noisy rows, sums of conditions, and what
-                one part hands to another stay in float32. None: as this model computes.
+                one part passes to another stay in float32. None: as this model computes.
         """
         fast = shallow_copy(self)
         fast.made_of = Weights(self, self.mar.decoder.norm.bias)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from unified_video_action.inference.continuation import Continuation
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import EndEffectorSpec
 from unified_video_action.spec import Horizon
 
 
@@ -39,21 +39,23 @@ class PolicyDescription:
     follows_text: bool
     instructions: tuple[str, ...] = ()  # those it was trained on, where known
     step_seconds: float | None = None  # between two steps of the data it was trained on
-    hand: HandSpec | None = None  # how an arm's poses become its states, and its actions poses; None: not of a hand
+    end_effector: EndEffectorSpec | None = None  # how an arm's poses become states, and actions poses; None: no arm
     continues: bool = False  # accepts `Continuation`s
 
-    def require_hand(self) -> HandSpec:
+    def require_end_effector(self) -> EndEffectorSpec:
         """Raises ValueError for a policy that does not move an end effector."""
-        if self.hand is None:
+        if self.end_effector is None:
             raise ValueError(
-                f"policy {self.name!r} does not say how its actions move a hand (description.hand); only policies "
-                "trained on hands' poses, such as those of UMI data, can move an arm"
+                f"policy {self.name!r} does not say how its actions move an end effector (task.end_effector); only "
+                "policies trained on its poses, such as those of UMI data, can move an arm"
             )
-        return self.hand
+        return self.end_effector
 
     def to_json(self) -> dict[str, Any]:
         """Only dicts, lists, strings, numbers, booleans and None."""
-        return asdict(self)
+        data = asdict(self)
+        data["hand"] = data.pop("end_effector")  # its name in the protocol, which clients in use read
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicyDescription:
@@ -66,7 +68,8 @@ class PolicyDescription:
             }
             data["horizon"] = Horizon(**data["horizon"])
             data["instructions"] = tuple(data.get("instructions", ()))
-            data["hand"] = None if data.get("hand") is None else HandSpec(**data["hand"])
+            spec = data.pop("hand", None)
+            data["end_effector"] = None if spec is None else EndEffectorSpec(**spec)
             return cls(**data)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(

@@ -134,25 +134,25 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 
 def robomimic(path: Path, given, frames: bool = True, steps: int = 40) -> Path:
-    """Two demonstrations of a hand near (0.2, 0, 0.15); `given(hand)` makes positions of the actions."""
+    """Two demonstrations of an end effector near (0.2, 0, 0.15); `given` makes positions of the actions."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as opened:
         for number in range(2):
             demo = opened.create_group(f"data/demo_{number}")
-            hand = np.cumsum(rng.normal(size=(steps, 3)) * 0.004, axis=0) + [0.2, 0, 0.15]
-            demo["obs/robot0_eef_pos"] = hand
-            demo["actions"] = np.concatenate([given(hand), np.zeros((steps, 4))], axis=1)
+            effector = np.cumsum(rng.normal(size=(steps, 3)) * 0.004, axis=0) + [0.2, 0, 0.15]
+            demo["obs/robot0_eef_pos"] = effector
+            demo["actions"] = np.concatenate([given(effector), np.zeros((steps, 4))], axis=1)
             if frames:
                 demo["obs/front_image"] = rng.integers(256, size=(steps, 6, 8, 3), dtype=np.uint8)
     return path
 
 
-def deltas(hand: np.ndarray) -> np.ndarray:
-    return np.diff(hand, axis=0, append=hand[-1:])
+def deltas(effector: np.ndarray) -> np.ndarray:
+    return np.diff(effector, axis=0, append=effector[-1:])
 
 
 def test_poses_are_read(tmp_path) -> None:
-    path = robomimic(tmp_path / "demos.hdf5", lambda hand: hand + deltas(hand))
+    path = robomimic(tmp_path / "demos.hdf5", lambda effector: effector + deltas(effector))
     (table,) = RobomimicSource(str(path), weight=2.0).tables(WANTED)
     assert np.allclose(table.action[:39, :3], table.low_dim["robot0_eef_pos"][1:40], atol=1e-6) and table.weight == 2.0
     (table,) = RobomimicSource(str(path), has_action=False).tables(Wanted(WANTED.cameras, (), 7))
@@ -171,8 +171,14 @@ def test_poses_are_read(tmp_path) -> None:
     ("given", "message"),
     [
         (deltas, "its actions are steps.*render_robomimic.py .*demos.hdf5 --absolute --output NEW.hdf5"),
-        (lambda hand: hand + [0.56, 0, -0.9], r"another frame than obs/robot0_eef_pos, \[0.56, 0.0, -0.9\] m from it"),
-        (lambda hand: np.random.default_rng(1).normal(size=hand.shape), "follow neither obs/robot0_eef_pos nor its"),
+        (
+            lambda effector: effector + [0.56, 0, -0.9],
+            r"another frame than obs/robot0_eef_pos, \[0.56, 0.0, -0.9\] m from it",
+        ),
+        (
+            lambda effector: np.random.default_rng(1).normal(size=effector.shape),
+            "follow neither obs/robot0_eef_pos nor its",
+        ),
     ],
 )
 def test_other_actions_are_refused_or_taken_on_ones_word(tmp_path, given, message) -> None:

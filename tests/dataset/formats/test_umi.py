@@ -17,11 +17,11 @@ from unified_video_action.dataset.formats.umi import UmiSource, UmiStore
 from unified_video_action.dataset.frame_fit import LEFT_MIRROR, FrameMask
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
 from unified_video_action.dataset.store import StoreError
-from unified_video_action.dataset.transforms import HAND_STATES, START_POSE
+from unified_video_action.dataset.transforms import END_EFFECTOR_STATES, START_POSE
 from unified_video_action.spec import Horizon
 
 CAMERA = "camera0_rgb"
-WANTED = Wanted((CAMERA,), HAND_STATES, 10)
+WANTED = Wanted((CAMERA,), END_EFFECTOR_STATES, 10)
 ENDS = [20, 33, 60]
 SHOWN = numbered_frames(range(60), (48, 48))
 POSES = np.random.default_rng(0).normal(0, 0.3, (60, 6))
@@ -75,7 +75,7 @@ def test_frames_of_every_codec(tmp_path, codec) -> None:
 
 
 def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
-    """It names every parameter in the metadata, and hands on chunks with their leading axis."""
+    """It names every parameter in the metadata, and passes chunks on with their leading axis."""
     path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
     metadata = json.loads((path / "data" / CAMERA / ".zarray").read_text())
     unset = dict.fromkeys(["bitspersample", "decodingspeed", "index", "keeporientation", "numthreads", "planar"])
@@ -195,8 +195,12 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
 @pytest.mark.parametrize(
     ("wanted", "options", "message"),
     [
-        (Wanted((CAMERA,), HAND_STATES, 7), {}, "actions of 10 numbers, but task.shape_meta.action has 7"),
-        (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, r"the task reads 'robot0_eef_pos', .*task.hand.states"),
+        (Wanted((CAMERA,), END_EFFECTOR_STATES, 7), {}, "actions of 10 numbers, but task.shape_meta.action has 7"),
+        (
+            Wanted((CAMERA,), ("robot0_eef_pos",), 10),
+            {},
+            r"the task reads 'robot0_eef_pos', .*task.end_effector.states",
+        ),
         (WANTED, {"weight": 0}, "weight=0 must be positive"),
         (WANTED, {"mask": "cups"}, "mask='cups'"),
         (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "polygons of three corners"),

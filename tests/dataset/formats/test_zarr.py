@@ -438,7 +438,7 @@ def store(tmp_path_factory) -> Path:
     """Two episodes with two cameras of 12 x 16, states and actions."""
     path, rng = tmp_path_factory.mktemp("store") / "demos.zarr", np.random.default_rng(0)
     root = zarr.open_group(path, mode="w", zarr_format=2)
-    for name in ("front", "hand"):
+    for name in ("front", "side"):
         root.create_array(f"data/{name}", data=rng.integers(0, 256, (55, 12, 16, 3), np.uint8), chunks=(8, 12, 16, 3))
     root.create_array("data/robot", data=rng.normal(size=(55, 5)))
     root.create_array("data/command", data=rng.normal(size=(55, 3)).astype(np.float32))
@@ -448,7 +448,7 @@ def store(tmp_path_factory) -> Path:
 
 def source(store: Path, **changes) -> ZarrSource:
     low_dim = {"joints": "robot", "position": {"array": "robot", "columns": [3, 0]}}
-    given = {"cameras": {"image": "front", "wrist": "hand"}, "low_dim": low_dim, "action": "command"}
+    given = {"cameras": {"image": "front", "wrist": "side"}, "low_dim": low_dim, "action": "command"}
     return ZarrSource(str(store), **given | changes)
 
 
@@ -456,7 +456,7 @@ def test_arrays_play_their_parts_and_others_are_not_read(store):
     root = zarr.open_group(store, mode="r")
     (table,) = source(store, weight=2.0).tables(Wanted(("wrist", "image"), ("position", "joints"), 3))
     rows = np.array([0, 31, 54])
-    for camera, array in {"image": "front", "wrist": "hand"}.items():
+    for camera, array in {"image": "front", "wrist": "side"}.items():
         np.testing.assert_array_equal(table.store.frames(table.cameras[camera], rows), root[f"data/{array}"][:][rows])
     np.testing.assert_allclose(table.low_dim["joints"], root["data/robot"][:], rtol=1e-6)
     np.testing.assert_allclose(table.low_dim["position"], root["data/robot"][:][:, [3, 0]], rtol=1e-6)

@@ -25,7 +25,7 @@ from unified_video_action.rotations import AXIS_ANGLE_ACTION, to_pose_actions
 with explain_missing_libraries():
     import h5py
 
-HAND = "obs/robot0_eef_pos"
+END_EFFECTOR = "obs/robot0_eef_pos"
 CONTROL = "control_mode"  # attribute of LIBERO's group data; "absolute" in converted files, absent from published ones
 INSTRUCTION = "instruction"  # attribute of LIBERO's group data
 FRAMES_AT_ONCE = 64  # read for the fingerprint
@@ -47,7 +47,7 @@ class RobomimicSource(StoreSource):
 
     def tables(self, wanted: Wanted) -> list[Table]:
         try:
-            table = _table(self, self.path, wanted, more={HAND: None})
+            table = _table(self, self.path, wanted, more={END_EFFECTOR: None})
         except MissingDataset as error:
             raise StoreError(
                 f"{error}. Frames and states of a file that has the simulator's states alone are made by: "
@@ -106,24 +106,25 @@ def _table(source: StoreSource, path: str | Path, wanted: Wanted, more: Mapping[
 
 
 def _require_poses(store: Hdf5Store) -> None:
-    """Raise StoreError for actions of robomimic that do not look like poses in the hand's frame."""
-    actions, hand = store.vectors["actions"], store.vectors[HAND]
-    kind = kind_of_actions(actions, hand, store.episode_ends, store.attributes.get("env_args"))
+    """Raise StoreError for actions of robomimic that do not look like poses in the end effector's frame."""
+    actions, effector = store.vectors["actions"], store.vectors[END_EFFECTOR]
+    kind = kind_of_actions(actions, effector, store.episode_ends, store.attributes.get("env_args"))
     convert = f"python scripts/render_robomimic.py {store.location} --absolute --output NEW.hdf5"
     if kind is ActionKind.STEPS:
         raise StoreError(
             f"{store.location}: its actions are steps, not poses in the world's frame; convert them with: {convert}"
         )
     if kind is ActionKind.OTHER_FRAME:
-        away = np.median(actions[:, :3] - hand, axis=0).astype(float).round(3).tolist()
+        away = np.median(actions[:, :3] - effector, axis=0).astype(float).round(3).tolist()
         raise StoreError(
-            f"{store.location}: its actions are poses in another frame than {HAND}, {away} m from it at the median: "
-            "that of the arm's base, say. Write both in one frame, or set poses: true at this source to learn them so"
+            f"{store.location}: its actions are poses in another frame than {END_EFFECTOR}, {away} m from it at the "
+            "median, for example the frame of the arm's base. Write both in one frame, or set poses: true at this "
+            "source to learn them as they are"
         )
     if kind is not ActionKind.POSES:
         raise StoreError(
-            f"{store.location}: its actions follow neither {HAND} nor its motion. If they are poses all the same, set "
-            f"poses: true at this source; steps of the hand are converted with: {convert}"
+            f"{store.location}: its actions follow neither {END_EFFECTOR} nor its motion. If they are poses all the "
+            f"same, set poses: true at this source; steps of the end effector are converted with: {convert}"
         )
 
 

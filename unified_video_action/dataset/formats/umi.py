@@ -1,4 +1,4 @@
-"""Archives of hand-held grippers in UMI's published layout: poses of the hand, its opening, and what its camera saw."""
+"""Archives of hand-held grippers in UMI's published layout: poses of the gripper, its width, and camera frames."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.dataset.mixture import StoreSource, Wanted
 from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, is_url, view_of
 from unified_video_action.dataset.tables import Table
-from unified_video_action.dataset.transforms import GRIPPER, HAND_STATES, POSE, START_POSE
+from unified_video_action.dataset.transforms import END_EFFECTOR_STATES, GRIPPER, POSE, START_POSE
 from unified_video_action.files import expand, find_files
 from unified_video_action.poses import from_vector
 from unified_video_action.rotations import matrix_to_6d
@@ -39,8 +39,8 @@ class UmiSource(StoreSource):
     not its start, data/robot0_demo_start_pose (N, 6). A camera is called as its array. Frames may be stored in chunks
     of one, as JPEG XL or JPEG, and are decoded when a window needs them.
 
-    Tables hold the states that a task's `hand` is made of, and as actions the poses themselves in the recording's
-    frame: position, 6-D rotation, opening.
+    Tables hold the states that a task's `end_effector` is made of, and as actions the poses in the frame of the
+    recording: position, 6-D rotation, opening.
     """
 
     instruction: str | None = None  # what is done in all episodes, for tasks with language
@@ -48,8 +48,8 @@ class UmiSource(StoreSource):
     mask: str | Sequence | None = None  # what is blackened: mirrors, or polygons in shares of the frame; null: nothing
 
     def tables(self, wanted: Wanted) -> list[Table]:
-        hint = "say in task.hand.states which states of the task are made of them, and how"
-        self.require(wanted, hint, low_dim=HAND_STATES)
+        hint = "say in task.end_effector.states which states of the task are made of them, and how"
+        self.require(wanted, hint, low_dim=END_EFFECTOR_STATES)
         where = f"source {self.path}"
         fit, mask = Fit.parse(self.image_size, True, where), FrameMask.parse(self.mask, where)
         store = UmiStore(self.path, wanted.cameras, fit, mask)
@@ -131,7 +131,7 @@ def archives(location: str) -> list[str]:
 
 
 def _vectors(archive: ReplayBuffer) -> dict[str, np.ndarray]:
-    """The arrays of an archive that describe the hand, float32 (n, d)."""
+    """The arrays of an archive that describe the end effector, float32 (n, d)."""
     if archive.has(SECOND_ARM):
         raise StoreError(
             f"{archive.location}: has data/{SECOND_ARM}, so it is of two arms; only one arm is supported: write the "

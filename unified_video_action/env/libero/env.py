@@ -25,8 +25,8 @@ class LiberoEnv(ArmEnv):
 
     Observations: `agentview_rgb` and, with `wrist`, `eye_in_hand_rgb` uint8 (image_size, image_size, 3), as a person
     sees them; `ee_pos` (3,) in metres, `ee_rotation` (6,), `gripper_qpos` (2,), the fingers in metres, float32; and
-    `instruction`, a string. Actions, 20 a second, float32: absolute ones (10,) are the position in metres and the 6-D
-    rotation that the hand is drawn to, in the world's frame, and the gripper, -1 open and 1 closed (only the sign
+    `instruction`, a string. Actions, 20 a second, float32: absolute ones (10,) are the commanded position in metres and
+    6-D rotation of the end effector, in the world's frame, and the gripper, -1 open and 1 closed (only the sign
     counts); relative ones (7,) are LIBERO's own, steps in shares of 5 cm and 0.5 rad, and the same gripper.
 
     `reset(seed=...)` starts episode `seed` modulo n x 50, of n tasks with 50 stored start states each: task k modulo n

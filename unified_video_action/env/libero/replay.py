@@ -80,7 +80,7 @@ def read_recording(path: Path, name: str, scene: Scene) -> Recording:
 
 
 def absolute_actions(scene: Scene, recording: Recording) -> np.ndarray:
-    """(T, 7) poses in the world's frame that the recorded steps drew the hand to, and the gripper's commands.
+    """(T, 7) poses in the world's frame that the recorded steps commanded, and the gripper's commands.
 
     Each is asked of the controller in the recorded state, so nothing drifts from the recording.
     """

@@ -80,8 +80,8 @@ class Scene(RobosuiteArm):
             self.step(NO_OP)
 
     def robot_states(self) -> dict[str, np.ndarray]:
-        """`STATES`, float32: where the hand is (the point that actions speak of), how it is turned, and its fingers."""
-        position, rotation = self.hand_pose()
+        """`STATES`, float32: position and rotation of the end effector (the frame of the actions), and its fingers."""
+        position, rotation = self.end_effector_pose()
         robot, data = self._env.robots[0], self._env.sim.data
         values = {
             "ee_pos": position,

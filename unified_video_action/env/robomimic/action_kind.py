@@ -1,4 +1,4 @@
-"""What the actions of a robomimic file are: poses of the hand, or steps that it takes."""
+"""What the actions of a robomimic file are: poses of the end effector, or steps that it takes."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from enum import Enum
 
 import numpy as np
 
-FOLLOWS = 0.5  # share of the hand's variance that may lie between it and poses that lead it
-ALONG = 0.5  # cosine between steps and the hand's motion
+FOLLOWS = 0.5  # share of the end effector's variance that may lie between it and poses that lead it
+ALONG = 0.5  # cosine between steps and the end effector's motion
 
 
 class ActionKind(Enum):
-    POSES = "poses in the frame of the hand's observed position"
+    POSES = "poses in the frame of the end effector's observed position"
     OTHER_FRAME = "poses in another frame"
     STEPS = "steps"
     UNCLEAR = "none of these"
 
 
 def kind_of_actions(
-    actions: np.ndarray, hand: np.ndarray, episode_ends: np.ndarray, arguments: str | None
+    actions: np.ndarray, effector: np.ndarray, episode_ends: np.ndarray, arguments: str | None
 ) -> ActionKind:
-    """Judge by the hand's motion, and only where that does not tell by what the file says of its controller.
+    """Judge by the end effector's motion, and only where that does not tell by what the file says of its controller.
 
     The file comes second because it may be wrong: the published `image_abs.hdf5` of Diffusion Policy, whose actions are
-    poses, still names the controller that took the steps of the recording. All lengths are compared with the hand's
-    own motion, so that small arms and large ones are judged alike.
+    poses, still names the controller that took the steps of the recording. All lengths are compared with the motion of
+    the end effector, so small and large arms are judged alike.
 
     Args:
-        actions: (N, 7), position first. hand: its observed positions (N, 3) before the actions.
+        actions: (N, 7), position first. end effector: its observed positions (N, 3) before the actions.
         episode_ends: (E,) row after each episode's last one.
         arguments: the file's env_args, JSON.
     """
-    position, hand = actions[:, :3].astype(np.float64), hand.astype(np.float64)
-    spread = _variance(hand)
-    ahead = position - hand
+    position, effector = actions[:, :3].astype(np.float64), effector.astype(np.float64)
+    spread = _variance(effector)
+    ahead = position - effector
     offset = np.median(ahead, axis=0)
     if np.square(ahead - offset).sum(1).mean() <= FOLLOWS * spread:
         return ActionKind.POSES if np.square(offset).sum() <= spread else ActionKind.OTHER_FRAME
-    last = np.isin(np.arange(len(hand)) + 1, episode_ends)
-    motion = np.diff(hand, axis=0)[~last[:-1]]  # (n, 3), within episodes
+    last = np.isin(np.arange(len(effector)) + 1, episode_ends)
+    motion = np.diff(effector, axis=0)[~last[:-1]]  # (n, 3), within episodes
     steps = position[:-1][~last[:-1]]
     if (steps * motion).sum() > ALONG * np.sqrt(np.square(steps).sum() * np.square(motion).sum()):
         return ActionKind.STEPS
-    if _variance(position - hand @ _turn(hand, position)) <= FOLLOWS * spread:
+    if _variance(position - effector @ _turn(effector, position)) <= FOLLOWS * spread:
         return ActionKind.OTHER_FRAME
     taken = takes_steps(arguments)
     if taken:
         return ActionKind.STEPS
-    near = np.median(np.square(ahead).sum(1)) <= 9 * spread  # some place where the hand may have been
+    near = np.median(np.square(ahead).sum(1)) <= 9 * spread  # some place where the end effector may have been
     return ActionKind.POSES if taken is False and near else ActionKind.UNCLEAR
 
 
 def takes_steps(arguments: str | None) -> bool | None:
-    """Whether the controller in env_args takes steps, relative to the hand; None where it does not say."""
+    """Whether the controller in env_args takes steps, relative to the end effector; None where it does not say."""
     try:
         controller = json.loads(arguments)["env_kwargs"]["controller_configs"]
         if "control_delta" in controller:  # robosuite before 1.5
@@ -69,8 +69,8 @@ def _variance(values: np.ndarray) -> float:
     return float(np.square(values - values.mean(0)).sum(1).mean())
 
 
-def _turn(hand: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """The rotation (3, 3) that brings `hand @ rotation` nearest to `position`, whatever lies between their means."""
-    left, _, right = np.linalg.svd((hand - hand.mean(0)).T @ (position - position.mean(0)))
+def _turn(effector: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The rotation (3, 3) that brings `effector @ rotation` nearest to `position`, whatever their means."""
+    left, _, right = np.linalg.svd((effector - effector.mean(0)).T @ (position - position.mean(0)))
     left[:, -1] *= np.sign(np.linalg.det(left @ right))
     return left @ right

@@ -15,7 +15,7 @@ class RobomimicEnv(ArmEnv):
 
     Observations: `<camera>_image` uint8 (image_size, image_size, 3) for each camera, `robot0_eef_pos` (3,) in metres,
     `robot0_eef_quat` (4,) in the order x, y, z, w, and `robot0_gripper_qpos` (2,), the fingers in metres; float32.
-    Actions: float32 (10,), 20 a second: the position in metres and the 6-D rotation that the hand is drawn to, in the
+    Actions: float32 (10,), 20 a second: commanded position in metres and 6-D rotation of the end effector, in the
     world's frame, and the gripper, which closes above 0 and opens below.
 
     `reset(seed=...)` draws what Diffusion Policy's evaluation draws for that seed.

@@ -58,12 +58,12 @@ class Renderer:
         """Whether the source's actions are steps rather than poses. Raises ValueError where that is not clear."""
         with h5py.File(self.source) as file:
             demos, arguments = list(file["data"].values()), file["data"].attrs.get("env_args")
-            actions, hand = ([demo[name][:] for demo in demos] for name in ("actions", "obs/robot0_eef_pos"))
+            actions, effector = ([demo[name][:] for demo in demos] for name in ("actions", "obs/robot0_eef_pos"))
         ends = np.cumsum([len(part) for part in actions])
-        kind = kind_of_actions(np.concatenate(actions), np.concatenate(hand), ends, arguments)
+        kind = kind_of_actions(np.concatenate(actions), np.concatenate(effector), ends, arguments)
         if kind not in (ActionKind.STEPS, ActionKind.POSES):
             raise ValueError(
-                f"{self.source}: its actions are neither steps of the hand nor poses in the frame of "
+                f"{self.source}: its actions are neither steps of the end effector nor poses in the frame of "
                 "obs/robot0_eef_pos; leave out --absolute to keep them as they are"
             )
         return kind is ActionKind.STEPS

@@ -48,7 +48,7 @@ def read_chunk(
     if not np.isfinite(actions).all():
         raise BadPlan(f"{(~np.isfinite(actions)).sum()} of the plan's numbers are not finite")
     try:
-        poses, grippers = policy.require_hand().targets(moving_average(actions, smooth), base)
+        poses, grippers = policy.require_end_effector().targets(moving_average(actions, smooth), base)
     except ValueError as error:
         raise BadPlan(str(error)) from error
     return Trajectory(observed + step * np.array(policy.horizon.action_offsets), poses, grippers)
@@ -116,7 +116,7 @@ class Chunks:
         if not len(times):
             return None
         left = trajectory.sampled(times)
-        actions = self._policy.require_hand().actions(left.poses, left.grippers, base)
+        actions = self._policy.require_end_effector().actions(left.poses, left.grippers, base)
         return Continuation(actions, keeping(times, arrival + self._lead))
 
 

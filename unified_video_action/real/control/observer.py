@@ -49,14 +49,16 @@ class Observer:
         now: Callable[[], float] = time.monotonic, on_frame: Callable[[int, Frame], None] = lambda camera, frame: None,
     ) -> None:  # fmt: skip
         self._policy, self._cameras, self._step, self._now, self._on_frame = policy, cameras, step, now, on_frame
-        self._hand, entries = policy.require_hand(), policy.observations
+        self._end_effector, entries = policy.require_end_effector(), policy.observations
         views = [name for name, entry in entries.items() if entry.kind == "rgb"]
         if len(views) != len(cameras):
             raise ValueError(
                 f"setup.cameras: {len(cameras)} of them, but the policy reads {len(views)}: {', '.join(views)}"
             )
-        if unknown := set(entries) - set(views) - set(self._hand.states):
-            raise ValueError(f"the policy reads {unknown}, which its description does not make from a hand's pose")
+        if unknown := set(entries) - set(views) - set(self._end_effector.states):
+            raise ValueError(
+                f"the policy reads {unknown}, which its description does not make from an end effector's pose"
+            )
         self.reach = -min(float(self._offsets(entry.steps).min()) for entry in entries.values())  # seconds of a history
         self._frames: list[deque[Frame]] = [deque() for _ in cameras]
         self._states: deque[ArmState] = deque()
@@ -121,7 +123,7 @@ class Observer:
                 entries[name] = _frames_at(next(cameras), wanted, entry.shape)
             else:
                 history = known.sampled(wanted)
-                entries[name] = self._hand.observe(history.poses, history.grippers, base, start)[name]
+                entries[name] = self._end_effector.observe(history.poses, history.grippers, base, start)[name]
         return Observed(now, base, entries)
 
     def _append(self, kept: deque, item: ArmState | Frame) -> bool:

@@ -95,7 +95,7 @@ def start(args: argparse.Namespace) -> int:
         with ExitStack() as stack:
             planner = _planner(args, stack)
             policy = planner.description
-            policy.require_hand()  # another policy is refused before anything is connected
+            policy.require_end_effector()  # another policy is refused before anything is connected
             if policy.follows_text and not args.task:
                 known = " | ".join(policy.instructions[:20])
                 raise ValueError(f"--task TEXT: this policy follows instructions; it was trained on: {known}")

@@ -23,7 +23,7 @@ VARIABLE = "UVA_SERVER_KEY"
 SCHEME = "Api-Key "
 SHORTEST = 16  # characters of a key
 MAKE = """python -c 'import secrets; print(secrets.token_urlsafe())' > KEY"""
-CONNECTIONS = 64  # that have not shaken hands, and as many that have
+CONNECTIONS = 64  # before the websocket handshake, and as many after it
 SHARE = 16  # of the files that this process may open
 LOG_SECONDS = 10.0  # between two lines about the same thing
 
@@ -92,11 +92,11 @@ class Limiter:
     def __init__(self) -> None:
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most = CONNECTIONS if files < 0 else max(4, min(CONNECTIONS, files // SHARE))
-        self.open: set[ServerConnection] = set()  # that have shaken hands
+        self.open: set[ServerConnection] = set()  # after their handshake
         self._silent: dict[Any, None] = {}  # oldest first
         self._logged: dict[str, float] = {}
 
-    def shaken(self, connection: Any) -> None:
+    def connected(self, connection: Any) -> None:
         """A connection asked for something."""
         self._silent.pop(connection, None)
 
@@ -123,7 +123,7 @@ class Limiter:
             self._logged[why] = now
             log.warning("%s", why)
         if oldest := next(iter(self._silent), None):
-            self.shaken(oldest)
+            self.connected(oldest)
             oldest.transport.abort()
 
 
@@ -139,5 +139,5 @@ class LimitedConnection(ServerConnection):
         self._limiter.accepted(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._limiter.shaken(self)
+        self._limiter.connected(self)
         super().connection_lost(error)

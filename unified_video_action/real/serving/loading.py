@@ -20,12 +20,12 @@ from unified_video_action.messages import shown
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.policy.base import INSTRUCTIONS
 from unified_video_action.policy.build import load_policy
-from unified_video_action.poses import HandSpec
+from unified_video_action.poses import EndEffectorSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.serving.core import Core
 from unified_video_action.real.serving.histories import histories
 from unified_video_action.real.serving.requests import RequestSpec
-from unified_video_action.real.serving.umi_arx import require_one_hand
+from unified_video_action.real.serving.umi_arx import require_one_end_effector
 from unified_video_action.rotations import POSE_ACTION
 from unified_video_action.spec import TaskSpec
 from unified_video_action.untrusted import CONFIG, read_checkpoint_config
@@ -43,7 +43,7 @@ def load_core(args: Namespace) -> Core:
         Sampler.parse(args.sampler)
     description = describe(args.checkpoint)
     if args.allow_umi_pickle:
-        require_one_hand(description)
+        require_one_end_effector(description)
     if args.task is not None and not description.follows_text:
         raise ValueError(f"--task {args.task!r}: {args.checkpoint} follows no instructions")
     spec = RequestSpec(description, ranges(args.checkpoint, description))
@@ -65,8 +65,8 @@ def load_core(args: Namespace) -> Core:
 def describe(folder: Path) -> PolicyDescription:
     """The description of a checkpoint.
 
-    `task.hand` of its configuration says that it moves a hand, and how (see HandSpec); `task.step_seconds` is the time
-    between two steps of its data.
+    `task.end_effector` of its configuration says that it moves an end effector, and how (see EndEffectorSpec);
+    `task.step_seconds` is the time between two steps of its data.
 
     Raises:
         FileNotFoundError: no such folder, or no configuration in it.
@@ -81,11 +81,15 @@ def describe(folder: Path) -> PolicyDescription:
         raise ValueError(f"task.step_seconds={seconds!r}: expected seconds between two steps, such as 0.05")
     entries = {camera.name: ObservationEntry("rgb", (*camera.size, 3), spec.horizon.history) for camera in spec.cameras}
     entries |= {name: ObservationEntry("low_dim", (width,), spec.state_steps) for name, width in spec.states.items()}
-    hand = None if task.get("hand") is None else build_dataclass(HandSpec, task["hand"], "task.hand")
-    if hand is not None and (strangers := hand.states.keys() - entries.keys()):
-        raise ValueError(f"task.hand.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
-    if hand is not None and spec.action_dim != POSE_ACTION:
-        raise ValueError(f"task.hand: actions of {spec.action_dim} numbers are no poses, which have {POSE_ACTION}")
+    node, end_effector = task.get("end_effector"), None
+    if node is not None:
+        end_effector = build_dataclass(EndEffectorSpec, node, "task.end_effector")
+    if end_effector is not None and (strangers := end_effector.states.keys() - entries.keys()):
+        raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
+    if end_effector is not None and spec.action_dim != POSE_ACTION:
+        raise ValueError(
+            f"task.end_effector: actions of {spec.action_dim} numbers are no poses, which have {POSE_ACTION}"
+        )
     return PolicyDescription(
         name=str(config.get("name") or folder.resolve().name),
         observations=entries,
@@ -95,7 +99,7 @@ def describe(folder: Path) -> PolicyDescription:
         follows_text=spec.text_dim > 0,
         instructions=tuple(_section(read_json(path), path, "features")) if path.is_file() else (),
         step_seconds=None if seconds is None else float(seconds),
-        hand=hand,
+        end_effector=end_effector,
         continues=True,
     )
 

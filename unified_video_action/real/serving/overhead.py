@@ -11,7 +11,7 @@ import numpy as np
 import zmq
 
 from unified_video_action.compat import openpi_messages, plain_pickle, umi_arx
-from unified_video_action.poses import KINDS, HandSpec
+from unified_video_action.poses import KINDS, EndEffectorSpec
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.serving.client import RemotePlanner
 from unified_video_action.real.serving.core import Core
@@ -47,7 +47,9 @@ def measure(repeats: int = 300, frames: int = 4, size: int = 224) -> dict[str, d
     states = {name: kind for kind, (name, _) in umi_arx.STATES.items()}
     entries = {umi_arx.CAMERA: ObservationEntry("rgb", (size, size, 3), frames)}
     entries |= {name: ObservationEntry("low_dim", (KINDS[kind],), frames) for name, kind in states.items()}
-    description = PolicyDescription("still", entries, Horizon(frames), 10, 8, False, hand=HandSpec(states))
+    description = PolicyDescription(
+        "still", entries, Horizon(frames), 10, 8, False, end_effector=EndEffectorSpec(states)
+    )
     rng = np.random.default_rng(0)
     seen: dict[str, Any] = {name: rng.uniform(-0.5, 0.5, (frames, *entry.shape)) for name, entry in entries.items()}
     seen[umi_arx.CAMERA] = rng.integers(256, size=(frames, size, size, 3), dtype=np.uint8)

@@ -104,7 +104,7 @@ class RequestSpec:
         self.entries = description.observations
         self.cameras = tuple(name for name, entry in self.entries.items() if entry.kind == "rgb")
         self.states = {name: entry.shape[0] for name, entry in self.entries.items() if entry.kind == "low_dim"}
-        self._kinds = description.hand.states if description.hand is not None else {}
+        self._kinds = description.end_effector.states if description.end_effector is not None else {}
         self._trained = {name: Units(*each) for name, each in (ranges or {}).items()}
 
     def observation(self, given: Any) -> dict[str, np.ndarray]:

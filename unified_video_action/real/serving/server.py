@@ -155,7 +155,7 @@ class PolicyServer:
             "websocket": openpi.listen(core, address, args.port, limiter, key, args.queue, args.query_steps)
         }
         if args.allow_umi_pickle:
-            umi_arx.require_one_hand(core.description)
+            umi_arx.require_one_end_effector(core.description)
             self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port, limiter)
             if args.umi_client_yaml:
                 args.umi_client_yaml.write_text(umi_arx.client_yaml(core.description))

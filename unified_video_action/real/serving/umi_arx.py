@@ -31,7 +31,7 @@ class UmiHandler:
     """Answers one connection's messages, one after the other; its client gets a slot with the first good one."""
 
     def __init__(self, core: Core) -> None:
-        self._core, self._hand, (self._camera,) = core, core.description.hand, core.spec.cameras
+        self._core, self._end_effector, (self._camera,) = core, core.description.end_effector, core.spec.cameras
         self._client: Client | None = None
         self._rate = RateWatch(core.description.step_seconds)
         self._text: str | None = None  # the episode's instruction
@@ -88,7 +88,7 @@ class UmiHandler:
             message = plain_pickle.read(data, most_bytes(self._core))
             if not isinstance(message, dict):
                 raise ValueError(f"a message that is a {type(message).__name__}: expected a dict")
-            found = umi_arx.observations(message, self._camera, self._hand.states)
+            found = umi_arx.observations(message, self._camera, self._end_effector.states)
             text = umi_arx.instruction(message, description.instructions) if description.follows_text else None
         except ValueError as error:
             raise Refused(BAD_REQUEST, str(error)) from error
@@ -137,18 +137,21 @@ def most_bytes(core: Core) -> int:
 
 
 def client_yaml(description: PolicyDescription) -> str:
-    """The configuration of umi-arx's client for a policy of one hand with one camera."""
+    """The configuration of umi-arx's client for a policy of one end effector with one camera."""
     (shape,) = (entry.shape for entry in description.observations.values() if entry.kind == "rgb")
-    hand, horizon = description.hand, description.horizon
-    relative = hand.relative_states, hand.relative_actions
+    end_effector, horizon = description.end_effector, description.horizon
+    relative = end_effector.relative_states, end_effector.relative_actions
     sizes = history_steps(description), horizon.actions, description.step_seconds
-    return umi_arx.client_yaml(description.name, shape[:2], hand.states, relative, *sizes)
+    return umi_arx.client_yaml(description.name, shape[:2], end_effector.states, relative, *sizes)
 
 
-def require_one_hand(description: PolicyDescription) -> None:
+def require_one_end_effector(description: PolicyDescription) -> None:
     """Raises ValueError for a policy that umi-arx's client cannot use."""
-    if description.hand is None or [entry.kind for entry in description.observations.values()].count("rgb") != 1:
+    if (
+        description.end_effector is None
+        or [entry.kind for entry in description.observations.values()].count("rgb") != 1
+    ):
         raise ValueError(
-            f"--allow-umi-pickle: {description.name} does not move one hand with one camera; its configuration has "
-            "no task.hand, or more than one rgb observation"
+            f"--allow-umi-pickle: {description.name} does not move one end effector with one camera; its configuration "
+            "has no task.end_effector, or more than one rgb observation"
         )

@@ -56,7 +56,7 @@ async def listen(core: Core, address: str, port: int, limiter: Limiter) -> Async
                 else:
                     answer = handler.refuse(f"{len(parts)} frames: expected an empty one and a message")
                 if handler.has_slot:
-                    limiter.shaken(writer)
+                    limiter.connected(writer)
                 writer.write(_frame(b"", MORE) + _frame(answer))
                 await writer.drain()
         except ValueError as error:
@@ -65,7 +65,7 @@ async def listen(core: Core, address: str, port: int, limiter: Limiter) -> Async
             log.debug("UMI client: the connection ended")
         finally:
             handler.close()
-            limiter.shaken(writer)
+            limiter.connected(writer)
             connections.discard(writer.transport)
             writer.transport.abort()
 
