@@ -96,8 +96,8 @@ class Limiter:
         self._silent: dict[Any, None] = {}  # oldest first
         self._logged: dict[str, float] = {}
 
-    def connected(self, connection: Any) -> None:
-        """A connection asked for something."""
+    def spoke_or_ended(self, connection: Any) -> None:
+        """A connection asked for something, or it ended."""
         self._silent.pop(connection, None)
 
     def accepted(self, connection: Any) -> None:
@@ -123,7 +123,7 @@ class Limiter:
             self._logged[why] = now
             log.warning("%s", why)
         if oldest := next(iter(self._silent), None):
-            self.connected(oldest)
+            self.spoke_or_ended(oldest)
             oldest.transport.abort()
 
 
@@ -139,5 +139,5 @@ class LimitedConnection(ServerConnection):
         self._limiter.accepted(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._limiter.connected(self)
+        self._limiter.spoke_or_ended(self)
         super().connection_lost(error)

@@ -183,7 +183,7 @@ async def listen(
 
     def admit(connection: ServerConnection, request: Request) -> Response | None:
         """What is answered over HTTP; None lets the connection in."""
-        limiter.connected(connection)
+        limiter.spoke_or_ended(connection)
         if request.path == "/healthz":
             return connection.respond(http.HTTPStatus.OK, "OK\n")
         if not has_key(request.headers, key):

@@ -56,7 +56,7 @@ async def listen(core: Core, address: str, port: int, limiter: Limiter) -> Async
                 else:
                     answer = handler.refuse(f"{len(parts)} frames: expected an empty one and a message")
                 if handler.has_slot:
-                    limiter.connected(writer)
+                    limiter.spoke_or_ended(writer)
                 writer.write(_frame(b"", MORE) + _frame(answer))
                 await writer.drain()
         except ValueError as error:
@@ -65,7 +65,7 @@ async def listen(core: Core, address: str, port: int, limiter: Limiter) -> Async
             log.debug("UMI client: the connection ended")
         finally:
             handler.close()
-            limiter.connected(writer)
+            limiter.spoke_or_ended(writer)
             connections.discard(writer.transport)
             writer.transport.abort()
 
