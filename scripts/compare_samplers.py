@@ -6,7 +6,7 @@
 Observations are those of the policy's own rollouts in its simulator, on seeds that no evaluation starts with. For each
 of them a sampler draws many chunks; the table has, as means over observations, in normalised action units:
 
-energy    energy distance to the reference's draws (0: the same distribution). The first row, a second draw of the
+energy    energy distance to the reference's samples (0: the same distribution). The first row, a second draw of the
           reference, is the noise of this measure
 shift     distance between the mean chunks
 spread    of a sampler's chunks, relative to the reference's (1: as varied)
@@ -71,18 +71,18 @@ def observe(policy: UnifiedVideoActionPolicy, config: dict[str, Any], count: int
     return {camera: policy.encode(frame) for camera, frame in frames.items()} | states
 
 
-def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, draws: int, seed: int) -> Tensor:
-    """Normalised action chunks (observations, draws, A * D)."""
+def draw(policy: UnifiedVideoActionPolicy, obs: dict[str, Any], sampler: str, samples: int, seed: int) -> Tensor:
+    """Normalised action chunks (observations, samples, A * D)."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     scale = policy.normalizer.scale("action")
     count, chunks = len(next(iter(obs.values()))), []
-    for start in range(0, count, max(ROWS // draws, 1)):
-        rows = slice(start, start + max(ROWS // draws, 1))
-        repeated = {name: each[rows].repeat_interleave(draws, 0) for name, each in obs.items()}
+    for start in range(0, count, max(ROWS // samples, 1)):
+        rows = slice(start, start + max(ROWS // samples, 1))
+        repeated = {name: each[rows].repeat_interleave(samples, 0) for name, each in obs.items()}
         made = policy.predict_action(repeated, generator, sampler)["action_pred"]
-        chunks.append((made * scale).flatten(1).unflatten(0, (-1, draws)))
+        chunks.append((made * scale).flatten(1).unflatten(0, (-1, samples)))
     return torch.cat(chunks)
 
 
@@ -120,10 +120,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     for sampler in (options.reference, *options.samplers):
         policy.config.samplers(sampler)
     obs = observe(policy, config, options.observations)
-    reference = draw(policy, obs, options.reference, options.draws, seed=0)
+    reference = draw(policy, obs, options.reference, options.samples, seed=0)
     table: dict[str, dict[str, Any]] = {}
     for number, sampler in enumerate((options.reference, *options.samplers), start=1):
-        chunks = draw(policy, obs, sampler, options.draws, seed=number)
+        chunks = draw(policy, obs, sampler, options.samples, seed=number)
         distances = energy_distance(chunks, reference)  # (observations,)
         row = table[sampler] = {
             "energy": float(distances.mean()),
@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": str(options.checkpoint),
         "reference": options.reference,
         "observations": len(reference),
-        "draws": options.draws,
+        "samples": options.samples,
         "spread_of_reference": float(spread(reference).mean()),
         "samplers": table,
         "machine": {**machine(), "device": str(policy.device), "threads": str(torch.get_num_threads())},
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--samplers", nargs="+", default=list(SAMPLERS), help=f"default: {' '.join(SAMPLERS)}")
     add("--reference", default="ancestral100", help="that they are compared with (default: the paper's)")
     add("--observations", type=at_least(2), default=64, help="to plan from (default: 64)")
-    add("--draws", type=at_least(2), default=64, help="chunks for each observation and sampler (default: 64)")
+    add("--samples", type=at_least(2), default=64, help="chunks for each observation and sampler (default: 64)")
     add("--n-episodes", type=at_least(0), default=0, help="to evaluate for each sampler (default: none)")
     add("--repeats", type=at_least(1), default=20, help="of what is timed (default: 20)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")

@@ -187,8 +187,8 @@ def trained_minutes(options: Namespace) -> float:
 
 def loader_processes() -> int:
     """As many as cores and shared memory allow; with 0 training prepares its batches itself."""
-    room = shutil.disk_usage("/dev/shm").free // SHARED if os.path.isdir("/dev/shm") else 0
-    return max(0, min(14, cores() - 2, room))
+    fitting = shutil.disk_usage("/dev/shm").free // SHARED if os.path.isdir("/dev/shm") else 0
+    return max(0, min(14, cores() - 2, fitting))
 
 
 def can_import(package: str, options: Namespace) -> bool:

@@ -38,7 +38,7 @@ def succeeds(policy: BasePolicy, wanted: str, seed: int, by: str | None, plans: 
     from unified_video_action.inference.session import PolicySession
 
     env, score = BlockPushEnv(observe_image=by == "model", wanted=wanted), PairScore(wanted)
-    draws, session = np.random.default_rng(seed), None
+    rng, session = np.random.default_rng(seed), None
     observation, info = env.reset(seed=seed)
     if by == "model":
         session = PolicySession(policy)
@@ -48,7 +48,7 @@ def succeeds(policy: BasePolicy, wanted: str, seed: int, by: str | None, plans: 
     while not ended and step < STEPS:
         drawn, ends = [], []
         for _ in range(plans if by else 1):
-            expert, plan = ScriptedExpert(int(draws.integers(2**31)), NOISE), []
+            expert, plan = ScriptedExpert(int(rng.integers(2**31)), NOISE), []
             with env.scene.kept():
                 for _ in range(policy.task.horizon.actions):
                     plan.append(expert.act(env.scene.state))

@@ -29,7 +29,7 @@ WINDOW = "point the camera here"
 
 
 class Measurement(NamedTuple):
-    """Seconds of latency, and how well what was seen then agrees with what was shown: a correlation, at most 1."""
+    """Seconds of latency, and the correlation between what was shown and what was seen then, at most 1."""
 
     latency: float
     agreement: float

@@ -58,12 +58,12 @@ def transform(mover: Mover, given: list[Recording], output: Path, workers: int, 
                         store.append(episode.arrays, episode.meta)
                         measures.append([episode.measures["coverage"], episode.measures["original"]])
                 bar.update()
-        told = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
+        counts = ", ".join(f"{number} {outcome}" for outcome, number in outcomes.items())
         if not store.episodes:
-            raise ValueError(f"no copy of {len(given)} demonstrations can be kept: {told}")
+            raise ValueError(f"no copy of {len(given)} demonstrations can be kept: {counts}")
         store.describe(**attributes)
     log.info("%d demonstrations, %d steps, in %s", store.episodes, store.rows, output)
-    log.info("of %d copies: %s", outcomes.total(), told)
+    log.info("of %d copies: %s", outcomes.total(), counts)
     log.info("mean of the best coverage: %.4f, of the originals: %.4f", *np.mean(measures, axis=0))
     return outcomes
 

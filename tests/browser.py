@@ -68,11 +68,11 @@ async def opened(url: str, size: tuple[int, int] = (1480, 900)) -> AsyncIterator
             program, "--headless", "--no-sandbox", *QUIET, *options, "about:blank", stderr=asyncio.subprocess.DEVNULL
         )
         try:
-            told = Path(profile) / "DevToolsActivePort"
+            port_file = Path(profile) / "DevToolsActivePort"
             async with asyncio.timeout(30), aiohttp.ClientSession() as http:
-                while not (told.is_file() and told.read_text()):
+                while not (port_file.is_file() and port_file.read_text()):
                     await asyncio.sleep(0.05)
-                base, pages = f"http://127.0.0.1:{told.read_text().split()[0]}/json", []
+                base, pages = f"http://127.0.0.1:{port_file.read_text().split()[0]}/json", []
                 while not pages:
                     pages = [each for each in await (await http.get(base)).json() if each["type"] == "page"]
             async with aiohttp.ClientSession() as http:

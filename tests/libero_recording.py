@@ -58,8 +58,8 @@ def write_published(path: Path, task, recordings: Sequence[dict]) -> Path:
         bddl = f"libero/bddl_files/libero_10/{task.name}.bddl"
         problem = {"problem_name": "libero", "language_instruction": task.instruction, "domain_name": "robosuite"}
         arguments = {"type": 1, "env_name": "Libero", "problem_name": "libero", "bddl_file": bddl, "env_kwargs": {}}
-        told = {"problem_info": json.dumps(problem), "env_args": json.dumps(arguments)}
-        data.attrs.update({"bddl_file_name": bddl, **told})
+        attributes = {"problem_info": json.dumps(problem), "env_args": json.dumps(arguments)}
+        data.attrs.update({"bddl_file_name": bddl, **attributes})
         for number, recording in enumerate(recordings):
             group, length = data.create_group(f"demo_{number}"), len(recording["actions"])
             group.attrs.update({"num_samples": length, "model_file": recording["model"]})

@@ -1,4 +1,4 @@
-"""The rules of the house, measured: style, the arrows between packages, and what no file may contain."""
+"""The project's own rules, measured: style, the arrows between packages, and what no file may contain."""
 
 import ast
 import importlib.metadata

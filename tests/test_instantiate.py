@@ -83,7 +83,7 @@ def test_nothing_is_built_before_the_whole_tree_is_checked(place, monkeypatch):
 PLACES = FrameCodec, ClipText, WindowDataset, gymnasium.Env, EnvRunner, StateReader, PlanScore, Setup
 # What those accept, and what their arguments accept in turn. A class that is new here can be built by a stranger's
 # checkpoint: look at what its constructor does before adding it.
-REACHED = """
+ALLOWED = """
 dataset.augmentation.VideoAugmentation: VideoAugmentation
 dataset.formats.lerobot_folder.Episodes: Episodes
 dataset.formats.lerobot_folder.LeRobotFolder: LeRobotFolder
@@ -142,21 +142,21 @@ def accepted(interface: type, everything: list[tuple[str, object]]) -> set[type]
 def test_every_target_that_can_be_reached_is_known():
     everything = members()
     assert len(everything) > 500
-    left, reached = list(PLACES), {}
+    left, allowed = list(PLACES), {}
     while left:
         interface = left.pop()
-        if interface in reached:
+        if interface in allowed:
             continue
-        reached[interface] = accepted(interface, everything)
-        for target in reached[interface]:
+        allowed[interface] = accepted(interface, everything)
+        for target in allowed[interface]:
             for argument in inspect.signature(target).parameters:
                 left += _interfaces(target, argument)
     found = [
         f"{interface.__module__}.{interface.__name__}: ".removeprefix(f"{PACKAGE}.")
         + " ".join(sorted(each.__name__ for each in classes))
-        for interface, classes in reached.items()
+        for interface, classes in allowed.items()
     ]
-    assert sorted(found) == REACHED.split("\n")[1:-1]
+    assert sorted(found) == ALLOWED.split("\n")[1:-1]
     # A policy is built by its own `from_config`, which checks its nodes as above.
     policies = {each.__name__ for each in accepted(BasePolicy, everything)}
     names = {"DiffusionPolicy", "DistilledPolicy", "RemotePolicy", "UniPiPolicy", "UnifiedVideoActionPolicy"}

@@ -45,7 +45,7 @@ def trusted_packages() -> tuple[str, ...]:
 
 
 def resolve_class(target: Any, interface: type, where: str = "config") -> type:
-    """The class that a dotted path in a trusted package names, where a configuration has room for `interface`.
+    """The class that a dotted path in a trusted package names, where a configuration expects `interface`.
 
     Raises ValueError for one outside those packages, one that does not exist, and no concrete subclass of `interface`.
     """

@@ -20,7 +20,7 @@ from unified_video_action.compat.tensors import shapes_of
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.inputs import ModelInputs, Visibility
-from unified_video_action.model.masking import TrainingDraws
+from unified_video_action.model.masking import TrainingCorruption
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
 from unified_video_action.model.uva import UVA, Targets
@@ -136,16 +136,16 @@ class Step:
         self.golden, self.key, self.mode, self.model = golden, f"loss/{mode.reference_name}", mode, model
         text = golden.get("inputs/text_latents")
         self.inputs = views(ModelInputs(self["cond"], future=self["z"], actions=self["actions"], text=text))
-        self.draws = self._draws()
+        self.corruption = self._corruption()
         self.targets = Targets(torch.ones(1, 4, dtype=torch.bool), torch.ones(1, ACTIONS, dtype=torch.bool))
 
     def __getitem__(self, name: str) -> Tensor:
         return self.golden[f"{self.key}/{name}"]
 
-    def _draws(self) -> TrainingDraws:
+    def _corruption(self) -> TrainingCorruption:
         masked = self["captured/mask"].reshape(1, TOKENS) > 0.5
         frames = self.mode.learns_frames
-        return TrainingDraws(
+        return TrainingCorruption(
             sees_history=YES,
             sees_actions=NO,
             sees_text=YES,
@@ -167,7 +167,7 @@ class Step:
             captured(self.model.video_heads[0], "loss") as video,
             captured(self.model.action_head, "chunk_loss") as action,
         ):
-            terms = self.model.loss_terms(self.inputs, self.targets, self.draws)
+            terms = self.model.loss_terms(self.inputs, self.targets, self.corruption)
         heads = {"diffactloss": action[0]} | ({"diffloss": video[0]} if video else {})
         assert bool(video) == self.mode.learns_frames
         for head, rows in heads.items():  # squared error and bound of every row, before they are averaged

@@ -16,11 +16,11 @@ rng = np.random.default_rng
 
 
 def test_it_equals_crop_resize_and_blur_done_one_after_another():
-    result, draws = VideoAugmentation(crop_probability=1, blur_probability=1)(VIDEO, rng(3)), rng(3)
-    draws.random()
-    top, left = (draws.random(2) * 6).astype(int)  # a 91 px crop has 6 places
-    draws.random()
-    sigma = draws.uniform(0.1, 2.0)
+    result, rolls = VideoAugmentation(crop_probability=1, blur_probability=1)(VIDEO, rng(3)), rng(3)
+    rolls.random()
+    top, left = (rolls.random(2) * 6).astype(int)  # a 91 px crop has 6 places
+    rolls.random()
+    sigma = rolls.uniform(0.1, 2.0)
     crop = torch.from_numpy(VIDEO).float()[..., top : top + 91, left : left + 91]
     expected = functional.gaussian_blur(interpolate(crop, size=(96, 96), mode="bilinear"), [5, 5], [sigma, sigma])
     assert np.abs(expected.numpy() - result).max() <= 0.51  # rounding to whole levels
@@ -38,10 +38,10 @@ def test_the_generator_decides_and_some_videos_stay_as_they_are():
 
 def test_colours_jitter_within_their_ranges():
     grey, red = np.full((2, 3, 4, 4), 100, np.uint8), np.zeros((1, 3, 2, 2), np.uint8)
-    brightness, draws = VideoAugmentation(**STILL, jitter=(0.2, 0, 0, 0)), rng(5)
+    brightness, rolls = VideoAugmentation(**STILL, jitter=(0.2, 0, 0, 0)), rng(5)
     # Crop (does, corner), blur (does, sigma), jitter (amounts, order): the same numbers whatever was added since.
-    draws.random(), draws.random(2), draws.random(), draws.uniform(0.1, 2.0)
-    factor = 1 + 0.2 * draws.uniform(-1, 1, 4)[0]
+    rolls.random(), rolls.random(2), rolls.random(), rolls.uniform(0.1, 2.0)
+    factor = 1 + 0.2 * rolls.uniform(-1, 1, 4)[0]
     assert abs(int(brightness(grey, rng(5))[0, 0, 0, 0]) - 100 * factor) <= 1
     values = [int(brightness(grey, rng(seed))[0, 0, 0, 0]) for seed in range(60)]
     assert 80 <= min(values) < 85 and 115 < max(values) <= 120

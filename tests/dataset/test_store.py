@@ -36,7 +36,7 @@ def test_what_a_process_keeps_is_bounded_and_its_own():
     def get(key: int, source: Kept = kept) -> int:
         return len(source.get(key, lambda: made.append(key) or np.zeros(100, np.uint8)))
 
-    for key in (1, 2, 1, 3, 1, 2):  # two have room; 2 makes way for 3, which makes way for 2
+    for key in (1, 2, 1, 3, 1, 2):  # two fit; 3 replaces 2, then 2 replaces 3
         assert get(key) == 100
     assert made == [1, 2, 3, 2] and len(kept) == 2
     assert kept.get("large", lambda: np.zeros(1000)).nbytes == 8000 and len(kept) == 1

@@ -98,7 +98,9 @@ def test_joints_keep_within_their_limits_whatever_is_commanded(arm: SimArm) -> N
     velocities = np.array([state.joint_velocities for state in states])
     joints = np.array([state.joints for state in states])
     assert np.abs(velocities).max() > 1, "it hardly moves"
-    assert (np.abs(velocities) < 1.2 * arm.limits.joint_velocity).all()  # of what is told, exactly; a little overshoot
+    assert (
+        np.abs(velocities) < 1.2 * arm.limits.joint_velocity
+    ).all()  # of commands exactly; measured ones overshoot a little
     assert (joints > arm.limits.joints_low - 0.01).all() and (joints < arm.limits.joints_high + 0.01).all()
     steps = np.linalg.norm(np.diff([state.pose[:3, 3] for state in states], axis=0), axis=1)
     assert steps.max() < 0.02, "it teleports"

@@ -53,7 +53,7 @@ class ToyEnv(gym.Env):
 
 
 class TaskedEnv(ToyEnv):
-    """Two tasks, told in words, by the parity of the seed."""
+    """Two tasks with an instruction each, by the parity of the seed."""
 
     @property
     def task(self):

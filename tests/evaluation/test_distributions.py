@@ -1,4 +1,4 @@
-"""Distances between sets of draws, against what is known of normal distributions."""
+"""Distances between sets of samples, against what is known of normal distributions."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_the_distance_of_normal_distributions_is_the_known_one(mean: float, scal
 
 
 def test_one_draw_is_not_enough() -> None:
-    with pytest.raises(ValueError, match="at least 2 draws of each, got 1 and 5"):
+    with pytest.raises(ValueError, match="at least 2 samples of each, got 1 and 5"):
         energy_distance(torch.zeros(1, 2), torch.zeros(5, 2))
 
 

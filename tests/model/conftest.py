@@ -3,7 +3,7 @@ import torch
 
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.inputs import ModelInputs
-from unified_video_action.model.masking import draw_training
+from unified_video_action.model.masking import draw_corruption
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.model.uva import UVA, Targets
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
@@ -61,10 +61,10 @@ class Sample:
         if spec.auxiliary_dim:
             self.targets.auxiliary = torch.rand(batch, horizon.history + horizon.future, spec.auxiliary_dim)
         self.modes = [list(TASK_MODES.values())[i % 5] for i in range(batch)]
-        self.draws = draw_training(spec, config, range(batch), self.modes)
+        self.corruption = draw_corruption(spec, config, range(batch), self.modes)
 
     def losses(self) -> dict[str, float]:
-        terms = self.model.loss_terms(self.inputs, self.targets, self.draws)
+        terms = self.model.loss_terms(self.inputs, self.targets, self.corruption)
         return {name: (term.total / term.weight).item() for name, term in terms.items()}
 
 

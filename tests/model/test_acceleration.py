@@ -149,7 +149,9 @@ def write_many(sample: Sample) -> None:
 
 
 def take_a_training_step(sample: Sample) -> None:
-    sum(term.total for term in sample.model.loss_terms(sample.inputs, sample.targets, sample.draws).values()).backward()
+    sum(
+        term.total for term in sample.model.loss_terms(sample.inputs, sample.targets, sample.corruption).values()
+    ).backward()
     torch.optim.AdamW(sample.model.parameters(), fused=True).step()
 
 

@@ -6,7 +6,7 @@ import torch
 from tests.model.conftest import EVERYTHING, PLAIN, TINY, Sample
 from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, spread, unpatchify
-from unified_video_action.model.masking import draw_training, generation_schedule
+from unified_video_action.model.masking import draw_corruption, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.spec import Horizon
@@ -48,7 +48,7 @@ NEWEST = replace(TINY, video_head=replace(TINY.video_head, newest_token=True))
 @pytest.mark.parametrize("spec", [PLAIN, EVERYTHING], ids=["plain", "everything"])
 def test_a_mixed_batch_gives_every_parameter_a_gradient(spec, history, config):
     sample = Sample(replace(spec, horizon=Horizon(history=history)), config)
-    terms = sample.model.loss_terms(sample.inputs, sample.targets, sample.draws)
+    terms = sample.model.loss_terms(sample.inputs, sample.targets, sample.corruption)
     assert set(terms) == {"video", "action"} | ({"proprio", "auxiliary"} if spec is EVERYTHING else set())
     sum(term.total for term in terms.values()).backward()
     missing = {name for name, p in sample.model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0}
@@ -57,14 +57,14 @@ def test_a_mixed_batch_gives_every_parameter_a_gradient(spec, history, config):
 
 
 def test_a_mixed_batch_is_the_sum_of_its_samples(everything):
-    together = everything.model.loss_terms(everything.inputs, everything.targets, everything.draws)
+    together = everything.model.loss_terms(everything.inputs, everything.targets, everything.corruption)
     alone = dict.fromkeys(together, 0.0)
     for i, mode in enumerate(everything.modes):
         pick = slice(i, i + 1)
         one = ModelInputs(**{name: value[pick] for name, value in vars(everything.inputs).items()})
         given = {name: value for name, value in vars(everything.targets).items() if value is not None}
         targets = replace(everything.targets, **{name: value[pick] for name, value in given.items()})
-        terms = everything.model.loss_terms(one, targets, draw_training(EVERYTHING, TINY, [i], [mode]))
+        terms = everything.model.loss_terms(one, targets, draw_corruption(EVERYTHING, TINY, [i], [mode]))
         for name, term in terms.items():
             alone[name] += term.total.item()
     assert {name: term.total.item() for name, term in together.items()} == pytest.approx(alone, rel=1e-4)
@@ -86,7 +86,7 @@ def test_padded_frames_and_actions_never_count(chunk):
     sample.inputs.future[:, 1, 1] = 100
     assert sample.losses()["video"] != before["video"]
     sample.targets.action_valid[:] = False
-    term = sample.model.loss_terms(sample.inputs, sample.targets, sample.draws)["action"]
+    term = sample.model.loss_terms(sample.inputs, sample.targets, sample.corruption)["action"]
     assert term.weight == 0 and term.total == 0
 
 
@@ -94,15 +94,15 @@ def test_padded_frames_and_actions_never_count(chunk):
 def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
     model, inputs = everything.model, everything.inputs
     for mode in TASK_MODES.values():
-        draws = draw_training(EVERYTHING, TINY, range(5), [mode] * 5)
-        seen = Visibility(draws.masked, draws.sees_history, draws.sees_actions, draws.sees_text)
+        corruption = draw_corruption(EVERYTHING, TINY, range(5), [mode] * 5)
+        seen = Visibility(corruption.masked, corruption.sees_history, corruption.sees_actions, corruption.sees_text)
         z, changed = model.mar(inputs, seen), {}
         for name in ("history", "future", "actions"):
             for view in range(getattr(inputs, name).shape[1] if name != "actions" else 1):
                 value = getattr(inputs, name).clone()
                 value[:, view if name != "actions" else slice(None)] += 1
                 changed[name, view] = not torch.equal(z, model.mar(replace(inputs, **{name: value}), seen))
-        some_visible = bool((~draws.masked).any())
+        some_visible = bool((~corruption.masked).any())
         assert some_visible == (mode.future != "masked")
         assert changed == {
             ("history", 0): mode.sees_history,  # other cameras are seen in every mode, as in the paper's code
@@ -119,11 +119,14 @@ def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
     """Frames at full noise, and padded ones at any, do not matter; what is half in noise does."""
     config = replace(TINY, masking=replace(TINY.masking, noise=True))
     sample = Sample(EVERYTHING, config)
-    draws = draw_training(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)
-    assert 10 < (draws.levels == 1).all(1).logical_not().sum() and (draws.levels[:, 0] != draws.levels[:, 1]).any()
-    assert 0.3 < (draws.levels == 1).float().mean() < 0.7
-    sample.draws = draw_training(EVERYTHING, config, range(5), [TASK_MODES["policy"]] * 5)
-    sample.draws.levels[:] = torch.tensor([1.0, 0.5])
+    corruption = draw_corruption(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)
+    assert (
+        10 < (corruption.levels == 1).all(1).logical_not().sum()
+        and (corruption.levels[:, 0] != corruption.levels[:, 1]).any()
+    )
+    assert 0.3 < (corruption.levels == 1).float().mean() < 0.7
+    sample.corruption = draw_corruption(EVERYTHING, config, range(5), [TASK_MODES["policy"]] * 5)
+    sample.corruption.levels[:] = torch.tensor([1.0, 0.5])
     latents = []
     sample.model.mar.register_forward_hook(lambda module, given, made: latents.append(made))
     for changed in (None, "future", "actions"):
@@ -131,7 +134,7 @@ def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
             setattr(sample.inputs, changed, getattr(sample.inputs, changed) + 1)
         sample.losses()
     assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
-    sample.draws.levels[:] = torch.tensor([0.5, 1.0])
+    sample.corruption.levels[:] = torch.tensor([0.5, 1.0])
     sample.targets.frame_valid[:, 2:] = False
     sample.losses()
     sample.inputs.future[:, :, 2:] += 1  # padded
@@ -148,7 +151,9 @@ def test_gradient_checkpointing_changes_nothing(plain):
         for stack in (plain.model.mar.encoder, plain.model.mar.decoder):
             stack.gradient_checkpointing = on
         plain.model.zero_grad()
-        sum(term.total for term in plain.model.loss_terms(plain.inputs, plain.targets, plain.draws).values()).backward()
+        sum(
+            term.total for term in plain.model.loss_terms(plain.inputs, plain.targets, plain.corruption).values()
+        ).backward()
         grads.append([p.grad.clone() for p in plain.model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
@@ -173,8 +178,8 @@ def test_one_batch_can_be_learned_by_heart(learns, prediction):
     mode = TASK_MODES["policy" if learns == "action" else "video"]
     optimizer = torch.optim.Adam(sample.model.parameters(), lr=3e-3)
     for step in range(STEPS):
-        draws = draw_training(PLAIN, config, [2 * step, 2 * step + 1], [mode] * 2)
-        term = sample.model.loss_terms(sample.inputs, sample.targets, draws)[learns]
+        corruption = draw_corruption(PLAIN, config, [2 * step, 2 * step + 1], [mode] * 2)
+        term = sample.model.loss_terms(sample.inputs, sample.targets, corruption)[learns]
         optimizer.zero_grad()
         (term.total / term.weight).backward()
         optimizer.step()

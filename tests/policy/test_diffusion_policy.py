@@ -1,4 +1,4 @@
-"""Diffusion Policy: what its parts compute, that it learns, and that the house takes it as it takes UVA."""
+"""Diffusion Policy: what its parts compute, that it learns, and that every command accepts it as it accepts UVA."""
 
 from pathlib import Path
 from typing import Any

@@ -11,7 +11,7 @@ import torch
 from tests.loading import load_script
 from unified_video_action.evaluation.distributions import energy_distance
 
-FEW = ["--observations", "4", "--draws", "5", "--repeats", "1", "--device", "cpu"]
+FEW = ["--observations", "4", "--samples", "5", "--repeats", "1", "--device", "cpu"]
 script = load_script("compare_samplers")
 
 
@@ -23,7 +23,7 @@ def test_the_table_has_every_sampler_and_starts_with_the_reference(
         script.main([*words, "--reference", "ddim3", "--samplers", "ddim2", "--n-episodes", "2"])
     results = json.loads((tmp_path / "s.json").read_text())
     assert list(results["samplers"]) == ["ddim3", "ddim2"]
-    assert (results["observations"], results["draws"], results["reference"]) == (4, 5, "ddim3")
+    assert (results["observations"], results["samples"], results["reference"]) == (4, 5, "ddim3")
     for row in results["samplers"].values():
         assert 0 < row["head_ms"] and 0 < row["plan_ms"] and 0 < row["spread"]
         assert 0 <= row["mean_score_low"] <= row["mean_score"] <= 1 and row["episodes"] == 2
@@ -45,15 +45,15 @@ class Dice:
         return {"action_pred": position + noise / int(sampler.removeprefix("ddim")) * torch.tensor([2.0, 4.0])}
 
 
-@pytest.mark.parametrize("draws", [40, 300])
-def test_chunks_are_drawn_for_each_observation_and_normalised(draws: int) -> None:
+@pytest.mark.parametrize("samples", [40, 300])
+def test_chunks_are_drawn_for_each_observation_and_normalised(samples: int) -> None:
     dice = Dice()
     positions = torch.tensor([[[10.0, 20.0]], [[30.0, 40.0]], [[50.0, 60.0]]])
     obs = {"image": torch.zeros(3, 4, 1, 1, 1), "agent_pos": positions}
     first, same, wider = (
-        script.draw(dice, obs, sampler, draws, seed) for seed, sampler in enumerate(("ddim8", "ddim8", "ddim2"))
+        script.draw(dice, obs, sampler, samples, seed) for seed, sampler in enumerate(("ddim8", "ddim8", "ddim2"))
     )
-    assert first.shape == (3, draws, 32) and max(dice.rows) <= max(256, draws)
+    assert first.shape == (3, samples, 32) and max(dice.rows) <= max(256, samples)
     wanted = (positions * torch.tensor([0.5, 0.25])).expand(3, 16, 2).flatten(1)
     torch.testing.assert_close(first.mean(1), wanted, atol=0.1, rtol=0)
     assert energy_distance(first, wider).mean() > 20 * abs(energy_distance(first, same).mean())
@@ -62,7 +62,7 @@ def test_chunks_are_drawn_for_each_observation_and_normalised(draws: int) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--draws", "1"], "--draws: must be at least 2, got 1"),
+        (["--samples", "1"], "--samples: must be at least 2, got 1"),
         (["--samplers", "magic3"], "must be ancestral, ddim, dpm or euler, got 'magic'"),
         (["--checkpoint", "nowhere"], "nowhere: no such folder"),
     ],

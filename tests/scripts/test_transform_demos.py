@@ -73,9 +73,9 @@ def test_copies_are_physics_and_pictures_of_the_simulator(moved: Path) -> None:
     copy = episodes(moved)[1]
     env = PushTEnv(goal=copy["goal"], observe_image=False)
     env.reset(options={"state": copy["state"][0]})
-    reached = [env.step(action)[-1] for action in copy["action"]]
-    np.testing.assert_allclose([info["state"][:4] for info in reached[:-1]], copy["state"][1:, :4], atol=1e-4)
-    assert max(info["coverage"] for info in reached) > 0.8
+    infos = [env.step(action)[-1] for action in copy["action"]]
+    np.testing.assert_allclose([info["state"][:4] for info in infos[:-1]], copy["state"][1:, :4], atol=1e-4)
+    assert max(info["coverage"] for info in infos) > 0.8
     drawn = render_states(copy["state"].astype(np.float64), copy["goal"])
     assert np.abs(copy["img"].astype(int) - drawn).mean() < 0.05  # states are stored as float32
 

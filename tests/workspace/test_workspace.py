@@ -277,7 +277,9 @@ def test_the_first_of_two_processes_alone_caches_and_writes_and_both_evaluate(tm
     frames, views, plans = 150, 2, 2  # of the store; as they are and mirrored; of an episode, each encodes one frame
     assert alone["encoded"] == frames * views + 3 * plans
     assert first["encoded"] == frames * views + 2 * plans and second == {"encoded": plans, "written": []}
-    here = [{path.removeprefix(name) for path in told["written"]} for name, told in (("one", alone), ("two", first))]
+    here = [
+        {path.removeprefix(name) for path in result["written"]} for name, result in (("one", alone), ("two", first))
+    ]
     assert any("latents" in path for path in here[0]) and any("results.json" in path for path in here[1])
     measured = [lines(tmp_path / name)[-1] for name in ("one", "two")]
     assert measured[0]["evaluation/episodes"] == measured[1]["evaluation/episodes"] == 3

@@ -129,13 +129,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], most_bytes: int
         return [path]
     from huggingface_hub import split_torch_state_dict_into_shards
 
-    room = most_bytes - header
+    most = most_bytes - header
     if large := [
-        f"{name} {tuple(each.shape)} has {each.nbytes}" for name, each in tensors.items() if each.nbytes > room
+        f"{name} {tuple(each.shape)} has {each.nbytes}" for name, each in tensors.items() if each.nbytes > most
     ]:
         raise ValueError(f"{large[0]} bytes: no piece of {most_bytes} holds it")
     pattern = path.stem + "{suffix}" + path.suffix
-    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=room)
+    split = split_torch_state_dict_into_shards(tensors, filename_pattern=pattern, max_shard_size=most)
     for file, names in split.filename_to_tensors.items():
         save_file({name: tensors[name] for name in names}, path.with_name(file), metadata={"format": "pt"})
     index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}

@@ -117,7 +117,7 @@ class CheckpointReader(Reader):
     def __init__(self, file: Any) -> None:
         super().__init__(file)
         self.storages: dict[str, Tensor] = {}  # key -> whole storage, 1-D
-        self.room = REPEATED  # bytes that views may still have
+        self.bytes_left = REPEATED  # bytes that views may still have
         self.names = ALLOWED | {f"torch._utils.{name}": Allowed(name, self.view) for name in REBUILD}
 
     def persistent_load(self, reference: Any) -> Tensor:
@@ -131,7 +131,7 @@ class CheckpointReader(Reader):
             raise ValueError("a storage without a name and a number of elements")
         if key not in self.storages:
             self.storages[key] = self.find(key, kind.value, elements, reference)
-            self.room += self.storages[key].nbytes
+            self.bytes_left += self.storages[key].nbytes
         found = self.storages[key]
         if found.dtype != kind.value or found.numel() != elements:
             raise ValueError(f"storage {key[:80]!r} is referred to in two ways")
@@ -148,8 +148,8 @@ class CheckpointReader(Reader):
         end = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if 0 not in size else 0
         if end > storage.numel():
             raise ValueError(f"a tensor that reaches to element {end} of a storage of {storage.numel()}")
-        self.room -= math.prod(size) * storage.itemsize
-        if self.room < 0 or max(size, default=0) > 2**40:
+        self.bytes_left -= math.prod(size) * storage.itemsize
+        if self.bytes_left < 0 or max(size, default=0) > 2**40:
             raise ValueError(f"tensors that are more than {REPEATED >> 20} MiB larger than what is stored of them")
         try:
             return storage.as_strided(size, stride, offset)

@@ -80,7 +80,7 @@ def client_yaml(
         name: of the policy, which the client prints. image: height and width. states: as in `observations`.
         relative: whether states and whether actions are seen from the newest pose.
         steps: of a history, one per control step. actions: of a plan.
-        step_seconds: between two steps, for the comment: the client itself is told its rate by an option.
+        step_seconds: between two steps, for the comment: the client itself gets its rate by an option.
     """
     each = {"horizon": steps, "latency_steps": 0, "down_sample_steps": 1}
     obs: dict[str, Any] = {CAMERA: {"shape": [3, *image], "type": "rgb", "ignore_by_policy": False, **each}}

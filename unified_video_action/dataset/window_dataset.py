@@ -288,7 +288,7 @@ class WindowDataset(Dataset):
 
 
 def _spoken(table: Table, instructions: Sequence[str]) -> np.ndarray:
-    """Places in `instructions` of what each row is told (N,); empty for a table without."""
+    """Index into `instructions` of each row (N,); empty for a table without instructions."""
     places = {text: place for place, text in enumerate(instructions)}
     spoken = np.array([places[text] for text in table.instructions or ()], np.int64)
     if len(spoken) == table.store.n_episodes:

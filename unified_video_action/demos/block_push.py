@@ -28,7 +28,7 @@ BEHIND = CLEAR + 0.005  # distance behind a block at which a push begins
 ARRIVED = 0.006
 ASTRAY = 0.014  # off the line from block to goal, at which a push is given up and begun anew
 PUT = 0.015  # metres from a square's centre at which a block has been put there
-ROOM = BLOCK_SIDE * np.sqrt(2) + 0.012  # distance kept between the centres of a pushed block and the other one
+CLEARANCE = BLOCK_SIDE * np.sqrt(2) + 0.012  # distance kept between the centres of a pushed block and the other one
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class ScriptedExpert:
     def _goal(self, block: int, square: int) -> np.ndarray:
         """(2,) where to push the block next: its square, or a place beside the other block where that is in the way."""
         centre, target, other = self._blocks[block, :2], self._squares[square, :2], self._blocks[1 - block, :2]
-        return around(centre, target, other, ROOM)
+        return around(centre, target, other, CLEARANCE)
 
     def _travel(self, goal: np.ndarray) -> np.ndarray:
         """(2,) the next target on a way to `goal` that touches no block."""

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 PIXEL = 0.72  # points; figures have 100 pixels to the inch
 SIZE = (460, 260)  # of a figure, pixels
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # room around the plot, pixels
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38  # margins around the plot, pixels
 STEPS = (1, 2, 2.5, 5, 10)  # between ticks, times a power of ten
 INK, FAINT, EDGE = "#1b2130", "#667085", "#e3e6ec"
 ACCENT, GOOD, BAD, OTHER = "#2f6fed", "#12a065", "#c8372d", "#a3acbb"
@@ -152,5 +152,5 @@ def _spread(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if high > low:
         return low, high
-    room = abs(low) * 0.1 or 0.5
-    return low - room, high + room
+    margin = abs(low) * 0.1 or 0.5
+    return low - margin, high + margin

@@ -122,7 +122,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
         table_path.parent.mkdir(parents=True)
         for number, rollout in enumerate(rollouts):
             episode, seen = rollout.episode, rollout.seen[:-1]
-            told = instruction_of(seen[0]) or episode.task or title
+            instruction = instruction_of(seen[0]) or episode.task or title
             steps, begin, last = np.arange(episode.steps), sum(row["length"] for row in index), episode.steps - 1
             states = [np.concatenate(list(states_of(each).values()) or [np.zeros(0)]) for each in seen]
             values = {
@@ -132,7 +132,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
                 "frame_index": steps,
                 "episode_index": np.full_like(steps, number),
                 "index": begin + steps,
-                "task_index": np.full_like(steps, tasks.setdefault(told, len(tasks))),
+                "task_index": np.full_like(steps, tasks.setdefault(instruction, len(tasks))),
                 "next.reward": np.array(episode.curve, np.float32),
                 "next.done": steps == last,
                 "next.success": (steps == last) & episode.success,
@@ -144,7 +144,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             writer = writer or pq.ParquetWriter(table_path, table.schema)
             writer.write_table(table)
             parts = [f"{name}.{place}" for name, state in states_of(seen[0]).items() for place in range(len(state))]
-            row = {"episode_index": number, "tasks": [told], "length": len(steps), "dataset_from_index": begin}
+            row = {"episode_index": number, "tasks": [instruction], "length": len(steps), "dataset_from_index": begin}
             row |= {"dataset_to_index": begin + len(steps), "data/chunk_index": 0, "data/file_index": 0}
             for camera in cameras_of(seen[0]):
                 key, (chunk, file) = f"observation.images.{camera}", divmod(number, FILES_IN_CHUNK)

@@ -134,8 +134,8 @@ def _learning(title: str, names: Mapping[str, str], curves: Curves, batch: int |
         if name in curves
     ]
     values = [value for line in lines for _, value in line.points]
-    room = 0.06 * (max(values) - min(values))  # so that no curve lies on the axis
-    bounds = (0.0, 1.0) if "evaluation/mean_score" in names else (min(values) - room, max(values) + room)
+    margin = 0.06 * (max(values) - min(values))  # so that no curve lies on the axis
+    bounds = (0.0, 1.0) if "evaluation/mean_score" in names else (min(values) - margin, max(values) + margin)
     svg = line_chart(lines, "samples" if batch else "step", "", y_range=bounds)
     return {"title": title, "svg": svg, "key": [(line.style, line.title) for line in lines]}
 

@@ -60,8 +60,8 @@ def warnings(health: dict[str, float]) -> list[str]:
 def _prepared(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, Any]:
     """The batch with masks and noise of one task mode, on the policy's device."""
     prepared = policy.with_modes(batch, [TASK_MODES[mode]] * len(batch["seed"]))
-    draws = {name: value.to(policy.device) for name, value in prepared["draws"].items()}
-    return {**prepared, "draws": draws}
+    corruption = {name: value.to(policy.device) for name, value in prepared["corruption"].items()}
+    return {**prepared, "corruption": corruption}
 
 
 @contextmanager
@@ -109,10 +109,10 @@ def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, fl
     """All future frames hidden, all tokens at the highest noise level."""
     spec, head, count = policy.model.spec, policy.model.video_heads[0], len(batch["seed"])
     prepared = _prepared(policy, batch, mode)
-    draws, views = prepared["draws"], spec.predicted_views
+    corruption, views = prepared["corruption"], spec.predicted_views
     noise = torch.randn(count, 1, spec.tokens, spec.token_dim, generator=torch.Generator().manual_seed(0))
-    draws |= {
-        "masked": torch.ones_like(draws["masked"]),
+    corruption |= {
+        "masked": torch.ones_like(corruption["masked"]),
         "video_rows": torch.arange(spec.tokens, device=policy.device).expand(count, -1),  # (B, T*S)
         "video_t": torch.full((count, views, 1, spec.tokens), _highest_level(head.diffusion), device=policy.device),
         "video_noise": noise.unsqueeze(1).expand(-1, views, -1, -1, -1).to(policy.device),

@@ -218,7 +218,7 @@ class WorldModel:
     # -- rows ----------------------------------------------------------------------------------------------------------
 
     def frames(self, row: str, sample: int = 0) -> Tensor:
-        """Frames uint8 (N, F, 3, S, S) of a row; `sample` counts other draws of its noise."""
+        """Frames uint8 (N, F, 3, S, S) of a row; `sample` numbers samples of its noise."""
         policy, windows = self.policy, self.windows
         if row == "still":
             return windows.now.unsqueeze(1).expand_as(windows.future)

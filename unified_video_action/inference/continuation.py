@@ -13,7 +13,7 @@ class Continuation:
 
     `actions` (n, D), in the data's units, are meant for the first n steps of the new chunk (relative ones as seen from
     the new observation). `weights` (n,) in [0, 1]: 1 keeps an action as it is, 0 leaves the policy free; in between,
-    every denoising step draws its prediction towards the action by that share.
+    every denoising step moves its prediction towards the action by that share.
 
     Raises:
         ValueError: arrays that do not fit together, weights out of range, or a number that is not finite.

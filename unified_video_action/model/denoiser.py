@@ -62,7 +62,7 @@ class Denoiser:
         self.modulation = weight, bias  # (layers * 3w + 2w, w)
 
     def __call__(self, cond: Tensor, noise: Tensor, known: Known | None = None) -> Tensor:
-        """cond (rows, c), or (2 * rows, c) when guided; noise (draws, rows, C) -> (rows, C), both float32."""
+        """cond (rows, c), or (2 * rows, c) when guided; noise (count, rows, C) -> (rows, C), both float32."""
         with torch.autocast(cond.device.type, enabled=False):
             cond = F.linear(cond.to(self.dtype), *self.cond_embed).float()  # (R, w)
             row_bytes = len(cond) * self.modulation[0].shape[0] * self.dtype.itemsize

@@ -16,14 +16,14 @@ from unified_video_action.model.samplers import Sampler, Step, make_chain
 from unified_video_action.noise import Generators, randn
 
 
-def draw_noise(shape: Sequence[int], draws: int, generator: Generators, device: torch.device) -> Tensor:
-    """All noise (draws, *shape) that denoising needs, float32, drawn as `randn` draws one after the other.
+def draw_noise(shape: Sequence[int], count: int, generator: Generators, device: torch.device) -> Tensor:
+    """All noise (count, *shape) that denoising needs, float32, sampled as `count` calls of `randn` would.
 
     Noise of generators on the CPU stays in host memory, pinned where the device is another.
     """
     if generator is None or (not isinstance(generator, Sequence) and generator.device.type != "cpu"):
-        return torch.stack([randn(shape, generator, torch.empty((), device=device)) for _ in range(draws)])
-    noise = torch.empty(draws, *shape, pin_memory=device.type != "cpu")
+        return torch.stack([randn(shape, generator, torch.empty((), device=device)) for _ in range(count)])
+    noise = torch.empty(count, *shape, pin_memory=device.type != "cpu")
     for draw in noise:
         draw.copy_(randn(shape, generator, draw))
     return noise

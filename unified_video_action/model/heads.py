@@ -141,7 +141,7 @@ class DiffusionHead(nn.Module):
     def sample(
         self, cond: Tensor, noise: Tensor, sampler: Sampler, guidance: float = 1.0, known: Known | None = None
     ) -> Tensor:
-        """Denoise rows: cond (rows, cond_channels), noise (draws, rows, channels) -> (rows, channels).
+        """Denoise rows: cond (rows, cond_channels), noise (count, rows, channels) -> (rows, channels).
 
         With `guidance` other than 1 there are two halves of conditions, with and without the instruction, and the
         prediction is extrapolated away from the second (classifier-free guidance; the variance is the first's).
@@ -223,7 +223,7 @@ class ActionHead(DiffusionHead):
 
         Args:
             z: (B, T*S, d). chunk: (B, steps, row_dim). valid: (B, steps) bool; other steps do not even enter as input.
-            t: (B, K, rows). noise: (B, K, rows, channels), K noise draws per chunk.
+            t: (B, K, rows). noise: (B, K, rows, channels), K noise samples per chunk.
 
         Returns:
             squared error and variational bound, (B, K, steps) each.
@@ -246,7 +246,7 @@ class ActionHead(DiffusionHead):
         """Joint latent (B, T*S, d), or (2B, T*S, d) when guided -> chunks (n, steps, row_dim).
 
         Args:
-            noise: (draws, n * rows, C) with n a multiple of B: so many chunks are drawn of each joint latent.
+            noise: (count, n * rows, C) with n a multiple of B: so many chunks are drawn of each joint latent.
             keep: normalised chunks (n, steps, row_dim) to keep to, and by how much (n, steps).
         """
         cond = self.conditions(z)  # (B, rows, c), twice as many when guided

@@ -17,7 +17,7 @@ from unified_video_action.spec import ModelSpec
 
 
 @dataclass
-class TrainingDraws:
+class TrainingCorruption:
     """Masks, noise levels and noise of a batch. Heads run on the samples that a mode trains them on, and only there."""
 
     sees_history: Tensor  # (B,) bool: the first view's
@@ -55,9 +55,9 @@ def generation_schedule(cells: int, iterations: int) -> list[int]:
     return [*left, 0]
 
 
-def draw_training(
+def draw_corruption(
     spec: ModelSpec, config: ModelConfig, seeds: Sequence[int], modes: Sequence[TaskMode]
-) -> TrainingDraws:
+) -> TrainingCorruption:
     """Draw a batch's randomness, from one seed and one task mode per sample."""
     batch, cells, tokens, steps = len(seeds), spec.tokens_per_frame, spec.tokens, spec.horizon.actions
     video = [i for i, mode in enumerate(modes) if mode.learns_frames]
@@ -113,7 +113,7 @@ def draw_training(
     sees_history = torch.tensor([mode.sees_history for mode in modes])
     if config.masking.inverse_history:
         sees_history |= u["history"][:, 0] < config.masking.inverse_history
-    return TrainingDraws(
+    return TrainingCorruption(
         sees_history=sees_history,
         sees_actions=torch.tensor([mode.sees_actions for mode in modes]),
         sees_text=u["text"][:, 0] >= config.text_dropout,

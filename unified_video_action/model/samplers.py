@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Known = tuple[Tensor, Tensor]  # values (rows, C) that x0 is drawn towards, and by how much (rows, C), from 0 to 1
+Known = tuple[Tensor, Tensor]  # values (rows, C) that x0 is moved towards, and by how much (rows, C), from 0 to 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Sampler:
 class Step(NamedTuple):
     """One denoising step (see the module's formulas)."""
 
-    t: int  # step of the training chain, which the network is told
+    t: int  # step of the training chain, an input of the network
     x0_from_x: float
     x0_from_output: float
     from_x: float
@@ -78,7 +78,7 @@ def denoise(
 
     Args:
         network: (number of the step, x (rows, C)) -> its mean output (rows, C), and its spread (rows, C) or None.
-        noise: (draws, rows, C), as many draws as the sampler asks for.
+        noise: (noise_draws, rows, C), as many as the sampler needs.
         clamp: bound on the predicted x0; the few-step solvers need one, since x0 at the last step is the network's
             error times 2e4.
 

@@ -15,7 +15,7 @@ from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, doubled, patchify, unpatchify
 from unified_video_action.model.mar import MAR
-from unified_video_action.model.masking import TrainingDraws, generation_schedule
+from unified_video_action.model.masking import TrainingCorruption, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.noise import Generators
@@ -81,43 +81,45 @@ class UVA(nn.Module):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def loss_terms(self, inputs: ModelInputs, targets: Targets, draws: TrainingDraws) -> dict[str, LossTerm]:
+    def loss_terms(self, inputs: ModelInputs, targets: Targets, corruption: TrainingCorruption) -> dict[str, LossTerm]:
         """Losses of a batch that may mix task modes (paper, section III-D).
 
         Args:
-            inputs: with future frames and actions, whatever the modes; the draws say what is hidden.
+            inputs: with future frames and actions, whatever the modes; the corruption says what is hidden.
 
         Returns:
             terms video (summed over the predicted views), action and, where the spec has them, proprio and auxiliary.
             Padded frames and actions have no weight, and padded frames are hidden from the input as well.
         """
         padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)  # (B, T*S)
-        seen = Visibility(draws.masked | padded, draws.sees_history, draws.sees_actions, draws.sees_text)
-        if draws.levels is not None:
-            seen.levels = draws.levels.unsqueeze(1).repeat(1, self.spec.tokens, 1)  # (B, T*S, 2)
+        seen = Visibility(
+            corruption.masked | padded, corruption.sees_history, corruption.sees_actions, corruption.sees_text
+        )
+        if corruption.levels is not None:
+            seen.levels = corruption.levels.unsqueeze(1).repeat(1, self.spec.tokens, 1)  # (B, T*S, 2)
             seen.levels[..., 0].masked_fill_(padded, 1.0)
-            seen.frames_noise, seen.actions_noise = draws.frames_noise, draws.actions_noise
+            seen.frames_noise, seen.actions_noise = corruption.frames_noise, corruption.actions_noise
         z = self.mar(inputs, seen)  # (B, T*S, d)
-        weights = self.loss_weights(targets, draws)
+        weights = self.loss_weights(targets, corruption)
         terms = {}
 
-        if len(draws.video_samples):
-            at = draws.video_samples.unsqueeze(1), draws.video_rows  # (V, R) of the batch's tokens
+        if len(corruption.video_samples):
+            at = corruption.video_samples.unsqueeze(1), corruption.video_rows  # (V, R) of the batch's tokens
             totals = []
             for view, head in enumerate(self.video_heads):
-                t, noise = draws.video_t[:, view], draws.video_noise[:, view]  # (V, K, R), (V, K, R, C)
+                t, noise = corruption.video_t[:, view], corruption.video_noise[:, view]  # (V, K, R), (V, K, R, C)
                 x0 = patchify(inputs.future[:, view], self.spec.patch_size)[at].unsqueeze(1).expand_as(noise)
                 cond = self.video_condition(z, inputs.history[:, view])[at].unsqueeze(1)  # (V, 1, R, c)
                 squared_error, bound = head.loss(cond, x0, t, noise)
                 totals.append(LossTerm.of((squared_error + bound).mean(-1), weights["video"]))
             terms["video"] = LossTerm(sum(term.total for term in totals), totals[0].weight)
-        if len(draws.action_samples):
-            rows = (each[draws.action_samples] for each in (z, inputs.actions, targets.action_valid))
-            losses = self.action_head.chunk_loss(*rows, draws.action_t, draws.action_noise)
+        if len(corruption.action_samples):
+            rows = (each[corruption.action_samples] for each in (z, inputs.actions, targets.action_valid))
+            losses = self.action_head.chunk_loss(*rows, corruption.action_t, corruption.action_noise)
             terms["action"] = LossTerm.of(sum(losses), weights["action"])
         if self.spec.proprio_output_dim:
             rows = z, targets.proprio, targets.action_valid
-            losses = self.proprio_head.chunk_loss(*rows, draws.proprio_t, draws.proprio_noise)
+            losses = self.proprio_head.chunk_loss(*rows, corruption.proprio_t, corruption.proprio_noise)
             terms["proprio"] = LossTerm.of(sum(losses), weights["proprio"])
         if self.spec.auxiliary_dim:
             predicted = self.auxiliary_head(z).reshape(targets.auxiliary.shape)
@@ -126,25 +128,25 @@ class UVA(nn.Module):
             )
         return terms
 
-    def loss_weights(self, targets: Targets, draws: TrainingDraws) -> dict[str, Tensor]:
+    def loss_weights(self, targets: Targets, corruption: TrainingCorruption) -> dict[str, Tensor]:
         """Weight of every row of each loss term, known before the forward pass.
 
         video (V, K, R); action, proprio (B, K, A); auxiliary (B, H+F).
         """
         weights = {}
-        if len(draws.video_samples):
+        if len(corruption.video_samples):
             padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)
-            at = draws.video_samples.unsqueeze(1), draws.video_rows
-            counted = (draws.masked & ~padded)[at]  # (V, R)
-            weights["video"] = counted.unsqueeze(1).expand(draws.video_t[:, 0].shape).float()
-        if len(draws.action_samples):
-            valid = targets.action_valid[draws.action_samples].float()
-            weights["action"] = valid.unsqueeze(1).expand(-1, draws.action_t.shape[1], -1)
+            at = corruption.video_samples.unsqueeze(1), corruption.video_rows
+            counted = (corruption.masked & ~padded)[at]  # (V, R)
+            weights["video"] = counted.unsqueeze(1).expand(corruption.video_t[:, 0].shape).float()
+        if len(corruption.action_samples):
+            valid = targets.action_valid[corruption.action_samples].float()
+            weights["action"] = valid.unsqueeze(1).expand(-1, corruption.action_t.shape[1], -1)
         if self.spec.proprio_output_dim:
             valid = targets.action_valid.float()
             if targets.has_proprio is not None:
                 valid = valid * targets.has_proprio.unsqueeze(1)
-            weights["proprio"] = valid.unsqueeze(1).expand(-1, draws.proprio_t.shape[1], -1)
+            weights["proprio"] = valid.unsqueeze(1).expand(-1, corruption.proprio_t.shape[1], -1)
         if self.spec.auxiliary_dim:
             history = targets.frame_valid.new_ones(len(targets.frame_valid), self.spec.horizon.history)
             weights["auxiliary"] = torch.cat([history, targets.frame_valid], dim=1).float()

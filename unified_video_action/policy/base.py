@@ -1,4 +1,4 @@
-"""The interface between a policy and the rest of the house: training, sessions, simulators, robots and servers.
+"""The interface between a policy and the rest of the project: training, sessions, simulators, robots and servers.
 
 Frames are uint8 RGB (B, T, C, H, W); observations are mappings from the names in `shape_meta` to histories of
 `task.horizon.history` frames or `task.state_steps` states, oldest first; actions are in the units of the data.

@@ -145,8 +145,8 @@ class DiffusionPolicy(BasePolicy):
             t[row] = torch.randint(self.config.diffusion_steps, (), generator=generator)
             noise[row].normal_(generator=generator)
             for name, crops in cropped.items():
-                room = torch.tensor(whole[name].shape[-2:]) - side + 1
-                corners = torch.rand(crops.shape[1], 2, generator=generator) * room  # (H, 2)
+                offsets = torch.tensor(whole[name].shape[-2:]) - side + 1
+                corners = torch.rand(crops.shape[1], 2, generator=generator) * offsets  # (H, 2)
                 for step, (y, x) in enumerate(corners.long().tolist()):
                     crops[row, step] = whole[name][row, step, :, y : y + side, x : x + side]
         return {**batch, "history": cropped or whole, "t": t, "noise": noise}

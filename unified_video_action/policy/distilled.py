@@ -63,12 +63,12 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
         if not self.training:
             return super().loss_weights(batch)
-        return {"action": float(batch["draws"]["action_noise"][..., 0].numel())}
+        return {"action": float(batch["corruption"]["action_noise"][..., 0].numel())}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
         """In training the squared distance of one step's result from the teacher's, over the rows of all chunks; what
         is measured in between are the losses of any UVA."""
-        noise, head = batch["draws"]["action_noise"], self.model.action_head  # (B, K, rows, C)
+        noise, head = batch["corruption"]["action_noise"], self.model.action_head  # (B, K, rows, C)
         if noise.is_meta:  # the operations of a step are counted
             cond, wanted = noise.new_empty(len(noise), noise.shape[2], head.net.cond_embed.in_features), noise
         elif self.training:
@@ -82,10 +82,10 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
     @torch.no_grad()
     def _taught(self, batch: Mapping[str, Any], noise: Tensor) -> tuple[Tensor, Tensor]:
         """The conditions (B, rows, c), and what the teacher makes of each noise, (B, K, rows, C)."""
-        (teacher,), (samples, draws) = self._teacher, noise.shape[:2]
+        (teacher,), (samples, count) = self._teacher, noise.shape[:2]
         model = teacher.model
         inputs = teacher.transform.training_inputs(batch)
         z = model.joint_latent(inputs, model.shown(inputs, TASK_MODES["policy"]))
         sampler, rows = Sampler.parse(self.config.teacher_sampler), noise.flatten(0, 2).unsqueeze(0)
         chunks = model.action_head.sample_chunk(z, rows, sampler)  # (B * K, steps, row_dim)
-        return model.action_head.conditions(z), chunks.reshape(samples, draws, *noise.shape[2:])
+        return model.action_head.conditions(z), chunks.reshape(samples, count, *noise.shape[2:])

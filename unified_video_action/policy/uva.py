@@ -15,7 +15,7 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
-from unified_video_action.model.masking import TrainingDraws, draw_training
+from unified_video_action.model.masking import TrainingCorruption, draw_corruption
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode, covered
 from unified_video_action.model.uva import UVA
 from unified_video_action.noise import Generators
@@ -120,22 +120,25 @@ class UnifiedVideoActionPolicy(BasePolicy):
         if "executed_action" in batch:
             dynamics = torch.tensor([mode.sees_actions or mode.future == "seen" for mode in modes])[:, None, None]
             batch = {**batch, "action": torch.where(dynamics, batch["executed_action"], batch["action"])}
-        draws = draw_training(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
-        draws = {name: value for name, value in vars(draws).items() if value is not None}
-        return {**batch, "draws": draws, "task_mode": [mode.name for mode in modes]}
+        corruption = draw_corruption(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
+        corruption = {name: value for name, value in vars(corruption).items() if value is not None}
+        return {**batch, "corruption": corruption, "task_mode": [mode.name for mode in modes]}
 
     def validation_batches(self, batch: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """One for each task mode that is trained."""
         return {f"{mode.name}/": self.with_modes(batch, [mode] * len(batch["seed"])) for mode in self.trained}
 
     def loss_weights(self, batch: Mapping[str, Any]) -> dict[str, float]:
-        targets, draws = self.transform.targets(batch, with_values=False), TrainingDraws(**batch["draws"])
-        weights = self.model.loss_weights(targets, draws)
+        targets, corruption = (
+            self.transform.targets(batch, with_values=False),
+            TrainingCorruption(**batch["corruption"]),
+        )
+        weights = self.model.loss_weights(targets, corruption)
         return {name: float(weight.sum()) for name, weight in weights.items()}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:
-        draws = TrainingDraws(**batch["draws"])
-        return self.model.loss_terms(self.transform.training_inputs(batch), self.transform.targets(batch), draws)
+        corruption = TrainingCorruption(**batch["corruption"])
+        return self.model.loss_terms(self.transform.training_inputs(batch), self.transform.targets(batch), corruption)
 
     # -- the five modes at inference -----------------------------------------------------------------------------------
 

@@ -165,11 +165,11 @@ def pack(folder: Path, target: Path, left_out: set[str], pieces: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     files = [path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
     files = [path for path in files if not left_out.intersection(path.relative_to(folder).parts)]
-    room, temporary = PACKED, target / "results.tmp"
+    bytes_left, temporary = PACKED, target / "results.tmp"
     with tarfile.open(temporary, "w:gz") as archive:
         for path in sorted(files, key=lambda path: path.stat().st_size):
-            room -= path.stat().st_size
-            if room < 0:
+            bytes_left -= path.stat().st_size
+            if bytes_left < 0:
                 log.info("%s, and what is larger, is not packed", path)
                 break
             archive.add(path, path.relative_to(folder))

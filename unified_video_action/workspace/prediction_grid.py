@@ -56,7 +56,7 @@ def compose(
     Args:
         history: uint8 (B, H, 3, S, S). future, and imagined by label: uint8 (B, F, 3, S, S).
         is_pad: (B, F) bool, frames beyond the episode's end; they are drawn pale.
-        chunks: drawn over the newest frame, in the room below the history.
+        chunks: drawn over the newest frame, in the space below the history.
     """
     seen, steps = history.shape[1], history.shape[1] + future.shape[1]
     scale = max(1, -(-TILE // history.shape[-1]))
@@ -93,7 +93,7 @@ def compose(
         draw_row("recorded", history[sample], torch.zeros(seen, dtype=torch.bool), 0, 8, top)
         draw_row("", future[sample], pale, seen, 8, top)
         for row, (label, frames) in enumerate(imagined.items(), start=1):
-            beside = LABELS + seen * step - 8 - 6 * len(label)  # where the room below the history ends
+            beside = LABELS + seen * step - 8 - 6 * len(label)  # where the space below the history ends
             draw_row(label, frames[sample], pale, seen, beside if chunks else 8, top + row * step)
         large = min(len(imagined) * step - GAP, seen * step - GAP - 80)
         if chunks and large > 0:

@@ -1,4 +1,4 @@
-"""What a training run may be told: the recipe (`training`) and the control of one run (`trainer`).
+"""Settings of a training run: the recipe (`training`) and the control of one run (`trainer`).
 
 `config/base.yaml` says what each field means.
 """

@@ -237,7 +237,7 @@ def zeroed(name: str, start: int, stop: int) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, data: dict[str, np.ndarray], zarr_format: int = 2, empty: bool = False, **chunks):
-    """A store as zarr 3 writes it unless told otherwise: without chunks that hold zeros alone, but with `empty`."""
+    """A store as zarr 3 writes it by default: without chunks that hold zeros alone, but with `empty`."""
     root = zarr.open_group(path, mode="w", zarr_format=zarr_format)
     for name, values in data.items():
         size = chunks.get(name, (8, *values.shape[1:]))

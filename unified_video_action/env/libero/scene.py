@@ -65,7 +65,7 @@ class Scene(RobosuiteArm):
                 try:
                     self._env.reset()
                     break
-                except RandomizationError:  # no room was found for an object: draw again, as LIBERO does
+                except RandomizationError:  # no free position was found for an object: sample again, as LIBERO does
                     continue
         self.relative = True
         self.show(state)

@@ -18,7 +18,7 @@ LEAST_CHANGE = 120.0  # distance in RGB of a colour from the one it replaces, at
 MOST_OBJECTS = 8
 CORNERS = (3, 4, 5, 32)  # of an object: a triangle to what looks like a disc
 RADII = (14.0, 34.0)  # pixels
-STREAM = 0x100C  # sets these draws apart from others of the same seed
+STREAM = 0x100C  # separates these random numbers from others of the same seed
 
 
 class Disturbance:

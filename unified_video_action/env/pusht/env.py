@@ -37,7 +37,7 @@ class PushTEnv(GymPushTEnv):
     """One table with a T to push onto the goal pose.
 
     Observations: `image` uint8 (image_size, image_size, 3), `agent_pos` float32 (2,). Actions: float32 (2,), the target
-    that the agent is drawn to; 10 of them a second. Positions are table pixels, 0..512, and angles are radians.
+    that the agent is pulled to, 10 per second. Positions are table pixels, 0..512, and angles are radians.
 
     `step` ends the episode on success and reports in its info `coverage` (share of the goal covered), `score`
     (min(coverage / 0.95, 1)), `is_success` (coverage > 0.95) and `state` (agent x, y, block x, y, block angle).
@@ -116,7 +116,7 @@ class PushTEnv(GymPushTEnv):
         return state_targets(states[np.minimum(steps, success.argmax())])
 
     def _move(self, x: float, y: float) -> None:
-        """The physics of one control step with the agent drawn to (x, y), and nothing else."""
+        """The physics of one control step with the agent pulled to (x, y), and nothing else."""
         for _ in range(int(1 / (self.dt * self.control_hz))):
             (agent_x, agent_y), (speed_x, speed_y) = self.agent.position, self.agent.velocity
             speed_x += (self.k_p * (x - agent_x) + self.k_v * (0 - speed_x)) * self.dt

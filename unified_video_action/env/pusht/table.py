@@ -8,7 +8,7 @@ from unified_video_action.env.pusht.geometry import AGENT_RADIUS, BAR, CENTRE_OF
 
 SUBSTEPS = 10  # physics steps per control step
 DT = 0.01
-STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that draws the agent to its target
+STIFFNESS, DAMPING = 100.0, 20.0  # of the controller that moves the agent to its target
 WALL_LOW, WALL_HIGH = 5.0, 506.0
 
 
@@ -47,7 +47,7 @@ class Table:
         self._space.reindex_shapes_for_body(block)
 
     def move(self, target: tuple[float, float]) -> None:
-        """One control step with the agent drawn to `target`."""
+        """One control step with the agent pulled to `target`."""
         target_x, target_y = float(target[0]), float(target[1])
         (x, y), (speed_x, speed_y) = self._agent.position, self._agent.velocity
         for _ in range(SUBSTEPS):

@@ -99,7 +99,7 @@ def draw_motion(recording: Recording, rng: np.random.Generator, angles: int) -> 
     """A random motion that keeps T and goal within the walls, and the agent and its targets on the table.
 
     Whether it is mirrored and the angle are drawn until there is a shift that does; then the shift is drawn.
-    None when there is none after so many draws.
+    None when none is found after so many attempts.
     """
     poses = np.concatenate([recording.states[:, 2:], [recording.goal]])
     blocks = np.stack([to_table(OUTLINE, pose) for pose in poses]).reshape(-1, 2)

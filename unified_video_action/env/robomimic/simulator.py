@@ -99,7 +99,7 @@ class Simulator(RobosuiteArm):
         self._env.reset()
         self._env.deterministic_reset = False
         self.show(state)
-        robot = self._env.robots[0]  # its controller draws the elbow to where the joints were at the start
+        robot = self._env.robots[0]  # its controller pulls the elbow to where the joints were at the start
         robot.controller.update_initial_joints(self._env.sim.data.qpos[robot._ref_joint_pos_indexes])
 
     def model_xml(self) -> str:

@@ -89,7 +89,7 @@ class Bounds:
     """The configured limits and the maker's together, for a stream of commands at a rate.
 
     Raises:
-        ValueError: they leave no room.
+        ValueError: no state is inside them.
     """
 
     def __init__(self, limits: SafetyLimits, arm: ArmLimits, rate: float) -> None:
@@ -103,7 +103,7 @@ class Bounds:
         self.joint_acceleration, self.gripper_speed = limits.joint_acceleration, limits.gripper_speed
         self.gripper_low, self.gripper_high = arm.gripper_low, arm.gripper_high
         if (self.joints_low >= self.joints_high).any():
-            raise ValueError(f"joint_margin: {limits.joint_margin} leaves a joint no room")
+            raise ValueError(f"joint_margin: {limits.joint_margin} leaves no range for a joint")
 
     def joints_used(self, joints: list[np.ndarray], ticks: tuple[int, int]) -> float:
         """Share of the limits that the newest of three joints (J,), so many ticks apart, use; infinite out of range."""

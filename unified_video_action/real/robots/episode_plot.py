@@ -65,8 +65,8 @@ def _finish(panel: Axes, label: str, recording: Recording) -> None:
     panel.set_xlim(0, max(recording.seconds, 1e-3))
     panel.grid(alpha=0.3)
     low, high = panel.get_ylim()
-    room = max(LEAST[label.rsplit(", ")[-1]] - (high - low), 0) / 2
-    panel.set_ylim(low - room, high + room)
+    margin = max(LEAST[label.rsplit(", ")[-1]] - (high - low), 0) / 2
+    panel.set_ylim(low - margin, high + margin)
     for event in recording.events:
         if event["kind"] in STOPS:
             panel.axvline(event["time"], color=STOP)

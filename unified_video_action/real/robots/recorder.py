@@ -69,7 +69,7 @@ class EpisodeRecorder:
         self.folder = self.output.with_name(self.output.name.removesuffix(ENDING) + UNFINISHED)
         if taken := [path for path in (self.output, self.folder) if path.exists()]:
             raise FileExistsError(f"{taken[0]} exists already; an episode is never recorded over another")
-        self.lost: Counter[str] = Counter()  # frames, rows: how many there was no room for
+        self.lost: Counter[str] = Counter()  # frames, rows: how many did not fit
         self._codec, self._patient = CODECS[codec](level=95), patient
         self._about = {"cameras": cameras, "rate": rate, "codec": self._codec.get_config(), "started": time.time()}
         self._about["attributes"] = dict(attributes or {})
@@ -136,8 +136,8 @@ class EpisodeRecorder:
     def _keep_row(self, *row: Any) -> None:
         self._keep(self._rows, row, ROWS_WAITING, "rows")
 
-    def _keep(self, waiting: deque, item: Any, room: int, what: str) -> None:
-        while len(waiting) >= room:
+    def _keep(self, waiting: deque, item: Any, most: int, what: str) -> None:
+        while len(waiting) >= most:
             if not self._patient or self._failure is not None:
                 self.lost[what] += 1
                 return
