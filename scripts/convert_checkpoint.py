@@ -29,8 +29,8 @@ def main() -> None:
     try:
         convert(args.source, args.target, args.to_lerobot)
     except (OSError, ValueError) as error:
-        place = "" if str(args.source) in str(error) else f"{args.source}: "
-        parser.exit(1, f"{parser.prog}: {place}{error}\n")
+        prefix = "" if str(args.source) in str(error) else f"{args.source}: "
+        parser.exit(1, f"{parser.prog}: {prefix}{error}\n")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("export_checkpoint")
 DTYPES = ("float32", "float16", "bfloat16")
 MACHINE_PATH = re.compile(r"(?:^|[\s=\[,:{'\"])(?:~?/[\w.]|\.\./|[A-Za-z]:\\)")
-PLACES = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: they say where it writes, not what it does
+OUTPUT_OPTIONS = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: where it writes, not what it does
 
 
 def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
@@ -66,9 +66,9 @@ def replaced(value: Any, paths: Mapping[str, str]) -> Any:
 
 
 def machine_paths(value: Any, name: str = "") -> list[str]:
-    """Values that are paths of this machine, with their places."""
-    found = [(place, leaf) for place, leaf in leaves(value, name) if isinstance(leaf, str)]
-    return [f"{place}: {leaf}" for place, leaf in found if MACHINE_PATH.search(leaf)]
+    """Values that are paths of this machine, with their keys."""
+    found = [(key, leaf) for key, leaf in leaves(value, name) if isinstance(leaf, str)]
+    return [f"{key}: {leaf}" for key, leaf in found if MACHINE_PATH.search(leaf)]
 
 
 def shipped_config(config: dict[str, Any], results: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def training_commands(checkpoint: Path, given: list[str], config: Mapping[str, A
             raise ValueError(f"{recorded} does not say how {checkpoint} was trained: give --training-command")
         name = yaml.safe_load((recorded / "hydra.yaml").read_text())["hydra"]["job"]["config_name"]
         words = [f"--config-name={name}", *yaml.safe_load((recorded / "overrides.yaml").read_text())]
-        given = [shlex.join(["python", "train.py", *(word for word in words if not word.startswith(PLACES))])]
+        given = [shlex.join(["python", "train.py", *(word for word in words if not word.startswith(OUTPUT_OPTIONS))])]
     commands = replaced(given, generic_paths(config))
     if found := machine_paths(commands, "command"):
         raise ValueError(f"give --training-command without paths of this machine: {'; '.join(found)}")

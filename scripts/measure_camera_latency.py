@@ -63,10 +63,10 @@ def measure(changes: Sequence[float], times: np.ndarray, seen: np.ndarray, expos
         raise ValueError("the frames never change: the camera does not see the window")
     delays = np.arange(0, LONGEST, STEP)
     alike = np.zeros(len(delays))
-    for place, delay in enumerate(delays):
+    for index, delay in enumerate(delays):
         begun, ended = (np.interp(times[inside] - delay - before, edges, at_edges) for before in (exposure, 0))
         if (ended - begun).std() > 1e-9:
-            alike[place] = np.corrcoef(ended - begun, seen[inside])[0, 1]
+            alike[index] = np.corrcoef(ended - begun, seen[inside])[0, 1]
     best = alike.max()
     if best < ALIKE:
         raise ValueError(

@@ -72,8 +72,8 @@ def scripted_demonstrations(folder: Path, options: Mapping[str, float]) -> Path:
         log.info("Scripted demonstrations: %s", store)
     else:
         words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        places = ("--output", store, "--workers", str(cores()))
-        run(ROOT / "scripts" / "collect_demos.py", "--task", "pusht", *words, *places)
+        output = ("--output", store, "--workers", str(cores()))
+        run(ROOT / "scripts" / "collect_demos.py", "--task", "pusht", *words, *output)
     return store.resolve()
 
 

@@ -199,8 +199,10 @@ def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     call(monkeypatch, *options, "--n-envs", 2, "--output", tmp_path / "one")
     command = [sys.executable, eval_sim.__file__, *map(str, options), "--n-envs", "1", "--output", tmp_path / "two"]
     with socket.create_server(("localhost", 0)) as server:
-        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
-    environments = [{**os.environ, **place, "OMP_NUM_THREADS": "1", "RANK": rank} for rank in ("0", "1")]  # as torchrun
+        rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
+    environments = [
+        {**os.environ, **rendezvous, "OMP_NUM_THREADS": "1", "RANK": rank} for rank in ("0", "1")
+    ]  # as torchrun
     started = [subprocess.Popen(command, env=each, stderr=subprocess.PIPE, text=True) for each in environments]
     errors = [process.communicate(timeout=250)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors

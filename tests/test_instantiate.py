@@ -58,29 +58,29 @@ class Recorder(PlanScore):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("place", ["inner", "others", "free"])
-def test_nothing_is_built_before_the_whole_tree_is_checked(place, monkeypatch):
+@pytest.mark.parametrize("argument_name", ["inner", "others", "free"])
+def test_nothing_is_built_before_the_whole_tree_is_checked(argument_name, monkeypatch):
     monkeypatch.setenv("UVA_PLUGINS", "tests")
     monkeypatch.setattr(Recorder, "built", 0)
     recorder = {"_target_": f"{__name__}.Recorder"}
     wrong = {"_target_": f"{PACKAGE}.downloads.download", "url": "data:,", "path": "owned"}
 
     def node(last):
-        value = {"inner": last, "others": {"a": [recorder, last]}, "free": last}[place]
-        return recorder | {"inner": recorder} | {place: value}
+        value = {"inner": last, "others": {"a": [recorder, last]}, "free": last}[argument_name]
+        return recorder | {"inner": recorder} | {argument_name: value}
 
-    with pytest.raises(ValueError, match=rf"score\.{place}.*_target_: .*download' is refused"):
+    with pytest.raises(ValueError, match=rf"score\.{argument_name}.*_target_: .*download' is refused"):
         instantiate(node(wrong), PlanScore, "score")
     assert Recorder.built == 0
-    if place == "free":  # no type hint, no object
+    if argument_name == "free":  # no type hint, no object
         with pytest.raises(ValueError, match="no object is expected here"):
             instantiate(node(recorder), PlanScore, "score")
     else:
         instantiate(node(recorder), PlanScore, "score")
-        assert Recorder.built == {"inner": 2, "others": 4}[place]
+        assert Recorder.built == {"inner": 2, "others": 4}[argument_name]
 
 
-PLACES = FrameCodec, ClipText, WindowDataset, gymnasium.Env, EnvRunner, StateReader, PlanScore, Setup
+INTERFACES = FrameCodec, ClipText, WindowDataset, gymnasium.Env, EnvRunner, StateReader, PlanScore, Setup
 # What those accept, and what their arguments accept in turn. A class that is new here can be built by a stranger's
 # checkpoint: look at what its constructor does before adding it.
 ALLOWED = """
@@ -139,10 +139,10 @@ def accepted(interface: type, everything: list[tuple[str, object]]) -> set[type]
     return fits
 
 
-def test_every_target_that_can_be_reached_is_known():
+def test_every_target_that_can_be_built_is_known():
     everything = members()
     assert len(everything) > 500
-    left, allowed = list(PLACES), {}
+    left, allowed = list(INTERFACES), {}
     while left:
         interface = left.pop()
         if interface in allowed:

@@ -85,8 +85,8 @@ def libero_places(request, folder: Path) -> list[str]:
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     clip = CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text, quick_gelu=True)
     save_file(clip.state_dict(), folder / "clip.safetensors")
-    places = {"task.dataset.sources.path": folder / "absolute", "text.weights": folder / "clip.safetensors"}
-    return [f"{key}={value}" for key, value in {**places, "task.env.cache_dir": cache}.items()]
+    data_options = {"task.dataset.sources.path": folder / "absolute", "text.weights": folder / "clip.safetensors"}
+    return [f"{key}={value}" for key, value in {**data_options, "task.env.cache_dir": cache}.items()]
 
 
 @pytest.fixture(scope="module", params=SMALL)
@@ -96,9 +96,9 @@ def trained(request, tmp_path_factory) -> tuple[str, dict, Path]:
     package, prepare, _ = TASKS[task]
     need(package)
     folder = tmp_path_factory.mktemp(task)
-    places = prepare(request, folder)
+    data_options = prepare(request, folder)
     name, *overrides = SMALL[task]
-    config = read(name, *SHRUNK, *overrides, *places, f"data.cache_dir={folder}", f"output_dir={folder}/run")
+    config = read(name, *SHRUNK, *overrides, *data_options, f"data.cache_dir={folder}", f"output_dir={folder}/run")
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     return task, config, folder / "run"
 
@@ -206,7 +206,7 @@ def test_configurations_agree_with_the_simulator(package: str, name: str, overri
     if package == "pybullet":
         assert runner["metrics"] == list(PAIRS) and set(PAIRS) <= env.reset(seed=0)[1].keys()
     if package == "libero":
-        assert runner["n_episodes"] == 500 == len({env.place(seed) for seed in range(runner["start_seed"], 500)})
+        assert runner["n_episodes"] == 500 == len({env.start_of(seed) for seed in range(runner["start_seed"], 500)})
         assert runner["fps"] == env.metadata["render_fps"]
     env.close()
 
@@ -225,8 +225,8 @@ def test_data_in_lerobots_format_goes_with_relative_control(request, tmp_path: P
     ]
     write_lerobot(tmp_path / "data", episodes, pictures=[camera])
     cache = request.getfixturevalue("libero_cache")
-    places = (f"task.dataset.sources.path={tmp_path}/data", f"task.env.cache_dir={cache}")
-    config = read("uva_libero10_mini", "task=libero10_lerobot", "task.dataset.val_ratio=0", *places)
+    data_options = (f"task.dataset.sources.path={tmp_path}/data", f"task.env.cache_dir={cache}")
+    config = read("uva_libero10_mini", "task=libero10_lerobot", "task.dataset.val_ratio=0", *data_options)
     env, sample = build_env(config["task"]["env"]), observe(config, (0, 1))
     assert env.mirrored and env.action_space.shape == (7,) == tuple(config["task"]["shape_meta"]["action"]["shape"])
     assert {task.instruction for task in env.tasks} > set(tasks)

@@ -35,8 +35,8 @@ def test_every_gpu_has_a_task_and_the_launcher_knows_every_field():
 
 @NEEDS_SUBMITIT
 def test_a_sweep_trains_in_jobs_of_two_tasks(tmp_path, pusht_store):
-    places = [f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}/cache"]
-    options = [*FAST[1:], *places, *BLIND, "trainer.max_steps=2", "seed=3"]
+    data_options = [f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path}/cache"]
+    options = [*FAST[1:], *data_options, *BLIND, "trainer.max_steps=2", "seed=3"]
     # submitit makes the job's folder after it has started the job, which needs the folder: the job waits.
     jobs = [
         "--multirun",

@@ -38,12 +38,12 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, pusht_store) -> list[str]:
+def data_options(tmp_path_factory, pusht_store) -> list[str]:
     return [f"task.dataset.paths={pusht_store}", f"data.cache_dir={tmp_path_factory.mktemp('cache')}"]
 
 
-def test_a_run_its_continuation_and_what_it_writes(tmp_path, places):
-    status, said = train(*FAST, *places, "+trainer.max_steps=3", folder=tmp_path)
+def test_a_run_its_continuation_and_what_it_writes(tmp_path, data_options):
+    status, said = train(*FAST, *data_options, "+trainer.max_steps=3", folder=tmp_path)
     assert status == 0, said
     (run,) = (tmp_path / "outputs" / "uva_pusht_mini").iterdir()
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "prediction_grids", "train.log"} <= set(os.listdir(run))
@@ -52,7 +52,7 @@ def test_a_run_its_continuation_and_what_it_writes(tmp_path, places):
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     assert {"validation/action_error", "validation/frame_psnr", "validation/policy/action"} <= lines[-1].keys()
 
-    again = [*FAST, *places, *BLIND, f"output_dir={run}"]
+    again = [*FAST, *data_options, *BLIND, f"output_dir={run}"]
     status, said = train(*again, "trainer.max_steps=5", folder=tmp_path)
     assert status == 0 and "Continuing from" in said, said
     assert (run / "checkpoints" / "latest").resolve().name == "step_00000005"
@@ -85,9 +85,9 @@ def test_mistakes_end_with_one_line_that_names_them(tmp_path, arguments, message
     assert status == 1 and message in said and "Traceback" not in said, said
 
 
-def test_a_sweep_in_a_folder_that_is_given(tmp_path, places):
+def test_a_sweep_in_a_folder_that_is_given(tmp_path, data_options):
     sweep = ["training.steps=2", "trainer.max_steps=1", "seed=1,2", "output_dir=mine/${name}"]
-    status, said = train("--multirun", *FAST, *places, *BLIND, *sweep, folder=tmp_path)
+    status, said = train("--multirun", *FAST, *data_options, *BLIND, *sweep, folder=tmp_path)
     assert status == 0, said
     for number in "01":
         assert (tmp_path / "mine" / "uva_pusht_mini" / number / "checkpoints" / "latest").is_dir()
@@ -99,10 +99,17 @@ def test_cfg_job_shows_the_configuration(tmp_path):
     assert status == 0 and "video: 1.0" in said and os.listdir(tmp_path) == ["output.txt"]
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, places):
+def test_sigterm_saves_and_exits_with_0(tmp_path, data_options):
     """To a process started from nothing, as a user does."""
     run = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), *FAST, *places, f"output_dir={run}", "trainer.num_workers=1"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *FAST,
+        *data_options,
+        f"output_dir={run}",
+        "trainer.num_workers=1",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not ((run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") >= 3):

@@ -59,13 +59,13 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
             x, y, z = (inverse(pose @ CAMERA_IN_GRIPPER) @ [*point, 1.0])[:3]
             angle = np.arctan2(np.hypot(x, y), z)
             radius = 64 * (np.tan(angle) if camera == "pinhole" else angle / np.radians(80))  # 64 px from the middle
-            place = 64 + radius * np.array([x, y]) / np.hypot(x, y)
-            if z < 0.05 or not (4 < place).all() or not (place < [124, 75]).all():  # outside, or behind the fingers
+            centre = 64 + radius * np.array([x, y]) / np.hypot(x, y)
+            if z < 0.05 or not (4 < centre).all() or not (centre < [124, 75]).all():  # outside, or behind the fingers
                 continue
             picture = model.picture(texture, pose, 0.08).astype(int)
             red = np.argwhere(picture[..., 0] - picture[..., 1] > 40)
-            nearest = np.linalg.norm(red[:, ::-1] + 0.5 - place, axis=1).min(initial=np.inf)  # the table repeats
-            assert nearest < 1.5, (camera, place, nearest)
+            nearest = np.linalg.norm(red[:, ::-1] + 0.5 - centre, axis=1).min(initial=np.inf)  # the table repeats
+            assert nearest < 1.5, (camera, centre, nearest)
             seen += 1
         assert seen >= 3
 
@@ -107,9 +107,9 @@ def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
 def trained(archive, tmp_path_factory) -> tuple[dict, Path]:
     """Configuration and folder of a run of three steps in all task modes."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    places = (f"task.dataset.sources.path={archive}", f"data.cache_dir={folder.parent}", f"output_dir={folder}")
+    data_options = (f"task.dataset.sources.path={archive}", f"data.cache_dir={folder.parent}", f"output_dir={folder}")
     options = ("task.dataset.val_ratio=0.4", "task.dataset.sources.mask=mirrors")
-    config = read("uva_umi_joint_mini", *SMALL, *places, *options)
+    config = read("uva_umi_joint_mini", *SMALL, *data_options, *options)
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     return config, folder
 
@@ -156,7 +156,7 @@ def test_the_presets_of_the_paper_build_their_data_and_sizes(archive) -> None:
         quotas = config["model"]["mode_mix"]["quotas"]
         assert {mode for mode, share in quotas.items() if share} == {"policy", "policy_and_video"}
     assert len(dataset.instructions) == 3 and spec.text_dim == 512
-    frames = [dataset[(place, 3)]["history"][CAMERA][0, :, 44, 2] for place in (10, len(dataset) - 10)]
+    frames = [dataset[(centre, 3)]["history"][CAMERA][0, :, 44, 2] for centre in (10, len(dataset) - 10)]
     assert frames[0].max() < frames[1].max(), "the mirrors of the cups' gripper are black"
     counts = np.bincount(dataset._table)
     assert (counts == counts[0]).all()
@@ -166,9 +166,13 @@ def test_diffusion_policy_of_umi_trains_and_acts(archive, tmp_path) -> None:
     small = ("policy.encoder=test_vit", "policy.pretrained=false", "policy.crop=60", "policy.image_size=160")
     small += ("policy.widths=[16,32]", "policy.step_embed=16", "policy.sampler=ddim2", "training.batch_size=4")
     small += ("training.steps=2", "trainer.validate_every=2", "trainer.validation_windows=2", "trainer.num_workers=0")
-    places = (f"task.dataset.sources.path={archive}", f"data.cache_dir={tmp_path}", f"output_dir={tmp_path / 'run'}")
+    data_options = (
+        f"task.dataset.sources.path={archive}",
+        f"data.cache_dir={tmp_path}",
+        f"output_dir={tmp_path / 'run'}",
+    )
     shapes = ("task.shape_meta.obs.camera0_rgb.shape=[3,64,64]", "task.dataset.val_ratio=0.4")
-    config = read("dp_umi", *small, *places, *shapes)
+    config = read("dp_umi", *small, *data_options, *shapes)
     TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     policy = load_policy(tmp_path / "run/checkpoints/latest", weights="model")
     batch = build_dataset(config).validation().__getitems__([(0, 0), (30, 0)])

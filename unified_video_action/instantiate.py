@@ -1,7 +1,7 @@
 """Build objects from configuration, and only objects of this package and of those that the user trusts.
 
 A configuration also arrives inside checkpoints, from strangers. `hydra.utils.instantiate` would call whatever its
-`_target_` names; here every place names the class from which its target must be derived, no function is ever called,
+`_target_` names; here every key that may hold an object names the class of its target, no function is ever called,
 and nothing is built before all of a node has been checked. A target outside `unified_video_action` is refused before
 anything is imported. Whoever starts the program may trust further packages, their own environment's say:
 UVA_PLUGINS=my_package,another. No configuration or checkpoint can add to that list.
@@ -90,14 +90,14 @@ def check_node(node: Any, interface: type, where: str = "config", given: Iterabl
     known = inspect.signature(target).parameters
     for key in node.keys() - {"_target_"}:
         _require_known(key, target, known, where)
-        for place, inner in _nodes(node[key], f"{where}.{key}"):
+        for path, inner in _nodes(node[key], f"{where}.{key}"):
             interfaces = _interfaces(target, key)
-            matching = [each for each in interfaces if _fits(inner["_target_"], each, place)]
+            matching = [each for each in interfaces if _fits(inner["_target_"], each, path)]
             if not matching:
                 names = " or ".join(map(_name, interfaces))
                 needed = f"a class derived from {names} is needed here" if names else "no object is expected here"
-                raise ValueError(f"{place}._target_: {inner['_target_']!r} is refused; {needed}")
-            check_node(inner, matching[0], place)
+                raise ValueError(f"{path}._target_: {inner['_target_']!r} is refused; {needed}")
+            check_node(inner, matching[0], path)
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in node and key not in given:
             raise ValueError(f"{where}.{key}: {target.__name__} needs a value for it")
@@ -127,7 +127,7 @@ def _build(value: Any) -> Any:
 
 
 def _nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The outermost nodes in a value, with their places."""
+    """The outermost nodes in a value, with their keys."""
     if isinstance(value, Mapping) and "_target_" in value:
         yield where, value
     elif isinstance(value, Mapping):
@@ -172,7 +172,7 @@ def build_dataclass(kind: type, node: Any, where: str) -> Any:
     """Fill a dataclass from a plain mapping, and its fields that are dataclasses from nested mappings.
 
     Raises:
-        ValueError: an unknown key, a missing field, or a value the dataclass rejects, with its place.
+        ValueError: an unknown key, a missing field, or a value the dataclass rejects, named by its key.
     """
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node, resolve=True)

@@ -82,7 +82,7 @@ class TaskSpec:
 
     @classmethod
     def parse(cls, task: Mapping[str, Any]) -> "TaskSpec":
-        """From a configuration's `task`; raises ValueError for a value that is missing or wrong, named by its place.
+        """From a configuration's `task`; raises ValueError for a value that is missing or wrong, named by its key.
 
         Every rgb observation is a camera; `predict: false` makes one an input only. Low-dim observations are inputs;
         those that say `predict: true` are outputs as well. Where none says so, `proprio_output_dim` decides: all of

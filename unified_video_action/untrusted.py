@@ -114,7 +114,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key and every value that is no container, with its place."""
+    """Every key and every value that is not a container, with its key."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield where, key

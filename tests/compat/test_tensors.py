@@ -54,8 +54,8 @@ def rewrite_second(path: Path, change: dict, without: str = "") -> None:
     save_file(kept | change, piece)
 
 
-def rewrite_index(path: Path, places: dict) -> None:
-    index_of(path).write_text(json.dumps(json.loads(index_of(path).read_text()) | {"weight_map": places}))
+def rewrite_index(path: Path, weight_map: dict) -> None:
+    index_of(path).write_text(json.dumps(json.loads(index_of(path).read_text()) | {"weight_map": weight_map}))
 
 
 @pytest.mark.parametrize(

@@ -196,8 +196,8 @@ def test_whatever_the_damage_it_is_a_value_error(tmp_path: Path, name: str) -> N
     whole, random, refused = (HERE / name).read_bytes(), np.random.default_rng(0), 0
     for _ in range(200):
         data = bytearray(whole)
-        for place in random.integers(len(data), size=random.integers(1, 5)):
-            data[place] = random.integers(256)
+        for index in random.integers(len(data), size=random.integers(1, 5)):
+            data[index] = random.integers(256)
         (tmp_path / name).write_bytes(data)
         try:
             load_checkpoint(tmp_path / name)

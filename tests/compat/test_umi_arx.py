@@ -82,8 +82,8 @@ def test_a_message_is_bounded_and_ends_at_its_end() -> None:
 
 def test_a_policys_names_are_looked_up_by_what_they_are() -> None:
     message = {"camera0_rgb": 1, "robot0_eef_pos": 2, "robot0_gripper_width": 3, "more": 4}
-    states = {"place": "position", "opening": "gripper"}
-    assert observations(message, "front", states) == {"front": 1, "place": 2, "opening": 3}
+    states = {"tip": "position", "opening": "gripper"}
+    assert observations(message, "front", states) == {"front": 1, "tip": 2, "opening": 3}
     with pytest.raises(ValueError, match="robot0_eef_rot_axis_angle, robot0_eef_rot_axis_angle_wrt_start is missing"):
         observations(message, "front", {"turn": "rotation_6d", "whole turn": "rotation_6d_from_start"})
 
@@ -108,7 +108,7 @@ def test_a_task_name_that_fits_none_or_several_is_refused(given: str, fitting: i
 
 
 def test_the_clients_configuration_has_what_it_reads() -> None:
-    config = yaml.safe_load(client_yaml("mine", (224, 200), {"place": "position"}, (True, False), 16, 12))
+    config = yaml.safe_load(client_yaml("mine", (224, 200), {"tip": "position"}, (True, False), 16, 12))
     task = config["task"]
     assert list(task["shape_meta"]["obs"]) == [
         *("camera0_rgb", "robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width"),

@@ -76,22 +76,22 @@ def write_lerobot(
 ) -> Path:
     """Write a LeRobotDataset v3 folder. Cameras in `pictures` are PNGs in the parquet files, the others are mp4."""
     tasks = sorted({episode.task for episode in episodes})
-    places = {"data": _blocks(len(episodes), episodes_per_data_file)}
+    files = {"data": _blocks(len(episodes), episodes_per_data_file)}
     index = {"episode_index": list(range(len(episodes))), "tasks": [[episode.task] for episode in episodes]}
     index["length"] = [len(episode) for episode in episodes]
     ends = np.cumsum(index["length"])
     index |= {"dataset_from_index": (ends - index["length"]).tolist(), "dataset_to_index": ends.tolist()}
     for camera in episodes[0].frames:
         if camera not in pictures:
-            places[f"videos/{camera}"] = _blocks(len(episodes), episodes_per_video)
-            spans = _write_videos(root, camera, episodes, places[f"videos/{camera}"], fps, codec)
+            files[f"videos/{camera}"] = _blocks(len(episodes), episodes_per_video)
+            spans = _write_videos(root, camera, episodes, files[f"videos/{camera}"], fps, codec)
             for name, values in zip(("from_timestamp", "to_timestamp"), spans, strict=True):
                 index[f"videos/{camera}/{name}"] = values
-    for name, own in places.items():
+    for name, own in files.items():
         index |= {f"{name}/chunk_index": [chunk for chunk, _ in own], f"{name}/file_index": [file for _, file in own]}
-    for place in sorted(set(places["data"])):
-        mine = [number for number, own in enumerate(places["data"]) if own == place]
-        _write_rows(_numbered(root / "data", place, "parquet"), episodes, mine, ends, tasks, pictures, fps)
+    for file in sorted(set(files["data"])):
+        mine = [number for number, own in enumerate(files["data"]) if own == file]
+        _write_rows(_numbered(root / "data", file, "parquet"), episodes, mine, ends, tasks, pictures, fps)
     _write_table(root / "meta" / "episodes" / "chunk-000" / "file-000.parquet", index)
     _write_table(root / "meta" / "tasks.parquet", {"task_index": list(range(len(tasks))), "__index_level_0__": tasks})
     (root / "meta" / "info.json").write_text(json.dumps(_info(episodes, fps, pictures, tasks), indent=1))
@@ -103,18 +103,18 @@ def _blocks(count: int, size: int) -> list[tuple[int, int]]:
     return [divmod(number // size, 2) for number in range(count)]
 
 
-def _numbered(folder: Path, place: tuple[int, int], suffix: str) -> Path:
-    return folder / f"chunk-{place[0]:03d}" / f"file-{place[1]:03d}.{suffix}"
+def _numbered(folder: Path, file: tuple[int, int], suffix: str) -> Path:
+    return folder / f"chunk-{file[0]:03d}" / f"file-{file[1]:03d}.{suffix}"
 
 
-def _write_videos(root, camera, episodes, places, fps, codec) -> tuple[list[float], list[float]]:
+def _write_videos(root, camera, episodes, files, fps, codec) -> tuple[list[float], list[float]]:
     begin, end = [], []
-    for place in sorted(set(places)):
-        mine = [episode for episode, own in zip(episodes, places, strict=True) if own == place]
+    for file in sorted(set(files)):
+        mine = [episode for episode, own in zip(episodes, files, strict=True) if own == file]
         stops = np.cumsum([len(episode) for episode in mine]) / fps
         begin, end = [*begin, *[0.0, *stops[:-1]]], [*end, *stops]
         write_video(
-            _numbered(root / "videos" / camera, place, "mp4"),
+            _numbered(root / "videos" / camera, file, "mp4"),
             np.concatenate([episode.frames[camera] for episode in mine]),
             fps,
             codec,

@@ -18,7 +18,7 @@ rng = np.random.default_rng
 def test_it_equals_crop_resize_and_blur_done_one_after_another():
     result, rolls = VideoAugmentation(crop_probability=1, blur_probability=1)(VIDEO, rng(3)), rng(3)
     rolls.random()
-    top, left = (rolls.random(2) * 6).astype(int)  # a 91 px crop has 6 places
+    top, left = (rolls.random(2) * 6).astype(int)  # a 91 px crop has 6 positions
     rolls.random()
     sigma = rolls.uniform(0.1, 2.0)
     crop = torch.from_numpy(VIDEO).float()[..., top : top + 91, left : left + 91]

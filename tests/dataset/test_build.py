@@ -53,7 +53,7 @@ def test_shape_meta_and_horizon_decide_what_samples_hold(config):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "message"),
+    ("key", "value", "message"),
     [
         ("shape_meta.obs.image.shape", [3, 64, 64], r"obs.image is \(3, 64, 64\), but the data has \(3, 96, 96\)"),
         ("shape_meta.obs.agent_pos.shape", [3], "obs.agent_pos"),
@@ -64,9 +64,9 @@ def test_shape_meta_and_horizon_decide_what_samples_hold(config):
         ("horizon.history", 0, "history"),
     ],
 )
-def test_what_does_not_fit_is_named(config, place, value, message):
+def test_what_does_not_fit_is_named(config, key, value, message):
     config = OmegaConf.create(config)
-    OmegaConf.update(config, f"task.{place}", value, force_add=True)
+    OmegaConf.update(config, f"task.{key}", value, force_add=True)
     with pytest.raises(ValueError, match=message):
         build_dataset(config)
 

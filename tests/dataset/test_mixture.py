@@ -46,7 +46,7 @@ policy: {action_steps: 4, sampler: ddim2, video_sampler: ddim2}
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory, pusht_store) -> dict[str, Path]:
+def folders(tmp_path_factory, pusht_store) -> dict[str, Path]:
     """A zarr store with actions, a LeRobot folder with actions, and videos without any."""
     root, rng = tmp_path_factory.mktemp("mixture"), np.random.default_rng(0)
     episodes = [
@@ -59,7 +59,7 @@ def places(tmp_path_factory, pusht_store) -> dict[str, Path]:
     return {"pusht": pusht_store, "lerobot": lerobot, "videos": root / "videos"}
 
 
-def read(places: dict[str, Path], folder: Path, *overrides: str):
+def read(folders: dict[str, Path], folder: Path, *overrides: str):
     """A task of a user's own that says dataset: mixture, with the sources on the command line."""
     (folder / "mixed.yaml").write_text(TASK)
     options = {
@@ -72,15 +72,15 @@ def read(places: dict[str, Path], folder: Path, *overrides: str):
         "videos": {"_target_": "unified_video_action.dataset.formats.video_folder.VideoFolderSource", "image_size": 96},
     }
     for name in options:
-        options[name] |= {"path": str(places[name]), "weight": WEIGHTS[name]}
+        options[name] |= {"path": str(folders[name]), "weight": WEIGHTS[name]}
     sources = json.dumps(options).replace('"', "")
     chosen = [f"task.dataset.sources={sources}", f"output_dir={folder}/run", f"data.cache_dir={folder}/cache"]
     with initialize_config_dir(str(folder), version_base="1.3"):
         return compose("mixed", [f"hydra.searchpath=[file://{CONFIG}]", *chosen, *overrides])
 
 
-def test_shares_are_as_asked_and_actions_are_the_sources_own(places, tmp_path):
-    dataset = build_dataset(read(places, tmp_path))
+def test_shares_are_as_asked_and_actions_are_the_sources_own(folders, tmp_path):
+    dataset = build_dataset(read(folders, tmp_path))
     shares = np.bincount(dataset._table) / len(dataset)
     assert shares.tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=0.01)
     batch = dataset.__getitems__([(index, 0) for index in range(0, len(dataset), 7)])
@@ -93,8 +93,8 @@ def test_shares_are_as_asked_and_actions_are_the_sources_own(places, tmp_path):
     np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
 
 
-def test_videos_without_states_join_a_task_that_reads_them(places, tmp_path):
-    config = read(places, tmp_path)
+def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
+    config = read(folders, tmp_path)
     with open_dict(config):
         del config.task.dataset.sources.lerobot
         config.task.shape_meta.obs.agent_pos = {"shape": [2], "type": "low_dim", "steps": 1}
@@ -127,8 +127,8 @@ def without_videos(task):
     return {**task, "dataset": {**task["dataset"], "sources": sources}}
 
 
-def test_training_reads_all_of_them_through_latent_caches(places, tmp_path):
-    workspace = TrainUnifiedVideoActionWorkspace(read(places, tmp_path))
+def test_training_reads_all_of_them_through_latent_caches(folders, tmp_path):
+    workspace = TrainUnifiedVideoActionWorkspace(read(folders, tmp_path))
     workspace.run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
@@ -137,8 +137,8 @@ def test_training_reads_all_of_them_through_latent_caches(places, tmp_path):
     assert caches == ["lerobot", "pusht", "videos"]
 
 
-def test_mistakes_are_named(places, tmp_path):
-    config = read(places, tmp_path)
+def test_mistakes_are_named(folders, tmp_path):
+    config = read(folders, tmp_path)
     config.task.dataset.sources.lerobot.weight = None
     with pytest.raises(ValueError, match="give a weight to every source, or to none"):
         build_dataset(config)
@@ -146,7 +146,7 @@ def test_mistakes_are_named(places, tmp_path):
     config.task.dataset.sources.lerobot.image_size = 64
     with pytest.raises(ValueError, match="frames of different sizes cannot share a batch"):
         build_dataset(config)
-    config.task.dataset.sources = {"videos": str(places["videos"])}
+    config.task.dataset.sources = {"videos": str(folders["videos"])}
     with pytest.raises(ValueError, match="is no source; give a mapping with its _target_"):
         build_dataset(config)
     config.task.dataset.sources = None

@@ -315,9 +315,11 @@ def test_arrays_of_another_shape_are_refused(make_store, name, shape, message):
     ],
 )
 def test_bad_options_are_named(pusht_store, option, message):
-    place = {"path": str(pusht_store)}
+    source = {"path": str(pusht_store)}
     with pytest.raises(ValueError, match=message):
-        PushTDataset(**{"paths": place, **option, **({"paths": place | option["paths"]} if "paths" in option else {})})
+        PushTDataset(
+            **{"paths": source, **option, **({"paths": source | option["paths"]} if "paths" in option else {})}
+        )
 
 
 def test_the_default_place_is_data_in_the_projects_folder(monkeypatch, tmp_path):

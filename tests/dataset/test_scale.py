@@ -66,9 +66,9 @@ def pictures_in_parquet(root: Path, count: int) -> Path:
     info = root / "meta/info.json"
     info.write_text(json.dumps({**json.loads(info.read_text()), "total_episodes": count}))
     first = pq.read_table(root / "data/chunk-000/file-000.parquet")
-    place = first.column_names.index("episode_index")
+    column = first.column_names.index("episode_index")
     for number in range(count):
-        rows = first.set_column(place, "episode_index", pa.array([number] * STEPS))
+        rows = first.set_column(column, "episode_index", pa.array([number] * STEPS))
         pq.write_table(rows, root / f"data/chunk-000/file-{number:03d}.parquet")
     return root
 

@@ -253,8 +253,8 @@ def test_what_the_normaliser_fits(recording) -> None:
 
 
 def umi_config(recording: Path, *overrides: str) -> dict:
-    places = (f"task.dataset.sources.path={recording}", "task.dataset.sources.image_size=96")
-    return read("uva_umi_mini", *places, "task.dataset.val_ratio=0.5", *overrides)
+    data_options = (f"task.dataset.sources.path={recording}", "task.dataset.sources.image_size=96")
+    return read("uva_umi_mini", *data_options, "task.dataset.val_ratio=0.5", *overrides)
 
 
 def test_a_task_predicts_the_states_that_say_so(recording) -> None:
@@ -287,8 +287,8 @@ def test_a_task_predicts_the_states_that_say_so(recording) -> None:
         ({}, r"robot0_eef_rot_axis_angle: an end effector's rotation_6d has shape \[6\]"),
         ({"end_effector": {"states": {"robot0_eef_pos": "position"}}}, "name the same ones in the same order"),
         (
-            {"end_effector": {"states": {"robot0_eef_pos": "place"}}},
-            "end_effector.states.robot0_eef_pos='place': expected one of",
+            {"end_effector": {"states": {"robot0_eef_pos": "colour"}}},
+            "end_effector.states.robot0_eef_pos='colour': expected one of",
         ),
         ({"end_effector": {"position": 3}}, "task.end_effector.position: EndEffectorSpec has no such field"),
     ],

@@ -35,10 +35,13 @@ def made() -> Iterator[Bench]:
 def check_limits(made: Bench) -> None:
     """Of what was sent; and of what was measured, of an arm that follows its commands softly."""
     assert not made.faults(), made.faults()
-    places = np.array([state.pose[:3, 3] for state in made.measured])
+    positions = np.array([state.pose[:3, 3] for state in made.measured])
     low = np.maximum(made.limits.workspace_low, [-1, -1, made.limits.table_height])
-    assert (places > low - 0.005).all() and (places < np.array(made.limits.workspace_high) + 0.005).all()
-    assert np.linalg.norm(places[4:] - places[:-4], axis=1).max() < 1.3 * made.limits.linear_speed * 4 / made.arm.rate
+    assert (positions > low - 0.005).all() and (positions < np.array(made.limits.workspace_high) + 0.005).all()
+    assert (
+        np.linalg.norm(positions[4:] - positions[:-4], axis=1).max()
+        < 1.3 * made.limits.linear_speed * 4 / made.arm.rate
+    )
 
 
 def test_an_episode_follows_the_policy_and_is_recorded(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_nothing_tunnels_and_blocks_stay_on_the_table(blind, direction):
 
 
 @pytest.mark.parametrize(
-    ("places", "names", "score"),
+    ("positions", "names", "score"),
     [
         ([(0.52, 0.2), (0.28, 0.2)], {"red_in_green", "green_in_red"}, 1.0),
         ([(0.28, 0.24), (0.5, -0.2)], {"red_in_red"}, 0.5),
@@ -134,8 +134,8 @@ def test_nothing_tunnels_and_blocks_stay_on_the_table(blind, direction):
         ([(0.28, 0.26), (0.5, -0.2)], set(), 0.0),
     ],
 )
-def test_metrics_and_scores(blind, places, names, score):
-    _, info = start(blind, blocks=[(*place, 0.0) for place in places])
+def test_metrics_and_scores(blind, positions, names, score):
+    _, info = start(blind, blocks=[(*position, 0.0) for position in positions])
     pairs = {name: info[name] for name in ("red_in_red", "red_in_green", "green_in_red", "green_in_green")}
     assert {name for name, value in pairs.items() if value == 1.0} == names and set(pairs.values()) <= {0.0, 1.0}
     assert info["score"] == score and info["is_success"] is (score == 1.0)
@@ -167,7 +167,7 @@ def test_the_camera_faces_the_robot_and_shows_colours_where_the_state_says():
     assert at["green"][0] > at["red"][0] + 10  # a greater x is nearer to the camera, so lower in the frame
     assert abs(at["green"][1] - at["red"][1]) < 8 and at["red"][1] < 64  # y = -0.2 is left of the middle
     assert at["pale red"][0] > at["pale green"][0] + 10 and min(at["pale red"][1], at["pale green"][1]) > 64
-    for corner in ((0.3, -0.45), (0.6, 0.35)):  # every place that the effector reaches is in the frame
+    for corner in ((0.3, -0.45), (0.6, 0.35)):  # every point that the effector reaches is in the frame
         image = start(seeing, effector=corner)[0]["image"].astype(int)
         assert ((image[..., 2] > image[..., 0] + 25) & (image[..., 0] < 100)).sum() >= 12, corner
     seeing.close()

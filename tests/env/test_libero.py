@@ -129,10 +129,10 @@ def test_seeds_decide_episodes_whatever_was_played_before(env: LiberoEnv) -> Non
 
     def play(seed: int) -> list[np.ndarray]:
         first = env.reset(seed=seed)[0]
-        place = env._scene._env.sim.model.body_pos[env._scene._env.sim.model.body_name2id("flat_stove_1_main")]
+        position = env._scene._env.sim.model.body_pos[env._scene._env.sim.model.body_name2id("flat_stove_1_main")]
         for step in range(6):
             repeat(env, hold(env, -1, (0.01 * step, 0, -0.02)), 1)
-        return [first["agentview_rgb"], first["ee_pos"], np.array(place), env._scene.state]
+        return [first["agentview_rgb"], first["ee_pos"], np.array(position), env._scene.state]
 
     fresh = play(4)  # an even seed is of the first task
     other = play(2)

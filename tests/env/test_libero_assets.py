@@ -110,13 +110,13 @@ def test_missing_assets_are_named_with_the_remedy(small: Path, tmp_path: Path, m
 
 def test_seeds_run_evenly_through_tasks_and_states(libero_cache):  # noqa: F811
     env = LiberoEnv(cache_dir=libero_cache)
-    places = [env.place(seed) for seed in range(100_000, 100_500)]
-    assert len(set(places)) == 500 and env.place(100_500) == places[0] == (0, 0)
-    tasks = Counter(task for task, _ in places[:123])
+    starts = [env.start_of(seed) for seed in range(100_000, 100_500)]
+    assert len(set(starts)) == 500 and env.start_of(100_500) == starts[0] == (0, 0)
+    tasks = Counter(task for task, _ in starts[:123])
     assert max(tasks.values()) - min(tasks[task] for task in range(10)) <= 1
     some = LiberoEnv(tasks=[4, 2], cache_dir=libero_cache)
     assert [task.name[:20] for task in some.tasks] == ["LIVING_ROOM_SCENE5_p", "KITCHEN_SCENE3_turn_"]
-    assert [some.place(seed) for seed in (0, 1, 2, 99, 100)] == [(0, 0), (1, 0), (0, 1), (1, 49), (0, 0)]
+    assert [some.start_of(seed) for seed in (0, 1, 2, 99, 100)] == [(0, 0), (1, 0), (0, 1), (1, 49), (0, 0)]
 
 
 def test_the_suites_tasks_and_their_start_states():

@@ -48,9 +48,7 @@ def test_what_motion_does_not_tell_the_file_may():
         kind(noise, effector) is kind(noise, effector, "{}") is kind(noise, effector, "no JSON") is ActionKind.UNCLEAR
     )
     assert kind(noise, effector, DELTA) is ActionKind.STEPS
-    assert (
-        kind(noise, effector, ABSOLUTE) is ActionKind.UNCLEAR
-    )  # they are far from any place where the end effector has been
+    assert kind(noise, effector, ABSOLUTE) is ActionKind.UNCLEAR  # far from all positions of the end effector
     assert kind(0.1 * noise, effector, ABSOLUTE) is ActionKind.POSES
 
     def newer(**kinds: str) -> str:

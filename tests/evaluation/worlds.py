@@ -95,8 +95,8 @@ class Oracle:
     ) -> dict[str, Tensor]:
         seen = self.reader(self.decode(future["image"]).movedim(2, -1).numpy())
         way = torch.from_numpy(np.concatenate([obs["agent_pos"][:, -1:].numpy(), seen.agent], axis=1)).float()
-        places = torch.nn.functional.interpolate(way.transpose(1, 2), 17, mode="linear", align_corners=True)
-        return {"action_pred": places.transpose(1, 2)[:, 1:]}
+        path = torch.nn.functional.interpolate(way.transpose(1, 2), 17, mode="linear", align_corners=True)
+        return {"action_pred": path.transpose(1, 2)[:, 1:]}
 
 
 class Deaf(Oracle):

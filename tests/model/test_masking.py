@@ -17,13 +17,13 @@ def test_a_samples_draws_depend_on_its_seed_and_mode_alone():
     config = replace(TINY, video_head=replace(TINY.video_head, rows=5, noise_draws=2), masking=masking)
     seeds = [11, 2**63 - 1, 5, 11, 7]
     together = draw_corruption(EVERYTHING, config, seeds, MODES)
-    places = {"video": together.video_samples.tolist()}
-    places |= {"action": together.action_samples.tolist(), "proprio": list(range(5))}
+    samples_of = {"video": together.video_samples.tolist()}
+    samples_of |= {"action": together.action_samples.tolist(), "proprio": list(range(5))}
     for sample, (seed, mode) in enumerate(zip(seeds, MODES, strict=True)):
         alone = draw_corruption(EVERYTHING, config, [seed], [mode])
         for name in (field.name for field in fields(alone) if not field.name.endswith("_samples")):
             part = name.split("_")[0]
-            where = places[part] if part in places else list(range(5))
+            where = samples_of[part] if part in samples_of else list(range(5))
             mine = getattr(together, name)[[where.index(sample)] if sample in where else []]
             assert torch.equal(getattr(alone, name), mine), name
 

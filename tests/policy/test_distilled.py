@@ -65,8 +65,12 @@ def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
 
 def test_a_trained_policy_is_distilled_by_two_commands(pusht_store, tmp_path):
     def run(name, *words):
-        places = (f"output_dir={tmp_path / name}", f"task.dataset.paths={pusht_store}", "task.dataset.val_ratio=0.3")
-        config = read("uva_pusht_mini", *SHRUNK, *places, "trainer.evaluate_every=null", *words)
+        data_options = (
+            f"output_dir={tmp_path / name}",
+            f"task.dataset.paths={pusht_store}",
+            "task.dataset.val_ratio=0.3",
+        )
+        config = read("uva_pusht_mini", *SHRUNK, *data_options, "trainer.evaluate_every=null", *words)
         TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
         return tmp_path / name / "checkpoints" / "latest"
 

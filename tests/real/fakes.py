@@ -337,8 +337,8 @@ def command_faults(commands: Sequence[ArmCommand], limits: SafetyLimits, longest
     times, poses = np.array([each.time for each in commands]), np.array([each.pose for each in commands])
     breaks = np.flatnonzero(np.diff(times) > longest) + 1
     found = []
-    for place in np.split(np.arange(len(times)), breaks):
-        found += stream_faults(times[place], poses[place], limits)
+    for part in np.split(np.arange(len(times)), breaks):
+        found += stream_faults(times[part], poses[part], limits)
     return found
 
 

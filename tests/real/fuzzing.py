@@ -189,7 +189,7 @@ def pickle_bombs() -> list[bytes]:
         b"]\x94" + b"(h\x00h\x00t\x94" * 5_000 + b".",
         b"]" + b"\x94".join(b"(h\x00h\x00t" for _ in range(200)) + b".",
         b"]\x94h\x00a.", b"}\x94Vx\nh\x00s.",  # containers that hold themselves
-        b"Nr\xff\xff\xff\x7f.", b"N" + b"p99999999999999999999\n.",  # far places of the memo
+        b"Nr\xff\xff\xff\x7f.", b"N" + b"p99999999999999999999\n.",  # far entries of the memo
         b"\x8e" + struct.pack("<Q", 2**62), b"X" + struct.pack("<I", 2**32 - 1), b"T" + struct.pack("<i", -5),
         b"\x8b" + struct.pack("<i", 2**31 - 1), b"\x8b" + struct.pack("<i", -1), b"\x8a\xff",
         b"\x95" + struct.pack("<Q", 2**62) + b"N.", b"I" + b"9" * 20_000 + b"\n.", b"F1e999\n.",

@@ -37,9 +37,9 @@ def test_actions_are_meant_for_the_time_of_the_newest_frame(offset: int, relativ
 
 
 def test_a_plan_that_cannot_be_followed_says_why() -> None:
-    for place, number, match in (((7, 2), np.nan, "1 of the plan"), ((7, slice(3, 6)), 0.0, "first row is zero")):
+    for at, number, match in (((7, 2), np.nan, "1 of the plan"), ((7, slice(3, 6)), 0.0, "first row is zero")):
         actions = said(0.0, HOME)
-        actions[place] = number
+        actions[at] = number
         with pytest.raises(BadPlan, match=match):
             read_chunk(actions, description(), STEP, 0.0, HOME)
     with pytest.raises(BadPlan, match=r"shape \(5, 10\)"):
@@ -139,9 +139,9 @@ def test_a_trajectory_is_interpolated_as_scipy_does_and_holds_at_its_ends() -> N
     turns = Rotation.from_rotvec(RNG.normal(0, 0.8, (6, 3)))
     trajectory = Trajectory(known, pose_matrix(RNG.normal(size=(6, 3)), turns.as_matrix()), RNG.uniform(0, 0.08, 6))
     times = np.linspace(known[0], known[-1], 57)
-    places = [np.interp(times, known, trajectory.poses[:, axis, 3]) for axis in range(3)]
+    positions = [np.interp(times, known, trajectory.poses[:, axis, 3]) for axis in range(3)]
     sampled = trajectory.sampled(times)
-    expected = pose_matrix(np.stack(places, 1), Slerp(known, turns)(times).as_matrix())
+    expected = pose_matrix(np.stack(positions, 1), Slerp(known, turns)(times).as_matrix())
     np.testing.assert_allclose(sampled.poses, expected, atol=1e-9)
     np.testing.assert_allclose(sampled.grippers, np.interp(times, known, trajectory.grippers), atol=1e-12)
     for time, index in ((0.0, 0), (99.0, -1)):

@@ -101,9 +101,9 @@ def test_nobody_there_is_said_in_time() -> None:
 def test_a_server_of_another_project_is_recognised(hello: bytes | str) -> None:
     with serve_websocket(lambda connection: (connection.send(hello), connection.recv()), "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        place = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-        with pytest.raises(PlannerError, match=place):
-            RemotePlanner(place)
+        url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
+        with pytest.raises(PlannerError, match=url):
+            RemotePlanner(url)
 
 
 @pytest.mark.parametrize("actions", [None, np.zeros((15, 10)), np.zeros((16, 9)), np.full((16, 10), np.nan), "go left"])

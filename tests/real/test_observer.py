@@ -49,8 +49,8 @@ def test_frames_are_those_nearest_to_the_history_and_states_lie_at_the_same_time
     # Measured states lie 4 ms apart, and are interpolated.
     known = 10 + 0.004 * np.arange(1, 751)
     slerp = Slerp(known, Rotation.from_matrix(np.stack([pose_at(time)[:3, :3] for time in known])))
-    places = [np.interp(times, known, [pose_at(time)[axis, 3] for time in known]) for axis in range(3)]
-    poses = pose_matrix(np.stack(places, axis=1), slerp(times).as_matrix())
+    positions = [np.interp(times, known, [pose_at(time)[axis, 3] for time in known]) for axis in range(3)]
+    poses = pose_matrix(np.stack(positions, axis=1), slerp(times).as_matrix())
     base = poses[-1]
     np.testing.assert_allclose(observed.base, base, atol=1e-6)
     seen = relative_to(poses, base)

@@ -66,9 +66,12 @@ def drive(safety: SafetyFilter, stream: Stream, ticks: int, rate: float) -> tupl
 
 def leaps(rng: np.random.Generator, hold: int) -> Stream:
     """Targets far outside, each for some ticks."""
-    places, turns = rng.uniform([-0.3, -0.6, -0.3], [0.9, 0.6, 0.8], (64, 3)), rng.normal(0, 1.5, (64, 3))
+    positions, turns = rng.uniform([-0.3, -0.6, -0.3], [0.9, 0.6, 0.8], (64, 3)), rng.normal(0, 1.5, (64, 3))
     openings = rng.uniform(-0.1, 0.2, 64)
-    return lambda tick: (pose_matrix(places[tick // hold % 64], turned(turns[tick // hold % 64])), openings[tick % 64])
+    return lambda tick: (
+        pose_matrix(positions[tick // hold % 64], turned(turns[tick // hold % 64])),
+        openings[tick % 64],
+    )
 
 
 def ram(rng: np.random.Generator, hold: int) -> Stream:
@@ -110,8 +113,8 @@ def test_nothing_makes_it_break_a_limit(kind: str) -> None:
     for case in range(CASES):
         rate = (25.0, 50.0, 100.0)[case % 3]
         near_axis = {"workspace_low": [0.0, -0.3, 0.0]} if case % 2 or kind == "to the axis" else {}
-        place = rng.uniform([0.12, -0.28, 0.06], [0.5, 0.28, 0.44])
-        pose = pose_matrix(place * (0.5 if near_axis else 1.0) + [0.08, 0, 0.05], turned(rng.normal(0, 0.5, 3)))
+        position = rng.uniform([0.12, -0.28, 0.06], [0.5, 0.28, 0.44])
+        pose = pose_matrix(position * (0.5 if near_axis else 1.0) + [0.08, 0, 0.05], turned(rng.normal(0, 0.5, 3)))
         pose[:3, 3] = np.clip(pose[:3, 3], [0.1, -0.2, 0.06], [0.5, 0.2, 0.44])
         safety = safety_at(pose, rate, **near_axis)
         stream = STREAMS[kind](rng, int(rng.integers(1, 25)))
@@ -126,9 +129,9 @@ def test_a_long_run_keeps_the_limits_and_reaches_what_is_allowed() -> None:
     rng = np.random.default_rng(3)
     assert not drive(safety, leaps(rng, 70), 500, 100.0)[1]
     corner = pose_matrix(np.array([0.8, 0.8, -1.0]), np.eye(3))
-    place = drive(safety, lambda tick: (corner, 0.05), 300, 100.0)[0][-1][:3, 3]
+    position = drive(safety, lambda tick: (corner, 0.05), 300, 100.0)[0][-1][:3, 3]
     # The joints' reach, 0.6 m less its margin, cuts the corner of the workspace off.
-    assert 0.55 < np.hypot(*place[:2]) < 0.571 and place[2] < 0.1
+    assert 0.55 < np.hypot(*position[:2]) < 0.571 and position[2] < 0.1
 
 
 def test_what_keeps_the_limits_goes_through_unchanged() -> None:
@@ -165,7 +168,7 @@ def test_few_late_ticks_are_made_up_for_and_more_find_the_arm_at_rest() -> None:
     ],
 )
 def test_a_rule_clips_or_stops(rule: str, start: list, target: list, gripper: float) -> None:
-    start, target = (pose_matrix(np.array(place), np.eye(3)) for place in (start, target))
+    start, target = (pose_matrix(np.array(position), np.eye(3)) for position in (start, target))
     high = {"workspace_high": [0.9, 0.3, 0.45]} if rule == "joints" else {}
 
     def follow(safety: SafetyFilter) -> None:
@@ -182,9 +185,9 @@ def test_a_rule_clips_or_stops(rule: str, start: list, target: list, gripper: fl
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_what_is_no_number_stops(number: float) -> None:
-    for place in ((0, 3), (1, 1)):
+    for position in ((0, 3), (1, 1)):
         pose = HOME.copy()
-        pose[place] = number
+        pose[position] = number
         with pytest.raises(SafetyStop, match="finite"):
             safety_at().follow(pose, 0.05, HOME)
     with pytest.raises(SafetyStop, match="finite"):

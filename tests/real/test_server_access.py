@@ -54,12 +54,12 @@ def test_a_key_comes_from_a_file_or_the_environment_and_cannot_be_guessed(key_fi
 def test_the_server_asks_for_its_key_and_refuses_pages_of_a_browser(key_file: Path) -> None:
     with instant_core() as (core, _), serve(core, "--key-file", str(key_file)) as ports:
         url = f"http://127.0.0.1:{ports['websocket']}"
-        place = url.replace("http", "ws")
+        address = url.replace("http", "ws")
         wrong = [None, "Api-Key", f"Api-Key {KEY}x", f"Api-Key {KEY[:-1]}", f"Bearer {KEY}", KEY, "Api-Key \xe9"]
         for header in wrong:
             headers = {} if header is None else {"Authorization": header}
             with pytest.raises(InvalidStatus) as refused:
-                connect(place, additional_headers=headers)
+                connect(address, additional_headers=headers)
             assert refused.value.response.status_code == 401
             with pytest.raises(urllib.error.HTTPError, match="401"):
                 urllib.request.urlopen(urllib.request.Request(f"{url}/status", headers=headers))
@@ -67,7 +67,7 @@ def test_the_server_asks_for_its_key_and_refuses_pages_of_a_browser(key_file: Pa
         assert urllib.request.urlopen(f"{url}/healthz").read() == b"OK\n"
         right = {"Authorization": f"Api-Key {KEY}"}
         with pytest.raises(InvalidStatus) as refused:
-            connect(place, origin="http://example.org", additional_headers=right)
+            connect(address, origin="http://example.org", additional_headers=right)
         assert refused.value.response.status_code == 403
         answer = urllib.request.urlopen(urllib.request.Request(f"{url}/status", headers=right))
         assert answer.headers["Content-Type"] == "application/json" and b'"plans": 0' in answer.read()
@@ -75,8 +75,8 @@ def test_the_server_asks_for_its_key_and_refuses_pages_of_a_browser(key_file: Pa
         assert client.infer(observe(core.description) | {"prompt": INSTRUCTIONS[0]})["actions"].shape == (16, 10)
         client._ws.close()
         with pytest.raises(PlannerError, match="asks for another key"):
-            RemotePlanner(place)
-        with RemotePlanner(place, KEY) as planner:
+            RemotePlanner(address)
+        with RemotePlanner(address, KEY) as planner:
             planner.reset(0, INSTRUCTIONS[0])
             assert planner.plan(observe(core.description)).shape == (16, 10)
 

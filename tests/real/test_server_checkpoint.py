@@ -73,7 +73,7 @@ def test_a_checkpoint_describes_itself(end_effector: Path, pusht: Path) -> None:
     ("change", "said"),
     [
         (("step_seconds: 0.05", "step_seconds: -1"), "task.step_seconds"),
-        (("robot0_eef_pos: position", "robot0_eef_pos: place"), "end_effector.states.robot0_eef_pos"),
+        (("robot0_eef_pos: position", "robot0_eef_pos: colour"), "end_effector.states.robot0_eef_pos"),
         (("robot0_eef_pos: position", "elbow: position"), "elbow is not in"),
         (("relative_states", "relative_state"), "task.end_effector"),
     ],

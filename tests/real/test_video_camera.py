@@ -111,11 +111,11 @@ def flashing(latency: float, exposure: float, fps: float, noise: float = 3.0) ->
     changes = (10 + np.cumsum(rng.uniform(0.12, 0.45, 60))).tolist()
     times = np.arange(10, changes[-1], 1 / fps) + rng.uniform(0, 0.002)
     frames = np.zeros((len(times), 16, 16, 3))
-    for place, received in enumerate(times):
+    for index, received in enumerate(times):
         light = np.linspace(received - latency - exposure / 2, received - latency + exposure / 2, 50)
         bright = (np.searchsorted(changes, light, side="right") % 2).mean()
-        frames[place] = 200
-        frames[place, 4:-4, 4:-4] = 20 + 180 * bright
+        frames[index] = 200
+        frames[index, 4:-4, 4:-4] = 20 + 180 * bright
     frames += rng.normal(0, noise, frames.shape)
     return changes, times, np.clip(frames, 0, 255).astype(np.uint8)
 

@@ -31,7 +31,7 @@ async def agent(page: Page) -> np.ndarray:
 
 
 async def drag(page: Page, start: np.ndarray, end: np.ndarray) -> None:
-    """Over the simulator's picture, places from 0 to 1, in two seconds or more, until the agent has followed."""
+    """Over the simulator's picture, points from 0 to 1, in two seconds or more, until the agent has followed."""
     box = "(b => [b.left, b.top, b.width, b.height])(document.getElementById('live').getBoundingClientRect())"
     corner, size = np.split(np.array(await page.value(box)), 2)
     await page.mouse("mousePressed", *(corner + size * start).tolist())
@@ -45,8 +45,8 @@ async def drag(page: Page, start: np.ndarray, end: np.ndarray) -> None:
 async def try_out(url: str) -> None:
     async with aiohttp.ClientSession() as http:
         for headers in ({"Host": "elsewhere.example"}, {"Origin": "http://elsewhere.example"}):
-            for place in ("", "/live"):
-                assert (await http.get(url + place, headers=headers)).status == 403
+            for path in ("", "/live"):
+                assert (await http.get(url + path, headers=headers)).status == 403
     async with opened(url) as page:
         start = np.array(await page.until("window.view?.live?.target"))
         np.testing.assert_allclose(start, await agent(page), atol=1e-3)

@@ -69,11 +69,11 @@ def test_absolute_actions_move_the_hand_as_the_relative_ones_did(env, recordings
     assert np.ptp(positions, axis=0).max() > 0.03
     np.testing.assert_allclose(seen["ee_pos"][1:], positions[:-1], atol=1e-3)
     assert solved == bool(number)
-    ((body, (place, _)),) = recording.fixtures.items()
+    ((body, (position, _)),) = recording.fixtures.items()
     model = env._scene._env.sim.model
-    np.testing.assert_allclose(model.body_pos[model.body_name2id(body)], place)
+    np.testing.assert_allclose(model.body_pos[model.body_name2id(body)], position)
     other = read_recording(published, f"demo_{1 - number}", env._scene).fixtures[body][0]
-    assert np.abs(place - other).max() > 1e-4
+    assert np.abs(position - other).max() > 1e-4
 
 
 def test_a_folder_is_converted_once_and_only_what_solves_its_task(published, libero_cache, tmp_path):  # noqa: F811

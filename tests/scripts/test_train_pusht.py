@@ -154,9 +154,9 @@ def train(project: Project, tmp_path: Path) -> Callable[..., list[str]]:
 
     def train(*options: str) -> list[str]:
         project.done.clear()
-        places = ["--data", "data", "--run", "run", "--output", "shipped"]
-        places[1::2] = [str(tmp_path / place) for place in places[1::2]]
-        script.main(["--config-name", "uva_pusht_mini", "--human-only", *places, *options])
+        data_options = ["--data", "data", "--run", "run", "--output", "shipped"]
+        data_options[1::2] = [str(tmp_path / name) for name in data_options[1::2]]
+        script.main(["--config-name", "uva_pusht_mini", "--human-only", *data_options, *options])
         return list(project.done)
 
     return train

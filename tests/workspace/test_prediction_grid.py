@@ -15,9 +15,9 @@ def test_rows_and_chunks(tmp_path: Path) -> None:
     future, imagined = (torch.full((2, 4, 3, 96, 96), shade, dtype=torch.uint8) for shade in (60, 120))
     is_pad = torch.zeros(2, 4, dtype=torch.bool)
     is_pad[1, 3] = True
-    places = np.stack([np.linspace([10, 40], [90, 40], 16)] * 2)
+    points = np.stack([np.linspace([10, 40], [90, 40], 16)] * 2)
     rows = {"imagined": imagined, "with actions": imagined + 60}
-    compose(tmp_path / "new" / "grid.png", history, future, rows, is_pad, {"recorded": (places, (255, 0, 0))})
+    compose(tmp_path / "new" / "grid.png", history, future, rows, is_pad, {"recorded": (points, (255, 0, 0))})
     grid = np.asarray(Image.open(tmp_path / "new" / "grid.png")).astype(int)
 
     def shade(sample: int, row: int, column: int) -> int:

@@ -53,9 +53,13 @@ def cache(tmp_path_factory):
 @pytest.fixture
 def config(pusht_store, cache, tmp_path):
     def make(folder: str, *overrides: str) -> DictConfig:
-        places = (f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={tmp_path / folder}")
+        data_options = (
+            f"task.dataset.paths={pusht_store}",
+            f"data.cache_dir={cache}",
+            f"output_dir={tmp_path / folder}",
+        )
         with initialize_config_dir(str(CONFIG), version_base="1.3"):
-            return compose("uva_pusht_mini", [*SHRUNK, *places, *overrides])
+            return compose("uva_pusht_mini", [*SHRUNK, *data_options, *overrides])
 
     return make
 
@@ -72,9 +76,9 @@ def build(config):
 def one_step(pusht_store, cache, tmp_path_factory) -> Path:
     """The folder of a run of one step, not to be changed."""
     folder = tmp_path_factory.mktemp("run") / "run"
-    places = (f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={folder}")
+    data_options = (f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={folder}")
     with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        TrainUnifiedVideoActionWorkspace(compose("uva_pusht_mini", [*SHRUNK, *places, *SHORT])).run()
+        TrainUnifiedVideoActionWorkspace(compose("uva_pusht_mini", [*SHRUNK, *data_options, *SHORT])).run()
     return folder
 
 
@@ -96,8 +100,8 @@ def write_list(checkpoint: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
 
 
-def copied(store: Path, place: Path) -> Path:
-    return Path(shutil.copytree(store, place, copy_function=shutil.copyfile))  # with new times
+def copied(store: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(store, folder, copy_function=shutil.copyfile))  # with new times
 
 
 def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):

@@ -1,1 +1,1 @@
-"""The only place that knows other projects' names and file formats."""
+"""The only package that knows other projects' names and file formats."""

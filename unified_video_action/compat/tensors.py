@@ -165,10 +165,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def _read_pieces(index: Path) -> dict[str, Tensor]:
     try:
         content = read_json(index)
-        places, size = dict(content["weight_map"]), int(content["metadata"]["total_size"])
+        piece_of, size = dict(content["weight_map"]), int(content["metadata"]["total_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{index} is no index of safetensors pieces: {repr(error)[:300]}") from error
-    pieces = sorted(set(places.values()))
+    pieces = sorted(set(piece_of.values()))
     for piece in pieces:
         if Path(piece).name != piece:
             raise ValueError(f"{index} names a piece outside its folder: {few([piece])}")
@@ -179,7 +179,7 @@ def _read_pieces(index: Path) -> dict[str, Tensor]:
         raise ValueError(f"{index} does not name {few(sorted(stray))}; remove what is out of date")
     tensors: dict[str, Tensor] = {}
     for piece in pieces:
-        found, wanted = _read_file(index.parent / piece), {name for name, place in places.items() if place == piece}
+        found, wanted = _read_file(index.parent / piece), {name for name, own in piece_of.items() if own == piece}
         if wrong := found.keys() ^ wanted:
             raise ValueError(f"{index.parent / piece} does not hold what {index.name} says: {few(sorted(wrong))}")
         tensors |= found

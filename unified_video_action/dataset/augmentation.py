@@ -55,8 +55,8 @@ class VideoAugmentation:
             return video.numpy()
         # Cropping, resizing and blurring are linear and separable: together they are one matrix for each axis.
         rows, columns = (
-            self._matrix(size, place if crops else None, sigma if blurs else None)
-            for size, place in zip(video.shape[-2:], corner, strict=True)
+            self._matrix(size, start if crops else None, sigma if blurs else None)
+            for size, start in zip(video.shape[-2:], corner, strict=True)
         )
         video = rows @ video.float() @ columns.T  # (T, 3, H, W)
         return video.round_().clamp_(0, 255).to(torch.uint8).numpy()
@@ -83,12 +83,12 @@ class VideoAugmentation:
             video = functional.rgb_to_grayscale(video, num_output_channels=3)
         return video
 
-    def _matrix(self, size: int, place: float | None, sigma: float | None) -> Tensor:
-        """(size, size): what happens along one axis; `place` in [0, 1) says where the crop begins, if there is one."""
+    def _matrix(self, size: int, start: float | None, sigma: float | None) -> Tensor:
+        """(size, size): what happens along one axis; `start` in [0, 1) is where the crop begins, None: no crop."""
         axis = torch.eye(size)[:, None]  # (size of the input, 1, size of the output)
-        if place is not None:
+        if start is not None:
             kept = int(size * self.crop)
-            first = int(place * (size - kept + 1))
+            first = int(start * (size - kept + 1))
             axis = interpolate(axis[..., first : first + kept], size=size, mode="linear", align_corners=False)
         if sigma is not None:
             reach = self.blur_kernel // 2

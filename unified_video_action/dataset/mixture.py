@@ -27,7 +27,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """One place with recordings, as a configuration names it."""
+    """One source of recordings, as a configuration names it."""
 
     path: str  # file, folder or fsspec URL; ~ and environment variables are expanded
     weight: float | None = field(default=None, kw_only=True)  # share of the training samples; None: by its size

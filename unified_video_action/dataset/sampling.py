@@ -72,13 +72,13 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
         for step in range(self.start_step, self.stop_step):
             first = step * self.global_batch + self.rank * share
             numbers = np.arange(first, first + share)
-            epochs, places = np.divmod(numbers, self.n)
+            epochs, offsets = np.divmod(numbers, self.n)
             indices = np.empty(share, np.int64)
             for wanted in np.unique(epochs):
                 if wanted != epoch:
                     epoch, order = wanted, epoch_order(self.n, self.seed, int(wanted))
                 chosen = epochs == wanted
-                indices[chosen] = order[places[chosen]]
+                indices[chosen] = order[offsets[chosen]]
             seeds = sample_seed(self.seed, numbers)
             yield list(zip(indices.tolist(), seeds.tolist(), strict=True))
 

@@ -80,8 +80,8 @@ def window_rows(options: WindowOptions, starts: np.ndarray, ends: np.ndarray) ->
     first = np.asarray(starts, np.int64) + cut[0]
     counts = np.maximum(np.asarray(ends, np.int64) - cut[1] - first, 0)
     episode = np.repeat(np.arange(len(counts)), counts)  # (W,)
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (W,) window within its episode
-    return episode, first[episode] + place
+    offset = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # (W,) window within its episode
+    return episode, first[episode] + offset
 
 
 def clamp_rows(
@@ -115,9 +115,9 @@ def scattered_history(horizon: Horizon, seeds: np.ndarray) -> np.ndarray:
     return _sets(seeds, steps, horizon.history) - (steps - 1)
 
 
-def _sets(seeds: np.ndarray, places: int, count: int) -> np.ndarray:
-    """(B, count): a sorted set of numbers below `places` for each seed."""
-    order = uniform(seeds[:, None], np.arange(places)).argsort(axis=1)  # (B, places)
+def _sets(seeds: np.ndarray, size: int, count: int) -> np.ndarray:
+    """(B, count): a sorted set of numbers below `size` for each seed."""
+    order = uniform(seeds[:, None], np.arange(size)).argsort(axis=1)  # (B, size)
     return np.sort(order[:, :count], axis=1)
 
 

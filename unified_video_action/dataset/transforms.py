@@ -96,9 +96,9 @@ class EndEffectorWindows(WindowTransform):
 def normal(seeds: np.ndarray, stream: int, count: int) -> np.ndarray:
     """Standard normal numbers (B, count), a function of each seed (B,); other streams give independent ones."""
     own = sample_seed(np.asarray(seeds), stream)[:, None]
-    places = np.arange(count)
-    length = np.sqrt(-2 * np.log1p(-uniform(own, places)))
-    return length * np.cos(2 * np.pi * uniform(own, count + places))
+    numbers = np.arange(count)
+    length = np.sqrt(-2 * np.log1p(-uniform(own, numbers)))
+    return length * np.cos(2 * np.pi * uniform(own, count + numbers))
 
 
 def rows_between(values: np.ndarray, rows: np.ndarray, poses: bool = False) -> np.ndarray:

@@ -92,8 +92,8 @@ class WindowDataset(Dataset):
         ]
         self._table, self._now, self._start, self._end = np.concatenate(parts, axis=1)  # (W,) each
         if not len(self._now):
-            places = ", ".join(table.store.location for table in self.tables)
-            raise ValueError(f"{places}: no episode is long enough for a window of {self.options.horizon}")
+            stores = ", ".join(table.store.location for table in self.tables)
+            raise ValueError(f"{stores}: no episode is long enough for a window of {self.options.horizon}")
 
     def validation(self) -> WindowDataset:
         """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches."""
@@ -229,7 +229,7 @@ class WindowDataset(Dataset):
         """How large the latents of each camera are, and their changes, over windows spread evenly over the samples."""
         if not isinstance(self._reader, LatentReader):
             raise ValueError("latents are measured where there are some: data.frames=latents")
-        batch = self.__getitems__([(place, place) for place in range(0, len(self), max(1, len(self) // windows))])
+        batch = self.__getitems__([(index, index) for index in range(0, len(self), max(1, len(self) // windows))])
         return {
             camera: LatentStatistics.of(history, batch["future"][camera])
             for camera, history in batch["history"].items()
@@ -289,8 +289,8 @@ class WindowDataset(Dataset):
 
 def _spoken(table: Table, instructions: Sequence[str]) -> np.ndarray:
     """Index into `instructions` of each row (N,); empty for a table without instructions."""
-    places = {text: place for place, text in enumerate(instructions)}
-    spoken = np.array([places[text] for text in table.instructions or ()], np.int64)
+    index_of = {text: index for index, text in enumerate(instructions)}
+    spoken = np.array([index_of[text] for text in table.instructions or ()], np.int64)
     if len(spoken) == table.store.n_episodes:
         spoken = np.repeat(spoken, np.diff(table.store.episode_ends, prepend=0))
     return spoken

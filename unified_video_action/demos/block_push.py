@@ -138,26 +138,26 @@ class ScriptedExpert:
         return centre - BEHIND * unit(goal - centre)
 
     def _goal(self, block: int, square: int) -> np.ndarray:
-        """(2,) where to push the block next: its square, or a place beside the other block where that is in the way."""
+        """(2,) where to push the block next: its square, or a point beside the other block where that is in the way."""
         centre, target, other = self._blocks[block, :2], self._squares[square, :2], self._blocks[1 - block, :2]
         return around(centre, target, other, CLEARANCE)
 
     def _travel(self, goal: np.ndarray) -> np.ndarray:
         """(2,) the next target on a way to `goal` that touches no block."""
-        here, place = self._effector, goal
+        here, point = self._effector, goal
         blocks = sorted(self._blocks[:, :2], key=lambda centre: distance(here, centre))
         for centre in blocks:
             if distance(here, centre) < CLEAR - 0.004:  # just pushed: leave it first
                 return here + TRAVEL_STEP * unit(here - centre)
         for centre in blocks:
-            place = around(here, place, centre, CLEAR)
-        return here + min(1.0, TRAVEL_STEP / max(distance(here, place), 1e-9)) * (place - here)
+            point = around(here, point, centre, CLEAR)
+        return here + min(1.0, TRAVEL_STEP / max(distance(here, point), 1e-9)) * (point - here)
 
 
 def around(start: np.ndarray, goal: np.ndarray, obstacle: np.ndarray, radius: float) -> np.ndarray:
-    """(2,) `goal`, or if a disc about `obstacle` is in the way, a place from where it is less so.
+    """(2,) `goal`, or if a disc about `obstacle` is in the way, a point from which it is less so.
 
-    That place lies beside the disc, on the side where the straight way passes it, and is found anew in every step.
+    That point lies beside the disc, on the side where the straight way passes it, and is found anew in every step.
     """
     way = goal - start
     length = float(np.linalg.norm(way))

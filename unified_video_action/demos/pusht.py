@@ -1,4 +1,4 @@
-"""A scripted expert for PushT: goes to a place beside the T, pushes, looks again, until the T lies on the goal."""
+"""A scripted expert for PushT: goes to a point beside the T, pushes, looks again, until the T lies on the goal."""
 
 from __future__ import annotations
 

@@ -132,9 +132,9 @@ class Planner:
         result, turn = [], rotation(pose[2])
         for angle in angles:
             directions = -normals @ rotation(angle).T @ turn.T  # (N, 2)
-            places = to_table(points, pose) - (AGENT_RADIUS + GAP) * directions  # (N, 2)
-            fits = inside_reach(places) & (clearance(places, pose) >= AGENT_RADIUS + LEAST_GAP)
-            result += list(zip(places[fits], directions[fits], strict=True))
+            starts = to_table(points, pose) - (AGENT_RADIUS + GAP) * directions  # (N, 2)
+            fits = inside_reach(starts) & (clearance(starts, pose) >= AGENT_RADIUS + LEAST_GAP)
+            result += list(zip(starts[fits], directions[fits], strict=True))
         return result
 
     def roll_out(self, pose: Pose, start: np.ndarray, direction: np.ndarray, stage: Stage) -> Push | None:

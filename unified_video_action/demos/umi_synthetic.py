@@ -117,12 +117,12 @@ def table_texture(rng: np.random.Generator) -> np.ndarray:
         texture += large[2 * scale : 2 * scale + TEXELS, 2 * scale : 2 * scale + TEXELS]
     texture = np.clip(texture, 0, 255).astype(np.uint8)
     for _ in range(60):
-        place, size = rng.integers(0, TEXELS, 2), int(rng.integers(12, 70))
+        centre, size = rng.integers(0, TEXELS, 2), int(rng.integers(12, 70))
         colour = rng.integers(0, 256, 3).tolist()
         if rng.random() < 0.5:
-            cv2.circle(texture, tuple(map(int, place)), size // 2, colour, -1, cv2.LINE_AA)
+            cv2.circle(texture, tuple(map(int, centre)), size // 2, colour, -1, cv2.LINE_AA)
         else:
-            box = cv2.boxPoints((tuple(map(float, place)), (size, size * rng.uniform(0.3, 1)), rng.uniform(0, 180)))
+            box = cv2.boxPoints((tuple(map(float, centre)), (size, size * rng.uniform(0.3, 1)), rng.uniform(0, 180)))
             cv2.fillPoly(texture, [np.round(box).astype(np.int32)], colour, cv2.LINE_AA)
     return cv2.GaussianBlur(texture, (0, 0), 1.0)
 
@@ -133,11 +133,11 @@ def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.n
     The gripper visits random points, as smoothly as a cubic spline, and trembles a little.
     """
     times = np.arange(scene.rows) / scene.fps
-    progress = times * scene.speed / POINT_SECONDS  # places visited so far
+    progress = times * scene.speed / POINT_SECONDS  # points visited so far
     knots = np.arange(-1, np.ceil(progress[-1]) + 3)
-    places = np.column_stack([rng.normal(0, 0.16, (len(knots), 2)), rng.uniform(0.12, 0.42, len(knots))])
+    points = np.column_stack([rng.normal(0, 0.16, (len(knots), 2)), rng.uniform(0.12, 0.42, len(knots))])
     turns = rng.normal(0, scene.turning, (len(knots), 3))
-    position = CubicSpline(knots, places)(progress)
+    position = CubicSpline(knots, points)(progress)
     position[:, 2] = np.maximum(position[:, 2], 0.05)
     turn = CubicSpline(knots, turns)(progress)
     for _ in range(3):  # a held gripper trembles at a few hertz
@@ -169,8 +169,8 @@ class CameraModel:
         rays = self._rays @ pose[:3, :3].T  # (fine, fine, 3) in the table's frame
         down = np.minimum(rays[..., 2], -1e-3)
         reach = -pose[2, 3] / down
-        places = pose[:2, 3] + rays[..., :2] * reach[..., None]  # metres on the table
-        texels = ((places / TABLE + 0.5) * TEXELS).astype(np.float32)
+        points = pose[:2, 3] + rays[..., :2] * reach[..., None]  # metres on the table
+        texels = ((points / TABLE + 0.5) * TEXELS).astype(np.float32)
         picture = cv2.remap(texture, texels % TEXELS, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
         haze = np.clip((reach - 1.0) / 2.0, 0, 1)[..., None]  # far away it fades into the sky
         sky = 200 + np.clip(rays[..., 2:], -0.2, 1) * np.array([24, 32, 40], np.float32)

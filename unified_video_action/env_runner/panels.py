@@ -119,13 +119,13 @@ class Panels:
 
     def _drawn(self, trace: Trace, chunks: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
         """Labels and chunks (A, D), over the newest frame, or as curves where they are no positions."""
-        places = [None if self.reader is None else self.reader.in_picture(chunk, 1) for _, chunk in chunks]
-        placed = all(each is not None for each in places)
+        paths = [None if self.reader is None else self.reader.in_picture(chunk, 1) for _, chunk in chunks]
+        drawable = all(each is not None for each in paths)
         lines = [
-            {"label": label, "points": np.round(place if placed else chunk, 4).tolist()}
-            for (label, chunk), place in zip(chunks, places, strict=True)
+            {"label": label, "points": np.round(path if drawable else chunk, 4).tolist()}
+            for (label, chunk), path in zip(chunks, paths, strict=True)
         ]
-        return {"paths" if placed else "curves": lines, "image": picture(trace.seen[-1][self.camera])}
+        return {"paths" if drawable else "curves": lines, "image": picture(trace.seen[-1][self.camera])}
 
     def _strip(self, frames: np.ndarray) -> dict[str, Any]:
         return {"frames": list(map(picture, frames)), "heads": [f"+{offset} steps" for offset in self.offsets]}

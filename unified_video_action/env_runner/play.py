@@ -50,9 +50,9 @@ class Player:
         self.runner, self.reader, self.title, self.task = runner, runner.reader, title, policy.task
         self.session = PolicySession(policy, action_steps=runner.action_steps)
         self.panels = Panels(policy, self.reader, planner)
-        corners = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        placed = self.reader is not None and self.task.action_dim == 2
-        self.places = self.reader.in_picture(corners, 1) if placed else None  # (3, 2) of the actions `corners`
+        actions = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        draggable = self.reader is not None and self.task.action_dim == 2
+        self.corners = self.reader.in_picture(actions, 1) if draggable else None  # (3, 2) of these actions
         self.pages: set[web.WebSocketResponse] = set()
         self.latest: dict[str, str] = {}  # kind of message -> the newest one, for pages that come later
         self.awake, self.changed = asyncio.Event(), asyncio.Event()
@@ -91,10 +91,10 @@ class Player:
         self.session.reset(seed=seed, text=text)
         self.trace, self.coming, self.stamps = Trace(seed, text, [first], []), deque(), deque(maxlen=20)
         self.score, self.acting, self.target = None, False, None
-        if self.places is not None:
+        if self.corners is not None:
             agent = self.reader(first[self.task.camera_names[0]]).agent
             self.target = agent if np.isfinite(agent).all() else self._action_at([0.5, 0.5])
-        about = {"title": self.title, "seed": seed, "text": said, "drags": self.places is not None}
+        about = {"title": self.title, "seed": seed, "text": said, "drags": self.corners is not None}
         await self._send("hello", about | {"acts": not self.panels.why_not["plan"], "hz": self.runner.fps})
         self.changed.set()
         await self._show()
@@ -160,15 +160,15 @@ class Player:
     async def _show(self) -> None:
         rate = (len(self.stamps) - 1) / (self.stamps[-1] - self.stamps[0]) if len(self.stamps) > 1 else None
         shown = {"step": len(self.trace.actions), "score": self.score, "rate": rate, "running": self.running}
-        target = None if self.places is None else self.reader.in_picture(self.target, 1).tolist()
+        target = None if self.corners is None else self.reader.in_picture(self.target, 1).tolist()
         frame = self.trace.seen[-1][self.task.camera_names[0]]
         shown |= {"acting": self.acting, "ended": self.ended, "target": target, "image": picture(frame)}
         await self._send("live", shown)
 
-    def _action_at(self, place: Sequence[float]) -> np.ndarray:
+    def _action_at(self, point: Sequence[float]) -> np.ndarray:
         """The action (2,) at (x, y) in the picture, both from 0 to 1."""
-        origin, x, y = self.places
-        return np.linalg.solve(np.stack([x - origin, y - origin], axis=1), np.clip(place, 0, 1) - origin)
+        origin, x, y = self.corners
+        return np.linalg.solve(np.stack([x - origin, y - origin], axis=1), np.clip(point, 0, 1) - origin)
 
     async def _send(self, kind: str, content: Mapping[str, Any]) -> None:
         self.latest[kind] = text = json.dumps({"kind": kind, **content})
@@ -199,9 +199,9 @@ class Player:
     def _take(self, command: Any) -> None:
         """Do what a page asks for. Raises ValueError or TypeError for what no page of ours sends."""
         match command:
-            case {"target": [x, y]} if self.places is not None:
+            case {"target": [x, y]} if self.corners is not None:
                 self._move_to([float(x), float(y)])
-            case {"nudge": [x, y]} if self.places is not None:
+            case {"nudge": [x, y]} if self.corners is not None:
                 self._move_to(self.reader.in_picture(self.target, 1) + [float(x), float(y)])
             case {"act": bool(acts)} if not self.panels.why_not["plan"]:
                 self.acting, self.until = acts and not self.ended, 0.0
@@ -211,10 +211,10 @@ class Player:
                 raise ValueError(f"not understood: {str(command)[:100]}")
         self.awake.set()
 
-    def _move_to(self, place: Sequence[float]) -> None:
-        if not np.isfinite(place).all():
-            raise ValueError(f"no place in the picture: {place}")
-        self.target, self.acting, self.until = self._action_at(place), False, time.monotonic() + RUNS_ON_S
+    def _move_to(self, point: Sequence[float]) -> None:
+        if not np.isfinite(point).all():
+            raise ValueError(f"no point in the picture: {point}")
+        self.target, self.acting, self.until = self._action_at(point), False, time.monotonic() + RUNS_ON_S
 
 
 def give_way() -> None:

@@ -143,7 +143,7 @@ def write_lerobot(root: Path, rollouts: Iterable[Rollout], fps: float, title: st
             table = pa.table({name: _column(value) for name, value in values.items()})
             writer = writer or pq.ParquetWriter(table_path, table.schema)
             writer.write_table(table)
-            parts = [f"{name}.{place}" for name, state in states_of(seen[0]).items() for place in range(len(state))]
+            parts = [f"{name}.{index}" for name, state in states_of(seen[0]).items() for index in range(len(state))]
             row = {"episode_index": number, "tasks": [instruction], "length": len(steps), "dataset_from_index": begin}
             row |= {"dataset_to_index": begin + len(steps), "data/chunk_index": 0, "data/file_index": 0}
             for camera in cameras_of(seen[0]):

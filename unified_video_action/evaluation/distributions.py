@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'| (Székely and Rizzo) of samples x (..., n, d) and y (..., m, d).
+    """Energy distance 2 E|x - y| - E|x - x'| - E|y - y'| (Székely and Rizzo) of samples x (..., n, d), y (..., m, d).
 
     Zero only for equal distributions; pairs of a draw with itself are left out, so an estimate can be below
     zero: compare with two sets of samples of one distribution. Returns (...), in the unit of the samples.

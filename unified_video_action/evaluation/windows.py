@@ -68,8 +68,8 @@ class HeldOutWindows:
         self.indices = [(2 * i + 1) * len(dataset) // (2 * count) for i in range(count)]
         self.encoded = hasattr(policy, "codec")
         parts, frames = [], {"history": [], "future": []}
-        for places in self.places("encode"):
-            chosen = [self.indices[place] for place in places]
+        for indices in self.index_batches("encode"):
+            chosen = [self.indices[window] for window in indices]
             parts.append(dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in chosen]))
             for name in frames if self.encoded else ():
                 views = parts[-1][name]
@@ -81,8 +81,8 @@ class HeldOutWindows:
         self.episode = dataset.episodes()[self.indices]
         self.other = _others(self.episode)
 
-    def places(self, label: str) -> Iterator[np.ndarray]:
-        """Places of all windows, `rows` at a time, under a progress bar."""
+    def index_batches(self, label: str) -> Iterator[np.ndarray]:
+        """Indices of all windows, `rows` at a time, under a progress bar."""
         starts = range(0, len(self), self.rows)
         for first in tqdm(starts, label, disable=None if self.progress else True, leave=False):
             yield np.arange(first, min(first + self.rows, len(self)))
@@ -154,7 +154,7 @@ def _others(episode: np.ndarray) -> np.ndarray:
     """For each window (N,) the first of another episode, from the one half the windows away on."""
     from_half = np.roll(np.arange(len(episode)), -(len(episode) // 2))
     found = []
-    for place, own in enumerate(episode):
-        ahead = np.roll(from_half, -place)
+    for index, own in enumerate(episode):
+        ahead = np.roll(from_half, -index)
         found.append(ahead[np.argmax(episode[ahead] != own)])  # the one half away where all are alike
     return np.array(found)

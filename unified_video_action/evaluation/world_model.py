@@ -237,7 +237,7 @@ class WorldModel:
         shown = np.arange(len(windows)) if row == "inverse_dynamics" else windows.other
 
         def inverse(batch: dict[str, Any], noise: list[torch.Generator]) -> dict[str, Tensor]:
-            future = windows.part(shown[batch["place"].cpu().numpy()])["future"]
+            future = windows.part(shown[batch["window"].cpu().numpy()])["future"]
             return policy.predict_inverse_dynamics(observation(batch), future, generator=noise)
 
         predict = {
@@ -250,7 +250,7 @@ class WorldModel:
         """Frames by forward dynamics of actions (N, A, D)."""
 
         def predict(batch: dict[str, Any], noise: list[torch.Generator]) -> dict[str, Tensor]:
-            chunk = actions[batch["place"].cpu()].to(self.policy.device)
+            chunk = actions[batch["window"].cpu()].to(self.policy.device)
             return self.policy.predict_forward_dynamics(observation(batch), chunk, noise)
 
         return self._each(predict, label)["frames"]
@@ -276,10 +276,10 @@ class WorldModel:
         label: str,
         sample: int = 0,
     ) -> dict[str, Tensor]:
-        """Predictions for all windows, on the CPU; batches also have `place` (B,)."""
+        """Predictions for all windows, on the CPU; batches also have `window` (B,), its index."""
         parts = []
-        for places in self.windows.places(f"{label} {sample}" if sample else label):
-            batch = self.windows.part(places) | {"place": torch.as_tensor(places)}
+        for indices in self.windows.index_batches(f"{label} {sample}" if sample else label):
+            batch = self.windows.part(indices) | {"window": torch.as_tensor(indices)}
             made = predict(batch, generators([(seed + sample) % 2**63 for seed in batch["seed"].tolist()]))
             parts.append({name: made[name].cpu() for name in ("frames", "action_pred") if name in made})
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -67,7 +67,7 @@ class Replays:
             if mine is not None:
                 mine.copy_(given, non_blocking=True)
         graph.replay()
-        return tree_map(torch.clone, outputs)  # the next replay writes to the same place
+        return tree_map(torch.clone, outputs)  # the next replay writes to the same memory
 
     @torch.no_grad()
     def _run(self, function: Callable, tensors: Sequence[Tensor | None]) -> Tensor | tuple[Tensor, ...]:

@@ -101,5 +101,5 @@ class ModeMix:
         for name in by_remainder[: global_batch - sum(counts.values())]:
             counts[name] += 1
         # Spread each mode evenly over the batch, so that ranks and micro-batches (contiguous slices) get alike shares.
-        places = sorted(((k + 0.5) / counts[name], names.index(name)) for name in names for k in range(counts[name]))
-        return [table[names[index]] for _, index in places]
+        order = sorted(((k + 0.5) / counts[name], names.index(name)) for name in names for k in range(counts[name]))
+        return [table[names[index]] for _, index in order]

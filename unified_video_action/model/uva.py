@@ -156,7 +156,7 @@ class UVA(nn.Module):
 
     def video_condition(self, z: Tensor, history: Tensor) -> Tensor:
         """Joint latent (B, T*S, d) and a view's history (B, H, C, h, w) -> (B, T*S, c), what its tokens are decoded
-        with: the joint latent and, if so configured, the token of the newest frame at the same place."""
+        with: the joint latent and, if so configured, the newest frame's token at the same cell."""
         if not self.config.video_head.newest_token:
             return z
         newest = patchify(history[:, -1:], self.spec.patch_size)  # (B, S, C)
@@ -266,9 +266,9 @@ class UVA(nn.Module):
                     return head.sample(cond, noise, by, guidance, given or None)
 
                 drawn = self.run((f"frames {view}", by, guidance), rows, cond, noise, *given).unflatten(0, tokens.shape)
-                places = now.unsqueeze(-1).expand(-1, -1, head.channels)  # (B, F*n, C)
-                drawn = drawn.gather(1, places) if together else drawn
-                made.append(unpatchify(known.scatter(1, places, drawn.to(known)), spec))
+                index = now.unsqueeze(-1).expand(-1, -1, head.channels)  # (B, F*n, C)
+                drawn = drawn.gather(1, index) if together else drawn
+                made.append(unpatchify(known.scatter(1, index, drawn.to(known)), spec))
             inputs.future = torch.stack(made, dim=1)  # (B, P, F, C, h, w)
             seen.masked = seen.masked.scatter(1, now, False)
             right = left

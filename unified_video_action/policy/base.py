@@ -42,7 +42,7 @@ class Share:
     """Which samples of a training step a batch holds."""
 
     step: int
-    first: int  # place of the batch's first sample in the step's
+    first: int  # index of the batch's first sample among the step's
     batch_size: int  # samples of the step, over all processes
     seed: int  # of the run
 

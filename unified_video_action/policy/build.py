@@ -33,7 +33,7 @@ def build_policy(
     """Build an untrained policy; its class builds the encoders that are not given.
 
     Raises:
-        ValueError: a value that does not fit, named by its place.
+        ValueError: a value that does not fit, named by its key.
         FileNotFoundError: weights of an encoder that are not there.
     """
     if isinstance(config, DictConfig):

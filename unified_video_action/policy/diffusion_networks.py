@@ -27,8 +27,8 @@ class SpatialSoftmax(nn.Module):
         h, w = x.shape[-2:]
         share = x.flatten(2).softmax(-1)  # (N, K, h*w)
         y, x = torch.meshgrid(*(torch.linspace(-1, 1, side, device=x.device) for side in (h, w)), indexing="ij")
-        places = torch.stack([x.flatten(), y.flatten()], dim=-1)  # (h*w, 2)
-        return (share @ places).flatten(1)  # (N, 2K)
+        coordinates = torch.stack([x.flatten(), y.flatten()], dim=-1)  # (h*w, 2)
+        return (share @ coordinates).flatten(1)  # (N, 2K)
 
 
 class ImageEncoder(nn.Module):

@@ -110,7 +110,7 @@ class DiffusionPolicy(BasePolicy):
             cell = RESNET_STRIDE * 2 ** (config.stages - 1)
             if "resnet" in config.encoder and side <= cell:
                 raise ValueError(
-                    f"policy.crop: of {side} px frames a resnet leaves one cell, whose place says nothing; take more "
+                    f"policy.crop: of {side} px frames a resnet leaves one cell, whose position is fixed; take more "
                     f"than {cell}, a larger policy.image_size, or another policy.encoder"
                 )
         self.model = DiffusionNetwork(task, config)

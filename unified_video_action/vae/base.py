@@ -60,7 +60,7 @@ class FrameCodec(nn.Module, ABC):
     """A frozen autoencoder for single frames.
 
     A subclass ends its constructor with `self.freeze()`. Latents are `(z - shift) * scale`, with z the posterior's mean
-    or a sample of it. Every codec has the argument `weights`: a file, None for the usual place, or "random", the same
+    or a sample of it. Every codec has the argument `weights`: a file, None for the usual path, or "random", the same
     every time.
 
     Raises:

@@ -56,7 +56,7 @@ def fit_linear(parts: Iterator[Tensor]) -> PushTTiny:
 
 
 def different_patches(parts: Iterator[Tensor], device: str) -> tuple[Tensor, Tensor]:
-    """Patches that differ from each other (n, 768) uint8, and places (m,) of the common ones, such as white."""
+    """Patches that differ from each other (n, 768) uint8, and indices (m,) of the common ones, such as white."""
     code = torch.randint(2**40, (3 * PATCH**2,), generator=torch.Generator().manual_seed(0)).to(device)
     kept, codes = [], []
     for images in parts:
@@ -65,9 +65,9 @@ def different_patches(parts: Iterator[Tensor], device: str) -> tuple[Tensor, Ten
         codes.append((patches.long() * code).sum(1).cpu())
     if not kept:
         raise ValueError("no frames to fit the codec on")
-    _, places, counts = np.unique(torch.cat(codes).numpy(), return_index=True, return_counts=True)
+    _, indices, counts = np.unique(torch.cat(codes).numpy(), return_index=True, return_counts=True)
     common = np.flatnonzero(counts > COMMON)
-    return torch.cat(kept)[torch.from_numpy(places).to(device)], torch.from_numpy(common).to(device)
+    return torch.cat(kept)[torch.from_numpy(indices).to(device)], torch.from_numpy(common).to(device)
 
 
 def fit_mlp(

@@ -131,9 +131,9 @@ class StepBatches(Dataset):
     def describe(self, step: int) -> str:
         """A line for each sample of a step: where it is from, its task mode, and its values that are not finite."""
         lines = []
-        for place, (index, seed) in enumerate(self.whole(step)):
+        for position, (index, seed) in enumerate(self.whole(step)):
             sample = self.dataset.__getitems__([(index, seed)])
-            prepared = self.policy.prepare(sample, Share(step, place, self.batch_size, self.seed))
+            prepared = self.policy.prepare(sample, Share(step, position, self.batch_size, self.seed))
             mode = "".join(f", mode {name}" for name in prepared.get("task_mode", ()))
             bad = ", ".join(sorted(name for name, value in _floats(sample) if not torch.isfinite(value).all()))
             fault = f"  <- not finite: {bad}" if bad else ""

@@ -30,7 +30,7 @@ def draw_prediction_grid(path: Path, model: WorldModel) -> bool:
     """Draw what a policy makes of all of a model's windows into a PNG; False: it makes no frames, nothing is drawn.
 
     For every window it has what was recorded, what the policy imagines from history, and what it imagines from the
-    recorded actions; beside them, where actions are places in the picture, chunks over the newest frame: as recorded,
+    recorded actions; beside them, where actions are points in the picture, chunks over the newest frame: as recorded,
     as inverse dynamics reads them from the future frames, and as the policy plans them.
     """
     rows = {label: next((name for name in names if name in model.frame_rows), None) for label, names in ROWS.items()}
@@ -41,9 +41,9 @@ def draw_prediction_grid(path: Path, model: WorldModel) -> bool:
     for label, (name, colour) in CHUNKS.items():
         if model.reader is not None and (name is None or name in model.action_rows):
             actions = windows.batch["action"] if name is None else model.actions(name)
-            places = model.reader.in_picture(actions.numpy(), windows.future.shape[-1])
-            if places is not None:
-                chunks[label] = places, colour
+            points = model.reader.in_picture(actions.numpy(), windows.future.shape[-1])
+            if points is not None:
+                chunks[label] = points, colour
     compose(path, windows.history, windows.future, imagined, windows.batch["frame_is_pad"], chunks)
     return True
 
@@ -80,10 +80,10 @@ def compose(
         """The newest frame in a square of `large` pixels, and the chunks over it, each from its first action on."""
         newest = Image.fromarray(history[sample, -1].permute(1, 2, 0).numpy()).resize((large, large))
         over, factor = ImageDraw.Draw(newest), large / history.shape[-1]
-        for line, (label, (places, colour)) in enumerate(chunks.items()):
-            points = [tuple(place) for place in (places[sample] * factor).tolist()]
-            over.line(points, colour, 2)
-            x, y = points[-1]
+        for line, (label, (points, colour)) in enumerate(chunks.items()):
+            line_points = [tuple(point) for point in (points[sample] * factor).tolist()]
+            over.line(line_points, colour, 2)
+            x, y = line_points[-1]
             over.ellipse((x - 4, y - 4, x + 4, y + 4), colour)
             pen.text((left + large + 8, top + 14 * line), label, colour)
         grid.paste(newest, (left, top))

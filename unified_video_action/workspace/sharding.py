@@ -42,9 +42,9 @@ def blocks_of_lists(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """What is called one after the other: elements of lists, with their names, that have a `forward` and parts."""
     for list_name, blocks in module.named_modules():
         if isinstance(blocks, nn.ModuleList):
-            for place, block in enumerate(blocks):
+            for index, block in enumerate(blocks):
                 if type(block).forward is not nn.Module.forward and any(True for _ in block.children()):
-                    yield f"{list_name}.{place}", block
+                    yield f"{list_name}.{index}", block
 
 
 @contextmanager

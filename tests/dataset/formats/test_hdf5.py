@@ -204,9 +204,9 @@ def test_real_files_make_windows_of_the_configuration(lift_images, tmp_path) -> 
         opened["data"].attrs["env_args"] = text.replace('"control_delta": false', '"control_delta": true')
     cameras = ("agentview_image", "robot0_eye_in_hand_image")
     sizes = [f"task.shape_meta.obs.{name}.shape=[3,{SIZE},{SIZE}]" for name in cameras]
-    place = [f"task.dataset.sources.path={path}", "task.dataset.val_ratio=0.4"]
+    source = [f"task.dataset.sources.path={path}", "task.dataset.val_ratio=0.4"]
     with initialize_config_dir(str(Path(__file__).parents[3] / "config"), version_base="1.3"):
-        dataset = build_dataset(compose("uva_lift", [*sizes, *place]))
+        dataset = build_dataset(compose("uva_lift", [*sizes, *source]))
     (table,), demos = dataset.tables, [read_demo(lift_images, f"demo_{number}") for number in range(2)]
     stored, back = np.concatenate([demo["actions"] for demo in demos]), from_pose_actions(table.action)
     np.testing.assert_allclose(back[:, [0, 1, 2, 6]], stored[:, [0, 1, 2, 6]], atol=1e-6)

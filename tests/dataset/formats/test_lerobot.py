@@ -225,7 +225,7 @@ def test_a_task_that_changes_within_an_episode_is_told_by_row(damaged, caplog):
     assert words[:12] == ("open the drawer",) * 5 + ("push the block",) * 7 and len(words) == len(ROWS)
     assert words[12:] == tuple(EPISODES[number].task for number in EPISODE[12:])
     dataset.use_text(torch.tensor([[0.0], [1.0]]))
-    batch = dataset.__getitems__([(place, 0) for place in range(len(dataset))])
+    batch = dataset.__getitems__([(index, 0) for index in range(len(dataset))])
     assert [dataset.instructions[int(text)] for text in batch["text"]] == [words[now] for now in dataset._now]
 
 
@@ -285,8 +285,8 @@ def test_episodes_may_not_share_a_stretch_of_video(damaged):
 
 
 def test_episodes_without_a_camera_are_named_or_left_out(damaged):
-    places = [name for name in ("from_timestamp", "to_timestamp", "chunk_index", "file_index")]
-    for name in places:
+    columns = [name for name in ("from_timestamp", "to_timestamp", "chunk_index", "file_index")]
+    for name in columns:
         change_index(
             damaged, name, [None if number in (1, 5) else v for number, v in enumerate(change_index(damaged, name))]
         )
@@ -330,7 +330,7 @@ def change_index(folder: Path, name: str, values=None) -> np.ndarray:
 
 
 def write_column(path: Path, table: pa.Table, name: str, values) -> pa.Table:
-    place = table.column_names.index(name)
-    table = table.set_column(place, name, pa.array(values, type=table.schema.field(name).type))
+    index = table.column_names.index(name)
+    table = table.set_column(index, name, pa.array(values, type=table.schema.field(name).type))
     pq.write_table(table, path)
     return table

@@ -202,8 +202,8 @@ def test_damaged_zips_are_refused(pusht_store, tmp_path):
         open_buffer(archive)
     archive.write_bytes(whole)
     with zipfile.ZipFile(archive) as file:
-        place = file.getinfo("data/img/4.0.0.0").header_offset + 200
-    archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        offset = file.getinfo("data/img/4.0.0.0").header_offset + 200
+    archive.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0xFF]) + whole[offset + 1 :])
     with pytest.raises(StoreError, match=r"demos.zip: data/img\[64:80\] cannot be read"):
         open_buffer(archive).frames("img", np.array([70]))
 

@@ -90,7 +90,7 @@ class LeRobotFolder:
         index = self._index([*columns, *(f"videos/{key}/{name}" for key in in_videos for name in stamps)])
         keep = self._choose(index["episode_index"], chosen)
         index = {name: values[keep] for name, values in index.items()}
-        numbers, lengths, *place = (index[name] for name in columns)
+        numbers, lengths, *location = (index[name] for name in columns)
         numbers, lengths = numbers.astype(np.int64), lengths.astype(np.int64)
         videos = {}
         for key in in_videos:
@@ -98,7 +98,7 @@ class LeRobotFolder:
             files = self._paths(numbers, key, "video_path", chunk, file, begin, video_key=key)
             self._check_stretches(key, numbers, lengths, files, begin, end)
             videos[key] = files, begin
-        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *place), videos)
+        return Episodes(numbers, lengths, self._paths(numbers, "data", "data_path", *location), videos)
 
     def rows(self, episodes: Episodes, columns: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """First row of each episode in its parquet file (E,), and columns over all rows: name -> (N, d)."""

@@ -72,7 +72,7 @@ def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -
     grip_height = rng.uniform(0.038, 0.048)
     cup, saucer = np.array([*table.cup, grip_height]), np.array([*table.saucer, grip_height + SAUCER_HEIGHT + 0.003])
     back, lift = rng.uniform(0.08, 0.11), np.array([0, 0, rng.uniform(0.07, 0.11)])
-    at_cup, at_saucer = (_pose_above(place, tilt) for place in (cup, saucer))
+    at_cup, at_saucer = (_pose_above(position, tilt) for position in (cup, saucer))
     behind = pose_matrix(np.array([0, 0, -back]), np.eye(3))  # in the end effector's own axes
     over_cup, over_saucer = (pose_matrix(pose[:3, 3] + lift, pose[:3, :3]) for pose in (at_cup, at_saucer))
     legs = [
@@ -89,10 +89,10 @@ def cup_onto_saucer(table: Table, start: np.ndarray, rng: np.random.Generator) -
     return Course.over(start, [*((pose, opening, pace * seconds) for pose, opening, seconds in legs), rest])
 
 
-def _pose_above(place: np.ndarray, tilt: float) -> np.ndarray:
-    """The end effector at a place (3,), fingers away from the base and `tilt` radians down from level."""
-    yaw = np.arctan2(place[1], place[0])
-    return pose_matrix(place, Rotation.from_euler("ZY", [yaw, tilt]).as_matrix() @ FORWARD)
+def _pose_above(position: np.ndarray, tilt: float) -> np.ndarray:
+    """The end effector at a position (3,), fingers away from the base and `tilt` radians down from level."""
+    yaw = np.arctan2(position[1], position[0])
+    return pose_matrix(position, Rotation.from_euler("ZY", [yaw, tilt]).as_matrix() @ FORWARD)
 
 
 def stands_on_saucer(table: Table, seen: Snapshot) -> bool:

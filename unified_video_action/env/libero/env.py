@@ -75,8 +75,8 @@ class LiberoEnv(ArmEnv):
         self.control, self.settle_steps, self.mirrored = control, settle_steps, mirrored
         self._starts: np.ndarray | None = None  # (n, S) of the scene's task
 
-    def place(self, seed: int) -> tuple[int, int]:
-        """(task, start state) of a seed; the task is a place in `self.tasks`."""
+    def start_of(self, seed: int) -> tuple[int, int]:
+        """(task, start state) of a seed; the task is an index into `self.tasks`."""
         episode = seed % (len(self.tasks) * STATES_PER_TASK)
         return episode % len(self.tasks), episode // len(self.tasks)
 
@@ -85,7 +85,7 @@ class LiberoEnv(ArmEnv):
         super().reset(seed=seed)
         options = checked_options(options, ("task", "state"))
         episode = int(self.np_random.integers(2**31)) if seed is None else seed
-        task, state = (options.get(name, drawn) for name, drawn in zip(("task", "state"), self.place(episode)))
+        task, state = (options.get(name, drawn) for name, drawn in zip(("task", "state"), self.start_of(episode)))
         if not 0 <= task < len(self.tasks) or not 0 <= state < STATES_PER_TASK:
             raise ValueError(
                 f"reset options task={task}, state={state}: there are {len(self.tasks)} tasks of {STATES_PER_TASK} "

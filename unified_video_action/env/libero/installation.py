@@ -133,7 +133,7 @@ def _once(folder: Path, fill: Callable[[Path], object]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileNotFoundError(
-            f"{folder.parent} cannot be made ({error}); name another place with task.env.cache_dir=FOLDER"
+            f"{folder.parent} cannot be made ({error}); name another folder with task.env.cache_dir=FOLDER"
         ) from error
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
@@ -179,8 +179,10 @@ def _answer(cache: Path) -> None:
     if given and (Path(given) / "config.yaml").is_file():
         return
     root = package_folder()
-    places = {"bddl_files": "bddl_files", "init_states": "init_files", "datasets": "../datasets", "assets": "assets"}
-    text = yaml.safe_dump({"benchmark_root": str(root)} | {name: str(root / place) for name, place in places.items()})
+    folders = {"bddl_files": "bddl_files", "init_states": "init_files", "datasets": "../datasets", "assets": "assets"}
+    text = yaml.safe_dump(
+        {"benchmark_root": str(root)} | {name: str(root / folder_name) for name, folder_name in folders.items()}
+    )
     folder = cache / f"config-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     os.environ[CONFIG_VARIABLE] = str(_once(folder, lambda partial: (partial / "config.yaml").write_text(text)))
 

@@ -48,7 +48,7 @@ def kind_of_actions(
     taken = takes_steps(arguments)
     if taken:
         return ActionKind.STEPS
-    near = np.median(np.square(ahead).sum(1)) <= 9 * spread  # some place where the end effector may have been
+    near = np.median(np.square(ahead).sum(1)) <= 9 * spread  # a position where the end effector may have been
     return ActionKind.POSES if taken is False and near else ActionKind.UNCLEAR
 
 

@@ -113,12 +113,12 @@ class SafetyFilter:
         pose, gripper, bounds = state.pose, state.gripper, self.bounds
         if self._governor.motion is not None and all(np.less(apart(self.commanded[0], pose), NEAR)):
             pose, gripper = self.commanded  # it sags: do not let it creep
-        place = pose[:3, 3]
-        if (place < bounds.low).any() or (place > bounds.high).any():
+        position = pose[:3, 3]
+        if (position < bounds.low).any() or (position > bounds.high).any():
             raise SafetyStop(
                 "workspace",
-                f"the arm is at {shown(place)} m, outside {shown(bounds.low)} to {shown(bounds.high)}; release the arm "
-                "and move it inside by hand, or widen safety.workspace_* if they are wrong",
+                f"the arm is at {shown(position)} m, outside {shown(bounds.low)} to {shown(bounds.high)}; release "
+                "the arm and move it inside by hand, or widen safety.workspace_* if they are wrong",
             )
         joints = self._joints_for(pose, state.joints)
         if joints is None or np.abs(joints - state.joints).max() > NEAR[1]:
@@ -182,25 +182,25 @@ class SafetyFilter:
         limits, bounds = self.limits, self.bounds
         if not (np.isfinite(pose).all() and np.isfinite(gripper)):
             raise SafetyStop("finite", "a target is not finite")
-        place, rotation = pose[:3, 3].astype(float), pose[:3, :3]
-        before, self._asked = self._asked, place
-        speed = 0.0 if before is None else norm(place - before) / (ticks * bounds.period)
+        position, rotation = pose[:3, 3].astype(float), pose[:3, :3]
+        before, self._asked = self._asked, position
+        speed = 0.0 if before is None else norm(position - before) / (ticks * bounds.period)
         if speed > bounds.speed * (1 + SLACK):
             self._broken("speed", f"{speed:.2f} m/s")
-        way, turn = place - measured[:3, 3], turn_of(rotation @ measured[:3, :3].T)
+        way, turn = position - measured[:3, 3], turn_of(rotation @ measured[:3, :3].T)
         if norm(way) > limits.max_step:
             self._broken("step", f"{norm(way):.3f} m from the measured pose")
-            place = measured[:3, 3] + way * (limits.max_step / norm(way))
+            position = measured[:3, 3] + way * (limits.max_step / norm(way))
         if norm(turn) > limits.max_turn:
             self._broken("step", f"{norm(turn):.2f} rad from the measured pose")
             rotation = turned(turn * (limits.max_turn / norm(turn))) @ measured[:3, :3]
-        if place[2] < limits.table_height:
-            self._broken("table", f"height {place[2]:.3f} m")
-        if (place < np.asarray(limits.workspace_low)).any() or (place > bounds.high).any():
-            self._broken("workspace", f"position {shown(place)} m")
+        if position[2] < limits.table_height:
+            self._broken("table", f"height {position[2]:.3f} m")
+        if (position < np.asarray(limits.workspace_low)).any() or (position > bounds.high).any():
+            self._broken("workspace", f"position {shown(position)} m")
         if not bounds.gripper_low <= gripper <= bounds.gripper_high:
             self._broken("gripper", f"width {gripper:.4f} m")
-        clipped = pose_matrix(np.clip(place, bounds.low, bounds.high), rotation)
+        clipped = pose_matrix(np.clip(position, bounds.low, bounds.high), rotation)
         return clipped, float(np.clip(gripper, bounds.gripper_low, bounds.gripper_high))
 
     def _broken(self, rule: str, detail: str) -> None:

@@ -105,8 +105,8 @@ def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray], l
     records["plan"] = [plan for plan in plans if np.shape(plan[2]) == np.shape(plans[0][2])]
     recorded = {}
     for kind, columns in COLUMNS.items():
-        for place, (name, empty) in enumerate(columns):
-            values = [record[place] for record in records[kind]]
+        for column, (name, empty) in enumerate(columns):
+            values = [record[column] for record in records[kind]]
             recorded[f"{kind}_{name}"] = np.array(values, np.float64) if values else np.zeros((0, *empty))
     events = [dict(zip(("time", "kind", "text"), event)) for event in records["event"]]
     return recorded, {camera: np.array(taken) for camera, taken in times.items()}, events

@@ -35,9 +35,9 @@ def plot_poses(recording: Recording) -> Figure:
             axes[row, 1].plot(times, turns[:, row], color=colour)
         axes[3, 0].plot(times, 1000 * grippers, color=colour)
     if len(curves) == 2:
-        (commanded, places, _), (measured, poses, _) = curves.values()
+        (commanded, targets, _), (measured, poses, _) = curves.values()
         inside = (measured >= commanded[0]) & (measured <= commanded[-1])
-        there = np.stack([np.interp(measured[inside], commanded, places[:, axis, 3]) for axis in range(3)], 1)
+        there = np.stack([np.interp(measured[inside], commanded, targets[:, axis, 3]) for axis in range(3)], 1)
         axes[3, 1].plot(measured[inside], 1000 * np.linalg.norm(there - poses[inside, :3, 3], axis=1), color="black")
     late = arrays["plan_received"] - arrays["plan_observed"]
     axes[4, 0].plot(arrays["plan_received"], 1000 * late, ".", color=COMMANDED)

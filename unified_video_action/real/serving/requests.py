@@ -141,11 +141,11 @@ class RequestSpec:
                 raise bad(name, kind(value), "an array of floating point numbers")
         if actions.ndim != 2 or actions.shape[1] != dim or not 1 <= len(actions) <= chunk:
             raise bad("prefix", str(actions.shape), f"1 to {chunk} actions of {dim} numbers")
-        farthest, places = np.abs(actions).max(), np.abs(actions[:, :3]).max()
+        farthest, position = np.abs(actions).max(), np.abs(actions[:, :3]).max()
         if not farthest <= FARTHEST:  # also where it is not a number
             raise bad("prefix", f"up to {farthest:.3g}", f"finite numbers of at most {FARTHEST:.0g}")
-        if self._kinds and places > KIND_RANGES["position"]:
-            raise bad("prefix", f"a position of {places:.3g}", "metres, at most 10 (are the units right?)")
+        if self._kinds and position > KIND_RANGES["position"]:
+            raise bad("prefix", f"a position of {position:.3g}", "metres, at most 10 (are the units right?)")
         if not self._kinds and "action" in self._trained:
             self._trained["action"].check("prefix", actions)
         try:
