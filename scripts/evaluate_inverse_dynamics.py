@@ -55,7 +55,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     config = read_checkpoint_config(args.checkpoint)
     if not config["task"].get("end_effector"):
         raise ValueError(
-            f"{args.checkpoint}: its task has no end effector (task.end_effector): its actions are no poses of a camera"
+            f"{args.checkpoint}: its task has no end effector (task.end_effector): its actions are not camera poses"
         )
     end_effector = build_dataclass(EndEffectorSpec, config["task"]["end_effector"], "task.end_effector")
     dataset = open_dataset(config, args.data)

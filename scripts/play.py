@@ -6,7 +6,7 @@
 Drag the agent with the mouse or the arrow keys, or press "let the policy act". Beside the simulator the page shows the
 future that the model imagines for what you just did, the policy's plan and its imagined future, the plans among which
 a planner would choose, and the actions that the model reads from the last frames. A job that the checkpoint was not
-trained for is named, not shown. Where actions are no positions in the picture, only the policy acts.
+trained for is named, not shown. Where actions are not positions in the picture, only the policy acts.
 """
 
 import argparse

@@ -175,7 +175,7 @@ def test_checkpoints_that_cannot_be_evaluated_are_named(
     for text, message in (
         (None, "config.yaml is missing"),
         ("task: {}", "task.env is not set"),
-        ("task: [", "config.yaml is no YAML"),
+        ("task: [", "config.yaml is not YAML"),
         (whole, "normalizer.json is missing"),
     ):
         if text is not None:

@@ -37,7 +37,7 @@ def test_nodes_and_nested_nodes_are_built():
     ["os.system", "builtins.eval", "subprocess.run", "unified_video_actions.spec.Horizon", PACKAGE, None, 3]
     # Modules of the package import others: what they imported is not theirs to offer.
     + [f"{PACKAGE}.instantiate.importlib.import_module", f"{PACKAGE}.instantiate.OmegaConf"]
-    # Functions, and classes that are no simulators.
+    # Functions, and classes that are not simulators.
     + [f"{PACKAGE}.downloads.download", f"{PACKAGE}.instantiate.instantiate", HORIZON],
 )
 def test_nothing_but_what_a_place_expects_is_built(target):

@@ -19,12 +19,12 @@ HOSTILE = {
     "environment in a list": ("a: [1, {b: 'x${oc.env:HOME}'}]", r"a\[1\].b: .* is an interpolation"),
     "environment in a key": ("a: {'${oc.env:HOME}': 1}", "a: .* is an interpolation"),
     "a reference": ("a: 1\nb: ${a}", "b: .* is an interpolation"),
-    "a Python object": ("a: !!python/object/apply:os.system [true]", "is no YAML"),
-    "text": ("only words", "holds no mapping|is no YAML"),
+    "a Python object": ("a: !!python/object/apply:os.system [true]", "is not YAML"),
+    "text": ("only words", "holds no mapping|is not YAML"),
     "a list": ("[1, 2]", "holds no mapping"),
-    "half a file": ("a: {b: [1,", "is no YAML"),
-    "control characters": ("a: \x00", "is no YAML"),
-    "bytes that are no text": (b"\xff\xfe\x00\xd8" * 250, "is no YAML"),
+    "half a file": ("a: {b: [1,", "is not YAML"),
+    "control characters": ("a: \x00", "is not YAML"),
+    "bytes that are not text": (b"\xff\xfe\x00\xd8" * 250, "is not YAML"),
 }
 
 

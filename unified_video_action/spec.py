@@ -10,7 +10,7 @@ from typing import Any
 
 
 def require_integers(config: object, *names: str, least: int = 1) -> None:
-    """Raises ValueError, naming the field and its value, for one that is no integer or below `least`."""
+    """Raises ValueError, naming the field and its value, for one that is not an integer or below `least`."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:

@@ -89,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is larger than 1 MB, nested deeper than 32 levels, has aliases (which can grow without bound) or
-            interpolations (which could read this machine's environment), or is no mapping in YAML.
+            interpolations (which could read this machine's environment), or is not a mapping in YAML.
     """
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
@@ -106,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise ValueError(f"{path}: line {event.start_mark.line + 1}: {what}, which a checkpoint may not have")
         content = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{path} is no YAML: {shown(' '.join(str(error).split()), 500)}") from error
+        raise ValueError(f"{path} is not YAML: {shown(' '.join(str(error).split()), 500)}") from error
     for where, value in leaves(content):
         if isinstance(value, str) and "${" in value:
             raise ValueError(f"{path}: {where}: {value[:200]!r} is an interpolation, which a checkpoint may not have")

@@ -79,7 +79,7 @@ def rewrite_index(path: Path, weight_map: dict) -> None:
             r"does not name ema-00001-of-00002\.safetensors; remove what is out of date",
         ),
         (lambda path: save_file(TENSORS, path), r"has both ema\.safetensors and ema\.safetensors\.index"),
-        (lambda path: index_of(path).write_text("{}"), "is no index of safetensors pieces: KeyError"),
+        (lambda path: index_of(path).write_text("{}"), "is not an index of safetensors pieces: KeyError"),
         (lambda path: rewrite_index(path, {"x": "../ema.safetensors"}), r"outside its folder: \.\./ema\.safetensors"),
         (lambda path: index_of(path).unlink(), "no file .*ema.safetensors"),
     ],
@@ -106,7 +106,7 @@ def test_what_wraps_a_module_is_left_out_of_names() -> None:
     assert unwrapped(state, "x") == {"net.weight": one, "submodule.bias": other}
     with pytest.raises(ValueError, match="x: it holds tensors twice, with and without module, _orig_mod"):
         unwrapped({"a": one, "module.a": other}, "x")
-    with pytest.raises(ValueError, match="x: these are no named tensors: b, 7$"):
+    with pytest.raises(ValueError, match="x: these are not named tensors: b, 7$"):
         unwrapped({"a": one, "b": 3, 7: one}, "x")
 
 

@@ -147,7 +147,7 @@ def test_mistakes_are_named(folders, tmp_path):
     with pytest.raises(ValueError, match="frames of different sizes cannot share a batch"):
         build_dataset(config)
     config.task.dataset.sources = {"videos": str(folders["videos"])}
-    with pytest.raises(ValueError, match="is no source; give a mapping with its _target_"):
+    with pytest.raises(ValueError, match="is not a source; give a mapping with its _target_"):
         build_dataset(config)
     config.task.dataset.sources = None
     with pytest.raises(ValueError, match="task.dataset.sources is empty"):

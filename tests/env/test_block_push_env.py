@@ -64,7 +64,7 @@ def test_observations_are_as_their_space_says():
     assert reward == info["score"] == 0.0 and info["is_success"] is False
     np.testing.assert_allclose(stepped["effector"], info["state"][:2], atol=1e-6)
     env.close()
-    env.close()  # twice is no harm
+    env.close()  # twice is harmless
     with pytest.raises(RuntimeError, match="the environment is closed"):
         env.step([0.3, 0.0])
 

@@ -153,7 +153,7 @@ def test_start_states_that_want_to_run_something_are_refused(tmp_path: Path, mon
             with pytest.raises(ValueError, match=message):
                 read_array(Path("a.pruned_init"))
     Path("text").write_text("no zip")
-    with pytest.raises(ValueError, match="text is no stored array"):
+    with pytest.raises(ValueError, match="text is not a stored array"):
         read_array(Path("text"))
     assert not Path("ran").exists()
 

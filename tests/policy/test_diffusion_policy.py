@@ -209,7 +209,7 @@ def test_published_sizes() -> None:
         ({"crop": 50}, r"crop=50 is larger than the frames of image, \(44, 44\)"),
         ({"crop": 32}, "of 32 px frames a resnet leaves one cell"),
         ({"crop": 16, "stages": 3}, "of 16 px frames a resnet leaves one cell"),
-        ({"relative_to": "wrist"}, "relative_to='wrist' is no state of agent_pos"),
+        ({"relative_to": "wrist"}, "relative_to='wrist' is not a state of agent_pos"),
         ({"prediction": "v"}, "prediction must be epsilon or sample, got 'v'"),
         ({"stages": 5}, "stages must be 1 to 4, got 5"),
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),

@@ -74,7 +74,7 @@ def bombard(messages: Iterator[bytes], send: Callable[[bytes], bool], check: Cal
     Watch.on = True
     refused = count = 0
     for message in messages:
-        if count == 500:  # what the first ones loaded is no growth
+        if count == 500:  # what the first ones loaded is not growth
             before, highest = resident(), peak()
         refused += send(message)
         count += 1

@@ -96,7 +96,7 @@ def test_a_person_and_the_policy_act(tmp_path: Path) -> None:
 
 
 def test_what_a_checkpoint_has_not_learned_is_named(tmp_path: Path) -> None:
-    """And where actions are no positions in the picture, plans are curves."""
+    """And where actions are not positions in the picture, plans are curves."""
     config = {**CONFIG, "training": {"mode_mix": {"quotas": {"policy": 1.0}}}}
     policy, env = load_policy(write_run(tmp_path, config)), PushTEnv()
     panels = Panels(policy, None, planner_of(config, policy, 4))

@@ -71,7 +71,7 @@ def unwrapped(state: Any, source: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping):
         raise ValueError(f"{source}: a {type(state).__name__}, expected tensors by name")
     if others := [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]:
-        raise ValueError(f"{source}: these are no named tensors: {few(others)}")
+        raise ValueError(f"{source}: these are not named tensors: {few(others)}")
     found = {".".join(part for part in name.split(".") if part not in WRAPPERS): state[name] for name in state}
     if len(found) < len(state):
         raise ValueError(f"{source}: it holds tensors twice, with and without {', '.join(WRAPPERS)} in their names")
@@ -167,7 +167,7 @@ def _read_pieces(index: Path) -> dict[str, Tensor]:
         content = read_json(index)
         piece_of, size = dict(content["weight_map"]), int(content["metadata"]["total_size"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is no index of safetensors pieces: {repr(error)[:300]}") from error
+        raise ValueError(f"{index} is not an index of safetensors pieces: {repr(error)[:300]}") from error
     pieces = sorted(set(piece_of.values()))
     for piece in pieces:
         if Path(piece).name != piece:

@@ -66,7 +66,7 @@ def _dill_array(make: Any, arguments: Any, state: Any, *_: Any) -> Array:
 def _named(*names: Any) -> str:
     """A device, or a built-in type as dill mentions it."""
     if not all(isinstance(name, str | int) for name in names):
-        raise ValueError("a name that is no text")
+        raise ValueError("a name that is not text")
     return ":".join(map(str, names))[:80]
 
 

@@ -90,7 +90,7 @@ def read_array(path: str | Path) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: damaged, something other than an array of numbers, or a pickle that asks for anything else.
     """
-    with reading(f"{path} is no stored array of numbers"):
+    with reading(f"{path} is not a stored array of numbers"):
         found = MessageReader(io.BytesIO(ZipArchive(Path(path)).read("data.pkl"))).content()
         if not isinstance(found, np.ndarray):
             raise ValueError(f"it holds a {type(found).__name__}")

@@ -109,7 +109,7 @@ class MixtureDataset(WindowDataset):
             raise ValueError("task.dataset.sources is empty: name at least one source")
         for source in sources:
             if not isinstance(source, Source):
-                raise ValueError(f"task.dataset.sources: {source!r} is no source; give a mapping with its _target_")
+                raise ValueError(f"task.dataset.sources: {source!r} is not a source; give a mapping with its _target_")
         if isinstance(augmentation, bool):
             augmentation = VideoAugmentation() if augmentation else None
         options = WindowOptions(

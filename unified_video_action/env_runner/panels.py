@@ -118,7 +118,7 @@ class Panels:
         return self._drawn(trace, [(f"{scores[rank]:.3f}", plans[rank]) for rank in scores.argsort()])
 
     def _drawn(self, trace: Trace, chunks: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
-        """Labels and chunks (A, D), over the newest frame, or as curves where they are no positions."""
+        """Labels and chunks (A, D), over the newest frame, or as curves where they are not positions."""
         paths = [None if self.reader is None else self.reader.in_picture(chunk, 1) for _, chunk in chunks]
         drawable = all(each is not None for each in paths)
         lines = [

@@ -61,7 +61,7 @@ def pose_errors(
         of positions in centimetres and of rotations in degrees, (windows, A); NaN where a step lies beyond the episode.
 
     Raises:
-        ValueError: actions that are no poses.
+        ValueError: actions that are not poses.
     """
     here = np.broadcast_to(np.eye(4), (len(predicted), 4, 4))  # distances are the same wherever they are seen from
     position, rotation = distance(end_effector.targets(predicted, here)[0], end_effector.targets(true, here)[0])

@@ -53,7 +53,7 @@ class BasePolicy(nn.Module, ABC):
     Args:
         config: what `policy` in a configuration says, a dataclass of the kind `CONFIG` with `action_steps`.
         text: makes features of instructions; None: they are given, or the task has none.
-        frozen: further modules that move with the policy but are no parameters or weights of it, such as a codec.
+        frozen: further modules that move with the policy but are not parameters or weights of it, such as a codec.
 
     Raises:
         ValueError: more action_steps than a chunk has actions; actions relative to a state that there is not.
@@ -81,7 +81,7 @@ class BasePolicy(nn.Module, ABC):
             )
         origin = getattr(config, "relative_to", None)
         if origin not in (None, *task.states):
-            raise ValueError(f"policy.relative_to={origin!r} is no state of {', '.join(task.states) or 'none'}")
+            raise ValueError(f"policy.relative_to={origin!r} is not a state of {', '.join(task.states) or 'none'}")
 
     @property
     def normalizer(self) -> Normalizer:

@@ -48,7 +48,7 @@ class DistilledPolicy(UnifiedVideoActionPolicy):
 
     @cached_property
     def _teacher(self) -> tuple[UnifiedVideoActionPolicy]:
-        """In a tuple, so that it is no part of what is trained and saved."""
+        """In a tuple, so that it is not part of what is trained and saved."""
         if self.config.teacher is None:
             raise ValueError("policy.teacher is not set: give the checkpoint folder that init_from has, too")
         teacher = load_policy(self.config.teacher, device=self.device)

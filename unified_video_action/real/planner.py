@@ -73,7 +73,7 @@ class PolicyDescription:
             return cls(**data)
         except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"this is no description of a policy: {error!r}; is it the server of another project?"
+                f"this is not a description of a policy: {error!r}; is it the server of another project?"
             ) from error
 
 

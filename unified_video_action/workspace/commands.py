@@ -50,7 +50,7 @@ def at_least(least: float, kind: type = int) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
         return value
 
-    number.__name__ = kind.__name__  # what argparse calls it when `text` is no number
+    number.__name__ = kind.__name__  # what argparse calls it when `text` is not a number
     return number
 
 

@@ -423,7 +423,7 @@ def test_damaged_pictures_are_named(picture_store):
     data["bytes"][20:22] = np.array([b"", imagecodecs.jpeg8_encode(SHOWN[0, :32])], object)
     buffer = ReplayBuffer(picture_store, ["bytes"], [])
     for row, fault in (
-        (20, ": 0 bytes that are no readable JPEG"),
+        (20, ": 0 bytes that are not readable JPEG"),
         (21, r" is a picture of \(32, 64\), the first one"),
     ):
         with pytest.raises(StoreError, match=rf"data/bytes\[{row}\]{fault}"):

@@ -48,7 +48,7 @@ class LeRobotFolder:
     def __init__(self, root: Path) -> None:
         self.root, path = root, root / "meta" / "info.json"
         if not path.is_file():
-            what = "has no meta/info.json, so it is no LeRobotDataset" if root.is_dir() else "no such folder"
+            what = "has no meta/info.json, so it is not a LeRobotDataset" if root.is_dir() else "no such folder"
             raise FileNotFoundError(f"{root}: {what}")
         try:
             self.info: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

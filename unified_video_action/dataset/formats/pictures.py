@@ -68,5 +68,5 @@ def decode_image(encoded: bytes, where: str) -> np.ndarray:
     buffer = np.frombuffer(encoded, np.uint8)
     image = cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB) if len(buffer) else None
     if image is None:
-        raise StoreError(f"{where}: {len(buffer)} bytes that are no readable JPEG or PNG")
+        raise StoreError(f"{where}: {len(buffer)} bytes that are not readable JPEG or PNG")
     return image

@@ -27,7 +27,7 @@ class VideoHeader:
 
 
 def read_header(path: Path) -> VideoHeader:
-    """Raises FileNotFoundError, or StoreError for what is no whole video."""
+    """Raises FileNotFoundError, or StoreError for what is not a whole video."""
     container, stream = _open(path)
     with container:
         if not stream.frames or not stream.average_rate:

@@ -110,5 +110,5 @@ class Scene(RobosuiteArm):
         robot.controller.reset_goal()
 
     def fixture_bodies(self) -> tuple[str, ...]:
-        """Bodies of the fixtures, whose positions are sampled for every episode and are no part of a state."""
+        """Bodies of the fixtures, whose positions are sampled for every episode and are not part of a state."""
         return tuple(fixture.root_body for fixture in self._env.fixtures_dict.values())

@@ -186,7 +186,7 @@ class Recording:
 
     @classmethod
     def open(cls, path: Path) -> Recording:
-        """Raises FileNotFoundError, and ValueError for what is no recorded episode."""
+        """Raises FileNotFoundError, and ValueError for what is not a recorded episode."""
         register_pictures()
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; give an episode's NAME.zarr.zip")

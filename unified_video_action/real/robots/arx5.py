@@ -29,7 +29,7 @@ from unified_video_action.real.robots.interface import Arm, ArmCommand, ArmLimit
 log = logging.getLogger(__name__)
 
 AXES = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # UMI's of the end effector, in the maker's
-STALE = 0.1  # seconds after which a state is no answer
+STALE = 0.1  # seconds after which a state is not an answer
 SYNC = 1.0  # seconds between two measurements of the clocks' difference
 SYNC_TRIES = 5
 SOON = 0.004  # seconds: two periods of the SDK's loop; a target that is nearer is refused by it

@@ -88,7 +88,7 @@ def describe(folder: Path) -> PolicyDescription:
         raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
     if end_effector is not None and spec.action_dim != POSE_ACTION:
         raise ValueError(
-            f"task.end_effector: actions of {spec.action_dim} numbers are no poses, which have {POSE_ACTION}"
+            f"task.end_effector: actions of {spec.action_dim} numbers are not poses, which have {POSE_ACTION}"
         )
     return PolicyDescription(
         name=str(config.get("name") or folder.resolve().name),
