@@ -12,7 +12,7 @@
 
 A configuration is timed with an untrained model, on noise; `loader` alone reads the training data, and makes its cache
 first where there is none. `naive` times plans of one environment in the steady state, in turns with those of the plain
-pipeline, which encodes all frames of the history. The floor of a part is the larger of its arithmetic and of the
+pipeline, which encodes all frames of the history. The roofline of a part is the larger of its arithmetic and of the
 reading of its weights, at the rates measured in the same run. Where Hydra is not installed, --config takes the
 configuration that `python train.py --config-name=... --cfg job --resolve` prints.
 """
@@ -68,12 +68,12 @@ def show(title: str, found: Mapping[str, Any]) -> None:
         log.info("%s: %s", name, text(value))
 
 
-def show_rows(title: str, rows: Mapping[str, Mapping[str, float]], floors: Mapping[str, Any]) -> None:
-    """Milliseconds by part, with each part's share of the total and its floor where there is one."""
-    log.info("\n%-24s %10s %10s %10s   share %10s", title, "median", "min", "max", "floor" if floors else "")
+def show_rows(title: str, rows: Mapping[str, Mapping[str, float]], roofline: Mapping[str, Any]) -> None:
+    """Milliseconds by part, with each part's share of the total and its roofline where there is one."""
+    log.info("\n%-24s %10s %10s %10s   share %10s", title, "median", "min", "max", "roofline" if roofline else "")
     for part, row in rows.items():
-        share, floor = 100 * row["median"] / rows["total"]["median"], floors.get(part, {}).get("floor")
-        least = "" if floor is None else f"{floor:.2f}"
+        share, bound = 100 * row["median"] / rows["total"]["median"], roofline.get(part, {}).get("roofline")
+        least = "" if bound is None else f"{bound:.2f}"
         log.info("%-24s %10.2f %10.2f %10.2f  %5.0f%% %10s", part, row["median"], row["min"], row["max"], share, least)
 
 
@@ -83,7 +83,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
 
     from unified_video_action.env_runner.results import git_commit, machine, versions
     from unified_video_action.evaluation import inference_timing
-    from unified_video_action.evaluation.floors import floors
+    from unified_video_action.evaluation.roofline import roofline
     from unified_video_action.evaluation.timing import Bench
 
     if options.threads:
@@ -133,9 +133,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         show("launches", results["launches"])
     if "latency" in options.only:
         results["latency_ms"] = inference_timing.time_latency(policy, bench, options.batch, options.sampler)
-        results["floor_ms"] = floors(policy, options.precision, options.batch, options.sampler)
+        results["roofline_ms"] = roofline(policy, options.precision, options.batch, options.sampler)
         for title, rows in results["latency_ms"].items():
-            show_rows(title, rows, results["floor_ms"][title])
+            show_rows(title, rows, results["roofline_ms"][title])
     for part in ("training", "loader", "scaling"):
         if part in options.only:
             found = results[part] = throughput(part, options, config, policy, bench)

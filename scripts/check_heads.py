@@ -7,7 +7,7 @@ Needs no data: a configuration's model, at its own width and with its own heads,
 synthetic windows of its shapes. Wide models are made shallow, with small frames and few trained video tokens, so that a
 CPU can do it; the output says so. For every head of actions or states it shows how much its condition varies over
 samples (spread; near 0 its output does not depend on the input) and the share of units that are ever above 0 (live).
-Exit status 1: a head is deaf.
+Exit status 1: a head has collapsed.
 """
 
 from __future__ import annotations
@@ -121,15 +121,15 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.monotonic()
         cameras = sum(entry.get("type") == "rgb" for entry in config["task"]["shape_meta"]["obs"].values())
         before, after = check(config, options.steps, options.batch_size or (4 if cameras == 1 else 16))
-        row = results[name] = {"before": before, "after": after, "deaf": warnings(after), "cut": done}
+        row = results[name] = {"before": before, "after": after, "collapsed": warnings(after), "cut": done}
         row["seconds"] = round(time.monotonic() - began, 1)
         figures = ", ".join(f"{key} {before[key]:.3f} -> {value:.3f}" for key, value in after.items())
         log.info("%s (%s): %s, %.0f s", name, done or "whole", figures, row["seconds"])
-        for line in row["deaf"]:
+        for line in row["collapsed"]:
             log.warning("  %s", line)
         if options.json is not None:  # after each of them: all take hours
             options.json.write_text(json.dumps(results, indent=2) + "\n")
-    return int(any(row.get("deaf") for row in results.values()))
+    return int(any(row.get("collapsed") for row in results.values()))
 
 
 if __name__ == "__main__":

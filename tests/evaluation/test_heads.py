@@ -1,4 +1,4 @@
-"""Health of heads: seen where they are well, where they are deaf, and whatever the trunk's activations are."""
+"""Health of heads: seen where they are well, where they have collapsed, and whatever the trunk's activations are."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.worlds import Blank, Deaf, Oracle, held_out, write_pushes
+from tests.evaluation.worlds import Blank, Oracle, Unconditional, held_out, write_pushes
 from unified_video_action.evaluation.windows import HeldOutWindows, _others, psnr
 from unified_video_action.evaluation.world_model import WorldModel
 from unified_video_action.model.task_modes import TASK_MODES
@@ -85,7 +85,7 @@ def test_the_best_of_samples_is_no_worse_than_the_first(oracle: tuple[WorldModel
 
 
 def test_a_model_that_ignores_its_inputs_is_found_out(windows: HeldOutWindows) -> None:
-    model = world(Deaf(), windows)
+    model = world(Unconditional(), windows)
     frames = {name: model.frame_errors(name) for name in ("forward_dynamics", "forward_dynamics_other")}
     ratios = model.ratios(frames, {name: model.action_errors(name) for name in model.action_rows})
     ignored = dict.fromkeys(("follows_actions_agent", "follows_actions_block", "reads_frames", "inverse_vs_policy"), 1)

@@ -99,7 +99,7 @@ class Oracle:
         return {"action_pred": path.transpose(1, 2)[:, 1:]}
 
 
-class Deaf(Oracle):
+class Unconditional(Oracle):
     """Frames do not depend on actions, nor actions on frames."""
 
     def predict_forward_dynamics(

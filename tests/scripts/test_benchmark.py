@@ -44,7 +44,7 @@ def test_latency_and_training_are_measured_by_part(run: Callable[..., dict[str, 
     assert (
         set(latency["policy and video"])
         == PARTS | {"video diffusion", "VAE decode"}
-        == set(results["floor_ms"]["policy and video"])
+        == set(results["roofline_ms"]["policy and video"])
     )
     for rows in (*latency.values(), training["ms"]):
         assert all(0 < times["min"] <= times["median"] <= times["max"] for times in rows.values())

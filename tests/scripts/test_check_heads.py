@@ -1,4 +1,4 @@
-"""scripts/check_heads.py tells a recipe that makes the action head deaf from those that are shipped."""
+"""scripts/check_heads.py tells a recipe that makes the action head collapse from those that are shipped."""
 
 import json
 from pathlib import Path
@@ -15,11 +15,11 @@ def test_a_shipped_recipe_is_healthy(tmp_path: Path) -> None:
     options = ["--config-name", "uva_umi_mini", "--steps", "150", "--batch-size", "2", "--depth", "1"]
     assert script.main([*options, "--json", str(tmp_path / "heads.json")]) == 0
     row = json.loads((tmp_path / "heads.json").read_text())["uva_umi_mini"]
-    assert row["cut"] == "depth 1 of 2" and not row["deaf"]
+    assert row["cut"] == "depth 1 of 2" and not row["collapsed"]
     assert row["after"]["action_spread"] > 0.1 and row["after"]["proprio_spread"] > 0.1
 
 
-def test_a_rate_without_fan_in_that_is_too_high_is_called_deaf(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rate_without_fan_in_that_is_too_high_is_called_collapsed(caplog: pytest.LogCaptureFixture) -> None:
     bad = ["optimizer.fan_in=null", "optimizer.learning_rate=0.005", "schedule.warmup_steps=20"]
     options = ["--config-name", "uva_pusht_mini", "--steps", "60", "--batch-size", "2", "--depth", "1"]
     assert script.main([*options, *(f"training.{each}" for each in bad)]) == 1

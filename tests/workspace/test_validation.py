@@ -31,7 +31,9 @@ def policy() -> Any:
     return build_policy(CONFIG, Normalizer.limits({"action": corners, "agent_pos": corners})).eval()
 
 
-def test_every_mode_is_measured_and_a_deaf_head_is_told(policy: Any, store: Path, caplog: Any, tmp_path: Path) -> None:
+def test_every_mode_is_measured_and_a_collapsed_head_is_reported(
+    policy: Any, store: Path, caplog: Any, tmp_path: Path
+) -> None:
     nn.init.constant_(policy.model.action_head.trunk.fc[0].bias, -1000.0)
     validation = Validation(policy, held_out(store), 6, PushTReader())
     measured = validation.measure(7, None)

@@ -1,11 +1,11 @@
-"""Floors: operations against a count by hand, and weights that are read once or at every step."""
+"""Roofline: operations against a count by hand, and weights that are read once or at every step."""
 
 import pytest
 import torch
 
 from tests.scripts.conftest import CONFIG
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.evaluation.floors import counting, floors
+from unified_video_action.evaluation.roofline import counting, roofline
 from unified_video_action.policy.build import build_policy
 
 STEPS = 2  # of CONFIG's samplers
@@ -33,10 +33,10 @@ def test_the_work_of_a_head_is_what_its_sizes_say(policy) -> None:
 
 
 def test_a_floor_is_the_larger_of_arithmetic_and_reading(policy) -> None:
-    plans = floors(policy)
+    plans = roofline(policy)
     assert set(plans) == {"policy, 4 new frames", "policy, 2 new frames", "policy and video"}
     for parts in plans.values():
-        least = {name: part["floor"] for name, part in parts.items()}
+        least = {name: part["roofline"] for name, part in parts.items()}
         assert least.pop("total") == pytest.approx(sum(least.values()))
         assert all(least[name] == max(parts[name]["compute"], parts[name]["weights"]) > 0 for name in least)
     assert set(plans["policy and video"]) - set(plans["policy, 4 new frames"]) == {"video diffusion", "VAE decode"}

@@ -1,7 +1,7 @@
 """The least time that the parts of a policy can take on a device: its arithmetic, or the reading of its weights.
 
-A part's floor is the larger of two times: its operations at the device's rate for large matrices, and its weights at
-the rate at which the device reads as many bytes. What can be computed once for all denoising steps (time embeddings,
+The roofline of a part is the larger of two times: its operations at the device's rate for large matrices, and its
+weights at the rate at which the device reads as many bytes. What can be computed once for all denoising steps (time embeddings,
 conditions, modulations) is read once, the rest of a head at every step. Both rates are measured.
 """
 
@@ -87,7 +87,7 @@ def reading_rate(device: torch.device, size: int) -> float:
 
 
 @torch.no_grad()
-def floors(
+def roofline(
     policy: BasePolicy, precision: str = "no", batch: int = 1, sampler: str | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The least milliseconds of each part of the plans that `time_latency` times.
@@ -96,8 +96,8 @@ def floors(
         precision: of the arithmetic and of the weights that are read: no (float32), bf16 or fp16.
 
     Returns:
-        plan -> part -> compute, weights, and their larger one, floor; and giga, the operations in units of 1e9. A part
-        "total" has the sum of the floors.
+        plan -> part -> compute, weights, and their larger one, roofline; and giga, the operations in units of 1e9. A
+        part "total" has the sum of the rooflines.
     """
     task, history = policy.task, policy.task.horizon.history
     rate, half = matrix_rate(policy.device, precision), 1.0 if precision == "no" else 0.5
@@ -113,7 +113,7 @@ def floors(
             predict(obs, sampler=sampler)
         return parts
 
-    def floor(work: Work, share: float = 1.0) -> dict[str, float]:
+    def bound(work: Work, share: float = 1.0) -> dict[str, float]:
         sizes = {module: half * module.weight.nbytes for module in work.uses}
         read = sum(size * (1 if module in once else work.uses[module]) for module, size in sizes.items())
         working_set = sum(size for module, size in sizes.items() if module not in once)
@@ -123,17 +123,17 @@ def floors(
             "giga": share * work.operations / 1e9,
             "compute": compute,
             "weights": weights,
-            "floor": max(compute, weights),
+            "roofline": max(compute, weights),
         }
 
     acting, imagining, new = count(policy.predict_action), count(policy.predict_action_and_video), new_frames(policy)
     shares = {"VAE encode": new / history}
     plans = {
-        f"policy, {history} new frames": {part: floor(work) for part, work in acting.items()},
-        f"policy, {new} new frames": {part: floor(work, shares.get(part, 1.0)) for part, work in acting.items()},
-        "policy and video": {part: floor(work) for part, work in imagining.items()},
+        f"policy, {history} new frames": {part: bound(work) for part, work in acting.items()},
+        f"policy, {new} new frames": {part: bound(work, shares.get(part, 1.0)) for part, work in acting.items()},
+        "policy and video": {part: bound(work) for part, work in imagining.items()},
     }
     return {
-        plan: {**parts, "total": {"floor": sum(part["floor"] for part in parts.values())}}
+        plan: {**parts, "total": {"roofline": sum(part["roofline"] for part in parts.values())}}
         for plan, parts in plans.items()
     }
