@@ -1,8 +1,8 @@
 """The least time that the parts of a policy can take on a device: its arithmetic, or the reading of its weights.
 
 The roofline of a part is the larger of two times: its operations at the device's rate for large matrices, and its
-weights at the rate at which the device reads as many bytes. What can be computed once for all denoising steps (time embeddings,
-conditions, modulations) is read once, the rest of a head at every step. Both rates are measured.
+weights at the rate at which the device reads as many bytes. What can be computed once for all denoising steps (time
+embeddings, conditions, modulations) is read once, the rest of a head at every step. Both rates are measured.
 """
 
 from __future__ import annotations
