@@ -24,18 +24,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--n-envs", type=int, help="simulators at a time, a process each (default: one per core)")
     add("--seed", type=int, help="seed of the first episode (default: the configuration's)")
     add("--output", type=Path, help="new folder to write (default: evaluation/... of the run)")
-    add("--resume", action="store_true", help="go on with the evaluation in --output, which was interrupted")
+    add("--resume", action="store_true", help="continue the interrupted evaluation in --output")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
     add("--videos", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
-    add("--rerun", type=Path, metavar="FILE.rrd", help="write all episodes, with what is imagined, for Rerun's viewer")
+    add("--rerun", type=Path, metavar="FILE.rrd", help="write all episodes with imagined frames for Rerun's viewer")
     add("--record-dataset", type=Path, metavar="FOLDER", help="write all episodes as a LeRobotDataset v3 folder")
     add("--weights", choices=("ema", "model"), default="ema", help="the averaged weights (default) or the last ones")
     add("--disturbance", help="a visual disturbance that the simulator knows, such as background, objects or goal")
     add("--planner", type=int, metavar="K", help="execute the best of K plans (default: the configuration's, or none)")
     add("--planner-model", default="policy", metavar="policy|simulator|FOLDER", help="what tries plans: the "
         "policy's own forward dynamics (default), another checkpoint's, or the simulator: the bound")  # fmt: skip
-    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as task.env_runner.max_steps=400")
+    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="task.env_runner.max_steps=400, ...")
     return parser.parse_args(arguments)
 
 

@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--only", choices=PARTS, action="append", help="may be repeated (default: latency, training)")
     add("--calls", type=at_least(10), default=1000, help="plans, simulator steps or round trips (1000)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    add("--precision", choices=("no", "bf16", "fp16"), default="no", help="of autocast")
+    add("--precision", choices=("no", "bf16", "fp16"), default="no", help="autocast precision")
     add("--threads", type=int, help="CPU threads (default: torch's choice)")
     add("--batch", type=at_least(1), default=1, help="environments that are planned for at a time")
     add("--training-batch", type=int, help="samples of a training step (default: a micro-batch of the configuration)")

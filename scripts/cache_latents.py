@@ -18,7 +18,7 @@ log = logging.getLogger("cache_latents")
 
 def main(arguments: list[str] | None = None) -> int:
     parser = script_parser(__doc__)
-    parser.add_argument("--config-name", required=True, help="as for train.py")
+    parser.add_argument("--config-name", required=True, help="configuration, as for train.py")
     parser.add_argument("--device", help="where to encode; cuda where there is one, else cpu")
     parser.add_argument("--rebuild", action="store_true", help="delete existing caches first")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")

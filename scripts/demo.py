@@ -37,16 +37,16 @@ TINY = (  # a run of seconds that passes through everything, for tests
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = script_parser(__doc__)
-    parser.add_argument("--minutes", type=above_zero, help="to take altogether (default: 12 on a CPU, 5 on a GPU)")
-    parser.add_argument("--train-minutes", type=above_zero, help="to train (default: what is left of --minutes)")
-    parser.add_argument("--episodes", type=at_least(1), default=20, help="to evaluate (default: 20)")
+    parser.add_argument("--minutes", type=above_zero, help="total time (default: 12 on a CPU, 5 on a GPU)")
+    parser.add_argument("--train-minutes", type=above_zero, help="training time (default: the rest of --minutes)")
+    parser.add_argument("--episodes", type=at_least(1), default=20, help="evaluation episodes (default: 20)")
     parser.add_argument(
         "--scripted", type=at_least(1), default=120, help="scripted demonstrations to make (default: 120)"
     )
-    parser.add_argument("--scripted-only", action="store_true", help="do without the human demonstrations")
+    parser.add_argument("--scripted-only", action="store_true", help="use no human demonstrations")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="where demonstrations go (default: data)")
     parser.add_argument("--output", type=Path, help="new folder of the run (default: outputs/demo_DATE)")
-    parser.add_argument("--tiny", action="store_true", help="a run of seconds that learns nothing, to test the way")
+    parser.add_argument("--tiny", action="store_true", help="a run of seconds that learns nothing, as a test")
     options = parser.parse_args(arguments)
     if options.tiny:
         options.scripted, options.episodes = min(options.scripted, 4), min(options.episodes, 2)

@@ -89,7 +89,7 @@ def main() -> None:
     add("--other", action="append", default=[], metavar="NAME=ARCHIVE", help="the same episodes by another method")
     add("--windows", type=at_least(1), default=500, help="how many, spread evenly (default: 500)")
     add("--show-history", action="store_true", help="show the model past frames as well, unlike in its training")
-    add("--sampler", help="such as ancestral100 or ddim10 (default: the configuration's)")
+    add("--sampler", help="sampler, such as ancestral100 or ddim10 (default: the configuration's)")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     add("--weights", choices=("ema", "model"), default="ema")
     add("--json", type=Path, help="also write the figures there")

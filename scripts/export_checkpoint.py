@@ -251,12 +251,12 @@ def export(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="of a training run: RUN/checkpoints/latest")
+    add("--checkpoint", type=Path, required=True, help="checkpoint of a training run: RUN/checkpoints/latest")
     add("--output", type=Path, required=True, help="folder to write: checkpoints/NAME")
     add("--evaluation", type=Path, help="output folder of eval_sim.py, for its figures and settings")
     made = "that made it; may be repeated (default: what Hydra recorded in RUN)"
     add("--training-command", action="append", default=[], metavar="COMMAND", help=made)
-    add("--dtype", choices=DTYPES, default="float32", help="to store weights in (default: float32)")
+    add("--dtype", choices=DTYPES, default="float32", help="dtype of the stored weights (default: float32)")
     add("--max-piece-mb", type=float, default=15, help="largest file of weights (default: 15)")
     add("--max-mb", type=float, default=60, help="largest folder (default: 60)")
     add("--replace", action="store_true", help="replace what is at --output")

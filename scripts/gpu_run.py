@@ -260,17 +260,17 @@ def main(arguments: list[str] | None = None) -> None:
 def parse_arguments(arguments: list[str] | None) -> Namespace:
     parser = script_parser(__doc__)
     add = parser.add_argument
-    add("--minutes", type=above_zero, default=WHOLE, help="of this call (default: 12)")
+    add("--minutes", type=above_zero, default=WHOLE, help="time of this call (default: 12)")
     add("--parts", help="names with commas between (default: all)")
     add("--list", action="store_true", help="only list the parts")
     data = "human demonstrations, or a folder that holds them, also as pusht/ (default: $UVA_DATA_DIR, else data)"
     add("--data", type=Path, default=data_folder() if data_folder().is_dir() else None, help=data)
-    add("--human-only", action="store_true", help="do without scripted demonstrations, of which missing ones are made")
-    add("--train-minutes", type=above_zero, help="of training, earlier calls included (default: what is left)")
+    add("--human-only", action="store_true", help="use no scripted demonstrations (missing ones are made otherwise)")
+    add("--train-minutes", type=above_zero, help="training time, including earlier calls (default: the rest)")
     add("--wheels", type=Path, help="folder of wheels with the packages that are missing")
     add("--device", choices=("cuda", "cpu"), default="cuda", help="(default: cuda)")
     add("--output", type=Path, default=ROOT / "outputs" / "gpu", help="folder of this run (default: outputs/gpu)")
-    add("--collect", type=Path, help="folder for what is to be kept: pieces of weights, all else in one archive")
+    add("--collect", type=Path, help="folder for the results: pieces of weights, all else in one archive")
     add("overrides", nargs="*", metavar="key=value", help="changes to the configuration of the training")
     options = parser.parse_intermixed_args(arguments)
     for name in ("data", "wheels", "output", "collect"):

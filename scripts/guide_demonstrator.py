@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder of a UVA for block pushing with an auxiliary head")
     add("--episodes", type=at_least(1), default=15, help="for each wanted pair (default: 15)")
-    add("--plans", type=at_least(2), default=8, help="to choose from (default: 8)")
+    add("--plans", type=at_least(2), default=8, help="number of plans to choose from (default: 8)")
     add("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args(arguments)
     with mistakes(parser):

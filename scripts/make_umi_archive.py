@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
     parser.add_argument("-n", "--episodes", type=at_least(1), default=20, help="(default %(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0)
-    parser.add_argument("--codec", choices=CODECS, default="jpegxl", help="of the frames (default %(default)s)")
+    parser.add_argument("--codec", choices=CODECS, default="jpegxl", help="codec of the frames (default %(default)s)")
     parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     for field, text in {
         "image_size": "pixels of a frame's side",

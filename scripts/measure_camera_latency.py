@@ -108,11 +108,11 @@ def flash(camera: VideoCamera, seconds: float) -> tuple[list[float], np.ndarray,
 def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__)
     parser.add_argument("--device", default="0", help="number or path of the camera (default 0)")
-    parser.add_argument("--capture", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="to ask the camera for")
-    parser.add_argument("--fps", type=float, help="to ask the camera for")
-    parser.add_argument("--fourcc", help="to ask the camera for, such as MJPG")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of flashing (default 20)")
-    parser.add_argument("--screen", type=float, default=0.0, help="seconds that the screen itself needs (default 0)")
+    parser.add_argument("--capture", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="requested size")
+    parser.add_argument("--fps", type=float, help="requested frame rate")
+    parser.add_argument("--fourcc", help="requested pixel format, such as MJPG")
+    parser.add_argument("--seconds", type=float, default=20.0, help="duration of flashing (default 20)")
+    parser.add_argument("--screen", type=float, default=0.0, help="latency of the screen, seconds (default 0)")
     options = parser.parse_args(arguments)
     device = int(options.device) if options.device.isdigit() else options.device
     asked = options.capture, options.fps, options.fourcc

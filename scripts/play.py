@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, default=Path("checkpoints/uva_pusht_small"), help="folder of a checkpoint")
-    add("--seed", type=at_least(0), default=100_000, help="of the first episode (default: 100000)")
+    add("--seed", type=at_least(0), default=100_000, help="seed of the first episode (default: 100000)")
     add("--planner", type=at_least(1), default=8, metavar="K", help="plans that the planner weighs (default: 8)")
     add("--port", type=at_least(0), default=8050, help="default: 8050; 0 takes a free one")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")

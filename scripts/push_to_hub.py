@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, help="folder that scripts/export_checkpoint.py has written")
     add("--repo", required=True, metavar="USER/NAME", help="repository on the hub; made where there is none")
-    add("--licence", default="mit", help="of the weights, as the hub names it (default: mit)")
+    add("--licence", default="mit", help="licence of the weights, as the hub names it (default: mit)")
     add("--private", action="store_true", help="make the repository private")
     options = parser.parse_args(arguments)
     with mistakes(parser):

@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="a new file NAME.hdf5")
     parser.add_argument("--cameras", nargs="+", help="default: ToolHang sideview, others agentview; and wrist")
     parser.add_argument("--image-size", type=at_least(8), default=240, help="pixels (default 240)")
-    parser.add_argument("--samples", type=int, default=4, help="of each pixel: 4 (smooth edges) or 0 (fast)")
+    parser.add_argument("--samples", type=int, default=4, help="samples per pixel: 4 (smooth edges) or 0 (fast)")
     parser.add_argument("--absolute", action="store_true", help="turn relative actions into poses, and replay them")
     parser.add_argument("--require-success", action="store_true", help="drop demonstrations whose replay fails")
     parser.add_argument("--own-model", action="store_true", help="draw with robosuite's model, not the recorded ones")
-    parser.add_argument("-n", "--count", type=at_least(1), help="only the first so many demonstrations")
+    parser.add_argument("-n", "--count", type=at_least(1), help="convert only the first COUNT demonstrations")
     parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     options = parser.parse_args(arguments)
     from unified_video_action.dataset.formats.hdf5 import Hdf5Store

@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("input", help="folder of published .hdf5 files, or one of them")
     add("--output", type=Path, required=True, help="folder of the files to make")
     add("--image-size", type=at_least(8), default=128, help="pixels (default %(default)s)")
-    add("--demonstrations", type=at_least(1), help="only the first so many of each file")
+    add("--demonstrations", type=at_least(1), help="convert only the first DEMONSTRATIONS of each file")
     add("--keep-failures", action="store_true", help="also keep what does not solve the task")
     add("--assets", help="LIBERO's meshes and textures: see task.env.assets")
     add("--cache-dir", help="where an archive of them is unpacked: see task.env.cache_dir")

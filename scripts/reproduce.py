@@ -28,13 +28,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("table", nargs="?", help="a file of config/reproduce")
     parser.add_argument("--budget", default="smoke", help="smoke, small or full (default: smoke)")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/reproduce/TABLE_BUDGET)")
-    parser.add_argument("--data", type=Path, help="of demonstrations (default: $UVA_DATA_DIR, else data)")
+    parser.add_argument("--data", type=Path, help="folder of demonstrations (default: $UVA_DATA_DIR, else data)")
     parser.add_argument("--cell", type=int, help="make this one only")
     parser.add_argument("--row", action="append", help="make the cells of this row only; may be repeated")
-    parser.add_argument("--column", action="append", help="likewise of a column")
-    parser.add_argument("--seed", type=int, action="append", help="likewise of a training seed")
-    parser.add_argument("--list", action="store_true", help="show what there is, make nothing")
-    parser.add_argument("--page", action="store_true", help="only write table.json and table.html of what is there")
+    parser.add_argument("--column", action="append", help="make the cells of this column only; may be repeated")
+    parser.add_argument(
+        "--seed", type=int, action="append", help="make the cells of this training seed only; may be repeated"
+    )
+    parser.add_argument("--list", action="store_true", help="list the cells, make nothing")
+    parser.add_argument("--page", action="store_true", help="only write table.json and table.html from finished cells")
     return parser.parse_args(arguments)
 
 

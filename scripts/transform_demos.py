@@ -70,13 +70,17 @@ def transform(mover: Mover, given: list[Recording], output: Path, workers: int, 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = script_parser(__doc__)
-    parser.add_argument("--input", default="$UVA_DATA_DIR/pusht/pusht.zip", help="of PushT (default %(default)s)")
+    parser.add_argument(
+        "--input", default="$UVA_DATA_DIR/pusht/pusht.zip", help="demonstrations of PushT (default %(default)s)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="a new folder NAME.zarr or file NAME.zarr.zip")
-    parser.add_argument("--copies", type=int, default=Mover.copies, help="of every demonstration (default %(default)s)")
+    parser.add_argument(
+        "--copies", type=int, default=Mover.copies, help="copies per demonstration (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=Mover.seed)
     parser.add_argument("--tolerance", type=float, default=Mover.tolerance, help="coverage (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=Mover.image_size, help="pixels (default %(default)s)")
-    parser.add_argument("--episodes", type=at_least(1), help="only the first so many demonstrations")
+    parser.add_argument("--episodes", type=at_least(1), help="use only the first EPISODES demonstrations")
     parser.add_argument("--workers", type=at_least(1), default=2, help="processes; the result does not depend on it")
     options = parser.parse_args(arguments)
     with mistakes(parser):

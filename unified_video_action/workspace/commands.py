@@ -36,7 +36,7 @@ def held_out_parser(about: str | None) -> argparse.ArgumentParser:
     add("--weights", choices=("ema", "model"), default="ema")
     add("--data", nargs="+", help="stores to measure on (default: the first one of the run)")
     add("--rows", type=at_least(1), default=64, help="windows at a time (default: 64)")
-    add("--sampler", help="such as ddim10 (default: the configuration's)")
+    add("--sampler", help="sampler, such as ddim10 (default: the configuration's)")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     return parser
 

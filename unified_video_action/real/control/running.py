@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--server", metavar="ws://HOST:PORT", help="a running eval_real.py serve")
     add("--key-file", type=Path, metavar="FILE", help="the server's key, where it asks for one")
     add("--task", metavar="TEXT", help="the instruction, for a policy that follows one")
-    add("--seed", type=int, default=0, help="of the policy's noise (default: 0)")
+    add("--seed", type=int, default=0, help="seed of the policy's noise (default: 0)")
     add("--sampler", help="with --checkpoint: kind and steps, such as ddim10 (default: the checkpoint's)")
     add("--steps", type=int, choices=SAMPLERS, help="with --checkpoint: steps of the paper's sampler, in short")
     add("--device", help="with --checkpoint: cpu, cuda, ... (default: cuda where there is one)")
@@ -79,7 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--release-on-exit", action="store_true", help="let go of the arm at the end")
     add("--dry-run", action="store_true", help="show what would be sent, send nothing, and ask for a confirmation")
     add("--confirmations", type=Path, default=OUTPUTS / "confirmed", help="folder of confirmed dry runs")
-    add("--set", action="extend", nargs="+", default=[], metavar="KEY=VALUE", help="as safety.linear_speed=0.2")
+    add(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as safety.linear_speed=0.2",
+    )
 
 
 def start(args: argparse.Namespace) -> int:
