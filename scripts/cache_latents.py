@@ -4,7 +4,7 @@ python scripts/cache_latents.py --config-name uva_pusht_mini
 python scripts/cache_latents.py --config-name uva_pusht data.n_views=4 --device cuda
 
 Training builds the same caches on first use; this does it beforehand, on another machine or device. Interrupted, it
-goes on where it stopped; --rebuild encodes everything anew.
+goes on where it stopped; --rebuild encodes everything again.
 """
 
 import logging

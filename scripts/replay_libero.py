@@ -4,7 +4,7 @@ python scripts/replay_libero.py data/libero_10 --output data/libero_10_absolute
 python scripts/replay_libero.py data/libero_10 --output data/libero_10_absolute --image-size 256 --workers 8
 
 The published actions are steps. Each is turned into the pose that LIBERO's controller made of it, and the poses are
-played from the recorded start; frames are drawn anew, upright, from both cameras, and show what is seen before each
+played from the recorded start; frames are drawn again, upright, from both cameras, and show what is seen before each
 action. A demonstration whose replay does not solve the task is dropped and reported. A task's file appears when it is
 whole; files that are there already are not made again, so an interrupted run goes on where it stopped. report.json in
 the output folder says of every file what was kept and dropped. Each worker needs about 2 GB of memory.

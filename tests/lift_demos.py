@@ -26,7 +26,7 @@ def lift_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _collected(tmp_path_factory: pytest.TempPathFactory, name: str, count: int, *options: str) -> Path:
     path = tmp_path_factory.getbasetemp() / "lift" / name
-    if not path.exists():  # every module that imports a fixture has it anew
+    if not path.exists():  # every module that imports a fixture has it again
         arguments = ["--task", "lift", "-n", str(count), "--output", str(path), "--workers", "1", *options]
         load_script("collect_demos").main(arguments)
     return path

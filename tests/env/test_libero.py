@@ -137,7 +137,7 @@ def test_seeds_decide_episodes_whatever_was_played_before(env: LiberoEnv) -> Non
     fresh = play(4)  # an even seed is of the first task
     other = play(2)
     assert env.reset(seed=3)[1]["task"] == env.tasks[1].name  # builds another scene
-    again = play(4)  # builds the first one anew
+    again = play(4)  # rebuilds the first one
     repeated = play(4)
     for a, b, c, d in zip(fresh, again, repeated, other):
         np.testing.assert_array_equal(a, b)

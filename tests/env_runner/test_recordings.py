@@ -63,7 +63,7 @@ def stop() -> None:
 
 
 def seen_again(seed: int, actions: np.ndarray) -> tuple[list[np.ndarray], list[float]]:
-    """Pictures and positions when these actions are executed anew: before each of them."""
+    """Pictures and positions when these actions are executed again: before each of them."""
     env, pictures, positions = toy.TaskedEnv(), [], []
     observation, _ = env.reset(seed=seed)
     for action in actions:

@@ -80,7 +80,7 @@ def test_a_cut_connection_is_taken_up_and_damage_is_not_kept(
     cached.write_bytes(cached.read_bytes()[:-4] + b"evil")
     with pytest.raises(ValueError, match="ema.safetensors is damaged: its checksum"):
         load_policy("hf://user/name")
-    load_policy("hf://user/name")  # fetched anew
+    load_policy("hf://user/name")  # fetched again
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_two_stages(tmp_path, build, caplog):
     save_file(kept, other / "ema.safetensors")
     with caplog.at_level(logging.INFO):
         build("joint", f"init_from={other}", "init_allow_missing=[action_head]")
-    assert "tensors are not in it and start anew: action_head." in caplog.text
+    assert "tensors are not in it and are initialised: action_head." in caplog.text
     with pytest.raises(ValueError, match="init_normalizer=true takes the normaliser of init_from, which is not set"):
         build("nothing", "init_normalizer=true")
 

@@ -158,7 +158,7 @@ def fill_cache(
         rows: length of every array.
         groups: group name -> layout of its arrays.
         produce: makes the rows of one block.
-        rebuild: delete what is there and begin anew; only while no other process uses the cache.
+        rebuild: delete what is there and begin again; only while no other process uses the cache.
         block: rows that are computed and written together.
     """
     key = {"format": VERSION, **key, "rows": str(rows), "block": str(block)}

@@ -96,7 +96,7 @@ class LatentReader:
         Args:
             n_views: the frames as they are and n_views - 1 augmented views of each episode.
             folder: for the caches; None: beside each store (see `cache_path`).
-            rebuild: delete caches and encode everything anew.
+            rebuild: delete caches and encode everything again.
         """
         views = view_names(n_views, augmentation)
         caches: dict[str, dict[str, LatentCache]] = {}

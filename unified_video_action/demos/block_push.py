@@ -26,7 +26,7 @@ REACH = BLOCK_SIDE / np.sqrt(2) + EFFECTOR_RADIUS  # the effector cannot touch a
 CLEAR = REACH + 0.012  # distance kept from blocks on the way
 BEHIND = CLEAR + 0.005  # distance behind a block at which a push begins
 ARRIVED = 0.006
-ASTRAY = 0.014  # off the line from block to goal, at which a push is given up and begun anew
+ASTRAY = 0.014  # off the line from block to goal, at which a push is given up and begun again
 PUT = 0.015  # metres from a square's centre at which a block has been put there
 CLEARANCE = BLOCK_SIDE * np.sqrt(2) + 0.012  # distance kept between the centres of a pushed block and the other one
 
@@ -35,7 +35,7 @@ CLEARANCE = BLOCK_SIDE * np.sqrt(2) + 0.012  # distance kept between the centres
 class Collector(ZarrCollector):
     """Block pushing's episodes, one per attempt number.
 
-    The order of the blocks and the square of each are drawn anew for every episode, so that from the same start there
+    The order of the blocks and the square of each are sampled for every episode, so that from the same start there
     are four ways. A disturbance leads the expert off its way while its own choices are what is recorded.
     """
 
@@ -121,7 +121,7 @@ class ScriptedExpert:
                 yield from self._push(block, square)
 
     def _push(self, block: int, square: int) -> Iterator[np.ndarray]:
-        """Push until the block is there or the effector has gone astray, keeping it on the line behind the block."""
+        """Push until the block is there or the effector has left the line, keeping it on the line behind the block."""
         while distance(self._blocks[block], self._squares[square]) > PUT:
             centre, goal = self._blocks[block, :2], self._goal(block, square)
             along = unit(goal - centre)
@@ -157,7 +157,7 @@ class ScriptedExpert:
 def around(start: np.ndarray, goal: np.ndarray, obstacle: np.ndarray, radius: float) -> np.ndarray:
     """(2,) `goal`, or if a disc about `obstacle` is in the way, a point from which it is less so.
 
-    That point lies beside the disc, on the side where the straight way passes it, and is found anew in every step.
+    That point lies beside the disc, on the side where the straight way passes it, and is found again in every step.
     """
     way = goal - start
     length = float(np.linalg.norm(way))

@@ -81,7 +81,7 @@ class RobosuiteArm:
 
     @property
     def relative(self) -> bool:
-        """Whether actions are steps, or poses; a reset sets it anew."""
+        """Whether actions are steps, or poses; a reset sets it again."""
         return self._env.robots[0].controller.use_delta
 
     @relative.setter
@@ -124,7 +124,7 @@ class RobosuiteArm:
 
         Steps must be asked for in their order: one without a turn keeps the goal that the last turn had.
         """
-        controller = self._env.robots[0].controller  # made anew by every reset
+        controller = self._env.robots[0].controller  # made again by every reset
         controller.update(force=True)
         controller.set_goal(np.asarray(step, np.float64)[:6])
         turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()

@@ -146,7 +146,7 @@ class Player:
             return self.session.plan()[0]  # (A, D)
 
     async def _look(self) -> None:
-        """Make all panels anew after every change."""
+        """Make all panels again after every change."""
         background = ThreadPoolExecutor(1, initializer=give_way)
         while True:
             await self.changed.wait()

@@ -1,6 +1,6 @@
 """Simulators in processes of their own, stepped by whole action chunks.
 
-Every process is started afresh, never forked: this one may hold CUDA or EGL contexts. When a simulator raises, is
+Every process is started as a new one, never forked: this one may hold CUDA or EGL contexts. When a simulator raises, is
 killed, segfaults or hangs, the caller gets a `Crash` in place of its answer, and the next reset starts another. A
 process imports neither torch nor the caller's main module. It ends when its pipe closes, so also when the parent dies.
 """

@@ -83,7 +83,7 @@ def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: Stat
     error = f"in {reader.unit} and degrees" if reader else "as PSNR in dB"
     return (
         f"Left what the camera showed. Right, above, the future that the policy imagined{plan}; below, what really "
-        f"came; between them the error {error}. It plans anew every {action_steps} steps."
+        f"came; between them the error {error}. It plans again every {action_steps} steps."
     )
 
 

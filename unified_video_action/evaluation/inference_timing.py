@@ -230,7 +230,7 @@ def time_steadiness(policy: BasePolicy, bench: Bench, calls: int, sampler: str |
     policy.eval()
     session = PolicySession(policy, sampler=sampler, precision=bench.precision)
     session.reset(text=torch.zeros(policy.task.text_dim))
-    kept = cycle(list(islice(random_observations(policy), 64)))  # making them anew would take longer
+    kept = cycle(list(islice(random_observations(policy), 64)))  # making them again would take longer
     seconds, memory = [], []
     for call in range(-bench.warmup, calls):
         for each in islice(kept, policy.action_steps):

@@ -1,4 +1,4 @@
-"""Everything that is random in a training step, drawn on the CPU by a generator that is seeded anew for every sample.
+"""Everything that is random in a training step, sampled on the CPU by a generator with a seed for every sample.
 
 So a step is a pure function of its samples' seeds: the number of processes, loader workers and micro-batches does not
 change what is masked, which noise is added, or which instruction is dropped.

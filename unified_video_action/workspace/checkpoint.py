@@ -96,7 +96,7 @@ def newest(root: Path) -> Path | None:
     if damages:
         raise ValueError(
             f"no checkpoint in {root} can be read: {few(damages)}. "
-            "Restore one of them from a copy; or, to start anew, remove them or choose another output_dir"
+            "Restore one of them from a copy; or, to start again, remove them or choose another output_dir"
         )
     return None
 
@@ -157,7 +157,7 @@ def load_initial_weights(module: nn.Module, file: Path, allow_missing: tuple[str
     given, wanted = upgrade_tensors(read_safetensors(file)), shapes_of(module.state_dict())
     absent = [name for name in wanted if name not in given and name.startswith(allow_missing)]
     needed = {name: shape for name, shape in wanted.items() if name not in absent}
-    source = f"init_from: {file} (init_allow_missing=[PREFIX,...] lets missing tensors start anew)"
+    source = f"init_from: {file} (init_allow_missing=[PREFIX,...] initialises missing tensors)"
     require_same(needed, shapes_of(given), source)
     require_finite(given, str(file))
     module.load_state_dict({**module.state_dict(), **given})

@@ -47,7 +47,7 @@ class TrainingLoop:
     """Train a policy.
 
     A step is one global batch, whatever the number of processes and micro-batches: each loss is a sum over all rows
-    divided by the weight of all rows. Masks and noise belong to the samples, and dropout is seeded anew for every
+    divided by the weight of all rows. Masks and noise belong to the samples, and dropout is seeded again for every
     micro-batch, so nothing random outlives a step and resuming needs no random state.
 
     Args:

@@ -165,7 +165,7 @@ class TrainUnifiedVideoActionWorkspace:
         absent = load_initial_weights(self.policy.model, folder / "ema.safetensors", allowed)
         logger.info("Weights from %s", folder)
         if absent:
-            logger.warning("%d tensors are not in it and start anew: %s", len(absent), ", ".join(absent))
+            logger.warning("%d tensors are not in it and are initialised: %s", len(absent), ", ".join(absent))
 
     def _warn_of_changes(self) -> None:
         if found := checkpoints(self.output_dir / "checkpoints"):

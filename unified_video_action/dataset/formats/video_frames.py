@@ -31,7 +31,7 @@ def read_header(path: Path) -> VideoHeader:
     container, stream = _open(path)
     with container:
         if not stream.frames or not stream.average_rate:
-            raise StoreError(f"{path}: its header counts no frames; copy it anew: ffmpeg -i FILE -c copy NEW.mp4")
+            raise StoreError(f"{path}: its header counts no frames; copy it again: ffmpeg -i FILE -c copy NEW.mp4")
         context = stream.codec_context
         return VideoHeader((context.height, context.width), stream.frames, float(stream.average_rate))
 
@@ -103,7 +103,7 @@ class _Decoder:
             )
         if self._frame.rotation:
             raise StoreError(
-                f"{self.path}: is to be shown turned by {self._frame.rotation} degrees; write it anew: ffmpeg -i FILE "
+                f"{self.path}: is to be shown turned by {self._frame.rotation} degrees; write it again: ffmpeg -i FILE "
                 "NEW.mp4"
             )
         return self._frame.to_ndarray(format="rgb24")
@@ -153,7 +153,7 @@ def _frame_times(path: Path) -> np.ndarray:
                 f"{path}: holds {len(packets)} frames, its header says {stream.frames}; it is truncated, fetch it again"
             )
         if any(is_hidden for _, is_hidden in packets):
-            raise StoreError(f"{path}: some of its frames are hidden; write it anew: ffmpeg -i FILE NEW.mp4")
+            raise StoreError(f"{path}: some of its frames are hidden; write it again: ffmpeg -i FILE NEW.mp4")
         return np.sort(np.array([pts for pts, _ in packets], np.int64)) * float(stream.time_base)
 
 

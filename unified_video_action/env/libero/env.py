@@ -36,7 +36,7 @@ class LiberoEnv(ArmEnv):
 
     The info of a step also has `task`, LIBERO's name of the task.
 
-    The scene is built anew whenever the task changes: some seconds. A process holds one, and needs about 2 GB.
+    The scene is built again whenever the task changes: some seconds. A process holds one, and needs about 2 GB.
 
     Options are described in config/task/libero10.yaml; 10 `settle_steps` are what others use, and frames that are
     `mirrored` are those of openpi and LeRobot (turned by 180 degrees, they are upright but mirrored).

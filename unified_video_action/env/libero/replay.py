@@ -1,4 +1,4 @@
-"""LIBERO's published demonstrations played again with absolute actions, and seen anew."""
+"""LIBERO's published demonstrations played again with absolute actions, and seen again."""
 
 from __future__ import annotations
 

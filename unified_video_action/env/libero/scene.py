@@ -38,7 +38,7 @@ class Scene(RobosuiteArm):
         self.task, self.samples = task, samples
         problem = envs.bddl_base_domain.BDDLUtils.get_problem_info(str(task.bddl))["problem_name"]
         try:
-            # What cannot be seen in a state is drawn at random while a scene is built; reset() draws it anew.
+            # What cannot be seen in a state is drawn at random while a scene is built; reset() draws it again.
             with contextlib.redirect_stdout(io.StringIO()), numpy_seed(0):
                 self._env = envs.TASK_MAPPING[problem](
                     bddl_file_name=str(task.bddl),

@@ -22,7 +22,7 @@ STREAM = 0x100C  # separates these random numbers from others of the same seed
 
 
 class Disturbance:
-    """How an episode's pictures differ from the plain ones, drawn anew for every episode.
+    """How an episode's pictures differ from the plain ones, sampled for every episode.
 
     background: another colour of the table. goal: another colour of the goal. objects: coloured shapes that lie flat
     under everything, and that nothing can touch. The T, the agent and the goal still differ from each other.

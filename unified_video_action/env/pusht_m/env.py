@@ -1,4 +1,4 @@
-"""PushT-M (paper's section IV): PushT whose goal is drawn anew for every episode, and shown in the image alone."""
+"""PushT-M (paper's section IV): PushT whose goal is sampled for every episode, and shown in the image alone."""
 
 from __future__ import annotations
 

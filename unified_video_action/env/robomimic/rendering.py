@@ -21,7 +21,7 @@ with explain_missing_libraries():
 
 @dataclass(frozen=True)
 class Renderer:
-    """Looks at the demonstrations of one file again: calling it with a name gives that one anew.
+    """Looks at the demonstrations of one file again: calling it with a name gives that demonstration.
 
     It may be sent to other processes; each makes its own simulator when it is first needed, and keeps it.
 

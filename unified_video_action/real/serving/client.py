@@ -156,7 +156,7 @@ class RemotePlanner(Planner):
         log.warning("%s: connecting again", self.endpoint)
         if self._connect(self.plan_seconds) != self.description:
             self._drop()
-            raise PlannerError(f"{self.endpoint}: the server was restarted with another policy; start the robot anew")
+            raise PlannerError(f"{self.endpoint}: the server was restarted with another policy; start the robot again")
         return self._connection
 
     def _ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
