@@ -78,12 +78,12 @@ def pick_for_videos(episodes: Sequence[Episode], count: int) -> list[tuple[str, 
 def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: StateReader | None) -> str:
     """One line for the report: what the videos show. `plan_first`: the policy imagines the plan that it executes."""
     if not imagines:
-        return "What the camera showed; this policy learned no video."
-    plan = " of the plan that it then executed" if plan_first else ""
+        return "Camera frames; this policy learned no video."
+    plan = " for the plan that it executed" if plan_first else ""
     error = f"in {reader.unit} and degrees" if reader else "as PSNR in dB"
     return (
-        f"Left what the camera showed. Right, above, the future that the policy imagined{plan}; below, what really "
-        f"came; between them the error {error}. It plans again every {action_steps} steps."
+        f"Left: the camera frames. Right: the future that the policy imagined{plan} (top), the true frames (bottom), and "
+        f"between them the error {error}. It plans again every {action_steps} steps."
     )
 
 

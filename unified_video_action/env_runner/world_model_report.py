@@ -37,14 +37,14 @@ HEALTH = {
     "video_explained_other": "video head: the same with another sample's condition",
 }
 NOTES = {
-    "codec": "the true frames, encoded and decoded: the best that frames can be",
-    "still": "the newest frame, repeated; above still: PSNR less that of the same frame of still",
-    "*_other": "shown the actions, or the future frames, of another window",
+    "codec": "the true frames, encoded and decoded: the upper bound for predicted frames",
+    "still": "the newest frame, repeated; above still: PSNR minus the PSNR of still for the same frame",
+    "*_other": "with the actions, or the future frames, of another window as input",
     "hold": "the newest position, or action, repeated",
-    "agent, block": "distance from where they are in the true frames; block and degrees where the "
-    "true block moves. What is not found counts as left where it was, and at least 100 units (90 degrees) off",
-    "found, whole": "frames in which agent and block are somewhere; in which there are exactly one of each, and whole",
-    "simulator": "the simulator with the recorded actions, against the recorded frames: how exact the comparison is",
+    "agent, block": "distance from their positions in the true frames; block and degrees where the "
+    "true block moves. What is not found counts as not moved, with an error of at least 100 units (90 degrees)",
+    "found, whole": "frames that show agent and block; frames that show exactly one of each, and whole",
+    "simulator": "the simulator with the recorded actions, compared with the recorded frames: the accuracy of the measure",
 }
 COLOURS = 6  # styles c0 .. c5 of the charts
 Table = list[list[str]]  # the first row is the head

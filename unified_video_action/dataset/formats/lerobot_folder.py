@@ -225,7 +225,7 @@ class LeRobotFolder:
                 raise StoreError(
                     f"{files[one]}: episode {numbers[one]} ({begin[one]:.3f} to {end[one]:.3f} s) and episode "
                     f"{numbers[other]} ({begin[other]:.3f} to {end[other]:.3f} s) share a stretch of this video by "
-                    f"meta/episodes, so one of them shows the other's {key}; merge or convert it again with the "
+                    f"meta/episodes, so one of them shows the other's {key}; merge or convert the data again with the "
                     "current lerobot, or choose the right episodes with `episodes`"
                 )
 
