@@ -72,7 +72,7 @@ def test_the_whole_way_at_a_tiny_size(tmp_path: Path) -> None:
     report = output / "evaluation" / "stored" / "report.html"
     page = report.read_text()
     assert str(report) in result.stdout.splitlines()[-1]
-    assert "<video" in page and "train/loss" in page and "plan that it then executed" in page
+    assert "<video" in page and "train/loss" in page and "plan that it executed" in page
     results = json.loads((report.parent / "results.json").read_text())
     assert [episode["crashed"] for episode in results["episodes"]] == [None, None]
     figures = json.loads((output / "result" / "metrics.json").read_text())

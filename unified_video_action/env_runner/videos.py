@@ -82,8 +82,8 @@ def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: Stat
     plan = " for the plan that it executed" if plan_first else ""
     error = f"in {reader.unit} and degrees" if reader else "as PSNR in dB"
     return (
-        f"Left: the camera frames. Right: the future that the policy imagined{plan} (top), the true frames (bottom), and "
-        f"between them the error {error}. It plans again every {action_steps} steps."
+        f"Left: the camera frames. Right: the future that the policy imagined{plan} (top), the true frames (bottom), "
+        f"and between them the error {error}. It plans again every {action_steps} steps."
     )
 
 

@@ -44,7 +44,7 @@ NOTES = {
     "agent, block": "distance from their positions in the true frames; block and degrees where the "
     "true block moves. What is not found counts as not moved, with an error of at least 100 units (90 degrees)",
     "found, whole": "frames that show agent and block; frames that show exactly one of each, and whole",
-    "simulator": "the simulator with the recorded actions, compared with the recorded frames: the accuracy of the measure",
+    "simulator": "the simulator with the recorded actions, against the recorded frames: the accuracy of the measure",
 }
 COLOURS = 6  # styles c0 .. c5 of the charts
 Table = list[list[str]]  # the first row is the head
