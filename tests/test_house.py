@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "unified_video_action"
-LINES = 350  # no file is longer
+LINES = 300  # no file is longer
 
 ENTRY_POINTS = sorted(path for path in ROOT.glob("*.py") if path.name != "setup.py")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))

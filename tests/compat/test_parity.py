@@ -20,10 +20,11 @@ from unified_video_action.compat.tensors import shapes_of
 from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.inputs import ModelInputs, Visibility
+from unified_video_action.model.losses import Targets
 from unified_video_action.model.masking import TrainingCorruption
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode
-from unified_video_action.model.uva import UVA, Targets
+from unified_video_action.model.uva import UVA
 from unified_video_action.vae.kl import SCALE, AutoencoderKL, read_weights
 
 ABSOLUTE, RELATIVE, VAE_ABSOLUTE = 1e-4, 1e-4, 1e-3

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf, open_dict
 
 from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
 from unified_video_action.dataset.build import build_dataset
+from unified_video_action.model.losses import loss_weights
 from unified_video_action.model.masking import TrainingCorruption
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
@@ -117,7 +118,7 @@ def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
     )
     inputs, targets = policy.transform.training_inputs(batch), policy.transform.targets(batch)
     assert (inputs.proprio[is_video] == 0).all() and (inputs.proprio[~is_video] != 0).any()
-    weights = policy.model.loss_weights(targets, TrainingCorruption(**batch["corruption"]))
+    weights = loss_weights(policy.model.spec, targets, TrainingCorruption(**batch["corruption"]))
     assert (weights["auxiliary"][is_video] == 0).all() and (weights["auxiliary"][~is_video].amax(1) == 1).all()
     assert (weights["video"].flatten(1).sum(1) > 0).all()
 

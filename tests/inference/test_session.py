@@ -11,7 +11,8 @@ from torch import nn
 
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.inference.session import IMAGINATION, PolicySession
+from unified_video_action.inference.episode import IMAGINATION
+from unified_video_action.inference.session import PolicySession
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.uva import UVA
 from unified_video_action.policy.config import UVAConfig

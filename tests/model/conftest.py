@@ -3,9 +3,10 @@ import torch
 
 from unified_video_action.model.config import HeadConfig, ModelConfig, TransformerConfig
 from unified_video_action.model.inputs import ModelInputs
+from unified_video_action.model.losses import Targets
 from unified_video_action.model.masking import draw_corruption
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.model.uva import UVA, Targets
+from unified_video_action.model.uva import UVA
 from unified_video_action.spec import Horizon, LatentShape, ModelSpec
 
 PLAIN = ModelSpec(Horizon(), LatentShape(4, 4, 4), action_dim=2, patch_size=2)

@@ -30,14 +30,12 @@ ROWS_FITTED = 50_000  # at most so many windows decide how transformed states an
 class WindowDataset(Dataset):
     """`dataset[(index, seed)]` is the sample of a window; `__getitems__` makes the collated batch of several.
 
-    A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)),
-    `action` (A, D), where a source has them `executed_action` (A, D), `low_dim` (name -> (P, d)), where asked for
-    `history_action` (A, D) and `auxiliary` (H+F, K), the
-    masks `action_is_pad` (A,), `frame_is_pad` (F,), `has_action`, `has_low_dim` and `has_auxiliary` (), and its `index`
-    and `seed`. Values are in the data's units, as the options' transforms leave them; what a source lacks is zero.
-    Where asked for it also has `future_low_dim` (name -> (A, d)), and of sources with instructions `text` (text_dim,),
-    the feature that `use_text` was given. Every random choice is a
-    function of the seed.
+    A sample has `history` and `future` (camera -> uint8 (T, 3, H, W), or scaled latents float32 (T, C, h, w)), `action`
+    (A, D), `low_dim` (name -> (P, d)), the masks `action_is_pad` (A,), `frame_is_pad` (F,), `has_action`, `has_low_dim`
+    and `has_auxiliary` (), its `index` and `seed`; where a source has them `executed_action` (A, D) and `text`
+    (text_dim,), as `use_text` was given; where asked for `history_action` (A, D), `auxiliary` (H+F, K) and
+    `future_low_dim` (name -> (A, d)). Values are in the data's units, as the options' transforms leave them; what a
+    source lacks is zero. Every random choice is a function of the seed.
 
     Tables of one store share its split into training and held-out episodes; the other arguments are `MixtureDataset`'s.
     """
@@ -97,10 +95,8 @@ class WindowDataset(Dataset):
 
     def validation(self) -> WindowDataset:
         """The held-out episodes: not mirrored, weighted, augmented or noisy, history at fixed times; same caches."""
-        held_out = [
-            held if table.mirror is None else held[:0]
-            for table, (_, held) in zip(self.tables, self._splits, strict=True)
-        ]
+        splits = zip(self.tables, self._splits, strict=True)
+        held_out = [held if table.mirror is None else held[:0] for table, (_, held) in splits]
         if not any(map(len, held_out)):
             raise ValueError("val_ratio=0: no episode is held out for validation")
         return self._plain(held_out)
@@ -214,9 +210,9 @@ class WindowDataset(Dataset):
             batch["executed_action"] = torch.from_numpy(states.executed)  # (B, A, D)
         if states.history_action is not None:
             batch["history_action"] = torch.from_numpy(states.history_action)  # (B, A, D)
-        if self.options.future_low_dim:
-            asked = states.future if self.options.future_low_dim is True else self.options.future_low_dim
-            batch["future_low_dim"] = _tensors({name: states.future[name] for name in asked})
+        if asked := self.options.future_low_dim:
+            names = states.future if asked is True else asked
+            batch["future_low_dim"] = _tensors({name: states.future[name] for name in names})
         if self._text is not None:
             batch["text"] = self._text[self._spoken[now]]  # (B, text_dim)
         if self._auxiliary is not None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.evaluation.bootstrap import Bootstrap, Figure
-from unified_video_action.evaluation.windows import HeldOutWindows, generators, observation, psnr
+from unified_video_action.evaluation.frame_errors import Errors, clip_psnr, frame_errors
+from unified_video_action.evaluation.windows import HeldOutWindows, generators, observation
 from unified_video_action.model.task_modes import TASK_MODES, covered
 from unified_video_action.policy.base import BasePolicy
 
@@ -34,10 +35,6 @@ ACTION_ROWS = {
     "inverse_dynamics": "inverse_dynamics",  # with the recorded future frames
     "inverse_dynamics_other": "inverse_dynamics",
 }
-MOVED, TURNED = 4.0, 2.0  # units of length, degrees: the block moves where it goes or turns further than this
-LOST, LOST_ANGLE = 100.0, 90.0  # least error of what was not found: it has not even moved as the true one did
-
-Errors = dict[str, np.ndarray]  # metric -> (N, F); NaN where it does not count
 Results = dict[str, Any]
 
 
@@ -89,32 +86,12 @@ class WorldModel:
     # -- frames --------------------------------------------------------------------------------------------------------
 
     def frame_errors(self, row: str) -> Errors:
-        """Errors (N, F) of a row of FRAME_ROWS; see `compare`."""
-        return self.compare(self.frames(row), self.windows.future, self._true_readings, self._frame_valid)
+        """Errors (N, F) of a row of FRAME_ROWS."""
+        return self._compared(self.frames(row), self.windows.future, self._true_readings, self._frame_valid)
 
-    def compare(self, frames: Tensor, true: Tensor, readings: Readings | None, valid: np.ndarray) -> Errors:
-        """Errors of frames uint8 (N, F, 3, S, S) against true ones, whose readings are given.
-
-        Returns:
-            psnr. With a reader also agent and block (distance) and angle (degrees), block and angle where the true
-            block moves; found: agent and block are both somewhere; whole: exactly one whole agent and block. What is
-            not found counts as left where it is now, and at least LOST units or LOST_ANGLE degrees off.
-        """
-        errors = {"psnr": _psnr(frames, true)}
-        if self.reader is not None:
-            made, now = self._read(frames), self._now_readings
-            still = {name: getattr(now, name)[:, None] for name in ("agent", "block", "angle")}
-            moved = {name: _apart(getattr(readings, name), still[name], name) for name in still}  # (N, F)
-            moves = (moved["block"] > MOVED) | (moved["angle"] > TURNED)
-            for name, least in (("agent", LOST), ("block", LOST), ("angle", LOST_ANGLE)):
-                error = _apart(getattr(made, name), getattr(readings, name), name)
-                lost = np.isnan(getattr(made, name)).reshape(*error.shape, -1).any(-1)
-                lost &= np.isfinite(getattr(readings, name)).reshape(*error.shape, -1).all(-1)
-                error[lost] = np.fmax(moved[name], least)[lost]
-                errors[name] = error if name == "agent" else np.where(moves, error, np.nan)
-            errors["found"] = np.isfinite(made.state).all(-1).astype(np.float64)
-            errors["whole"] = (made.one_agent & made.one_block).astype(np.float64)
-        return {name: np.where(valid, error, np.nan) for name, error in errors.items()}
+    def _compared(self, frames: Tensor, true: Tensor, readings: Readings | None, valid: np.ndarray) -> Errors:
+        read = () if self.reader is None else (self._read(frames), readings, self._now_readings)
+        return frame_errors(frames, true, valid, *read)
 
     def summary(self, errors: Errors) -> dict[str, Results]:
         """Means of all metrics, over all horizons and at each; of the agent's error the median, and `agent_mean`."""
@@ -138,7 +115,7 @@ class WorldModel:
         count = self._frame_valid.sum(1)  # (N,)
 
         def mean_psnr(frames: Tensor) -> np.ndarray:
-            close = np.where(self._frame_valid, _psnr(frames, self.windows.future), 0).sum(1) / count.clip(1)
+            close = np.where(self._frame_valid, clip_psnr(frames, self.windows.future), 0).sum(1) / count.clip(1)
             return np.where(count > 0, close, np.nan)  # (N,)
 
         best = np.max([mean_psnr(self.frames(row, sample)) for sample in range(samples)], axis=0)
@@ -210,10 +187,10 @@ class WorldModel:
         if "forward_dynamics" in self.frame_rows:
             imagined["forward_dynamics"] = self._foreseen(plan, "plan by forward dynamics")
         readings, valid = self._read(true), np.broadcast_to(known[:, None], self._frame_valid.shape)
-        errors = {name: self.compare(frames, true, readings, valid) for name, frames in imagined.items()}
+        errors = {name: self._compared(frames, true, readings, valid) for name, frames in imagined.items()}
         recorded = self._simulated(self.windows.executed, known)
         valid = valid & self._frame_valid & ~self.windows.batch["action_is_pad"].numpy().any(1)[:, None]
-        return errors | {"simulator": self.compare(recorded, self.windows.future, self._true_readings, valid)}
+        return errors | {"simulator": self._compared(recorded, self.windows.future, self._true_readings, valid)}
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
@@ -312,16 +289,3 @@ class WorldModel:
     @property
     def _frame_valid(self) -> np.ndarray:
         return ~self.windows.batch["frame_is_pad"].numpy()
-
-
-def _psnr(frames: Tensor, true: Tensor) -> np.ndarray:
-    """uint8 (N, F, 3, S, S) -> (N, F) in dB; in parts, since floats are four times as large."""
-    parts = zip(frames.split(64), true.split(64), strict=True)
-    return torch.cat([psnr(*part) for part in parts]).numpy().astype(np.float64)
-
-
-def _apart(a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray:
-    """How far positions (..., 2) are apart, or angles (...) in radians, in degrees: (...), NaN where one is."""
-    if name == "angle":
-        return np.abs((np.degrees(a - b) + 180) % 360 - 180)
-    return np.linalg.norm(a - b, axis=-1)

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unified_video_action.spec import TaskSpec
+from unified_video_action.spec import Horizon, TaskSpec
 
 Observation = Mapping[str, np.ndarray]  # camera: uint8 (H, W, 3); state: float (d,)
+IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
+PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
 
 
 @dataclass
@@ -49,6 +51,20 @@ class Episode:
     text: Tensor | None  # (text_dim,)
     coming: deque[np.ndarray] = field(default_factory=deque)  # actions of the plan that are not executed yet
     recalled: list[Step] | None = None  # a history given as a whole, in place of `recent`
+
+    @classmethod
+    def begin(cls, slot: int, seed: int, horizon: Horizon, text: Tensor | None) -> Episode:
+        """A new episode, whose noise follows from its seed alone."""
+        return cls(
+            recent=deque(maxlen=1 - horizon.history_offsets[0]),
+            executed=deque(maxlen=horizon.actions),
+            acting=torch.Generator().manual_seed(seed),
+            imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
+            planning=torch.Generator().manual_seed(seed ^ PLANNING),
+            slot=slot,
+            seed=seed,
+            text=text,
+        )
 
     @property
     def knows_past(self) -> bool:

@@ -20,9 +20,6 @@ from unified_video_action.policy.base import BasePolicy, Keep
 
 log = logging.getLogger(__name__)
 
-IMAGINATION = 0x1F2E3D4C  # sets the noise of imagined frames apart from that of actions
-PLANNING = 0x2B7E1516  # and the noise of frames that a planner imagines
-
 
 class PolicySession:
     """Runs a policy in one or several environments (slots), each with its own history and noise.
@@ -107,17 +104,8 @@ class PolicySession:
             raise ValueError("this policy follows instructions: reset(..., text=INSTRUCTION) needs one")
         if follows and isinstance(text, str):
             text = self.policy.encode_text([text])[0]
-        horizon = self.task.horizon
-        self._episodes[slot] = Episode(
-            recent=deque(maxlen=1 - horizon.history_offsets[0]),
-            executed=deque(maxlen=horizon.actions),
-            acting=torch.Generator().manual_seed(seed),
-            imagining=torch.Generator().manual_seed(seed ^ IMAGINATION),
-            planning=torch.Generator().manual_seed(seed ^ PLANNING),
-            slot=slot,
-            seed=seed,
-            text=text.to(self.policy.device) if follows else None,
-        )
+        text = text.to(self.policy.device) if follows else None
+        self._episodes[slot] = Episode.begin(slot, seed, self.task.horizon, text)
 
     def observe(self, obs: Observation, slot: int = 0) -> None:
         """Take in what the environment shows, at every control step.

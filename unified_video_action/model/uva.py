@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,35 +14,13 @@ from unified_video_action.model.config import ModelConfig
 from unified_video_action.model.diffusion import draw_noise
 from unified_video_action.model.heads import ActionHead, VideoHead
 from unified_video_action.model.inputs import ModelInputs, Visibility, doubled, patchify, unpatchify
+from unified_video_action.model.losses import LossTerm, Targets, loss_weights
 from unified_video_action.model.mar import MAR
 from unified_video_action.model.masking import TrainingCorruption, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.noise import Generators
 from unified_video_action.spec import ModelSpec
-
-
-@dataclass
-class Targets:
-    """What the heads learn from, and which of it counts."""
-
-    frame_valid: Tensor  # (B, F) bool
-    action_valid: Tensor  # (B, A) bool
-    proprio: Tensor | None = None  # (B, A, proprio_output_dim)
-    auxiliary: Tensor | None = None  # (B, H+F, auxiliary_dim)
-    has_proprio: Tensor | None = None  # (B,) bool; None: all have
-    has_auxiliary: Tensor | None = None  # (B,) bool; None: all have
-
-
-class LossTerm(NamedTuple):
-    """A loss as a weighted sum, so that processes and micro-batches add up before anything is divided."""
-
-    total: Tensor
-    weight: Tensor
-
-    @classmethod
-    def of(cls, rows: Tensor, weights: Tensor) -> LossTerm:
-        return cls((rows * weights).sum(), weights.sum())
 
 
 class Generated(NamedTuple):
@@ -100,7 +78,7 @@ class UVA(nn.Module):
             seen.levels[..., 0].masked_fill_(padded, 1.0)
             seen.frames_noise, seen.actions_noise = corruption.frames_noise, corruption.actions_noise
         z = self.mar(inputs, seen)  # (B, T*S, d)
-        weights = self.loss_weights(targets, corruption)
+        weights = loss_weights(self.spec, targets, corruption)
         terms = {}
 
         if len(corruption.video_samples):
@@ -127,32 +105,6 @@ class UVA(nn.Module):
                 (predicted - targets.auxiliary).float().square().mean(-1), weights["auxiliary"]
             )
         return terms
-
-    def loss_weights(self, targets: Targets, corruption: TrainingCorruption) -> dict[str, Tensor]:
-        """Weight of every row of each loss term, known before the forward pass.
-
-        video (V, K, R); action, proprio (B, K, A); auxiliary (B, H+F).
-        """
-        weights = {}
-        if len(corruption.video_samples):
-            padded = ~targets.frame_valid.repeat_interleave(self.spec.tokens_per_frame, dim=1)
-            at = corruption.video_samples.unsqueeze(1), corruption.video_rows
-            counted = (corruption.masked & ~padded)[at]  # (V, R)
-            weights["video"] = counted.unsqueeze(1).expand(corruption.video_t[:, 0].shape).float()
-        if len(corruption.action_samples):
-            valid = targets.action_valid[corruption.action_samples].float()
-            weights["action"] = valid.unsqueeze(1).expand(-1, corruption.action_t.shape[1], -1)
-        if self.spec.proprio_output_dim:
-            valid = targets.action_valid.float()
-            if targets.has_proprio is not None:
-                valid = valid * targets.has_proprio.unsqueeze(1)
-            weights["proprio"] = valid.unsqueeze(1).expand(-1, corruption.proprio_t.shape[1], -1)
-        if self.spec.auxiliary_dim:
-            history = targets.frame_valid.new_ones(len(targets.frame_valid), self.spec.horizon.history)
-            weights["auxiliary"] = torch.cat([history, targets.frame_valid], dim=1).float()
-            if targets.has_auxiliary is not None:
-                weights["auxiliary"] = weights["auxiliary"] * targets.has_auxiliary.unsqueeze(1)
-        return weights
 
     def video_condition(self, z: Tensor, history: Tensor) -> Tensor:
         """Joint latent (B, T*S, d) and a view's history (B, H, C, h, w) -> (B, T*S, c), what its tokens are decoded

@@ -26,7 +26,7 @@ from unified_video_action.dataset.build import DataSettings
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
-from unified_video_action.model.uva import LossTerm
+from unified_video_action.model.losses import LossTerm
 from unified_video_action.noise import Generators
 from unified_video_action.spec import TaskSpec
 from unified_video_action.text.clip import ClipText

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unified_video_action.model.losses import LossTerm
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
-from unified_video_action.model.uva import LossTerm
 from unified_video_action.policy.base import Share
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.config import UVAConfig

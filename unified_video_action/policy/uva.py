@@ -15,6 +15,7 @@ from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.instantiate import build_dataclass, check_node, instantiate
 from unified_video_action.model.config import ModelConfig
+from unified_video_action.model.losses import loss_weights
 from unified_video_action.model.masking import TrainingCorruption, draw_corruption
 from unified_video_action.model.task_modes import TASK_MODES, TaskMode, covered
 from unified_video_action.model.uva import UVA
@@ -133,7 +134,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
             self.transform.targets(batch, with_values=False),
             TrainingCorruption(**batch["corruption"]),
         )
-        weights = self.model.loss_weights(targets, corruption)
+        weights = loss_weights(self.model.spec, targets, corruption)
         return {name: float(weight.sum()) for name, weight in weights.items()}
 
     def loss_terms(self, batch: Mapping[str, Any]) -> dict[str, LossTerm]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.model.inputs import ModelInputs
-from unified_video_action.model.uva import Targets
+from unified_video_action.model.losses import Targets
 from unified_video_action.noise import Generators
 from unified_video_action.policy.base import Observation, action_origin, normalized_states, require_observations
 from unified_video_action.policy.config import UVAConfig
