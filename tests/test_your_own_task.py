@@ -45,7 +45,7 @@ def demonstrate(env, seed: int) -> Episode:
     frames, actions, done = [], [], False
     while not done or len(frames) < 20:
         frames.append(observation["image"])
-        actions.append(np.clip((env.goal - env.end_effector) / 3, -1, 1))
+        actions.append(np.clip((env.goal - env.agent) / 3, -1, 1))
         observation, _, done, _, info = env.step(actions[-1])
     assert info["is_success"]
     return Episode({"observation.image": np.stack(frames)}, {"action": np.stack(actions)})
