@@ -71,6 +71,7 @@ def test_bad_input_is_named() -> None:
     for message, options in {
         "at must be the index of a future frame, best or mean, got 'first'": {"at": "first"},
         "shaping must be >= 0, got -1": {"shaping": -1},
+        "margin must be >= 0, got nan": {"margin": float("nan")},
         "goal must be 3 finite numbers": {"goal": (1, 2)},
     }.items():
         with pytest.raises(ValueError, match=message):

@@ -58,6 +58,14 @@ def test_the_best_plan_is_executed(policy, observations) -> None:  # noqa: F811
     assert len(session.plan_seconds) == 2
 
 
+def test_a_small_difference_leaves_the_policys_first_plan() -> None:
+    score = Rightmost()
+    score.margin = 0.5
+    scores = np.array([[1.0, 1.4, 0.0], [1.0, 1.4, 1.6], [2.0, 1.0, 1.9]])
+    np.testing.assert_array_equal(Planner(score, candidates=3).choose(scores), [0, 2, 0])
+    np.testing.assert_array_equal(Planner(Rightmost(), candidates=3).choose(scores), [1, 2, 0])
+
+
 def test_states_are_those_of_forward_dynamics(policy, observations) -> None:  # noqa: F811
     score = Rightmost()
     plans(PolicySession(policy, planner=Planner(score, candidates=3)), observations, [0], times=1)

@@ -19,6 +19,7 @@ class PlanScore(ABC):
     """Scores imagined plans; a configuration names one with `_target_`."""
 
     needs: frozenset[str] = frozenset({"states"})  # "states", "frames" or both; only these are imagined
+    margin: float = 0.0  # a plan other than the policy's first one must be better than that by so much
 
     @abstractmethod
     def __call__(self, imagined: Imagined) -> np.ndarray:

@@ -88,6 +88,11 @@ class Planner:
             raise ValueError(f"the planner's score {self._score_name} is not finite: {scores[bad[0]]} for {where}")
         return scores.reshape(len(episodes), self.candidates)
 
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """Indices (n,) of the plans to execute, from scores (n, K): the best, or the first if none is better by a margin."""
+        first = np.arange(self.candidates) == 0
+        return (scores + self.score.margin * first).argmax(axis=1)
+
     def _imagine(
         self,
         policy: BasePolicy,

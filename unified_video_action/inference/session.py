@@ -237,7 +237,7 @@ class PolicySession:
         seen = repeated(seen, candidates)
         scores = self.planner.scores(world.policy, seen, chunks, episodes, world.sampler)  # (n, K)
         self.tried = (plans := chunks.unflatten(0, (-1, candidates))).cpu().numpy(), scores
-        return plans[torch.arange(len(episodes)), torch.from_numpy(scores.argmax(axis=1))]
+        return plans[torch.arange(len(episodes)), torch.from_numpy(self.planner.choose(scores))]
 
     def _keep(self, episodes: Sequence[Episode], kept: Mapping[int, tuple[np.ndarray, np.ndarray]]) -> Keep | None:
         """None: every plan is free."""

@@ -25,6 +25,7 @@ class CoverageScore(PlanScore):
         at: which future frames count: an index (-1 is the last one), "best", the largest score over all, or "mean", the
             mean over all, which errs less where a model imagines the states.
         shaping: what a distance as long as the table costs; see `geometry.GoalDistance`.
+        margin: by how much a plan must be better than the policy's own: a model's small differences are errors.
         goal: x, y in table pixels and angle in radians.
 
     Raises:
@@ -34,13 +35,19 @@ class CoverageScore(PlanScore):
     needs = frozenset({"states"})
 
     def __init__(
-        self, at: int | Literal["best", "mean"] = -1, shaping: float = 10.0, goal: Sequence[float] = DEFAULT_GOAL
+        self,
+        at: int | Literal["best", "mean"] = -1,
+        shaping: float = 10.0,
+        margin: float = 0.0,
+        goal: Sequence[float] = DEFAULT_GOAL,
     ) -> None:
         if at not in ("best", "mean") and not isinstance(at, int):
             raise ValueError(f"CoverageScore.at must be the index of a future frame, best or mean, got {at!r}")
-        if not shaping >= 0:
-            raise ValueError(f"CoverageScore.shaping must be >= 0, got {shaping!r}")
-        self.at, self.shaping, self.goal = at, shaping, checked_vector("CoverageScore.goal", goal, 3)
+        for name, value in (("shaping", shaping), ("margin", margin)):
+            if not value >= 0:
+                raise ValueError(f"CoverageScore.{name} must be >= 0, got {value!r}")
+        self.at, self.shaping, self.margin = at, shaping, margin
+        self.goal = checked_vector("CoverageScore.goal", goal, 3)
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
         return self._joined(self.value(block_poses(self._counted(imagined.states))))
