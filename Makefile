@@ -49,7 +49,7 @@ lerobot: $(LEROBOT)/installed
 	OMP_NUM_THREADS=1 $(LEROBOT)/bin/python -m pytest tests/plugins plugins $(PYTEST_ARGS)
 
 $(LEROBOT)/installed: pyproject.toml setup.py plugins/lerobot_policy_uva/pyproject.toml
-	test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv $(LEROBOT)
+	test -x $(LEROBOT)/bin/python || $(PYTHON) -m venv --upgrade-deps $(LEROBOT)  # an old pip finds no set of versions
 	$(LEROBOT)/bin/python -m pip install --disable-pip-version-check . --editable plugins/lerobot_policy_uva \
 		"lerobot[training,pusht]" pytest pytest-timeout
 	touch $@

@@ -1,5 +1,5 @@
-"""A stand-in for the parts of LeRobot 0.6 that the plug-in uses: LeRobot itself wants Python 3.12 and older versions of
-other packages than are pinned here. `make lerobot` runs the same tests with it."""
+"""A stand-in for the parts of LeRobot that the plug-in uses: LeRobot itself wants older versions of other packages than
+are pinned here. `make lerobot` runs the same tests with it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ class LeRobotDataset:
 
     written: dict[str, LeRobotDataset] = {}
 
-    def __init__(self, repo_id: str, root: Path, delta_timestamps: dict[str, list[float]]) -> None:
+    def __init__(
+        self, repo_id: str, root: Path, delta_timestamps: dict[str, list[float]], video_backend: str | None = None
+    ) -> None:
         self.meta, self.episodes = self.written[str(root)].meta, self.written[str(root)].episodes
         self.steps = {key: [round(each * self.meta.fps) for each in times] for key, times in delta_timestamps.items()}
         self.places = [(episode, now) for episode in self.episodes for now in range(len(episode))]
@@ -149,17 +151,19 @@ def resolve_delta_timestamps(config: Any, meta: Any) -> dict[str, list[float]]:
     }
 
 
-def make_default_pre_post_processors(config: Any, dataset_stats: Any = None) -> tuple[Any, Any]:
+def make_act_pre_post_processors(config: Any, dataset_stats: Any = None) -> tuple[Any, Any]:
     return (SimpleNamespace(save_pretrained=lambda folder, config_filename: None),) * 2
 
 
 MODULES = {
-    "lerobot": (),
-    "lerobot.configs": (FeatureType, NormalizationMode, PolicyFeature, PreTrainedConfig),
-    "lerobot.datasets": (LeRobotDataset, resolve_delta_timestamps),
-    "lerobot.optim": (AdamWConfig, DiffuserSchedulerConfig),
-    "lerobot.policies": (PreTrainedPolicy,),
-    "lerobot.processor": (make_default_pre_post_processors,),
+    "lerobot.configs.policies": (PreTrainedConfig,),
+    "lerobot.configs.types": (FeatureType, NormalizationMode, PolicyFeature),
+    "lerobot.datasets.factory": (resolve_delta_timestamps,),
+    "lerobot.datasets.lerobot_dataset": (LeRobotDataset,),
+    "lerobot.optim.optimizers": (AdamWConfig,),
+    "lerobot.optim.schedulers": (DiffuserSchedulerConfig,),
+    "lerobot.policies.act.processor_act": (make_act_pre_post_processors,),
+    "lerobot.policies.pretrained": (PreTrainedPolicy,),
 }
 
 

@@ -51,7 +51,7 @@ def uva() -> Iterator[ModuleType]:
 def dataset(uva: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Two episodes of 30 steps, a task each: step t shows grey 5t from the top and 5t + 100 at the wrist; the state is
     (t, -t), the action 3 beyond."""
-    from lerobot.datasets import LeRobotDataset
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     root = tmp_path_factory.mktemp("lerobot") / "data"
     made = LeRobotDataset.create("local/test", 10, FEATURES, root=root, use_videos=False)
@@ -69,7 +69,7 @@ def dataset(uva: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def new_policy(uva: ModuleType, dataset: Any, *overrides: str, **settings: Any) -> Any:
-    from lerobot.configs import FeatureType, PolicyFeature
+    from lerobot.configs.types import FeatureType, PolicyFeature
 
     def shape(about: dict) -> tuple[int, ...]:
         return about["shape"] if len(about["shape"]) == 1 else (3, *about["shape"][:2])
@@ -91,7 +91,8 @@ def new_policy(uva: ModuleType, dataset: Any, *overrides: str, **settings: Any) 
 
 
 def batch_of(policy: Any, dataset: Any, *places: int) -> dict[str, Any]:
-    from lerobot.datasets import LeRobotDataset, resolve_delta_timestamps
+    from lerobot.datasets.factory import resolve_delta_timestamps
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     times = resolve_delta_timestamps(policy.config, dataset.meta)
     opened = LeRobotDataset(dataset.meta.repo_id, root=dataset.meta.root, delta_timestamps=times)

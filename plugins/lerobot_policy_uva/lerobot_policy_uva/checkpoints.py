@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from lerobot.configs import FeatureType, PolicyFeature
+from lerobot.configs.types import FeatureType, PolicyFeature
 from torch import Tensor
 
 from lerobot_policy_uva.configuration_uva import UvaConfig

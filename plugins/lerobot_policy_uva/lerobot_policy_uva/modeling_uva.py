@@ -8,7 +8,7 @@ from collections import deque
 from typing import Any
 
 import torch
-from lerobot.policies import PreTrainedPolicy
+from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from lerobot_policy_uva.configuration_uva import UvaConfig

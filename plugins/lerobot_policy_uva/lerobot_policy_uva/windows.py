@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lerobot.datasets import LeRobotDataset, resolve_delta_timestamps
+from lerobot.datasets.factory import resolve_delta_timestamps
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -49,7 +50,8 @@ class SampledWindows:
     """What `UnifiedVideoActionPolicy.fit_normalizer` asks of a dataset, of some windows of one in LeRobot's format."""
 
     def __init__(self, config: UvaConfig, meta: Any, codec: FrameCodec) -> None:
-        dataset = LeRobotDataset(meta.repo_id, root=meta.root, delta_timestamps=resolve_delta_timestamps(config, meta))
+        times = resolve_delta_timestamps(config, meta)
+        dataset = LeRobotDataset(meta.repo_id, meta.root, delta_timestamps=times, video_backend="pyav")  # always there
         self.config, self.stats, self.windows = config, meta.stats, []
         codec.to(config.device)
         for place in range(0, len(dataset), max(1, len(dataset) // SAMPLED)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 from lerobot.configs.train import TrainPipelineConfig
-from lerobot.datasets import LeRobotDataset
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.utils import preprocess_observation
-from lerobot.policies import make_pre_post_processors, pretrained
+from lerobot.policies import pretrained
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot_policy_uva import UvaPolicy
 from lerobot_policy_uva.checkpoints import from_lerobot, to_lerobot
 from safetensors.torch import load_file
@@ -35,16 +38,18 @@ FEATURES = {
     "observation.state": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
     "action": {"dtype": "float32", "shape": (2,), "names": ["x", "y"]},
 }
-ROBOT = [
-    *("--robot.discover_packages_path=pretend_robot", "--robot.type=pusht", "--robot.log=log.npz", "--fps=10"),
-    *("--robot.calibration_dir=calibration", '--rename_map={"observation.images.top": "observation.image"}'),
-    *("--return_to_initial_position=false", "--play_sounds=false"),
+OLD = version("lerobot").startswith("0.4.")
+ROLLOUT = [
+    *("--fps=10", '--rename_map={"observation.images.top": "observation.image"}'),
+    "--return_to_initial_position=false",
 ]
-EPISODES = [
-    *("--strategy.type=episodic", "--strategy.reset_to_initial_position=false", "--dataset.num_episodes=2"),
-    *("--dataset.repo_id=local/rollout_pusht", "--dataset.root=data", "--dataset.push_to_hub=false"),
-    *("--dataset.fps=10", "--dataset.episode_time_s=1", "--dataset.reset_time_s=0", "--dataset.single_task=Push it."),
+DATASET = [
+    *("--dataset.root=data", "--dataset.push_to_hub=false", "--dataset.num_episodes=2", "--dataset.fps=10"),
+    *("--dataset.episode_time_s=1", "--dataset.reset_time_s=0", "--dataset.single_task=Push it."),
 ]
+EPISODIC = ["--strategy.type=episodic", "--strategy.reset_to_initial_position=false"]
+new = pytest.mark.skipif(OLD, reason="lerobot-rollout needs LeRobot 0.6")
+old = pytest.mark.skipif(not OLD, reason="lerobot-record of LeRobot 0.6 takes no policies")
 
 
 def run(folder: Path, command: str, *words: str) -> str:
@@ -72,7 +77,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(folder, "lerobot-train", "--policy.type=uva", "--policy.recipe=uva_pusht_mini", "--policy.device=cpu"),
         *('--policy.names={"observation.state": "agent_pos"}', "--policy.push_to_hub=false", "--output_dir=run"),
         *('--policy.overrides=["model.transformer.dim=32", "policy.sampler=ddim2"]', "--dataset.repo_id=local/pusht"),
-        *("--dataset.root=data", "--steps=4", "--save_freq=2", "--batch_size=4", "--num_workers=0"),
+        *("--dataset.root=data", "--dataset.video_backend=pyav", "--steps=4", "--save_freq=2", "--batch_size=4"),
+        "--num_workers=0",
     )
     return folder
 
@@ -83,7 +89,8 @@ def test_a_resumed_training_ends_with_equal_weights(trained: Path) -> None:
     run(trained, "lerobot-train", f"--config_path={saved[0]}/train_config.json", "--resume=true")
     weights = load_file(saved[1] / "model.safetensors")
     assert weights["updates"] == 4 and any(name.startswith("average.") for name in weights)
-    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+    if not OLD:  # which begins again at the first batch
+        assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 def test_evaluates_what_was_trained(trained: Path) -> None:
@@ -96,17 +103,32 @@ def test_evaluates_what_was_trained(trained: Path) -> None:
     assert results["overall"]["n_episodes"] == 2
 
 
-@pytest.mark.parametrize("words", [["--strategy.type=base", "--duration=1"], EPISODES], ids=["base", "episodic"])
+@pytest.mark.parametrize(
+    ("command", "dataset", "words"),
+    [
+        pytest.param("lerobot-rollout", None, [*ROLLOUT, "--strategy.type=base", "--duration=1"], marks=new),
+        pytest.param("lerobot-rollout", "local/rollout_pusht", [*ROLLOUT, *EPISODIC, *DATASET], marks=new),
+        pytest.param("lerobot-record", "local/eval_pusht", DATASET, marks=old),
+    ],
+)
 def test_acts_on_a_robot_as_it_does_here(
-    words: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, dataset: str | None, words: list[str], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # for pretend_robot
     checkpoint = trained / "run" / "checkpoints" / "last" / "pretrained_model"
-    run(tmp_path, "lerobot-rollout", f"--policy.path={checkpoint}", *ROBOT, *words)
+    if command == "lerobot-record":  # for it a policy's camera must have the robot's name
+        checkpoint = shutil.copytree(checkpoint, tmp_path / "policy")
+        for file in checkpoint.glob("*.json"):
+            file.write_text(file.read_text().replace('"observation.image"', '"observation.images.top"'))
+    run(
+        *(tmp_path, command, f"--policy.path={checkpoint}", "--robot.discover_packages_path=pretend_robot"),
+        *("--robot.type=pusht", "--robot.log=log.npz", "--robot.calibration_dir=calibration", "--play_sounds=false"),
+        *(*words, *([f"--dataset.repo_id={dataset}"] if dataset else [])),
+    )
     log = np.load(tmp_path / "log.npz")
     lengths = [len(log["action"])]
-    if words is EPISODES:
-        recorded = LeRobotDataset("local/rollout_pusht", root=tmp_path / "data")
+    if dataset:
+        recorded = LeRobotDataset(dataset, root=tmp_path / "data", video_backend="pyav")
         lengths = list(recorded.meta.episodes["length"])
         assert len(lengths) == 2
         for item, image, position, action in zip(recorded, log["image"], log["agent_pos"], log["action"], strict=True):

@@ -27,6 +27,7 @@ class PretendRobot(Robot):
     observation_features = {"top": (96, 96, 3)} | dict.fromkeys(JOINTS, float)
     action_features = dict.fromkeys(JOINTS, float)
     is_connected, is_calibrated = False, True
+    cameras = ()  # whose pictures threads would save
 
     def __init__(self, config: PretendRobotConfig) -> None:
         super().__init__(config)
