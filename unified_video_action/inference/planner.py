@@ -89,7 +89,7 @@ class Planner:
         return scores.reshape(len(episodes), self.candidates)
 
     def choose(self, scores: np.ndarray) -> np.ndarray:
-        """Indices (n,) of the plans to execute by scores (n, K): the best, or the first if none is better by a margin."""
+        """Indices (n,) of the best plans by scores (n, K); of the first ones, where none beats them by the margin."""
         first = np.arange(self.candidates) == 0
         return (scores + self.score.margin * first).argmax(axis=1)
 
