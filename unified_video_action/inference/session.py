@@ -69,7 +69,7 @@ class PolicySession:
             if chunk(world.task) != chunk(policy.task):
                 raise ValueError(f"world: its chunks are {chunk(world.task)}, the policy's {chunk(policy.task)}")
             if self.planner is None:
-                raise ValueError("world: there is no planner that would imagine in it")
+                raise ValueError("world: it needs a planner")
         if policy.device.type == "cuda":
             log.info("getting ready to plan in %d environments at a time", slots)
             self._warm_up()

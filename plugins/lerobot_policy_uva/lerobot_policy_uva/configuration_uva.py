@@ -101,7 +101,7 @@ class UvaConfig(PreTrainedConfig):
 
     @property
     def state_features(self) -> list[str]:
-        """Inputs that are no pictures."""
+        """Inputs that are not images."""
         return [feature for feature in self.input_features if feature not in self.image_features]
 
     def describe_task(self, text_dim: int) -> None:

@@ -122,7 +122,7 @@ class UvaPolicy(PreTrainedPolicy):
     def update(self) -> None:
         """After every step of the optimiser: add its weights to their average."""
         self.updates += 1
-        self._session = None  # of weights that are no more
+        self._session = None  # it was made from weights that changed
         if self.average is None:
             self._begin_average()
         average = dict(self.average.named_parameters())
@@ -194,5 +194,5 @@ class UvaPolicy(PreTrainedPolicy):
 
 
 def follows_instructions(config: UvaConfig, dataset_meta: Any) -> bool:
-    """Whether a new policy is told what to do."""
+    """Whether a new policy follows instructions."""
     return len(dataset_meta.tasks.index) > 1 if config.language is None else config.language

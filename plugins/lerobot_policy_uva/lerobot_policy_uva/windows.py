@@ -54,8 +54,8 @@ class SampledWindows:
         dataset = LeRobotDataset(meta.repo_id, meta.root, delta_timestamps=times, video_backend="pyav")  # always there
         self.config, self.stats, self.windows = config, meta.stats, []
         codec.to(config.device)
-        for place in range(0, len(dataset), max(1, len(dataset) // SAMPLED)):
-            window = windows(default_collate([dataset[place]]), config)
+        for index in range(0, len(dataset), max(1, len(dataset) // SAMPLED)):
+            window = windows(default_collate([dataset[index]]), config)
             for part in ("history", "future"):  # frames of them all would fill the memory
                 window[part] = {name: codec.encode(x.to(config.device)).cpu() for name, x in window[part].items()}
             self.windows.append(window)

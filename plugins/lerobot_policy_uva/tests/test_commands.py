@@ -173,7 +173,7 @@ def test_a_converted_checkpoint_acts_in_gym_pusht_as_it_does_here(tmp_path: Path
     before, after = make_pre_post_processors(policy.config, tmp_path / "policy")
     theirs, ours = gymnasium.make("gym_pusht/PushT-v0", obs_type="pixels_agent_pos"), PushTEnv()
     session = PolicySession(load_policy(SHIPPED))
-    seed = 100_000  # gym-pusht draws other starts from a seed than Diffusion Policy, so it is given ours
+    seed = 100_000  # for the same seed gym-pusht starts elsewhere than Diffusion Policy, so ours is set
     seen, _ = theirs.reset(options={"reset_to_state": start_state(seed)})
     observed, _ = ours.reset(seed=seed)
     session.reset(seed=seed)
