@@ -160,3 +160,8 @@ def test_a_disturbed_effector_strays_from_its_actions() -> None:
         np.abs(each.episode[0]["action"][4:12] - each.episode[0]["effector"][5:13]).mean() for each in (plain, pushed)
     ]
     assert pushed.success and straying[0] < 1e-3 < straying[1]
+    assert "executed" not in plain.episode[0]
+    executed, effector = (pushed.episode[0][name] for name in ("executed", "effector"))
+    assert np.abs(executed[4:12] - effector[5:13]).mean() < 1e-3, (
+        "what was executed does not lead where the effector went"
+    )

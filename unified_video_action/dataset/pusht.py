@@ -19,7 +19,6 @@ from unified_video_action.spec import Horizon
 PUBLISHED = "$UVA_DATA_DIR/pusht/pusht.zip"
 WANTED = Wanted(cameras=("image",), low_dim=("agent_pos",), action_dim=2)
 TABLE = 512.0  # side of the table in the units of actions and states
-EXECUTED = "executed"  # name of the actions that a disturbed demonstrator's agent was given, in stores that have them
 STATE = 5  # numbers: agent x and y, block x, y and angle
 
 
@@ -35,7 +34,8 @@ class PushTSource(StoreSource):
     def tables(self, wanted: Wanted) -> list[Table]:
         self.require(wanted, cameras=("image",), low_dim=("agent_pos",))
         store = open_store(self, needs_state=bool(wanted.low_dim) or wanted.auxiliary)
-        state, action, executed = (store.vectors.get(name) for name in ("state", "action", EXECUTED))
+        state, action = (store.vectors.get(name) for name in ("state", "action"))
+        executed = None if action is None else store.read_executed("action")
         tables = []
         for mirror in (False, True) if self.mirror else (False,):
             if mirror:
@@ -109,13 +109,10 @@ class PushTDataset(MixtureDataset):
 
 
 def open_store(source: PushTSource, needs_state: bool = True) -> ReplayBuffer:
-    """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed, and
-    data/executed (N, 2) where it is."""
+    """Open and check a PushT store: data/img, and data/action (N, 2) and data/state (N, 5) where they are needed."""
     vectors = {"action": 2} if source.has_action else {}
     vectors |= {"state": STATE} if needs_state else {}
     store = ReplayBuffer(source.path, images=["img"], vectors=vectors)
-    if source.has_action and f"data/{EXECUTED}" in store.root():
-        store.vectors[EXECUTED] = store.read_vectors(EXECUTED, 2)
     height, width = store.frame_shape("img")
     if height != width:
         raise StoreError(f"{store.location}: data/img has frames of {height} x {width}, expected square ones")

@@ -36,7 +36,7 @@ class Collector(ZarrCollector):
     """Block pushing's episodes, one per attempt number.
 
     The order of the blocks and the square of each are sampled for every episode, so that from the same start there
-    are four ways. A disturbance leads the expert off its way while its own choices are what is recorded.
+    are four ways. A disturbance leads the expert off its way: data/action is its choice, data/executed what was done.
     """
 
     seed: int = option(0, "decides starts, orders, squares and noise")
@@ -58,21 +58,24 @@ class Collector(ZarrCollector):
         start_seed, expert_seed = (int(number) for number in rng.integers(2**31, size=2))
         expert = ScriptedExpert(expert_seed, self.action_noise)
         env = BlockPushEnv(self.image_size)
-        rows: dict[str, list[np.ndarray]] = {"img": [], "effector": [], "action": [], "state": []}
+        rows: dict[str, list[np.ndarray]] = {"img": [], "effector": [], "action": [], "state": [], "executed": []}
         try:
             observation, info = env.reset(seed=start_seed)
             success, drift = False, np.zeros(2)
             while not success and len(rows["action"]) < self.max_steps:
                 action = expert.act(info["state"])
-                now = (observation["image"], observation["effector"], action, info["state"].astype(np.float32))
+                drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
+                executed = np.clip(action + drift, LOW, HIGH).astype(np.float32)
+                now = observation["image"], observation["effector"], action, info["state"].astype(np.float32), executed
                 for row, value in zip(rows.values(), now, strict=True):
                     row.append(value)
-                drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
-                observation, _, success, _, info = env.step(np.clip(action + drift, LOW, HIGH))
+                observation, _, success, _, info = env.step(executed)
         finally:
             env.close()
         if not success:
             return Attempt(success=False)
+        if not self.disturbance:
+            del rows["executed"]
         meta = {"order": np.array(expert.order), "squares": np.array(expert.squares)}
         arrays = {name: np.stack(row) for name, row in rows.items()}
         return Attempt(True, {"steps": len(rows["action"])}, (arrays, meta))

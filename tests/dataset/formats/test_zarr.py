@@ -470,6 +470,16 @@ def test_arrays_play_their_parts_and_others_are_not_read(store):
     assert table.cameras == {"image": "front"} and table.low_dim == {} and table.action is None
 
 
+def test_executed_actions_are_read_where_a_store_has_them(store):
+    wanted, chosen = Wanted(("image",), (), 2), {"array": "command", "columns": [2, 0]}
+    assert source(store, action=chosen).tables(wanted)[0].executed is None
+    executed = np.arange(55 * 3, dtype=np.float32).reshape(55, 3)
+    zarr.open_group(store)["data/executed"] = executed
+    (table,) = source(store, action=chosen).tables(wanted)
+    np.testing.assert_array_equal(table.executed, executed[:, [2, 0]])
+    assert source(store, action=None).tables(wanted)[0].executed is None
+
+
 @pytest.mark.parametrize(
     ("changes", "wanted", "message"),
     [

@@ -40,7 +40,7 @@ class ZarrSource(Source):
     """A store with data/<array> (N, ...) and meta/episode_ends (E,): folder, zip or fsspec URL.
 
     Arrays that the task does not want are not read. An entry of `low_dim`, `action` and `auxiliary` is an array's name,
-    or `{array: NAME, columns: [...]}` for some of its columns, in that order.
+    or `{array: NAME, columns: [...]}` for some of its columns, in that order. See also `ReplayBuffer.read_executed`.
     """
 
     cameras: Mapping[str, str] = field(default_factory=dict)  # the task's name of a camera -> array (N, H, W, 3)
@@ -65,8 +65,9 @@ class ZarrSource(Source):
         arrays = [array for array, _ in [*chosen.values(), *filter(None, (action, auxiliary))]]
         store = ReplayBuffer(self.path, list(dict.fromkeys(cameras.values())), arrays)
         low_dim = {name: _columns(store, *entry) for name, entry in chosen.items()}
-        action, auxiliary = (_columns(store, *entry) if entry else None for entry in (action, auxiliary))
-        return [Table(store, cameras, low_dim, action, auxiliary, weight=self.weight)]
+        actions, targets = (_columns(store, *entry) if entry else None for entry in (action, auxiliary))
+        executed = store.read_executed(*action) if action else None
+        return [Table(store, cameras, low_dim, actions, targets, executed=executed, weight=self.weight)]
 
     def _array_and_columns(self, name: str, entry: str | Mapping) -> tuple[str, list[int] | None]:
         """No columns means all of them."""
@@ -146,6 +147,11 @@ class ReplayBuffer(EpisodeStore):
         where = f"{self.location}: data/{name}"
         check_numbers(self._rows_array(name), where, width)
         return as_float32(self._read_rows(f"data/{name}", 0, len(self)), where)
+
+    def read_executed(self, action: str, columns: list[int] | None = None) -> np.ndarray | None:
+        """float32 (N, D) of data/executed, actions that a disturbed robot was given; None: the store has none."""
+        values = self.read_vectors("executed", self.vectors[action].shape[1]) if self.has("executed") else None
+        return values if values is None or columns is None else values[:, columns]
 
     def has(self, name: str) -> bool:
         """Whether there is an array data/<name>."""
