@@ -88,7 +88,7 @@ def test_another_policy_may_imagine(policy, observations) -> None:  # noqa: F811
     np.testing.assert_array_equal(made[0, 0], imagined.actions[imagined.actions[:, -1, 0].argmax()])
     with pytest.raises(ValueError, match="recall: a policy that plans in another one's world"):
         session.recall(observations[:4])
-    with pytest.raises(ValueError, match="world: there is no planner"):
+    with pytest.raises(ValueError, match="world: it needs a planner"):
         PolicySession(acting, world=policy)
 
 

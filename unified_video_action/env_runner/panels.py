@@ -110,12 +110,14 @@ class Panels:
         return {**self._drawn(trace, [("true", true), ("read", read)]), "say": f"mean error {error:.3g} {unit}"}
 
     def _candidates(self, trace: Trace) -> dict[str, Any]:
-        """The planner's plans with their scores, the best one last."""
+        """The planner's plans with their scores, the one that it would execute last."""
         self.choosing.reset(0, trace.seed, trace.text)
         self.choosing.recall(history(self.task, trace.seen))
         self.choosing.plan()
         (plans,), (scores,) = self.choosing.tried
-        return self._drawn(trace, [(f"{scores[rank]:.3f}", plans[rank]) for rank in scores.argsort()])
+        (chosen,) = self.choosing.planner.choose(scores[None])
+        ranks = [*(rank for rank in scores.argsort() if rank != chosen), chosen]
+        return self._drawn(trace, [(f"{scores[rank]:.3f}", plans[rank]) for rank in ranks])
 
     def _drawn(self, trace: Trace, chunks: Sequence[tuple[str, np.ndarray]]) -> dict[str, Any]:
         """Labels and chunks (A, D), over the newest frame, or as curves where they are not positions."""
