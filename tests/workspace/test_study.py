@@ -25,7 +25,7 @@ def test_every_table_composes(tmp_path):
                     config, values, folder = taken("train.py", list(words))
                     assert list(words[len(words) - len(values) :]) == values  # Hydra takes no options after them
                     composes(config, values, folder)
-            assert cell.checkpoint in cell.trainings or cell.checkpoint.is_dir()
+            assert cell.checkpoint in cell.trainings or (cell.checkpoint.is_dir() and cell.seed == 0)
             assert "{" not in " ".join(cell.evaluate)
     assert len(seen) > 30
 

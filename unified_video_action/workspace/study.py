@@ -75,7 +75,9 @@ class Study:
         for row in self.rows:
             for column in self.columns:
                 for seed in self.budget["seeds"]:
-                    yield self._cell(row, column, seed)
+                    yield (cell := self._cell(row, column, seed))
+                    if not cell.trainings:
+                        break  # given weights have no training seeds
 
     def _cell(self, row: str, column: str, seed: int) -> Cell:
         about = self.text["columns"][column]
