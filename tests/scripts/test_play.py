@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.browser import Page, opened
@@ -64,9 +65,7 @@ async def try_out(url: str) -> None:
         assert [[line["label"] for line in each] for each in paths[:2]] == [["true", "read"], ["plan"]]
         np.testing.assert_allclose(paths[0][0]["points"][-1], end, atol=0.01)  # the last true action
         scores = [float(line["label"]) for line in paths[2]]
-        assert len(scores) == 8 and scores[:-1] == sorted(scores[:-1])
-        chosen = paths[2][-1]["points"]
-        assert scores[-1] >= scores[-2] - 0.05 and all(line["points"] != chosen for line in paths[2][:-1])
+        assert len(scores) == 8 and scores == sorted(scores) and scores[0] < scores[-1]
         await page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight")
         np.testing.assert_allclose(
             await page.until(f"view.live.step > {steps} && view.live.target"), end + [0.04, 0], atol=1e-3
@@ -82,8 +81,14 @@ def test_a_person_and_the_policy_act(tmp_path: Path) -> None:
     if not shutil.which("chromium"):
         pytest.skip("chromium is not installed")
 
+    checkpoint = shutil.copytree(ROOT / "checkpoints" / "uva_pusht_small", tmp_path / "checkpoint")
+    config = OmegaConf.load(checkpoint / "config.yaml")  # with a score that tells plans apart far from the goal, too
+    config.task.planner_score.update(shaping=10, margin=0)
+    OmegaConf.save(config, checkpoint / "config.yaml")
+
     async def run() -> None:
         program = [sys.executable, str(ROOT / "scripts" / "play.py"), "--port", "0", "--device", "cpu"]
+        program += ["--checkpoint", str(checkpoint)]
         script = await asyncio.create_subprocess_exec(*program, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
         try:
             async with asyncio.timeout(120):
@@ -114,3 +119,18 @@ def test_what_a_checkpoint_has_not_learned_is_named(tmp_path: Path) -> None:
         assert made[name] == {"say": f"not trained: this checkpoint never learned the mode {mode}"}
     assert made["plan"].keys() == {"curves", "image", "say"} and "policy_and_video" in made["plan"]["say"]
     assert np.array(made["plan"]["curves"][0]["points"]).shape == (16, 2)
+
+
+def test_the_plan_that_would_be_executed_comes_last(tmp_path: Path) -> None:
+    score = {"_target_": "unified_video_action.env.pusht.score.CoverageScore", "margin": 1e6}
+    task = {**CONFIG["task"], "planner_score": score}
+    task["shape_meta"] = {**task["shape_meta"], "auxiliary_dim": 6}
+    config = {**CONFIG, "task": task}
+    policy, env = load_policy(write_run(tmp_path, config)), PushTEnv()
+    panels = Panels(policy, None, planner_of(config, policy, 4))
+    seen = [env.reset(seed=0)[0]]
+    actions = [np.array([100.0, 100.0], np.float32)] * 16
+    seen += [env.step(action)[0] for action in actions]
+    made = panels.make("planner", Trace(0, None, seen, actions))
+    scores, tried = [float(line["label"]) for line in made["curves"]], panels.choosing.tried[1][0]
+    np.testing.assert_allclose(scores, [*np.sort(tried[1:]), tried[0]], atol=1e-3)  # the policy's first plan is last
