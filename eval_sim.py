@@ -27,6 +27,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="continue the interrupted evaluation in --output")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--sampler", help="kind and steps: ancestral100, ddim10, dpm16, ... (default: the configuration's)")
+    add("--precision", default="no", help="of matrix products: no (float32, default), bf16 or fp16")
     add("--videos", type=int, default=3, help="rollout videos, from the best episode to the worst (default: 3)")
     add("--rerun", type=Path, metavar="FILE.rrd", help="write all episodes with imagined frames for Rerun's viewer")
     add("--record-dataset", type=Path, metavar="FOLDER", help="write all episodes as a LeRobotDataset v3 folder")

@@ -58,19 +58,25 @@ class Page:
 
 @asynccontextmanager
 async def opened(url: str, size: tuple[int, int] = (1480, 900)) -> AsyncIterator[Page]:
-    """A page in a browser of its own. Raises FileNotFoundError where Chromium is not installed."""
+    """A page in a browser of its own, which gets minutes to start on a busy machine.
+
+    Raises FileNotFoundError where Chromium is not installed, RuntimeError where it ends with what it printed.
+    """
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise FileNotFoundError("chromium is not installed: sudo apt-get install -y chromium")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = [f"--user-data-dir={profile}", "--remote-debugging-port=0", "--window-size={},{}".format(*size)]
-        browser = await asyncio.create_subprocess_exec(
-            program, "--headless", "--no-sandbox", *QUIET, *options, "about:blank", stderr=asyncio.subprocess.DEVNULL
-        )
+        port_file, printed = Path(profile) / "DevToolsActivePort", Path(profile) / "printed.txt"
+        with printed.open("wb") as stderr:
+            browser = await asyncio.create_subprocess_exec(
+                program, "--headless", "--no-sandbox", *QUIET, *options, "about:blank", stderr=stderr
+            )
         try:
-            port_file = Path(profile) / "DevToolsActivePort"
-            async with asyncio.timeout(30), aiohttp.ClientSession() as http:
+            async with asyncio.timeout(180), aiohttp.ClientSession() as http:
                 while not (port_file.is_file() and port_file.read_text()):
+                    if browser.returncode is not None:
+                        raise RuntimeError(f"chromium ended with {browser.returncode}: {printed.read_text()[-2000:]}")
                     await asyncio.sleep(0.05)
                 base, pages = f"http://127.0.0.1:{port_file.read_text().split()[0]}/json", []
                 while not pages:
@@ -80,5 +86,6 @@ async def opened(url: str, size: tuple[int, int] = (1480, 900)) -> AsyncIterator
                 await page.call("Page.navigate", url=url)
                 yield page
         finally:
-            browser.kill()
+            if browser.returncode is None:
+                browser.kill()
             await browser.wait()

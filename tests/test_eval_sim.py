@@ -105,13 +105,14 @@ def test_a_checkpoint_is_evaluated(
 def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
     checkpoint: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    options = ("--n-episodes", 1, "--videos", 0, "--set", "task.env_runner.max_steps=8")
+    options = ("--n-episodes", 1, "--videos", 0, "--precision", "bf16", "--set", "task.env_runner.max_steps=8")
     call(monkeypatch, "--checkpoint", checkpoint, *options)
     (made,) = (run_folder / "evaluation").iterdir()
     assert made.name.startswith("step_00000010_ema_")
     assert sorted(path.name for path in made.iterdir()) == ["report.html", "results.json"]
     facts = results(made)["facts"]
     assert facts["checkpoint"] == checkpoint.name and facts["sampler"] == "ddim2" and len(facts["digest"]) == 16
+    assert facts["precision"] == "bf16"
     shipped = tmp_path / "project" / "checkpoints" / "mine"
     shutil.copytree(checkpoint, shipped)
     (shipped / "metrics.json").write_text("{}")
@@ -122,6 +123,7 @@ def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
     ("arguments", "message"),
     [
         (["--sampler", "heun10"], "must be ancestral, ddim, dpm or euler, got 'heun'"),
+        (["--precision", "int4"], "precision='int4': expected one of no, bf16"),
         (["--weights", "model"], "model.safetensors is missing"),
         (["--n-episodes", "0"], "n_episodes must be at least 1, got 0"),
         (["--set", "task.env_runner.n_episode=3"], "task.env_runner.n_episode: EnvRunner has no such field"),

@@ -9,7 +9,7 @@ import torch
 class ToySession:
     """Stands in for `PolicySession`: walks towards the goal with noise from the episode's own generator."""
 
-    def __init__(self, policy=None, slots=1, action_steps=None, sampler=None, planner=None, world=None):
+    def __init__(self, policy=None, slots=1, action_steps=None, sampler=None, precision="no", planner=None, world=None):
         self.plan_seconds = []
         self.generators, self.latest, self.seen = [None] * slots, [None] * slots, [0] * slots
 

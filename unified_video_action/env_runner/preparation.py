@@ -185,6 +185,8 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
         (world or policy).require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
     facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    if args.precision != "no":
+        facts |= {"precision": args.precision}
     if asked := [word for word in args.set if word.startswith("policy")]:
         facts |= {"policy": " ".join(asked)}
     if planner is not None:
@@ -196,6 +198,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     return policy, runner, {
         "output_dir": output,
         "sampler": args.sampler,
+        "precision": args.precision,
         "planner": planner,
         "try_in_simulator": in_simulator,
         "world": world,

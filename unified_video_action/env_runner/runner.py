@@ -89,6 +89,7 @@ class EnvRunner:
         output_dir: Path | str | None = None,
         *,
         sampler: str | None = None,
+        precision: str = "no",
         planner: Planner | None = None,
         try_in_simulator: bool = False,
         world: Any = None,
@@ -108,6 +109,7 @@ class EnvRunner:
         Args:
             output_dir: where the first process writes results.json, videos/*.mp4 and report.html; None: nowhere.
             sampler: name of the sampler of actions and frames; default the policy's own.
+            precision: of matrix products, "no" (float32), "bf16" or "fp16".
             planner: chooses among several plans; default the policy's own, if it has one.
             try_in_simulator: the planner tries its plans in the simulator instead of imagining them: the bound of what
                 it can win with a perfect model. Rollout videos are then of the policy without a planner.
@@ -145,7 +147,7 @@ class EnvRunner:
                 steps = policy.task.horizon.future_offsets or (policy.task.horizon.actions,)
                 tried = partial(envs.try_actions, steps=steps) if envs else None
                 chosen = replace(planner, simulate=tried) if tried else None
-            return PolicySession(policy, slots, self.action_steps, sampler, planner=chosen, world=chosen and world)
+            return PolicySession(policy, slots, self.action_steps, sampler, precision, chosen, chosen and world)
 
         was_training = policy.training
         policy.eval()
