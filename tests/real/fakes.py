@@ -20,7 +20,7 @@ from unified_video_action.real.control.limits import SafetyLimits
 from unified_video_action.real.control.loop import Control
 from unified_video_action.real.control.trajectory import turn_of, turned
 from unified_video_action.real.control.watchdog import LoopSettings, Phase
-from unified_video_action.real.planner import ObservationEntry, Planner, PlannerError, PolicyDescription
+from unified_video_action.real.planner import ObservationEntry, PlannerError, PolicyDescription
 from unified_video_action.real.robots.interface import (
     Arm,
     ArmCommand,
@@ -52,6 +52,13 @@ LIMITS = {
 }
 
 
+def until(condition: Callable[[], bool], what: str = "it did not happen") -> None:
+    end = time.monotonic() + 240  # this computer may be busy
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
 class ManualTime:
     """Seconds that pass only in `sleep`."""
 
@@ -78,8 +85,10 @@ class FakeArm(Arm):
         gripper_high=0.085,
     )
 
-    def __init__(self, now: Callable[[], float] = time.monotonic, rate: float = 200.0, delay: int = 4) -> None:
-        self.rate, self._now, self._delay = rate, now, delay
+    rate, delay = 200.0, 4  # ticks a second, and by how many of them it is late
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self.pose, self.gripper = HOME.copy(), 0.05
         self.sent: list[ArmCommand] = []
         self.calls: list[str] = []
@@ -112,7 +121,7 @@ class FakeArm(Arm):
             raise RobotError("the fake arm is lost")
         self.sent.append(command)
         if not self.blocked:
-            late = self.sent[max(len(self.sent) - 1 - self._delay, self._since)]
+            late = self.sent[max(len(self.sent) - 1 - self.delay, self._since)]
             self.pose, self.gripper = late.pose, late.gripper
 
     def joints_for(self, pose: np.ndarray, near: np.ndarray) -> np.ndarray | None:
@@ -145,7 +154,6 @@ class FakeCamera(Camera):
     def __init__(self, now: Callable[[], float] = time.monotonic, rate: float = 30.0, size: int = SIZE) -> None:
         self._now, self._rate, self._size = now, rate, size
         self.dead_since: float | None = None
-        self.dropped: Callable[[int], bool] = lambda number: False
         self._newest: Frame | None = None
 
     def connect(self) -> None: ...
@@ -153,7 +161,7 @@ class FakeCamera(Camera):
     def latest(self) -> Frame | None:
         now = self._now() if self.dead_since is None else min(self._now(), self.dead_since)
         number = int((now - self.latency) * self._rate)
-        if not self.dropped(number) and (self._newest is None or number / self._rate > self._newest.time):
+        if self._newest is None or number / self._rate > self._newest.time:
             image = np.full((self._size, self._size, 3), 128, np.uint8)
             image[0, 0, 0] = number % 256
             self._newest = Frame(number / self._rate, image)
@@ -182,7 +190,7 @@ def description(steps: int = 4, step_seconds: float | None = 0.1, **changes: obj
     return PolicyDescription(**(fields | changes))
 
 
-class FakePlanner(Planner):
+class FakePlanner:
     """Leads the end effector along a path in time. It cannot see: `where` is its pose and time at the newest frame."""
 
     def __init__(self, where: Callable[[], tuple[np.ndarray, float]], **changes: object) -> None:
@@ -295,7 +303,8 @@ def bench(settings: Mapping[str, object] | None = None, limits: Mapping[str, obj
     arm, camera = FakeArm(clock), FakeCamera(clock)
     loop, bounds = LoopSettings(**(settings or {})), SafetyLimits(**(LIMITS | dict(limits or {})))
     planner = FakePlanner(lambda: (arm.at(camera.latest().time), camera.latest().time), **changes)
-    control = Control(Setup(arm, (camera,)), planner, bounds, loop, None, clock, clock.sleep, executor=AtOnce())
+    control = Control(Setup(arm, (camera,)), planner, bounds, loop, None, clock, clock.sleep)
+    control.planning.executor = AtOnce()
     return Bench(control, arm, camera, planner, clock, bounds, arm.sent, [])
 
 
@@ -319,7 +328,8 @@ def sim_bench(settings: Mapping[str, object] | None = None, recorder: EpisodeRec
     command, state = arm.command, arm.state
     arm.command = lambda given: (command(given), sent.append(given))
     arm.state = lambda: (measured.append(state()), measured[-1])[1]
-    control = Control(setup, planner, limits, loop, recorder, clock.time, clock.sleep, executor=AtOnce())
+    control = Control(setup, planner, limits, loop, recorder, clock.time, clock.sleep)
+    control.planning.executor = AtOnce()
     return Bench(control, arm, camera, planner, clock, limits, sent, measured)
 
 

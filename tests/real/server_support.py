@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import zmq
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
@@ -148,8 +148,13 @@ def serve(core: Core, *given: str) -> Iterator[dict[str, int]]:
         yield server.ports
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
+def websocket_url(ports: dict[str, int]) -> str:
+    return f"ws://127.0.0.1:{ports['websocket']}"
+
+
+@contextmanager
+def umi_client(ports: dict[str, int]) -> Iterator[zmq.Socket]:
+    with zmq.Context() as context, context.socket(zmq.REQ) as client:
+        client.linger, client.rcvtimeo = 0, 120_000  # ms
+        client.connect(f"tcp://127.0.0.1:{ports['umi']}")
+        yield client

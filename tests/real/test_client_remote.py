@@ -1,7 +1,5 @@
 """A planner in another process: what it says when the server is slow, lost, full, restarted or another one."""
 
-import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -10,7 +8,8 @@ import numpy as np
 import pytest
 from websockets.sync.server import serve as serve_websocket
 
-from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve, until
+from tests.real.fakes import until
+from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve, websocket_url
 from unified_video_action.compat.openpi_messages import pack
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.real.planner import PlannerError
@@ -20,18 +19,8 @@ TEXT = INSTRUCTIONS[0]
 SECONDS = 20
 
 
-def endpoint(ports: dict[str, int]) -> str:
-    return f"ws://127.0.0.1:{ports['websocket']}"
-
-
-def test_it_needs_no_torch() -> None:
-    modules = "unified_video_action.real.serving.client, unified_video_action.real.serving.server"
-    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 def test_it_knows_the_policy_and_plans(caplog: pytest.LogCaptureFixture) -> None:
-    with instant_core() as (core, session), serve(core) as ports, RemotePlanner(endpoint(ports)) as planner:
+    with instant_core() as (core, session), serve(core) as ports, RemotePlanner(websocket_url(ports)) as planner:
         assert planner.description == core.description
         planner.reset(4, TEXT)
         seen = observe(planner.description)
@@ -47,14 +36,14 @@ def test_it_knows_the_policy_and_plans(caplog: pytest.LogCaptureFixture) -> None
         caplog.clear()
         for _ in range(2):
             planner.plan(seen)
-        assert caplog.messages == [f"{endpoint(ports)}: are the units right?"]
+        assert caplog.messages == [f"{websocket_url(ports)}: are the units right?"]
         planner.close()
         planner.close()
         until(lambda: not core.health()["clients"], "closing gives the slot back")
 
 
 def test_it_says_what_the_server_refuses_and_can_be_asked_again() -> None:
-    with instant_core() as (core, session), serve(core) as ports, RemotePlanner(endpoint(ports)) as planner:
+    with instant_core() as (core, session), serve(core) as ports, RemotePlanner(websocket_url(ports)) as planner:
         seen = observe(planner.description)
         with pytest.raises(PlannerError, match=r"call reset\(seed, text\) first"):
             planner.plan(seen)
@@ -72,24 +61,17 @@ def test_it_says_what_the_server_refuses_and_can_be_asked_again() -> None:
         assert session.resets == [(0, 6, TEXT)] * 4  # the episode begins again through each new connection
 
 
-def test_a_second_one_is_refused_by_name_or_waits_for_its_slot() -> None:
-    with instant_core() as (core, _), serve(core) as ports:
-        with RemotePlanner(endpoint(ports)) as first, RemotePlanner(endpoint(ports)) as second:
-            first.reset(0, TEXT)
-            with pytest.raises(PlannerError, match=r"1 of 1 clients are connected: client 127.0.0.1:\d+"):
-                second.reset(0, TEXT)
+def test_a_second_one_waits_for_its_slot_where_clients_queue() -> None:
     with instant_core() as (core, _), serve(core, "--queue") as ports:
-        threading.Timer(0.8, RemotePlanner(endpoint(ports)).close).start()
-        with RemotePlanner(endpoint(ports)) as second:
+        threading.Timer(0.8, RemotePlanner(websocket_url(ports)).close).start()
+        with RemotePlanner(websocket_url(ports)) as second:
             second.reset(0, TEXT)
             assert second.plan(observe(second.description)).shape == (16, 10)
 
 
-def test_nobody_there_is_said_in_time() -> None:
-    begun = time.monotonic()
+def test_nobody_there_is_said() -> None:
     with pytest.raises(PlannerError, match=r"ws://127\.0\.0\.1:9: no answer within 0.3 s; is the server running"):
         RemotePlanner("ws://127.0.0.1:9", connect_seconds=0.3)
-    assert time.monotonic() - begun < SECONDS
     with pytest.raises(PlannerError, match="expected such as ws://HOST:PORT"):
         RemotePlanner("tcp://127.0.0.1:8766")
 
@@ -108,7 +90,7 @@ def test_a_server_of_another_project_is_recognised(hello: bytes | str) -> None:
 
 @pytest.mark.parametrize("actions", [None, np.zeros((15, 10)), np.zeros((16, 9)), np.full((16, 10), np.nan), "go left"])
 def test_actions_that_are_none_are_refused(actions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with instant_core() as (core, _), serve(core) as ports, RemotePlanner(endpoint(ports)) as planner:
+    with instant_core() as (core, _), serve(core) as ports, RemotePlanner(websocket_url(ports)) as planner:
         planner.reset(0, TEXT)
         monkeypatch.setattr(planner, "_ask", lambda *_: {"actions": actions})
         with pytest.raises(PlannerError, match="16 actions of 10 finite numbers"):
@@ -117,7 +99,7 @@ def test_actions_that_are_none_are_refused(actions: Any, monkeypatch: pytest.Mon
 
 def test_a_slow_plan_is_given_up_and_its_answer_is_not_taken_for_the_next() -> None:
     with instant_core() as (core, session), serve(core) as ports:
-        with RemotePlanner(endpoint(ports), plan_seconds=0.4) as planner:
+        with RemotePlanner(websocket_url(ports), plan_seconds=0.4) as planner:
             reset = session.reset
             session.reset = lambda *given: (time.sleep(0.5), reset(*given))
             planner.reset(0, TEXT)  # an episode may take its time to begin
@@ -131,7 +113,7 @@ def test_a_slow_plan_is_given_up_and_its_answer_is_not_taken_for_the_next() -> N
 
 def test_closing_ends_a_call_that_waits() -> None:
     with instant_core() as (core, session), serve(core) as ports:
-        planner, ended = RemotePlanner(endpoint(ports), plan_seconds=SECONDS), []
+        planner, ended = RemotePlanner(websocket_url(ports), plan_seconds=SECONDS), []
         planner.reset(0, TEXT)
         begun, go_on = threading.Event(), threading.Event()
         session.before_plan = lambda: (begun.set(), go_on.wait(SECONDS))
@@ -152,7 +134,7 @@ def test_closing_ends_a_call_that_waits() -> None:
 
 def test_an_episode_survives_a_restart_of_the_server() -> None:
     with instant_core() as (core, _), serve(core) as ports:
-        planner = RemotePlanner(endpoint(ports), plan_seconds=SECONDS)
+        planner = RemotePlanner(websocket_url(ports), plan_seconds=SECONDS)
         planner.reset(5, TEXT)
         planner.plan(observe(core.description))
     again = ("--port", str(ports["websocket"]))

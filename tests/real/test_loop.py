@@ -207,7 +207,7 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
     """Half a second from the frame to the plan: 5 of its 16 actions are stale."""
     made = bench()
     made.start()
-    executor = made.control.planning._executor = Later(made.planner)
+    executor = made.control.planning.executor = Later(made.planner)
     asked: list[tuple[object, float]] = []
 
     def answer() -> bool:
@@ -232,9 +232,9 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
         executor.shutdown()
     made = bench({"timeouts": Timeouts(plan=0.8)})
     made.start()
-    made.control.planning._executor = Later(made.planner)
+    made.control.planning.executor = Later(made.planner)
     check_stopped(made, Reason.LOST_SERVER)
-    made.control.planning._executor.shutdown()
+    made.control.planning.executor.shutdown()
 
 
 def test_a_loop_that_was_held_up_stops() -> None:

@@ -24,13 +24,14 @@ def state(time: float) -> ArmState:
     return ArmState(time, pose_at(time), 0.01 * time, np.zeros(6), np.zeros(6))
 
 
-def watched(seconds: float, **changes) -> tuple[Observer, ManualTime]:
+def watched(seconds: float, rates: tuple[float, ...] = (30.0,), **changes) -> tuple[Observer, ManualTime]:
     clock = ManualTime(10.0)
-    observer = Observer(description(**changes), [FakeCamera(clock)], STEP, clock)
+    observer = Observer(description(**changes), [FakeCamera(clock, rate) for rate in rates], STEP, clock)
     while clock() < 10.0 + seconds:
         clock.sleep(0.004)
         observer.add_state(state(clock()))
-        observer.look(0)
+        for camera in range(len(rates)):
+            observer.look(camera)
     return observer, clock
 
 
@@ -69,17 +70,10 @@ def test_before_there_is_enough_history_the_oldest_stands_in() -> None:
 
 
 def test_cameras_that_differ_in_age_meet_at_a_common_time() -> None:
-    clock = ManualTime(10.0)
-    one, other = FakeCamera(clock), FakeCamera(clock, rate=10.0)
-    entries = {"a": ObservationEntry("rgb", (SIZE, SIZE, 3), 4), "b": ObservationEntry("rgb", (SIZE, SIZE, 3), 4)}
-    observer = Observer(description(observations=entries), [one, other], STEP, clock)
-    for _ in range(500):
-        clock.sleep(0.004)
-        observer.add_state(state(clock()))
-        observer.look(0)
-        observer.look(1)
+    entries = {name: ObservationEntry("rgb", (SIZE, SIZE, 3), 4) for name in "ab"}
+    observer, clock = watched(2.0, (30.0, 10.0), observations=entries)
     observed = observer.observation()
-    assert observed.time == pytest.approx(other.latest().time)
+    assert observed.time == pytest.approx(int((clock() - FakeCamera.latency) * 10) / 10)
     assert observed.entries["a"][-1, 0, 0, 0] == round(observed.time * 30) % 256
 
 

@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, FakeCamera, bench, command_faults
+from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, FakeCamera, bench, command_faults, until
 from tests.real.server_support import INSTRUCTIONS, SIZE, describe, instant_core, serve
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.real.control import dry_run, observer, running
@@ -48,19 +49,16 @@ def policy_server(port: int = 0) -> Iterator[int]:
         yield ports["websocket"]
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
-
-
 def plans_of(counts: dict[str, int]) -> int:
     """Also those that came too late on a busy computer."""
     return counts.get("plans", 0) + counts.get("stale_plans", 0)
 
 
 def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
+    for name in ("sim", "arx5"):
+        robot = running.read_robot(options("--robot", name, "--server", "x"))
+        assert build_dataclass(SafetyLimits, robot["safety"], "safety").linear_speed <= 1.0
+        assert build_dataclass(LoopSettings, robot["loop"], "loop").timeouts.overrun <= 0.3
     robot = running.read_robot(options("--server", "x", "--blend", "latest", "--smooth", "--plan-rate", "4"))
     assert robot["loop"]["blend"] == "latest" and robot["loop"]["smooth"] == 3 and robot["loop"]["plan_rate"] == 4
     assert "episode_seconds" not in robot["loop"] and "auto_resume" not in robot["loop"]
@@ -79,16 +77,12 @@ def test_a_checkpoint_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
     started = []
     monkeypatch.setattr(running, "start_server_process", lambda *given: started.append(given) or (None, "ws://x:1"))
     monkeypatch.setattr(running, "stop_server_process", started.append)
-    monkeypatch.setattr(running, "RemotePlanner", lambda *given, **named: FakeRemote())
+    monkeypatch.setattr(running, "RemotePlanner", Mock())
     with ExitStack() as stack:
         running._planner(options("--checkpoint", "c", "--steps", "16", "--device", "cpu"), stack)
     assert started == [(Path("c"), ["--sampler", "ancestral16", "--device", "cpu"]), None]
     with pytest.raises(ValueError, match="give them to eval_real.py serve"):
         running._planner(options("--server", "x", "--sampler", "ddim10"), ExitStack())
-
-
-class FakeRemote:
-    def close(self) -> None: ...
 
 
 def test_a_confirmation_is_for_one_configuration_and_one_policy(tmp_path: Path) -> None:
@@ -157,7 +151,7 @@ class Program:
         self._reader.start()
 
     def expect(self, pattern: str) -> None:
-        wait_for(lambda: re.search(pattern, "".join(self.output)) is not None or not self._reader.is_alive())
+        until(lambda: re.search(pattern, "".join(self.output)) is not None or not self._reader.is_alive())
         assert re.search(pattern, "".join(self.output)), "".join(self.output)
 
     def types(self, line: str) -> None:
@@ -185,7 +179,7 @@ def test_from_the_dry_run_to_ctrl_c(tmp_path: Path) -> None:
         run.types("")
         run.expect("started: the arm moves")
         records = tmp_path / "run" / "episode.recording" / RECORDS
-        wait_for(lambda: records.read_bytes().count(b"\xa4plan") > 2)
+        until(lambda: records.read_bytes().count(b"\xa4plan") > 2)
         run.process.send_signal(signal.SIGINT)
         run.expect("STOP ctrl_c")
         run.expect("the arm holds")
@@ -217,20 +211,20 @@ def test_a_server_that_goes_away_and_comes_back() -> None:
 
         def operate() -> None:
             try:
-                wait_for(lambda: control.planning.ready)
+                until(lambda: control.planning.ready)
                 planner.plan_seconds = settings.timeouts.plan
                 control.requests.put("start")
-                wait_for(lambda: plans_of(control.statistics.counts) > 2)
+                until(lambda: plans_of(control.statistics.counts) > 2)
                 server.close()
-                wait_for(lambda: control.phase is Phase.HOLDING)
+                until(lambda: control.phase is Phase.HOLDING)
                 sent = len(arm.sent)
-                wait_for(lambda: control.planning.waiting or control.planning.fault is not None)
+                until(lambda: control.planning.waiting or control.planning.fault is not None)
                 time.sleep(0.2)
                 assert len(arm.sent) == sent, "it moved without a server"
                 server.enter_context(policy_server(port))
-                wait_for(lambda: control.phase is Phase.RUNNING)
+                until(lambda: control.phase is Phase.RUNNING)
                 plans = plans_of(control.statistics.counts)
-                wait_for(lambda: plans_of(control.statistics.counts) > plans + 2)
+                until(lambda: plans_of(control.statistics.counts) > plans + 2)
             except BaseException as error:
                 problems.append(error)
             control.requests.put("quit")

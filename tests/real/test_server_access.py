@@ -11,7 +11,7 @@ from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve
+from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve, websocket_url
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.messages import shown
 from unified_video_action.real.planner import PlannerError
@@ -113,7 +113,7 @@ def test_texts_of_a_client_cannot_forge_lines_of_the_log(changed: dict, caplog: 
     caplog.set_level(logging.DEBUG, logger="unified_video_action")
     message = {name: value[-1] for name, value in observe(describe()).items()} | {"prompt": INSTRUCTIONS[0]} | changed
     with instant_core() as (core, _), serve(core) as ports:
-        with connect(f"ws://127.0.0.1:{ports['websocket']}", compression=None) as client:
+        with connect(websocket_url(ports), compression=None) as client:
             client.recv()
             for known in (message, changed):
                 client.send(pack(known))

@@ -7,15 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
-from tests.real.server_support import INSTRUCTIONS, describe, observe, options, serve, write_checkpoint
+from tests.real.fakes import until
+from tests.real.server_support import (
+    INSTRUCTIONS,
+    describe,
+    observe,
+    options,
+    serve,
+    umi_client,
+    websocket_url,
+    write_checkpoint,
+)
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
@@ -91,6 +99,7 @@ def test_a_configuration_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
+        ("config.yaml", None, "config.yaml is missing"),
         ("config.yaml", "a: 1\n", "config.yaml: task is missing"),
         ("config.yaml", "task: {shape_meta: {obs: {}}}\n", "config.yaml: task.shape_meta.action is missing"),
         ("config.yaml", "a: ${b}\n", "config.yaml: a: '${b}' is an interpolation"),
@@ -113,17 +122,13 @@ def test_a_damaged_checkpoint_is_named_in_one_line(
     assert "\n" not in str(error.value) and str(damaged) in str(error.value)
 
 
-def test_what_fails_while_loading_is_one_line_too(
-    end_effector: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_fails_while_loading_is_one_line_too(end_effector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA out of memory.\nTried to allocate 2 GiB")
 
     monkeypatch.setattr(loading, "load_policy", fail)
     with pytest.raises(ValueError, match=r"--checkpoint .*: no plan on cpu: RuntimeError: CUDA out of memory. Tried"):
         load_core(options("--checkpoint", str(end_effector), "--device", "cpu"))
-    with pytest.raises(FileNotFoundError, match="config.yaml is missing"):
-        describe_checkpoint(tmp_path)
 
 
 def test_every_client_gets_the_plans_of_the_policy(end_effector: Path) -> None:
@@ -131,7 +136,7 @@ def test_every_client_gets_the_plans_of_the_policy(end_effector: Path) -> None:
     seen = [observe(describe(), seed) for seed in range(2)]
     expected = planned(end_effector, seen, 0, TEXT)
     with load_core(options(*given)) as core, serve(core, *given[2:]) as ports:
-        with RemotePlanner(f"ws://127.0.0.1:{ports['websocket']}") as planner:
+        with RemotePlanner(websocket_url(ports)) as planner:
             planner.reset(0, TEXT)
             found = [planner.plan(each) for each in seen]
             kept = Continuation(found[1][2:6] + 0.1, np.ones(4))
@@ -140,9 +145,7 @@ def test_every_client_gets_the_plans_of_the_policy(end_effector: Path) -> None:
         client = WebsocketClientPolicy("127.0.0.1", ports["websocket"])
         found = [client.infer(each | {"prompt": TEXT})["actions"] for each in seen]
         np.testing.assert_allclose(found, expected, atol=1e-5)
-        with zmq.Context() as context, context.socket(zmq.REQ) as client:
-            client.linger, client.rcvtimeo = 0, 1000 * SECONDS
-            client.connect(f"tcp://127.0.0.1:{ports['umi']}")
+        with umi_client(ports) as client:
             found = []
             for each in seen:
                 frames = np.moveaxis(each["camera0_rgb"].astype(np.float32) / 255, -1, 1)
@@ -159,7 +162,7 @@ def test_a_policy_without_language_is_served_and_smoothed(pusht: Path) -> None:
         "agent_pos": rng.uniform(0, 500, (1, 2)).astype(np.float32),
     }
     with load_core(options(*given)) as core, serve(core) as ports:
-        with RemotePlanner(f"ws://127.0.0.1:{ports['websocket']}") as planner:
+        with RemotePlanner(websocket_url(ports)) as planner:
             planner.reset(3)
             expected = moving_average(planned(pusht, [seen], 3, None)[0])
             np.testing.assert_allclose(planner.plan(seen), expected, atol=1e-2)
@@ -187,8 +190,9 @@ def test_bad_options_are_named(end_effector: Path, pusht: Path) -> None:
     for given in ("--sampler magic", "--precision fp7", "--device abacus"):
         with pytest.raises(ValueError, match=given.split()[1]):
             load_core(options("--checkpoint", str(end_effector), *given.split()))
-    with pytest.raises(ValueError, match="--task"):
-        load_core(options("--checkpoint", str(pusht), "--task", TEXT))
+    for given, said in (("--task", TEXT), "--task"), (("--allow-umi-pickle",), "task.end_effector"):
+        with pytest.raises(ValueError, match=said):
+            load_core(options("--checkpoint", str(pusht), *given))
 
 
 def test_a_server_process_serves_one_robot_and_ends_with_its_parent(
@@ -220,10 +224,7 @@ def test_ctrl_c_ends_the_server_of_eval_real(end_effector: Path, tmp_path: Path)
     command += ["--port", "0", "--ready-file", str(ready)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
-        end = time.monotonic() + SECONDS
-        while not ready.exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: ready.exists() or process.poll() is not None)
         written = json.loads(ready.read_text())
         assert set(written["ports"]) == {"websocket"} and written["description"]["instructions"] == list(INSTRUCTIONS)
         client = WebsocketClientPolicy("127.0.0.1", written["ports"]["websocket"])  # connected, and does not leave

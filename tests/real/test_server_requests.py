@@ -57,7 +57,7 @@ def test_a_bad_field_is_named_with_what_came(name: str, change: Callable, said: 
     assert text.startswith(f"{name}: got ") and "expected" in text and said in text
 
 
-@pytest.mark.parametrize("given", [None, [1], "image", {}, {CAMERA: 1}, observe(DESCRIPTION) | {"more": np.zeros(3)}])
+@pytest.mark.parametrize("given", [{}, {CAMERA: 1}, observe(DESCRIPTION) | {"more": np.zeros(3)}])
 def test_all_names_and_no_others_are_needed(given: Any) -> None:
     assert refusal(SPEC.observation, given).startswith("observation: got ")
 

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.loading import load_script
+from tests.real.fakes import until
 from unified_video_action.real.robots import camera as module
 from unified_video_action.real.robots.camera import VideoCamera
 from unified_video_action.real.robots.interface import RobotError
@@ -38,20 +38,13 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_FRAME", 60.0)  # this computer may be busy
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
-
-
 def test_frames_are_the_square_middle_in_rgb_and_the_newest(video: Path) -> None:
     with VideoCamera(str(video), latency=0.05, size=(36, 36)) as camera:
         first = camera.latest()
         assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
         assert first.image[..., 1].min() > 80 and first.image[..., [0, 2]].max() < 60, "only the green middle"
         assert first.time <= time.monotonic() - 0.05
-        wait_for(lambda: abs(camera.latest().image[..., 1].mean() - first.image[..., 1].mean()) > 20)
+        until(lambda: abs(camera.latest().image[..., 1].mean() - first.image[..., 1].mean()) > 20)
     with VideoCamera(str(video), size=WIDE) as camera:
         image = camera.latest().image
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
@@ -70,12 +63,12 @@ def test_a_camera_that_is_lost_is_opened_again(video: Path, tmp_path: Path, monk
     shutil.copy(video, path)
     with VideoCamera(str(path)) as camera:
         path.unlink()  # it ends after two seconds, and cannot be opened any more
-        wait_for(lambda: caplog.text.count("cannot be opened") >= 2)
+        until(lambda: caplog.text.count("cannot be opened") >= 2)
         last = camera.latest()
         assert "no frame comes any more" in caplog.text
         assert camera.latest() is last, "its last frame grows old"
         shutil.copy(video, path)
-        wait_for(lambda: camera.latest().time > last.time)
+        until(lambda: camera.latest().time > last.time)
 
 
 def test_what_the_camera_does_not_give_is_said(video: Path) -> None:

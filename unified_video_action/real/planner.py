@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from unified_video_action.inference.continuation import Continuation
 from unified_video_action.poses import EndEffectorSpec
 from unified_video_action.spec import Horizon
 
@@ -75,30 +73,6 @@ class PolicyDescription:
             raise ValueError(
                 f"this is not a description of a policy: {error!r}; is it the server of another project?"
             ) from error
-
-
-class Planner(ABC):
-    """Plans for one robot. Its methods raise PlannerError where there is no plan; it may be tried again."""
-
-    description: PolicyDescription
-
-    @abstractmethod
-    def reset(self, seed: int = 0, text: str | None = None) -> None:
-        """Start an episode."""
-
-    @abstractmethod
-    def plan(self, observation: Mapping[str, np.ndarray], going_on: Continuation | None = None) -> np.ndarray:
-        """Plan from a history.
-
-        Args:
-            observation: for every entry of the description (steps, *shape): uint8 frames, float32 states.
-
-        Returns:
-            (A, D) float32 in the data's units, the first for `horizon.action_offset` steps after the newest frame.
-        """
-
-    @abstractmethod
-    def close(self) -> None: ...
 
 
 def moving_average(actions: np.ndarray, taps: int = 3) -> np.ndarray:

@@ -75,7 +75,6 @@ class Chunks:
         self.trajectory: Trajectory | None = None  # replaced as a whole, so that no lock is needed
 
     def clear(self) -> None:
-        """Forget all chunks."""
         self._chunks.clear()
         self.trajectory = None
 

@@ -25,10 +25,10 @@ from unified_video_action.real.control.observer import Observed, Observer
 from unified_video_action.real.control.safety import SafetyFilter, SafetyStop, shown
 from unified_video_action.real.control.trajectory import Trajectory
 from unified_video_action.real.control.watchdog import LoopSettings, implausible
-from unified_video_action.real.planner import Planner, PolicyDescription
+from unified_video_action.real.planner import PolicyDescription
 from unified_video_action.real.robots.interface import ArmState, RobotError, Setup
+from unified_video_action.real.serving.client import RemotePlanner
 
-PLANS = 3
 LOOK = 0.01  # seconds between two states that are read while waiting
 PATIENCE = 10.0  # seconds for the first frames
 CONVENIENT = ("episode_seconds", "auto_resume", "release_on_exit")  # of `loop`: they change nothing that is sent
@@ -60,7 +60,7 @@ class Rehearsal:
 
 
 def rehearse(
-    setup: Setup, planner: Planner, limits: SafetyLimits, settings: LoopSettings,
+    setup: Setup, planner: RemotePlanner, limits: SafetyLimits, settings: LoopSettings,
     text: str | None = None, seed: int = 0,
     now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep,
 ) -> list[Rehearsal]:  # fmt: skip
@@ -76,7 +76,7 @@ def rehearse(
     observer.start()
     try:
         planner.reset(seed, text)
-        for _ in range(PLANS):
+        for _ in range(3):
             observed, state = _look(observer, setup, now, sleep)
             safety = SafetyFilter(limits, arm.limits, arm.rate, arm.joints_for, now)
             safety.begin(state)

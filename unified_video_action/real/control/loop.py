@@ -12,7 +12,6 @@ import queue
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import partial
 
 import numpy as np
@@ -24,9 +23,9 @@ from unified_video_action.real.control.planning import Planning
 from unified_video_action.real.control.safety import SafetyFilter, SafetyStop
 from unified_video_action.real.control.timing import Pacer, Statistics
 from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Stop, implausible
-from unified_video_action.real.planner import Planner
 from unified_video_action.real.robots.interface import ArmCommand, ArmState, RobotError, Setup
 from unified_video_action.real.robots.recorder import EpisodeRecorder
+from unified_video_action.real.serving.client import RemotePlanner
 
 log = logging.getLogger(__name__)
 
@@ -42,14 +41,12 @@ class Control:
     Args:
         now, sleep: the clock.
         on_ready: called when the policy has made a first plan, which is thrown away.
-        executor: of requests to the policy; a thread by default.
     """
 
     def __init__(
-        self, setup: Setup, planner: Planner, limits: SafetyLimits, settings: LoopSettings,
+        self, setup: Setup, planner: RemotePlanner, limits: SafetyLimits, settings: LoopSettings,
         recorder: EpisodeRecorder | None = None, now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep, on_ready: Callable[[], None] = lambda: None,
-        executor: Executor | None = None,
     ) -> None:  # fmt: skip
         arm = self.arm = setup.arm
         self.settings, self._recorder, self._now, self._sleep = settings, recorder, now, sleep
@@ -61,11 +58,10 @@ class Control:
         self.statistics.clipped = self.safety.clipped
         policy, lead = planner.description, settings.lead + settings.latency
         step = settings.step_of(policy)
-        self._commanded: tuple[np.ndarray, float] = (np.eye(4), 0.0)
         self.observer = Observer(policy, setup.cameras, step, now, partial(self._record, "frame"))
         self.chunks = Chunks(policy, step, settings.blend, lead, self.statistics.counts)
-        sources = planner, self.observer, self.chunks, settings, self.statistics, lambda: self._commanded, now
-        self.planning = Planning(*sources, partial(self._record, "plan"), on_ready, executor)
+        sources = planner, self.observer, self.chunks, settings, self.statistics, lambda: self.safety.commanded, now
+        self.planning = Planning(*sources, partial(self._record, "plan"), on_ready)
         self.phase = Phase.READY
         self.stop: Stop | None = None  # the last one, while nobody has resumed
         self.state: ArmState | None = None
@@ -147,12 +143,9 @@ class Control:
             return False
         if self.phase is Phase.RELEASED:
             self.arm.stop()  # take hold
-        self.observer.forget_states()
-        self.observer.add_state(self.state)
+        self.observer.begin(self.state)
         if self._began is None:
             self._began = now
-            self.observer.begin(self.state.pose)
-        self._commanded = self.safety.commanded
         self.stop, self.phase = None, Phase.RUNNING
         self.planning.begin()
         self._note("start", "started")
@@ -160,7 +153,6 @@ class Control:
         return True
 
     def _answer(self, asked: str) -> None:
-        """A request of the operator, or of a signal."""
         moving = self.phase in (Phase.RUNNING, Phase.BRAKING)
         if asked == "gone":
             self._alone = True
@@ -232,7 +224,7 @@ class Control:
 
     def _follow(self, when: float, ticks: int) -> None:
         trajectory = self.chunks.trajectory
-        target = self._commanded if trajectory is None else trajectory.at(when + self.settings.latency)
+        target = self.safety.commanded if trajectory is None else trajectory.at(when + self.settings.latency)
         try:
             self._send(when, *self.safety.follow(*target, self.state.pose, ticks))
         except SafetyStop as stop:
@@ -253,7 +245,6 @@ class Control:
         except RobotError as error:
             self._hold(Stop(Reason.ARM_ERROR, str(error)))
             return
-        self._commanded = pose, gripper
         self._record("command", command, self._now())
 
     def _stop(self, stop: Stop) -> None:

@@ -67,7 +67,6 @@ class Observer:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to look at the cameras."""
         for number in range(len(self._cameras)):
             thread = threading.Thread(target=self._watch, args=(number,), name=f"frames {number}", daemon=True)
             thread.start()
@@ -78,17 +77,16 @@ class Observer:
         for thread in self._threads:
             thread.join()
 
-    def begin(self, pose: np.ndarray) -> None:
-        """An episode begins with the end effector here."""
-        self._start = pose.copy()
+    def begin(self, state: ArmState) -> None:
+        """An episode begins, or goes on, in this state; those before it are forgotten: they may be of a faulty arm."""
+        if self._start is None:
+            self._start = state.pose.copy()
+        with self._lock:
+            self._states.clear()
+        self.add_state(state)
 
     def add_state(self, state: ArmState) -> None:
         self._append(self._states, state)
-
-    def forget_states(self) -> None:
-        """After the arm could not be trusted."""
-        with self._lock:
-            self._states.clear()
 
     def look(self, number: int) -> None:
         """Take a camera's newest frame in."""

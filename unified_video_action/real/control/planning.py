@@ -13,7 +13,8 @@ from unified_video_action.real.control.chunks import BadPlan, Chunks, read_chunk
 from unified_video_action.real.control.observer import Observer
 from unified_video_action.real.control.timing import Statistics
 from unified_video_action.real.control.watchdog import LoopSettings, Reason, Stop
-from unified_video_action.real.planner import Planner, PlannerError
+from unified_video_action.real.planner import PlannerError
+from unified_video_action.real.serving.client import RemotePlanner
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,9 @@ class Planning:
     """
 
     def __init__(
-        self, planner: Planner, observer: Observer, chunks: Chunks, settings: LoopSettings, statistics: Statistics,
-        commanded: Callable[[], tuple[np.ndarray, float]], now: Callable[[], float],
+        self, planner: RemotePlanner, observer: Observer, chunks: Chunks, settings: LoopSettings,
+        statistics: Statistics, commanded: Callable[[], tuple[np.ndarray, float]], now: Callable[[], float],
         on_plan: Callable[[float, float, np.ndarray], None], on_ready: Callable[[], None],
-        executor: Executor | None = None,
     ) -> None:  # fmt: skip
         self.planner, self.observer, self.chunks, self.statistics = planner, observer, chunks, statistics
         self.text: str | None = None  # the instruction
@@ -52,12 +52,11 @@ class Planning:
         self._reset_for: object | None = None
         self._took: deque[float] = deque([self._every], maxlen=RECENT_PLANS)
         self._due = -np.inf
-        self._executor = executor or ThreadPoolExecutor(1, "planning")
+        self.executor: Executor = ThreadPoolExecutor(1, "planning")  # of requests to the policy
         self._future: Future | None = None
 
     @property
     def waiting(self) -> bool:
-        """For an answer."""
         return self._future is not None and not self._future.done()
 
     def begin(self) -> None:
@@ -73,7 +72,7 @@ class Planning:
         self.pause()
         if self._future is not None:
             wait([self._future], PATIENCE)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self.executor.shutdown(wait=False, cancel_futures=True)
 
     def tick(self) -> None:
         """Start the next request if it is due."""
@@ -88,7 +87,7 @@ class Planning:
         else:
             return
         self._due = self._now() + every
-        self._future = self._executor.submit(job, self._stretch)
+        self._future = self.executor.submit(job, self._stretch)
 
     def _warm_up(self, _: object) -> None:
         """Have a first plan made and throw it away, if there is an observation yet."""

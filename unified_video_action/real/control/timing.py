@@ -69,7 +69,6 @@ class Statistics:
         return found | {"counts": counts, "clipped": clipped, "stops": self.stops}
 
     def write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.summary(), indent=1) + "\n")
 
     def lines(self) -> list[str]:

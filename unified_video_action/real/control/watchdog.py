@@ -19,8 +19,6 @@ NOISE = 0.02  # metres, and radians, on top, for times that are not exact, too
 
 
 class Phase(Enum):
-    """Of a run."""
-
     READY = "ready"
     RUNNING = "running"
     BRAKING = "braking"
@@ -58,8 +56,6 @@ class Reason(Enum):
 
 @dataclass(frozen=True)
 class Stop:
-    """One stop."""
-
     reason: Reason
     detail: str = ""
 

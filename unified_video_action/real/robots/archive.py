@@ -116,10 +116,7 @@ def _rows(
     recorded: dict[str, np.ndarray], frames: dict[int, np.ndarray], about: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Training's arrays but the frames, and when the frame of each row was taken (N,)."""
-    times, poses, grippers = (recorded[f"state_{name}"] for name in ("time", "pose", "gripper"))
-    order = np.unique(times, return_index=True)[1]
-    order = order[np.isfinite(poses[order]).all((1, 2)) & np.isfinite(times[order] + grippers[order])]
-    times, poses, grippers = times[order], poses[order], grippers[order]
+    times, poses, grippers = curves(recorded, "state")
     at = np.zeros(0)
     if len(frames) == about["cameras"] and len(times) > 1:
         shown = frames[0][(frames[0] >= times[0]) & (frames[0] <= times[-1])]
@@ -154,6 +151,14 @@ def _write_frames(
             root.create_array(name, shape=(len(rows), *shape), chunks=(1, *shape), dtype=np.uint8, compressors=codec)
         for row in np.flatnonzero(chosen[camera] == numbers[camera]):
             sync(root.store.set(f"{name}/{row}.0.0.0", cpu.Buffer.from_bytes(encoded)))
+
+
+def curves(arrays: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rising times (n,), poses (n, 4, 4) and gripper widths (n,) of states or commands; without what is not finite."""
+    times, poses, grippers = (arrays[f"{kind}_{name}"] for name in ("time", "pose", "gripper"))
+    order = np.unique(times, return_index=True)[1]
+    order = order[np.isfinite(poses[order]).all((1, 2)) & np.isfinite(times[order] + grippers[order])]
+    return times[order], poses[order], grippers[order]
 
 
 def _nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 AXES = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])  # UMI's of the end effector, in the maker's
 STALE = 0.1  # seconds after which a state is not an answer
 SYNC = 1.0  # seconds between two measurements of the clocks' difference
-SYNC_TRIES = 5
 SOON = 0.004  # seconds: two periods of the SDK's loop; a target that is nearer is refused by it
 ENGAGE = 0.06  # seconds from the order to stay where the arm is until its motors take hold
 LOOSE = 0.1  # share of the usual damping with which the arm can be moved by hand
@@ -183,7 +182,7 @@ class Arx5Arm(Arm):
         if now - self._synced < SYNC:
             return
         asked = []
-        for _ in range(SYNC_TRIES):
+        for _ in range(5):
             before = time.monotonic()
             theirs = self._controller.get_timestamp()
             after = time.monotonic()

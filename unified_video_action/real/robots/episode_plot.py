@@ -11,31 +11,30 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial.transform import Rotation
 
-from unified_video_action.real.robots.archive import Recording
+from unified_video_action.real.robots.archive import Recording, curves
 
 COMMANDED, MEASURED, CLIP, STOP = "#2f6fde", "#e8762b", "#d9a400", "#d3322f"
 LEAST = {"metres": 0.02, "degrees": 2.0, "mm": 4.0, "ms": 20.0}  # that an axis spans, so that noise looks like noise
 STOPS = ("stop", "error")  # kinds of events that end something
-MOST_EVENTS = 12  # named below a plot
 
 
 def plot_poses(recording: Recording) -> Figure:
     """Position, rotation and gripper width over time, commanded and measured, their distance, and the plans' delay."""
     arrays = recording.arrays
-    curves = {colour: _curves(arrays, kind) for kind, colour in (("command", COMMANDED), ("state", MEASURED))}
-    curves = {colour: curve for colour, curve in curves.items() if len(curve[0])}
+    drawn = {colour: curves(arrays, kind) for kind, colour in (("command", COMMANDED), ("state", MEASURED))}
+    drawn = {colour: curve for colour, curve in drawn.items() if len(curve[0])}
     figure = Figure((13, 16))
     figure.subplots_adjust(0.06, 0.03, 0.98, 0.93, hspace=0.25)
     axes = figure.subplots(5, 2, sharex=True)
-    for colour, (times, poses, grippers) in curves.items():
-        first = list(curves.values())[-1][1][0, :3, :3]  # rotations are seen from the first measured one
+    for colour, (times, poses, grippers) in drawn.items():
+        first = list(drawn.values())[-1][1][0, :3, :3]  # rotations are seen from the first measured one
         turns = Rotation.from_matrix(poses[:, :3, :3] @ first.T).as_rotvec(degrees=True)
         for row in range(3):
             axes[row, 0].plot(times, poses[:, row, 3], color=colour)
             axes[row, 1].plot(times, turns[:, row], color=colour)
         axes[3, 0].plot(times, 1000 * grippers, color=colour)
-    if len(curves) == 2:
-        (commanded, targets, _), (measured, poses, _) = curves.values()
+    if len(drawn) == 2:
+        (commanded, targets, _), (measured, poses, _) = drawn.values()
         inside = (measured >= commanded[0]) & (measured <= commanded[-1])
         there = np.stack([np.interp(measured[inside], commanded, targets[:, axis, 3]) for axis in range(3)], 1)
         axes[3, 1].plot(measured[inside], 1000 * np.linalg.norm(there - poses[inside, :3, 3], axis=1), color="black")
@@ -50,14 +49,6 @@ def plot_poses(recording: Recording) -> Figure:
     legend = "blue: commanded, orange: measured, yellow: clipped, red: stopped"
     figure.suptitle(f"{title}\n{legend}", parse_math=False)
     return figure
-
-
-def _curves(arrays: dict[str, np.ndarray], kind: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rising times (n,), finite poses (n, 4, 4) and gripper widths (n,)."""
-    times, poses, grippers = (arrays[f"{kind}_{name}"] for name in ("time", "pose", "gripper"))
-    order = np.unique(times, return_index=True)[1]
-    order = order[np.isfinite(poses[order]).all((1, 2))]
-    return times[order], poses[order], grippers[order]
 
 
 def _finish(panel: Axes, label: str, recording: Recording) -> None:
@@ -77,7 +68,7 @@ def _finish(panel: Axes, label: str, recording: Recording) -> None:
 def _list_events(panel: Axes, recording: Recording) -> None:
     panel.axis("off")
     others = [event for event in recording.events if event["kind"] != "clip"]
-    text = [f"{event['time']:7.2f} s  {event['kind']}: {event['text']}"[:90] for event in others[:MOST_EVENTS]]
+    text = [f"{event['time']:7.2f} s  {event['kind']}: {event['text']}"[:90] for event in others[:12]]
     if clips := len(recording.events) - len(others):
         text.append(f"clips: {clips}")
     panel.text(0, 1, "\n".join(text), va="top", fontsize=8, family="monospace", parse_math=False)

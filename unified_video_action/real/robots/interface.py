@@ -17,8 +17,6 @@ class RobotError(RuntimeError):
 
 @dataclass(frozen=True)
 class ArmState:
-    """A measured state."""
-
     time: float  # of the measurement: when it was read, less the driver's latency
     pose: np.ndarray
     gripper: float
@@ -48,8 +46,6 @@ class ArmLimits:
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture."""
-
     time: float  # at which light fell on the sensor: when it was received, less the camera's latency
     image: np.ndarray  # uint8 (H, W, 3) RGB
 

@@ -20,15 +20,8 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
-from unified_video_action.real.robots.archive import (
-    ABOUT,
-    CODECS,
-    ENDING,
-    RECORDS,
-    UNFINISHED,
-    finish_recording,
-    lock,
-)
+from unified_video_action.real.robots import archive
+from unified_video_action.real.robots.archive import CODECS, ENDING
 from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
 
 log = logging.getLogger(__name__)
@@ -42,7 +35,7 @@ LOOK, SAFE = 0.02, 0.5  # seconds between two looks at what is waiting, and unti
 class EpisodeRecorder:
     """Records one episode; a context that ends the recording whatever happens.
 
-    Every method but `finish` returns at once, from any thread. Nobody may change an array after handing it over.
+    Every method returns at once, from any thread. Nobody may change an array after handing it over.
 
     Args:
         output: the archive, NAME.zarr.zip; neither it nor NAME.recording exists yet.
@@ -66,7 +59,7 @@ class EpisodeRecorder:
             raise ValueError(f"{output}: an episode's archive ends in {ENDING}")
         if codec not in CODECS or not rate > 0:
             raise ValueError(f"codec={codec!r}, rate={rate}: expected {' or '.join(CODECS)}, and a positive rate")
-        self.folder = self.output.with_name(self.output.name.removesuffix(ENDING) + UNFINISHED)
+        self.folder = self.output.with_name(self.output.name.removesuffix(ENDING) + archive.UNFINISHED)
         if taken := [path for path in (self.output, self.folder) if path.exists()]:
             raise FileExistsError(f"{taken[0]} exists already; an episode is never recorded over another")
         self.lost: Counter[str] = Counter()  # frames, rows: how many did not fit
@@ -81,16 +74,30 @@ class EpisodeRecorder:
 
     def __enter__(self) -> EpisodeRecorder:
         self.folder.mkdir(parents=True)
-        self._lock = lock(self.folder)
-        (self.folder / ABOUT).write_text(json.dumps(self._about))
+        self._lock = archive.lock(self.folder)
+        (self.folder / archive.ABOUT).write_text(json.dumps(self._about))
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        """Write what is waiting, then the archive, unless the disk failed."""
         if error is not None:
             self.event(time.monotonic(), "error", f"{type(error).__name__}: {error}")
-        self.finish()
+        if self.lost:
+            lost = json.dumps(self.lost)
+            log.warning("%s: not recorded, because the disk or this computer is too slow: %s", self.output, lost)
+            self.event(time.monotonic(), "lost", lost)
+        self._ending.set()
+        self._thread.join()
+        self._lock.close()
+        if self._failure is not None:
+            log.error("%s: the recording broke off: %s; what is there can be finished", self.folder, self._failure)
+            return
+        try:
+            archive.finish_recording(self.folder)
+        except OSError as error:  # of a full disk, say; whatever else goes on must not end with it
+            log.error("%s: no archive can be written: %s; the folder is left, and can be finished", self.folder, error)
 
     def frame(self, camera: int, frame: Frame) -> None:
         """A frame of a camera; the same one again is passed over."""
@@ -113,26 +120,6 @@ class EpisodeRecorder:
         """What is worth a mark in the plot: a stop ("stop"), a command that was altered ("clip"), ..."""
         self._keep_row("event", time, kind, text)
 
-    def finish(self) -> Path | None:
-        """Write what is waiting, then the archive; returns its path. None: the disk failed, or it was called before."""
-        if self._ending.is_set():
-            return None
-        if self.lost:
-            lost = json.dumps(self.lost)
-            log.warning("%s: not recorded, because the disk or this computer is too slow: %s", self.output, lost)
-            self.event(time.monotonic(), "lost", lost)
-        self._ending.set()
-        self._thread.join()
-        self._lock.close()
-        if self._failure is not None:
-            log.error("%s: the recording broke off: %s; what is there can be finished", self.folder, self._failure)
-            return None
-        try:
-            return finish_recording(self.folder)
-        except OSError as error:  # of a full disk, say; whatever else goes on must not end with it
-            log.error("%s: no archive can be written: %s; the folder is left, and can be finished", self.folder, error)
-            return None
-
     def _keep_row(self, *row: Any) -> None:
         self._keep(self._rows, row, ROWS_WAITING, "rows")
 
@@ -147,7 +134,7 @@ class EpisodeRecorder:
     def _work(self) -> None:
         """The thread that writes."""
         try:
-            with open(self.folder / RECORDS, "ab") as file:
+            with open(self.folder / archive.RECORDS, "ab") as file:
                 self._write(file)
         except Exception as error:  # a full disk, say: reported at the end, the arm goes on
             self._failure = error

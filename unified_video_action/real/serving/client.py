@@ -29,7 +29,7 @@ from websockets.sync.client import ClientConnection, connect
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.inference.continuation import Continuation
 from unified_video_action.messages import shown
-from unified_video_action.real.planner import Planner, PlannerError, PolicyDescription
+from unified_video_action.real.planner import PlannerError, PolicyDescription
 from unified_video_action.real.serving.access import SCHEME, VARIABLE
 
 log = logging.getLogger(__name__)
@@ -38,12 +38,11 @@ RESET_SECONDS = 60.0  # for an episode to begin: a new instruction may need an e
 RETRY_SECONDS = 0.1  # between two tries to connect
 SEND_SECONDS = 5.0  # for a network that takes nothing any more
 CLOSE_SECONDS = 0.3  # for the server to hear that the planner closes, so that another may have its slot at once
-MOST_NOTES = 10  # of an answer that are logged
 KILL_SECONDS = 45.0  # for a server to end by itself
 ANOTHER = "is it the server of another project?"
 
 
-class RemotePlanner(Planner):
+class RemotePlanner:
     """A slot in a policy server. Any thread may call; calls follow one another.
 
     Where the connection was lost, or closed by an error, the next call makes another and gives it the episode's seed
@@ -56,7 +55,8 @@ class RemotePlanner(Planner):
         plan_seconds: for an answer, but that of `reset`, which has a minute.
 
     Raises:
-        PlannerError: no such server answers in time.
+        PlannerError: no such server answers in time; by the other methods, too, where there is no plan. Each may be
+            tried again.
     """
 
     def __init__(
@@ -73,12 +73,21 @@ class RemotePlanner(Planner):
             self.description = self._connect(connect_seconds)
 
     def reset(self, seed: int = 0, text: str | None = None) -> None:
+        """Start an episode."""
         with self._lock:
             self._episode = {"reset": True, "seed": seed} | ({} if text is None else {"prompt": text})
             self._ask(self._episode, RESET_SECONDS)
             self._knows_episode = True
 
     def plan(self, observation: Mapping[str, np.ndarray], going_on: Continuation | None = None) -> np.ndarray:
+        """Plan from a history.
+
+        Args:
+            observation: for every entry of the description (steps, *shape): uint8 frames, float32 states.
+
+        Returns:
+            (A, D) float32 in the data's units, the first for `horizon.action_offset` steps after the newest frame.
+        """
         request: dict[str, Any] = dict(observation)
         if going_on is not None:
             request |= {"prefix": going_on.actions, "prefix_weights": going_on.weights}
@@ -94,7 +103,7 @@ class RemotePlanner(Planner):
         shape = self.description.horizon.actions, self.description.action_dim
         if not isinstance(actions, np.ndarray) or actions.shape != shape or not np.isfinite(actions).all():
             raise PlannerError(f"{self.endpoint}: an answer without {shape[0]} actions of {shape[1]} finite numbers")
-        for note in list(answer.get("server_notes", []))[:MOST_NOTES]:
+        for note in list(answer.get("server_notes", []))[:10]:
             log.warning("%s: %s", self.endpoint, shown(note, 300))
         return actions.astype(np.float32)
 

@@ -38,8 +38,6 @@ def _stopping() -> Refused:
 
 @dataclass(frozen=True)
 class Plan:
-    """One answer."""
-
     actions: np.ndarray  # (A, D) float32
     infer_ms: float  # encoding and planning
     wait_ms: float  # for other clients' plans
@@ -72,7 +70,7 @@ class Client:
         text = self._core.instruction if text is None else text
         if spec.description.follows_text and text is None:
             raise Refused(BAD_REQUEST, "text: this policy follows instructions; send one, or serve with --task TEXT")
-        return self._core.submit(self, lambda _: self._core.reset(self, seed, text))
+        return self._core.submit(self, lambda: self._core.reset(self, seed, text))
 
     def plan(self, observation: Any, prefix: Any = None, weights: Any = None) -> Future[Plan]:
         """Plan from a whole history.
@@ -90,7 +88,8 @@ class Client:
             self.note(f"range of {name}", text)
         if not self.has_episode:
             raise Refused(NO_EPISODE, f"{self.name} has no episode here: reset first")
-        return self._core.submit(self, lambda asked: self._core.plan(self, checked, kept, asked))
+        asked = time.monotonic()
+        return self._core.submit(self, lambda: self._core.plan(self, checked, kept, asked))
 
     def note(self, about: str, text: str) -> None:
         """Warn in the log and in the next answer; once about each thing."""
@@ -150,7 +149,6 @@ class Core:
 
     @property
     def alive(self) -> bool:
-        """Whether the inference thread runs."""
         return self._thread.is_alive()
 
     def open(self, name: str) -> Client:
@@ -176,13 +174,13 @@ class Core:
             self._clients.remove(client)
         log.info("%s left after %d plans", client.name, client.plans)
 
-    def submit(self, client: Client, work: Callable[[float], Any]) -> Future:
-        """Have `work(time at which it was asked for)` done in the inference thread, first come, first served."""
-        now, future = time.monotonic(), Future()
+    def submit(self, client: Client, work: Callable[[], Any]) -> Future:
+        """Have work done in the inference thread, first come, first served."""
+        future: Future = Future()
         with self._lock:
             if self._stopping:
                 raise _stopping()
-            self._jobs.put((lambda: work(now), client, future))
+            self._jobs.put((work, client, future))
         return future
 
     # -- in the inference thread ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Frames and states as clients send them, made into the histories that a policy was trained on."""
+"""Frames and states as clients send them, made into the histories that a policy was trained on, and at which rate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from unified_video_action.spec import Horizon
 
 SMALLEST, LARGEST = 16, 512  # pixels of a side that is resized
 ROUNDING = 1e-3  # by which a float frame may leave [0, 1]
+TOLERANCE = 1.25  # by which a control step may be longer or shorter than one of the training data
+INTERVALS = 10  # between requests, whose median counts
 
 
 def as_trained(name: str, frames: Any, entry: ObservationEntry, resize: bool) -> np.ndarray:
@@ -68,13 +70,11 @@ def _bytes(name: str, frames: np.ndarray, wanted: str) -> np.ndarray:
         raise bad(name, kind(frames), wanted)
     made = np.empty(frames.shape, np.uint8)
     for one, into in zip(frames.reshape(-1, *frames.shape[-3:]), made.reshape(-1, *frames.shape[-3:])):
-        cv2.merge([_scaled(one[..., colour]) for colour in range(3)], into)  # several times as fast as a copy by NumPy
+        colours = [one[..., colour] for colour in range(3)]
+        if one.dtype != np.uint8:
+            colours = [cv2.convertScaleAbs(each, alpha=255.0) for each in colours]
+        cv2.merge(colours, into)  # several times as fast as a copy by NumPy
     return made
-
-
-def _scaled(plane: np.ndarray) -> np.ndarray:
-    """One colour (h, w) as uint8."""
-    return plane if plane.dtype == np.uint8 else cv2.convertScaleAbs(plane, alpha=255.0)
 
 
 class Window:
@@ -134,3 +134,55 @@ def histories(observation: Mapping[str, np.ndarray], frames: int) -> list[dict[s
         {name: values[max(len(values) - frames + index, 0)] for name, values in observation.items()}
         for index in range(frames)
     ]
+
+
+class RateWatch:
+    """Measures control steps by the clock.
+
+    A robot may rest while it waits for a plan, or go on: a step lasts at least the time from an answer to the next
+    request, and at most the time from one request to the next, by the number of steps between them.
+
+    Args:
+        step_seconds: of the training data; None: not known, and nothing is measured.
+    """
+
+    def __init__(self, step_seconds: float | None) -> None:
+        self._trained = step_seconds
+        self._intervals: deque[tuple[float, float]] = deque(maxlen=INTERVALS)  # shortest and longest step, seconds
+        self._asked = self._answered = 0.0
+
+    def clear(self) -> None:
+        """An episode begins."""
+        self._intervals.clear()
+        self._asked = 0.0
+
+    def asked(self, now: float, steps: int) -> str | None:
+        """A request came, that many control steps after the one before (0: not known); what to note, if anything.
+
+        Args:
+            now: seconds of a steady clock.
+        """
+        if self._asked and self._trained is not None and steps:
+            self._intervals.append(((now - self._answered) / steps, (now - self._asked) / steps))
+        self._asked = self._answered = now
+        if len(self._intervals) < INTERVALS:
+            return None
+        shortest, longest = np.median(np.array(self._intervals), axis=0)
+        return self.judge(shortest, "no more than ", fast=False) or self.judge(longest, "no less than ", slow=False)
+
+    def answered(self, now: float) -> None:
+        self._answered = now
+
+    def judge(self, seconds: float, bound: str = "", slow: bool = True, fast: bool = True) -> str | None:
+        """What is to be noted about control steps of that length, if anything."""
+        if self._trained is None or not seconds > 0:
+            return None
+        ratio = seconds / self._trained
+        if not (slow and ratio > TOLERANCE) and not (fast and ratio < 1 / TOLERANCE):
+            return None
+        times = f"stretched {ratio:.3g} times" if ratio > 1 else f"squeezed to {ratio:.2g} of their length"
+        rate = f"{1 / self._trained:.3g} Hz"
+        return (
+            f"control steps come at {bound}{1 / seconds:.3g} Hz, those of the training data at {rate}: history and "
+            f"actions are {times}; run the client at {rate}"
+        )

@@ -81,15 +81,15 @@ def describe(folder: Path) -> PolicyDescription:
         raise ValueError(f"task.step_seconds={seconds!r}: expected seconds between two steps, such as 0.05")
     entries = {camera.name: ObservationEntry("rgb", (*camera.size, 3), spec.horizon.history) for camera in spec.cameras}
     entries |= {name: ObservationEntry("low_dim", (width,), spec.state_steps) for name, width in spec.states.items()}
-    node, end_effector = task.get("end_effector"), None
-    if node is not None:
+    end_effector = None
+    if (node := task.get("end_effector")) is not None:
         end_effector = build_dataclass(EndEffectorSpec, node, "task.end_effector")
-    if end_effector is not None and (strangers := end_effector.states.keys() - entries.keys()):
-        raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
-    if end_effector is not None and spec.action_dim != POSE_ACTION:
-        raise ValueError(
-            f"task.end_effector: actions of {spec.action_dim} numbers are not poses, which have {POSE_ACTION}"
-        )
+        if strangers := end_effector.states.keys() - entries.keys():
+            raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
+        if spec.action_dim != POSE_ACTION:
+            raise ValueError(
+                f"task.end_effector: actions of {spec.action_dim} numbers are not poses, which have {POSE_ACTION}"
+            )
     return PolicyDescription(
         name=str(config.get("name") or folder.resolve().name),
         observations=entries,

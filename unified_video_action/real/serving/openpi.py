@@ -39,15 +39,21 @@ from unified_video_action.compat.openpi_messages import PROMPT, observations, pa
 from unified_video_action.messages import few
 from unified_video_action.real.serving.access import LimitedConnection, Limiter, has_key
 from unified_video_action.real.serving.core import Client, Core, open_soon
-from unified_video_action.real.serving.histories import LARGEST, Window, as_trained, pixels
-from unified_video_action.real.serving.rate import RateWatch
-from unified_video_action.real.serving.requests import BAD_REQUEST, BUSY, OVERHEAD, POLICY_FAILED, Refused, bad, kind
+from unified_video_action.real.serving.histories import LARGEST, RateWatch, Window, as_trained, pixels
+from unified_video_action.real.serving.requests import (
+    BAD_REQUEST,
+    BUSY,
+    CLEAR,
+    OVERHEAD,
+    POLICY_FAILED,
+    Refused,
+    bad,
+    kind,
+)
 
 log = logging.getLogger(__name__)
 STEP, RESET, SEED, PREFIX, WEIGHTS = "step", "reset", "seed", "prefix", "prefix_weights"
 PAUSE_SECONDS = 5.0  # between an answer and the next observation, after which that begins an episode
-STEPS = 2**31
-CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one is answered
 ERROR, TOO_BIG = 1011, 1009
 HANDSHAKE_SECONDS, CLOSE_SECONDS = 10.0, 2.0
 
@@ -74,7 +80,7 @@ class OpenpiHandler:
         begun = time.monotonic()
         message, found = self._read(data)
         step, reset = message.get(STEP), message.get(RESET, False)
-        if step is not None and not (isinstance(step, int | np.integer) and 0 <= step < STEPS):
+        if step is not None and not (isinstance(step, int | np.integer) and 0 <= step < 2**31):
             raise Refused(BAD_REQUEST, f"{STEP}: expected a whole number, of control steps since the episode began")
         if not isinstance(reset, bool | np.bool_):
             raise bad(RESET, kind(reset), "true or false")

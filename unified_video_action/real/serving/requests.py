@@ -20,7 +20,7 @@ STOPPING = "stopping"
 
 MOST_CHARACTERS = 1000  # of an error that is sent, and of an instruction
 OVERHEAD = 64 * 1024  # bytes of a message that are not arrays
-SEEDS = 2**63
+CLEAR = 4  # a message so many times as long as any good one ends its connection; a shorter one gets an answer
 FARTHEST = 1e6  # of a number of which nothing else is known
 KIND_RANGES = {"position": 10.0, "rotation_6d": 1.01, "rotation_6d_from_start": 1.01, "gripper": 1.0}  # metres; unit
 MARGIN = 2.0  # widths of the training data's range by which a state may leave it
@@ -107,14 +107,12 @@ class RequestSpec:
         self._kinds = description.end_effector.states if description.end_effector is not None else {}
         self._trained = {name: Units(*each) for name, each in (ranges or {}).items()}
 
-    def observation(self, given: Any) -> dict[str, np.ndarray]:
+    def observation(self, given: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """A whole history, entry -> (steps, *shape), uint8 frames and float32 states.
 
         Raises:
             Refused: with the field, what came and what was expected.
         """
-        if not isinstance(given, Mapping):
-            raise bad("observation", kind(given), "a map of names to arrays")
         if given.keys() != self.entries.keys():
             raise bad("observation", few(given), few(self.entries, 20))
         return {name: self._entry(name, given[name]) for name in self.entries}
@@ -170,7 +168,7 @@ class RequestSpec:
 
     def seed(self, given: Any) -> int:
         """Raises Refused for anything but a whole number of 63 bits."""
-        if type(given) is not int or not 0 <= given < SEEDS:
+        if type(given) is not int or not 0 <= given < 2**63:
             raise bad("seed", str(given)[:30] if type(given) is int else kind(given), "0 to 2**63 - 1")
         return given
 
@@ -179,24 +177,20 @@ class RequestSpec:
         shape, is_rgb = (entry.steps, *entry.shape), entry.kind == "rgb"
         fits = isinstance(value, np.ndarray) and (value.dtype == np.uint8 if is_rgb else value.dtype.kind == "f")
         if not fits or value.shape != shape:
-            wanted = (
-                "uint8 RGB frames (steps, height, width, 3)" if is_rgb else "floating point states (steps, numbers)"
-            )
+            wanted = "uint8 RGB frames" if is_rgb else "floating point numbers"
             raise bad(name, kind(value), f"{shape}, {wanted}, oldest first")
         if is_rgb:
             return value
         if not np.isfinite(value).all():
             raise bad(name, "numbers that are not finite", "numbers")
         trained = None if name in self._kinds else self._trained.get(name)
-        low, high, since = -FARTHEST, FARTHEST, ""
-        if name in self._kinds:
-            low, high = -KIND_RANGES[self._kinds[name]], KIND_RANGES[self._kinds[name]]
-        elif trained is not None:
+        high = np.full(entry.shape, KIND_RANGES[self._kinds[name]] if name in self._kinds else FARTHEST)
+        low, since = -high, ""
+        if trained is not None:
             margin = MARGIN * (trained.high - trained.low) + 1.0  # what did not vary in the data may do so on a robot
             low, high = trained.low - margin, trained.high + margin
         if (outside := _outside(value, low, high)) is not None:
             index, worst = outside
-            low, high = np.broadcast_to(low, entry.shape), np.broadcast_to(high, entry.shape)
             if trained is not None:
                 since = f", since the training data has {trained.low[index]:.6g} to {trained.high[index]:.6g}"
             wanted = f"{low[index]:.6g} to {high[index]:.6g}{since} (are the units right?)"
@@ -206,7 +200,7 @@ class RequestSpec:
         return value.astype(np.float32)
 
 
-def _outside(values: np.ndarray, low: np.ndarray | float, high: np.ndarray | float) -> tuple[int, float] | None:
+def _outside(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[int, float] | None:
     """Column and value of the first of (..., d) that is not between two bounds (d,); None: all are."""
     outside = (values < low) | (values > high)
     return (int(np.argwhere(outside)[0, -1]), float(values[outside][0])) if outside.any() else None

@@ -26,7 +26,8 @@ from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
-from unified_video_action.real.serving import openpi, umi_arx, zeromq
+from unified_video_action.files import written
+from unified_video_action.real.serving import openpi, umi_arx
 from unified_video_action.real.serving.access import VARIABLE, Limiter, check_port, read_key, resolve
 from unified_video_action.real.serving.core import Core
 from unified_video_action.untrusted import local_checkpoint
@@ -78,9 +79,8 @@ def start(args: argparse.Namespace) -> int:
     try:
         with load_core(args) as core, PolicyServer(core, args) as server:
             if args.ready_file:
-                part = args.ready_file.with_name(args.ready_file.name + ".part")
-                part.write_text(json.dumps({"ports": server.ports, "description": core.description.to_json()}))
-                part.replace(args.ready_file)  # at once, so that a reader sees all of it or nothing
+                with written(args.ready_file) as part:  # at once, so that a reader sees all of it or nothing
+                    part.write_text(json.dumps({"ports": server.ports, "description": core.description.to_json()}))
             log.info("serving %s; Ctrl-C ends", core.description.name)
             return _watch(server)
     except KeyboardInterrupt:  # before it served
@@ -143,7 +143,7 @@ class PolicyServer:
         args: the options of `eval_real.py serve`, which `check` found right.
 
     Raises:
-        ValueError: umi-arx's client could not use the checkpoint. OSError: a port is taken.
+        OSError: a port is taken.
     """
 
     def __init__(self, core: Core, args: argparse.Namespace) -> None:
@@ -155,8 +155,7 @@ class PolicyServer:
             "websocket": openpi.listen(core, address, args.port, limiter, key, args.queue, args.query_steps)
         }
         if args.allow_umi_pickle:
-            umi_arx.require_one_end_effector(core.description)
-            self._handlers["umi"] = zeromq.listen(core, LOOPBACK, args.umi_port, limiter)
+            self._handlers["umi"] = umi_arx.listen(core, LOOPBACK, args.umi_port, limiter)
             if args.umi_client_yaml:
                 args.umi_client_yaml.write_text(umi_arx.client_yaml(core.description))
                 log.info("umi-arx's client reads %s", args.umi_client_yaml)
