@@ -6,7 +6,7 @@ import pytest
 from unified_video_action.demos.pusht_planner import GoalDistance
 from unified_video_action.env.plan_score import Imagined
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import block_poses, coverage, distance, state_targets
+from unified_video_action.env.pusht.geometry import block_poses, coverage, distance, moved, state_targets
 from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.score import LOST, CoverageScore, FrameCoverageScore
 
@@ -67,10 +67,35 @@ def test_frames_are_scored_by_the_t_in_them() -> None:
     assert (FrameCoverageScore()(Imagined(NO_ACTIONS, frames=empty)) == LOST).all()
 
 
+def test_below_the_floor_plans_are_worth_the_same() -> None:
+    states = np.concatenate([future(pose, pose) for pose in ((300, 0, 0), (0, 0, 1), (10, 0, 0), (5, 0, 0))])
+    covers = CoverageScore("mean", shaping=0)(Imagined(NO_ACTIONS, states))
+    assert 0 == covers[0] < covers[1] < 0.7 < covers[2] < covers[3]  # the second one lies askew
+    floored = CoverageScore("mean", shaping=0, floor=0.7)(Imagined(NO_ACTIONS, states))
+    np.testing.assert_array_equal(floored, [0.7, 0.7, *covers[2:]])
+
+
+def test_motion_is_taken_from_the_states_and_the_place_from_the_newest_frame() -> None:
+    """A model that sees the T 12 px and 0.2 off knows a plan that brings it home, and one that leaves it."""
+    start, off = np.array([60.0, 60.0, 200, 230, 0.3]), np.array([0.0, 0.0, 8, -9, 0.2])
+    home = np.array([60.0, 60.0, *GOAL])
+    there, wrong = start[None, 2:], (start + off)[None, 2:]
+    np.testing.assert_allclose(moved(moved(home[None, 2:], there, wrong), wrong, there), home[None, 2:])
+    imagined = moved(home[None, 2:], there, wrong)  # where this model expects the T
+    states = state_targets(np.concatenate([np.tile([60.0, 60.0], (2, 1)), [imagined[0], wrong[0]]], axis=1))[:, None]
+    now = state_targets(np.tile(start + off, (2, 1)))
+    seen = Imagined(NO_ACTIONS[:2], states, now=now, newest=render_states(start[None]))
+    plain, corrected = (CoverageScore(shaping=0, correct=correct)(seen) for correct in (False, True))
+    assert plain[0] < 0.8 and corrected[0] > 0.97 and corrected[1] == pytest.approx(coverage(there, GOAL)[0], abs=0.03)
+    empty = Imagined(NO_ACTIONS[:2], states, now=now, newest=np.full((1, 96, 96, 3), 255, np.uint8))
+    np.testing.assert_array_equal(CoverageScore(shaping=0, correct=True)(empty), plain)  # no T is seen there
+
+
 def test_bad_input_is_named() -> None:
     for message, options in {
         "at must be the index of a future frame, best or mean, got 'first'": {"at": "first"},
         "shaping must be >= 0, got -1": {"shaping": -1},
+        "floor must be >= 0, got -0.5": {"floor": -0.5},
         "margin must be >= 0, got nan": {"margin": float("nan")},
         "goal must be 3 finite numbers": {"goal": (1, 2)},
     }.items():

@@ -73,6 +73,9 @@ def test_states_are_those_of_forward_dynamics(policy, observations) -> None:  # 
     for actions, states in zip(imagined.actions, imagined.states, strict=True):
         expected = policy.predict_states(inputs, torch.from_numpy(actions[None]))[0, 4:]
         np.testing.assert_allclose(states, expected, atol=1e-4)
+    now = policy.predict_states(inputs, torch.from_numpy(imagined.actions[:1]))[0, 3]
+    np.testing.assert_allclose(imagined.now[0], now, atol=1e-4)
+    np.testing.assert_array_equal(imagined.newest, observations[7]["image"][None])
     assert np.ptp(imagined.states, axis=0).max() > 1e-3 and imagined.frames is None
 
 

@@ -50,12 +50,14 @@ def test_it_says_what_the_server_refuses_and_can_be_asked_again() -> None:
         with pytest.raises(PlannerError, match="unheard of"):
             planner.reset(0, "unheard of")
         planner.reset(6, TEXT)
-        with pytest.raises(PlannerError, match=r"camera0_rgb: got uint8 \(3, "):
+        with pytest.raises(PlannerError, match=r"camera0_rgb: got uint8 \(3, ") as refused:
             planner.plan({name: value[:3] if value.dtype == np.uint8 else value for name, value in seen.items()})
+        assert refused.value.code == "bad_request"
         for failure, said in ((RuntimeError("broken"), "broken"), ("nan", "not finite")):
             session.failure = failure
-            with pytest.raises(PlannerError, match=said):
+            with pytest.raises(PlannerError, match=said) as failed:
                 planner.plan(seen)
+            assert failed.value.code == "policy_failed"  # so that the arm does not go on as after a lost connection
         session.failure = None
         assert planner.plan(seen).shape == (16, 10)
         assert session.resets == [(0, 6, TEXT)] * 4  # the episode begins again through each new connection

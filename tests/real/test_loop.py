@@ -17,14 +17,6 @@ from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reas
 from unified_video_action.real.planner import PlannerError
 
 
-class Answered(PlannerError):
-    """As the client's, when a server says why there is no plan."""
-
-    def __init__(self, code: str) -> None:
-        self.code = code
-        super().__init__(f"the server says {code}")
-
-
 @pytest.mark.parametrize("blend", ["latest", "ensemble", "continue"])
 def test_the_arm_follows_the_policy_in_time(blend: str) -> None:
     made = bench({"blend": blend})
@@ -151,8 +143,8 @@ def spoil(number: float, made: Bench) -> None:
 MEND = switch("planner", "error", None)
 FAULTS = {  # how something breaks, the stop, how soon, and how it is mended
     "policy fails": (switch("planner", "error", RuntimeError("broken")), Reason.POLICY_ERROR, 3.0, MEND),
-    "server says so": (switch("planner", "error", Answered("policy_failed")), Reason.POLICY_ERROR, 3.0, MEND),
-    "server is full": (switch("planner", "error", Answered("busy")), Reason.LOST_SERVER, 3.0, MEND),
+    "server says so": (switch("planner", "error", PlannerError("no", "policy_failed")), Reason.POLICY_ERROR, 3.0, MEND),
+    "server is full": (switch("planner", "error", PlannerError("no", "busy")), Reason.LOST_SERVER, 3.0, MEND),
     "server is lost": (switch("planner", "error", PlannerError("no answer")), Reason.LOST_SERVER, 3.0, MEND),
     "action nan": (partial(spoil, np.nan), Reason.NAN_ACTION, 3.0, partial(spoil, 0.0)),
     "action inf": (partial(spoil, -np.inf), Reason.NAN_ACTION, 3.0, partial(spoil, 0.0)),

@@ -13,6 +13,10 @@ class Imagined:
     actions: np.ndarray  # (n, A, D) in the data's units
     states: np.ndarray | None = None  # (n, F, K) future states, as the task's auxiliary targets
     frames: np.ndarray | None = None  # uint8 (n, F, 3, H, W) future frames of the main camera
+    now: np.ndarray | None = None  # (n, K) with `states`: the same targets as the model sees them in the newest frame
+    newest: np.ndarray | None = (
+        None  # uint8 (m, H, W, 3) that frame of each environment; n / m plans in a row are of it
+    )
 
 
 class PlanScore(ABC):

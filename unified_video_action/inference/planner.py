@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,7 +75,8 @@ class Planner:
 
         Args:
             observation: of the policy, `candidates` rows for each environment. chunks: (n*K, A, D), the plans.
-            episodes: one for each environment; frames are imagined from noise of its own, the same for all its plans.
+            episodes: of `policy`, one for each environment; frames are imagined from noise of its own, the same for
+                all its plans.
 
         Raises:
             ValueError: scores of another shape, or one that is not finite.
@@ -106,20 +108,23 @@ class Planner:
             tried = np.split(actions, len(episodes))
             states = self.simulate({each.slot: own for each, own in zip(episodes, tried, strict=True)})
             return Imagined(actions, np.concatenate([states[each.slot] for each in episodes]))
+        newest = [each.history((0,))[-1].observation[policy.task.camera_names[0]] for each in episodes]
         seeds = [int(torch.randint(2**62, (), generator=each.planning)) for each in episodes]
-        made: dict[str, list[np.ndarray]] = {kind: [] for kind in self.score.needs}
+        made: dict[str, list[np.ndarray]] = defaultdict(list)
         for first in range(0, len(chunks), MOST_ROWS):
             rows = slice(first, first + MOST_ROWS)
             part, own = chunks[rows], _each(observation, lambda value, rows=rows: value[rows])
             plans = range(first, first + len(part))
             noise = [torch.Generator().manual_seed(seeds[plan // self.candidates]) for plan in plans]
-            if "states" in made:
-                states = policy.predict_states(own, part, noise)[:, policy.task.horizon.history :]  # (b, F, K)
-                made["states"].append(states.cpu().numpy())
-            if "frames" in made:
+            if "states" in self.score.needs:
+                states, history = policy.predict_states(own, part, noise).cpu().numpy(), policy.task.horizon.history
+                made["states"].append(states[:, history:])  # (b, F, K)
+                made["now"].append(states[:, history - 1])
+            if "frames" in self.score.needs:
                 frames = policy.predict_forward_dynamics(own, part, noise, sampler)["frames"]
                 made["frames"].append(frames.cpu().numpy())
-        return Imagined(actions, **{kind: np.concatenate(parts) for kind, parts in made.items()})
+        imagined = {kind: np.concatenate(parts) for kind, parts in made.items()}
+        return Imagined(actions, newest=np.stack(newest), **imagined)
 
 
 def repeated(observation: Observation, times: int) -> dict:

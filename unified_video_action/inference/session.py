@@ -235,7 +235,7 @@ class PolicySession:
         own = episodes if world is self else [world._episode(episode.slot) for episode in episodes]
         seen = observation if world is self else world._observation(own)
         seen = repeated(seen, candidates)
-        scores = self.planner.scores(world.policy, seen, chunks, episodes, world.sampler)  # (n, K)
+        scores = self.planner.scores(world.policy, seen, chunks, own, world.sampler)  # (n, K)
         self.tried = (plans := chunks.unflatten(0, (-1, candidates))).cpu().numpy(), scores
         return plans[torch.arange(len(episodes)), torch.from_numpy(self.planner.choose(scores))]
 

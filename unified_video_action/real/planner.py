@@ -13,7 +13,12 @@ from unified_video_action.spec import Horizon
 
 
 class PlannerError(RuntimeError):
-    """No plan: the server is lost or busy, refused the request, or the policy failed. The message says which."""
+    """No plan: the server is lost or busy, refused the request, or the policy failed. The message says which, and
+    `code` is the server's code word for it, if it gave one."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,14 @@ def distance(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(centres - target).sum(axis=-1) + np.square(TURN_RADIUS * turn))
 
 
+def moved(poses: np.ndarray, start: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """`poses` (..., 3) with `other` for `start`: the centre of mass goes the same way from there and turns as much."""
+    centres, before, there = (_on_table(CENTRE_OF_MASS[None], each)[..., 0, :] for each in (poses, start, other))
+    angle = other[..., 2:] + poses[..., 2:] - start[..., 2:]
+    arm = _on_table(CENTRE_OF_MASS[None], np.concatenate([np.zeros_like(centres), angle], axis=-1))[..., 0, :]
+    return np.concatenate([there + centres - before - arm, angle], axis=-1)
+
+
 def _on_table(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
     """Points (m, 2) in the T's frame -> (..., m, 2) on the table for poses (..., 3)."""
     cos, sin = np.cos(poses[..., 2:]), np.sin(poses[..., 2:])  # (..., 1)

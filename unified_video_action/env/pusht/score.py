@@ -9,7 +9,7 @@ import numpy as np
 
 from unified_video_action.env.checking import checked_vector
 from unified_video_action.env.plan_score import Imagined, PlanScore
-from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses, coverage, distance
+from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses, coverage, distance, moved
 from unified_video_action.env.pusht.reader import PushTReader
 
 LOST = -10.0  # score of frames in which no T is found: below any other
@@ -25,7 +25,11 @@ class CoverageScore(PlanScore):
         at: which future frames count: an index (-1 is the last one), "best", the largest score over all, or "mean", the
             mean over all, which errs less where a model imagines the states.
         shaping: what a distance as long as the table costs; see `geometry.GoalDistance`.
+        floor: coverage up to which plans are worth the same. A T that lies wrong on the goal must leave it first, so
+            the policy's own plan is better there than the one that covers most.
         margin: by how much a plan must be better than the policy's own: a model's small differences are errors.
+        correct: take from predicted states how the T moves, and where it is from the newest frame, in which it is seen
+            more exactly. Where no T is seen there, states count as predicted.
         goal: x, y in table pixels and angle in radians.
 
     Raises:
@@ -38,25 +42,36 @@ class CoverageScore(PlanScore):
         self,
         at: int | Literal["best", "mean"] = -1,
         shaping: float = 10.0,
+        floor: float = 0.0,
         margin: float = 0.0,
+        correct: bool = False,
         goal: Sequence[float] = DEFAULT_GOAL,
     ) -> None:
         if at not in ("best", "mean") and not isinstance(at, int):
             raise ValueError(f"CoverageScore.at must be the index of a future frame, best or mean, got {at!r}")
-        for name, value in (("shaping", shaping), ("margin", margin)):
+        for name, value in (("shaping", shaping), ("floor", floor), ("margin", margin)):
             if not value >= 0:
                 raise ValueError(f"CoverageScore.{name} must be >= 0, got {value!r}")
-        self.at, self.shaping, self.margin = at, shaping, margin
+        self.at, self.shaping, self.floor, self.margin, self.correct = at, shaping, floor, margin, correct
         self.goal = checked_vector("CoverageScore.goal", goal, 3)
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
-        return self._joined(self.value(block_poses(self._counted(imagined.states))))
+        poses = block_poses(self._counted(imagined.states))  # (n, f, 3)
+        if self.correct and imagined.now is not None:  # a simulator's states are exact
+            read = PushTReader()(imagined.newest)
+            seen = np.where(read.one_block[:, None], read.state[:, 2:], np.nan)
+            seen = seen.repeat(len(poses) // len(seen), axis=0)[:, None]  # (n, 1, 3)
+            corrected = moved(poses, block_poses(imagined.now)[:, None], seen)
+            poses = np.where(np.isfinite(seen).all(axis=-1, keepdims=True), corrected, poses)
+        return self._joined(self.value(poses))
 
     def value(self, poses: np.ndarray) -> np.ndarray:
         """Score (...) of the T at poses (..., 3); NaN where a pose is not finite."""
         known = np.isfinite(poses).all(axis=-1)
         safe = np.where(known[..., None], poses, 0.0)
-        score = coverage(safe, self.goal) - self.shaping * distance(safe, self.goal) / TABLE_SIZE
+        score = (
+            np.maximum(coverage(safe, self.goal), self.floor) - self.shaping * distance(safe, self.goal) / TABLE_SIZE
+        )
         return np.where(known, score, np.nan)
 
     def _counted(self, future: np.ndarray) -> np.ndarray:

@@ -151,6 +151,6 @@ class Planning:
 def _blame(error: Exception) -> Reason:
     if isinstance(error, BadPlan):
         return Reason.NAN_ACTION
-    if isinstance(error, PlannerError) and getattr(error, "code", None) not in POLICYS_FAULT:
+    if isinstance(error, PlannerError) and error.code not in POLICYS_FAULT:
         return Reason.LOST_SERVER
     return Reason.POLICY_ERROR

@@ -180,6 +180,7 @@ class RemotePlanner:
 
     def _receive(self, connection: ClientConnection, seconds: float) -> dict[str, Any]:
         """One answer. Raises PlannerError, and drops the connection."""
+        code = None
         try:
             answer = connection.recv(timeout=seconds)
             if isinstance(answer, bytes):
@@ -188,7 +189,7 @@ class RemotePlanner:
                     return message
                 why = f"an answer that is not a map; {ANOTHER}"
             else:
-                why = shown(answer, 1000)  # an error, after which the server closes the connection
+                why, code = shown(answer, 1000), _code(connection)
         except TimeoutError:
             why = f"no answer within {seconds:g} s"
         except ConnectionClosed as error:
@@ -198,12 +199,23 @@ class RemotePlanner:
         except ValueError as error:
             why = f"{error}; {ANOTHER}"
         self._drop()
-        raise PlannerError(f"{self.endpoint}: {why}")
+        raise PlannerError(f"{self.endpoint}: {why}", code)
 
     def _drop(self) -> None:
         if (connection := self._connection) is not None:
             self._connection = None
             connection.close()
+
+
+def _code(connection: ClientConnection) -> str | None:
+    """The code word with which the server closes the connection after the text of an error."""
+    try:
+        connection.recv(timeout=CLOSE_SECONDS)
+    except ConnectionClosed as closed:
+        return closed.rcvd.reason if closed.rcvd else None
+    except TimeoutError:
+        pass
+    return None
 
 
 def start_server_process(
