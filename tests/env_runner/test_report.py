@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,33 +25,26 @@ from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
 
 
-class Checker(HTMLParser):
-    """Collects elements and complains about tags that do not match."""
+class Page(HTMLParser):
+    """Counts elements, keeps text and videos, and complains about tags that do not match."""
 
-    def __init__(self, page: Path) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict]] = []
-        self.text = ""
-        self.feed(page.read_text())
+        self.open, self.count, self.videos, self.text = [], Counter(), [], ""
+        self.feed(path.read_text())
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        self.handle_startendtag(tag, attributes)
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+        self.count[tag] += 1
+        self.open += [tag] * (tag != "meta")
+        if tag == "video":
+            self.videos.append(dict(attributes)["src"])
 
     def handle_endtag(self, tag):
         assert self.open and self.open.pop() == tag, f"</{tag}> does not match"
 
     def handle_data(self, data):
         self.text += data
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
 
 
 @pytest.fixture
@@ -98,26 +92,23 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     page = tmp_path / "report.html"
     write_report(page, results, "Toy <evaluation>", [RolloutVideo("best", 100, 0.9, video)], log, "What <videos> show.")
 
-    checker = Checker(page)
-    assert checker.count("script") == checker.count("link") == checker.count("iframe") == 0
-    assert not re.search(r"https?://", page.read_text())
-    (shown,) = [attributes for tag, attributes in checker.elements if tag == "video"]
-    kind, _, data = shown["src"].partition(",")
-    assert kind == "data:video/mp4;base64" and base64.b64decode(data) == video.read_bytes()
-    assert checker.count("svg") == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
-    assert checker.count("tr") == 1 + 9
+    shown = Page(page)
+    assert not shown.count.keys() & {"script", "link", "iframe"} and not re.search(r"https?://", page.read_text())
+    assert shown.videos == ["data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()]
+    assert shown.count["svg"] == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
+    assert shown.count["tr"] == 1 + 9
     for part in (
         *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
         *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
         *("What <videos> show.", "newest frame repeated"),
     ):
-        assert part in checker.text
-    assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in checker.text
+        assert part in shown.text
+    assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in shown.text
     write_report(page, results | {"config": {}}, "Toy", [], log)
     assert " against step, 2 curves" in page.read_text()
     write_report(page, results, "Toy")
-    plain = Checker(page)
-    assert (plain.count("video"), plain.count("svg"), "Training" in plain.text) == (0, 2, False)
+    plain = Page(page)
+    assert (plain.count["video"], plain.count["svg"], "Training" in plain.text) == (0, 2, False)
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):

@@ -49,7 +49,5 @@ def test_bad_plans_and_environments_stop_the_run():
     session.plan = lambda slots: np.full((1, 16, 1), np.nan)
     with pytest.raises(RuntimeError, match="not finite: seed 4, step 0"):
         run([4], 1, session)
-    with pytest.raises(ValueError, match="action_steps is 17, but the policy plans only 16"):
-        run([4], 1, action_steps=17)
     with pytest.raises(ValueError, match="info has no 'score'; it has is_success"):
         run([4], 1, env=toy.ForgetfulEnv)

@@ -5,14 +5,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToyPolicy, ToySession
 from unified_video_action.env_runner import runner as runner_module
-from unified_video_action.env_runner.preparation import build_runner
 from unified_video_action.env_runner.runner import EnvRunner
-from unified_video_action.instantiate import instantiate
 
 
 class LoggedSession(ToySession):
@@ -52,7 +49,10 @@ def test_without_an_output_folder_only_metrics_come_back(tmp_path: Path, monkeyp
     assert make(n_episodes=3, n_envs=3).run(policy, progress=False) == metrics
 
 
-def test_everything_is_written_and_a_crash_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_everything_is_written_and_a_crash_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """Also of a policy that imagines nothing."""
     output = tmp_path / "deep" / "out"
     with caplog.at_level(logging.WARNING):
         metrics = make().run(ToyPolicy(), output, videos=2, title="Toy", config={"seed": 1}, progress=False)
@@ -66,13 +66,10 @@ def test_everything_is_written_and_a_crash_is_reported(tmp_path: Path, caplog: p
     assert len(videos) == 2 and videos[0].startswith("best_seed_") and videos[1].startswith("worst_seed_")
     page = (output / "report.html").read_text()
     assert page.count("<video") == 2 and "exit status 3" in page
-
-
-def test_a_policy_without_imagination_is_shown_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(ToySession, "imagine")
     monkeypatch.setattr(ToyPolicy, "imagines", False)
-    make(n_episodes=1).run(ToyPolicy(), tmp_path, videos=3, progress=False)
-    assert [path.name for path in (tmp_path / "videos").iterdir()] == ["best_seed_10.mp4"]
+    make(n_episodes=1).run(ToyPolicy(), tmp_path / "alone", videos=3, progress=False)
+    assert [path.name for path in (tmp_path / "alone" / "videos").iterdir()] == ["best_seed_10.mp4"]
 
 
 def test_what_cannot_be_evaluated_is_refused():
@@ -81,20 +78,6 @@ def test_what_cannot_be_evaluated_is_refused():
     for name in ("n_episodes", "n_envs", "max_steps", "action_steps", "timeout_s"):
         with pytest.raises(ValueError, match=f"EnvRunner.{name} must be at least 1, got 0"):
             make(**{name: 0})
-
-
-def test_it_is_built_from_configuration():
-    env = {"_target_": "unified_video_action.env.pusht.env.PushTEnv", "image_size": 32}
-    runner = {"_target_": "unified_video_action.env_runner.runner.EnvRunner", "n_episodes": 2}
-    node = OmegaConf.create({"env": env, "env_runner": runner})
-    built = instantiate(node.env_runner, EnvRunner, "task.env_runner", env_config=node.env)
-    assert list(built.seeds) == [100000, 100001] and built.env_config == env and 1 <= built.n_envs <= 2
-    with pytest.raises(ValueError, match="env_runner.n_episode: EnvRunner has no such field"):
-        instantiate({**node.env_runner, "n_episode": 3}, EnvRunner, "env_runner", env_config=node.env)
-    task = {"env": env, "env_runner": runner, "reader": None}
-    assert build_runner({"task": task}).reader is None
-    reader = {"_target_": "unified_video_action.env.pusht.reader.PushTReader"}
-    assert build_runner({"task": task | {"reader": reader}}).reader.unit == "px"
 
 
 def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(

@@ -9,6 +9,8 @@ import torch
 class ToySession:
     """Stands in for `PolicySession`: walks towards the goal with noise from the episode's own generator."""
 
+    task = SimpleNamespace(horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)))
+
     def __init__(self, policy=None, slots=1, action_steps=None, sampler=None, precision="no", planner=None, world=None):
         self.plan_seconds = []
         self.generators, self.latest, self.seen = [None] * slots, [None] * slots, [0] * slots
@@ -32,8 +34,6 @@ class ToySession:
 class ToyPolicy(torch.nn.Module):
     """What a runner asks of a policy besides its session."""
 
-    task = SimpleNamespace(
-        horizon=SimpleNamespace(future_offsets=(4, 8, 12, 16)), camera_names=("image",), action_names=("walk (m)",)
-    )
+    task = SimpleNamespace(horizon=ToySession.task.horizon, camera_names=("image",), action_names=("walk (m)",))
     config = SimpleNamespace(plan_first=True)
     imagines = True

@@ -26,11 +26,6 @@ def test_ratios_are_paired_and_nan_does_not_count() -> None:
     other = 3 * under
     other[0, 0] = np.nan
     assert Bootstrap(GROUPS).ratio(other, under)["value"] == pytest.approx(3.0)
-
-
-def test_nothing_known_is_no_number() -> None:
-    nothing = {"value": None, "low": None, "high": None}
-    unknown = np.full((100, 2), np.nan)
-    bootstrap = Bootstrap(GROUPS)
+    nothing, unknown, bootstrap = dict.fromkeys(("value", "low", "high")), np.full((100, 2), np.nan), Bootstrap(GROUPS)
     assert bootstrap.mean(unknown) == bootstrap.median(unknown) == bootstrap.ratio(unknown, unknown) == nothing
     assert bootstrap.ratio(np.ones((100, 1)), np.zeros((100, 1))) == nothing

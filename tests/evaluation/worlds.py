@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
@@ -71,28 +69,23 @@ class Oracle:
     def decode(self, latents: Tensor) -> Tensor:
         return (latents * 255).round().to(torch.uint8)
 
-    def predict_action(self, obs: dict[str, Any], generator: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def predict_action(self, obs, generator):
         noise = torch.stack([torch.randn(2, generator=each) for each in generator])[:, None]
         step = torch.arange(1, 17)[None, :, None]
         return {"action_pred": obs["agent_pos"][:, -1:] + step * torch.tensor([6.0, 0.0]) + 3 * noise}
 
-    def predict_forward_dynamics(
-        self, obs: dict[str, Any], actions: Tensor, generator: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def predict_forward_dynamics(self, obs, actions, generator):
         now = self.reader(self.decode(obs["image"][:, -1]).movedim(1, -1).numpy())
         frames = self.reader.simulate(now.state, actions.numpy(), self.task.horizon.future_offsets, 96)
         return {"frames": torch.from_numpy(frames).movedim(-1, -3)}
 
-    def predict_action_and_video(self, obs: dict[str, Any], generator: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def predict_action_and_video(self, obs, generator):
         plan = self.predict_action(obs, generator)
         return plan | self.predict_forward_dynamics(obs, plan["action_pred"], generator)
 
-    def predict_video(self, obs: dict[str, Any], generator: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return self.predict_action_and_video(obs, generator)
+    predict_video = predict_action_and_video
 
-    def predict_inverse_dynamics(
-        self, obs: dict[str, Any], future: dict[str, Tensor], generator: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def predict_inverse_dynamics(self, obs, future, generator):
         seen = self.reader(self.decode(future["image"]).movedim(2, -1).numpy())
         way = torch.from_numpy(np.concatenate([obs["agent_pos"][:, -1:].numpy(), seen.agent], axis=1)).float()
         path = torch.nn.functional.interpolate(way.transpose(1, 2), 17, mode="linear", align_corners=True)
@@ -102,21 +95,15 @@ class Oracle:
 class Unconditional(Oracle):
     """Frames do not depend on actions, nor actions on frames."""
 
-    def predict_forward_dynamics(
-        self, obs: dict[str, Any], actions: Tensor, generator: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def predict_forward_dynamics(self, obs, actions, generator):
         return {"frames": self.decode(obs["image"][:, -1:]).repeat(1, 4, 1, 1, 1)}
 
-    def predict_inverse_dynamics(
-        self, obs: dict[str, Any], future: dict[str, Tensor], generator: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def predict_inverse_dynamics(self, obs, future, generator):
         return self.predict_action(obs, generator)
 
 
 class Blank(Oracle):
     """Imagines empty tables."""
 
-    def predict_forward_dynamics(
-        self, obs: dict[str, Any], actions: Tensor, generator: Sequence[torch.Generator]
-    ) -> dict[str, Tensor]:
+    def predict_forward_dynamics(self, obs, actions, generator):
         return {"frames": torch.full((len(actions), 4, 3, 96, 96), 255, dtype=torch.uint8)}

@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -17,8 +19,8 @@ from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 from unified_video_action.policy.base import BasePolicy, LossTerm, Share
 from unified_video_action.spec import Horizon, TaskSpec
 from unified_video_action.workspace import checkpoint
-from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
+from unified_video_action.workspace.process import build_accelerator
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import (
     EmaSettings,
@@ -165,6 +167,19 @@ def metrics(output_dir: Path) -> list[dict]:
 def weights(loop: TrainingLoop) -> dict[str, Tensor]:
     """Everything that training leaves: weights, their average, the optimiser's state."""
     return {f"{file}/{name}": value for file, group in loop.state.tensors().items() for name, value in group.items()}
+
+
+def agree_but_for_rounding(mine: Path, theirs: Path, rtol: float = 1e-3, atol: float = 1e-5) -> None:
+    """Two whole runs: losses and what is left at the end. Sums are taken in another order, hence the tolerance."""
+    for a, b in zip(metrics(mine), metrics(theirs), strict=True):
+        assert a.keys() == b.keys()
+        for name in ("train/loss", "train/video", "train/action", "train/gradient_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), a["step"]
+    for file in ("model.safetensors", "ema.safetensors", "trainer_state.safetensors"):
+        a, b = (load_file(folder / "checkpoints" / "latest" / file) for folder in (mine, theirs))
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            torch.testing.assert_close(b[name], value, rtol=rtol, atol=atol)
 
 
 def train(

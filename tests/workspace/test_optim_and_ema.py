@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unified_video_action.workspace.ema import Ema
-from unified_video_action.workspace.optim import build_optimizer, learning_rate_factor, parameter_groups
+from unified_video_action.workspace.optim import Ema, build_optimizer, learning_rate_factor, parameter_groups
 from unified_video_action.workspace.settings import EmaSettings, OptimizerSettings, ScheduleSettings
 
 

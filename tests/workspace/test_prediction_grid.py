@@ -29,10 +29,3 @@ def test_rows_and_chunks(tmp_path: Path) -> None:
     beside = grid[:, : LABELS + 4 * (96 + GAP)]
     red = (beside[..., 0] > 240) & (beside[..., 1] < 20) & (beside[..., 2] < 20)
     assert red.sum() > 2 * 150 and (beside[HEADING + 99 : HEADING + 297, LABELS + 40] == 200).any()
-
-
-def test_without_chunks_there_are_rows_alone(tmp_path: Path) -> None:
-    frames = torch.zeros(1, 4, 3, 64, 64, dtype=torch.uint8)
-    compose(tmp_path / "grid.png", frames, frames, {"imagined": frames}, torch.zeros(1, 4, dtype=torch.bool), {})
-    width, height = Image.open(tmp_path / "grid.png").size
-    assert width == LABELS + 8 * (128 + GAP) + GAP and height == HEADING + 2 * (128 + GAP) + 2 * GAP

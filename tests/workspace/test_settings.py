@@ -1,10 +1,17 @@
-"""Settings refuse what cannot be meant, and name it."""
+"""Settings refuse what cannot be meant, and name it; a folder has one training at a time."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
 from unified_video_action.instantiate import build_dataclass
-from unified_video_action.workspace.accelerator import build_accelerator, precision_on
+from unified_video_action.workspace.process import build_accelerator, locked, precision_on
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
+
+HOLD = "import sys, time; from pathlib import Path; from unified_video_action.workspace.process import locked\n"
+HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,16 @@ def test_automatic_precision_is_bf16_only_where_the_device_computes_in_it(monkey
     assert precision_on(device, "no") == "no" and not caplog.records
     assert precision_on(device, "bf16") == "bf16"
     assert ("only imitates it" in caplog.text) is not native
+
+
+def test_a_second_training_in_a_folder_is_refused_and_names_the_first(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=rf"output_dir={tmp_path}: process {other.pid} on .* trains there"):
+            with locked(tmp_path):
+                pass
+        other.kill()  # the lock of a process that was killed is free
+    with locked(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / ".training.owner").read_text()
+    with locked(tmp_path):  # and so is that of one that ended
+        pass

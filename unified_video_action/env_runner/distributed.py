@@ -9,6 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from unified_video_action.workspace.commands import cores
+
 
 @contextmanager
 def process_group() -> Iterator[bool]:
@@ -32,8 +34,7 @@ def rank_and_size() -> tuple[int, int]:
 
 def own_cores() -> int:
     """Cores of this machine for each of its processes, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def gather(mine: Sequence[Any]) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unified_video_action.env_runner.rollout import Episode, instruction_of
+from unified_video_action.env_runner.rollout import instruction_of
 from unified_video_action.env_runner.simulators import Observation
-from unified_video_action.env_runner.videos import Imagination, scaled, write_mp4
+from unified_video_action.env_runner.videos import Rollout, scaled, write_mp4
 from unified_video_action.files import written
 from unified_video_action.spec import TaskSpec
 
 FILES_IN_CHUNK = 1000
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """An episode, its observations (before the first step, and after each), and what was imagined meanwhile."""
-
-    episode: Episode
-    seen: Sequence[Observation]
-    imagined: Sequence[Imagination] = ()
 
 
 def cameras_of(observation: Observation) -> list[str]:

@@ -22,18 +22,13 @@ import numpy as np
 from scipy import stats
 
 from unified_video_action.env_runner.rollout import Episode
+from unified_video_action.files import ROOT, written
 
 log = logging.getLogger(__name__)
-DISTRIBUTION = "unified-video-action"
-PACKAGES = ["torch", "numpy", "gymnasium", "pymunk"]  # recorded when this package itself is not installed
 TASK_RATE = "/success_rate"  # ends the name of a task's own success rate
 LEVEL, RESAMPLES = 0.95, 10_000
-INTERVALS = {  # which intervals a summary has; results name them
-    "level": LEVEL,
-    "mean_score": f"percentile bootstrap over episodes, {RESAMPLES:,} resamples",
-    "mean_max": f"percentile bootstrap over episodes, {RESAMPLES:,} resamples",
-    "success_rate": "Wilson score",
-}
+BOOTSTRAP = f"percentile bootstrap over episodes, {RESAMPLES:,} resamples"
+INTERVALS = {"level": LEVEL, "mean_score": BOOTSTRAP, "mean_max": BOOTSTRAP, "success_rate": "Wilson score"}
 SETTINGS = "journal.json"  # what the episodes depend on
 EPISODES = "journal.{rank}.jsonl"  # a finished episode a line, of each process that evaluates
 
@@ -118,9 +113,9 @@ def describe_results(
 
 def versions() -> dict[str, str]:
     """Versions of Python, of the packages that decide a result, then of all else this package depends on."""
-    names = list(PACKAGES)
-    with suppress(PackageNotFoundError):
-        names += [re.match(r"[\w.-]+", line).group() for line in requires(DISTRIBUTION) or []]
+    names = ["torch", "numpy", "gymnasium", "pymunk"]
+    with suppress(PackageNotFoundError):  # this package itself, where it is not installed
+        names += [re.match(r"[\w.-]+", line).group() for line in requires("unified-video-action") or []]
     found = {"python": platform.python_version()}
     for name in dict.fromkeys(names):
         with suppress(PackageNotFoundError):  # an option that is not installed
@@ -130,17 +125,11 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the repository this package lies in, with "+changes" if files differ from it; None outside of one."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        options = {"capture_output": True, "text": True, "timeout": 10, "check": True}
-        return subprocess.run(["git", "-C", str(root), *arguments], **options).stdout.strip()
-
+    if not (ROOT / ".git").exists():
+        return None  # such as an installed copy inside somebody else's repository
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
     try:
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            return None  # an installed copy inside somebody else's repository
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -161,17 +150,12 @@ def machine() -> dict[str, str]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write strict JSON so that a crash leaves either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = json.dumps(data, indent=2, allow_nan=False)
     text = re.sub(r"\[[-+.\deE,\s]+\]", lambda numbers: " ".join(numbers.group().split()), text)  # one line per curve
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as part, part.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class Journal:

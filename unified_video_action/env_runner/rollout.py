@@ -94,7 +94,6 @@ def rollout(
 
     Raises:
         RuntimeError: the policy returned an action that is not finite.
-        ValueError: a plan is shorter than `action_steps`.
     """
     seeds = list(seeds)
     todo = deque(seeds)
@@ -132,8 +131,6 @@ def rollout(
             episode = running[slot]
             if not np.isfinite(plan).all():
                 raise RuntimeError(f"the policy's plan is not finite: seed {episode.seed}, step {episode.steps}")
-            if len(plan) < action_steps:
-                raise ValueError(f"action_steps is {action_steps}, but the policy plans only {len(plan)} actions")
             chunks[slot] = plan[: min(action_steps, max_steps - episode.steps)]  # (n, D)
         for slot, answer in envs.step(chunks).items():
             if isinstance(answer, Crash):

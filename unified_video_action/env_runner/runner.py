@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from unified_video_action.env.state_reader import StateReader
 from unified_video_action.env_runner import distributed
-from unified_video_action.env_runner.recordings import Rollout, write_lerobot, write_rerun
+from unified_video_action.env_runner.recordings import write_lerobot, write_rerun
 from unified_video_action.env_runner.results import Journal, describe_results, summarise, write_json
 from unified_video_action.env_runner.rollout import Episode, load_observations, rollout, save_observations
 from unified_video_action.env_runner.simulators import EnvProcesses, EnvSource, Observation
 from unified_video_action.env_runner.videos import (
+    Rollout,
     RolloutVideo,
     imagine_episode,
     pick_for_videos,
@@ -163,23 +164,29 @@ class EnvRunner:
                 again = [episode.seed for episode in shown if episode.seed in finished][rank::size]
                 # The earlier part of the run has seen them, this one has not.
                 repeated, _ = self._roll(session, again, recordings)
+
+                def stored(seed: int) -> list[Observation]:
+                    return load_observations(recordings / f"{seed}.npz")
+
                 own = [episode.seed for _, episode in chosen if episode.seed in (*mine, *again)]
-                seen = dict(distributed.gather([(seed, load_observations(recordings / f"{seed}.npz")) for seed in own]))
+                seen = dict(distributed.gather([(seed, stored(seed)) for seed in own]))
                 results = describe_results(metrics, episodes, config, facts, plan_ms)
                 if output is not None and rank == 0:
                     write_json(output / "results.json", results)
                 imagining = session(1) if (chosen or rerun) and policy.imagines else None
                 all_seen = {episode.seed: episode for episode in (*shown, *repeated)}.values()
                 if rerun:
-                    moments = policy.task.horizon.future_offsets
-                    rollouts = self._rollouts(all_seen, recordings, imagining, moments)
-                    write_rerun(rerun, rollouts, self.fps, title, policy.task)
+                    write_rerun(rerun, self._rollouts(all_seen, stored, imagining), self.fps, title, policy.task)
                 if dataset:
                     name = self._env_name.rpartition(".")[2]
-                    write_lerobot(dataset, self._rollouts(all_seen, recordings), self.fps, name, policy.task)
+                    write_lerobot(dataset, self._rollouts(all_seen, stored), self.fps, name, policy.task)
             if output is None or rank > 0:
                 return metrics
-            written = self._videos(policy, imagining, chosen, seen, output / "videos", progress)
+            rollouts = self._rollouts((episode for _, episode in chosen), seen.get, imagining)
+            shown = tqdm(zip(chosen, rollouts), "rollout videos", len(chosen), unit="video", disable=not progress)
+            camera, written = policy.task.camera_names[0], []
+            for (label, _), rollout in shown:
+                written.append(self._video(rollout, label, camera, output / "videos"))
         finally:
             policy.train(was_training)
         from unified_video_action.env_runner.report import write_report  # matplotlib takes a while to import
@@ -261,33 +268,19 @@ class EnvRunner:
     def _rollouts(
         self,
         episodes: Iterable[Episode],
-        recordings: Path,
+        seen_in: Callable[[int], Sequence[Observation]],
         session: PolicySession | None = None,
-        offsets: tuple[int, ...] = (),
     ) -> Iterator[Rollout]:
-        """Episodes with what was seen and, with a session, imagined in them."""
+        """Episodes with what was seen (by seed) and, with a session, imagined in them."""
         for episode in episodes:
-            seen, imagined = load_observations(recordings / f"{episode.seed}.npz"), []
+            seen, imagined = seen_in(episode.seed), []
             if session is not None:
-                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets)
+                imagined = imagine_episode(session, seen, episode.seed, self.action_steps)
             yield Rollout(episode, seen, imagined)
 
-    def _videos(
-        self,
-        policy: Any,
-        session: PolicySession | None,
-        chosen: Sequence[tuple[str, Episode]],
-        recorded: Mapping[int, list[Observation]],
-        folder: Path,
-        progress: bool,
-    ) -> list[RolloutVideo]:
-        videos, camera, offsets = [], policy.task.camera_names[0], policy.task.horizon.future_offsets
-        for label, episode in tqdm(chosen, desc="rollout videos", unit="video", disable=not progress):
-            seen, imagined = recorded[episode.seed], []
-            if session is not None:
-                imagined = imagine_episode(session, seen, episode.seed, self.action_steps, offsets)
-            folder.mkdir(exist_ok=True)
-            path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
-            write_mp4(path, video_frames(episode, seen, camera, imagined, label, self.reader), self.fps)
-            videos.append(RolloutVideo(label, episode.seed, episode.score, path))
-        return videos
+    def _video(self, rollout: Rollout, label: str, camera: str, folder: Path) -> RolloutVideo:
+        episode = rollout.episode
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{label.replace(' ', '_')}_seed_{episode.seed}.mp4"
+        write_mp4(path, video_frames(rollout, camera, label, self.reader), self.fps)
+        return RolloutVideo(label, episode.seed, episode.score, path)

@@ -112,10 +112,9 @@ class EnvProcesses:
             RuntimeError: an environment crashed, or has no method `try_actions`.
         """
         answers = self._ask({slot: ("try", (np.asarray(own), tuple(steps))) for slot, own in chunks.items()})
-        if lost := [
-            f"{slot} could not try actions out: {x.reason}" for slot, x in answers.items() if isinstance(x, Crash)
-        ]:
-            raise RuntimeError(f"environment {lost[0]}")
+        for slot, answer in answers.items():
+            if isinstance(answer, Crash):
+                raise RuntimeError(f"environment {slot} could not try actions out: {answer.reason}")
         return answers
 
     def close(self) -> None:

@@ -49,12 +49,21 @@ class Imagination:
     frames: np.ndarray  # uint8 (F, H, W, 3)
 
 
+@dataclass(frozen=True)
+class Rollout:
+    """An episode, its observations (before the first step, and after each), and what was imagined meanwhile."""
+
+    episode: Episode
+    seen: Sequence[Observation]
+    imagined: Sequence[Imagination] = ()
+
+
 def imagine_episode(
-    session: Any, observations: Sequence[Observation], seed: int, action_steps: int, offsets: tuple[int, ...]
+    session: Any, observations: Sequence[Observation], seed: int, action_steps: int
 ) -> list[Imagination]:
     """Let the policy in slot 0 of a `PolicySession` imagine the future whenever it planned in an episode."""
     session.reset(slot=0, seed=seed, text=instruction_of(observations[0]))
-    imagined = []
+    imagined, offsets = [], session.task.horizon.future_offsets
     for step, observation in enumerate(observations[:-1]):
         session.observe(observation, slot=0)
         if step % action_steps == 0:
@@ -88,29 +97,21 @@ def video_note(imagines: bool, plan_first: bool, action_steps: int, reader: Stat
 
 
 def video_frames(
-    episode: Episode,
-    observations: Sequence[Observation],
-    camera: str,
-    imagined: Sequence[Imagination] = (),
-    label: str = "",
-    reader: StateReader | None = None,
+    rollout: Rollout, camera: str, label: str = "", reader: StateReader | None = None
 ) -> Iterator[np.ndarray]:
     """Draw one video frame per observation: uint8 (H, W, 3), all of one even size.
 
     Left the real frame; right, above, the future imagined when the policy last planned; below, what really happened
-    at those moments, and between them the error. Without imagination only the real frame. Observations are those before
-    the first step, and after each.
+    at those moments, and between them the error. Without imagination only the real frame.
 
     Raises:
-        ValueError: there is no such camera, or the reader takes no such frames.
+        ValueError: the reader takes no such frames.
     """
-    if camera not in observations[0]:
-        raise ValueError(f"no rollout video: the observation has no {camera!r}, only {', '.join(observations[0])}")
-    real = [observation[camera] for observation in observations]
-    errors = [frame_errors(moment, real, reader) for moment in imagined]
+    real = [observation[camera] for observation in rollout.seen]
+    errors = [frame_errors(moment, real, reader) for moment in rollout.imagined]
     for step in range(len(real)):
-        moment, lines = ([(None, [])] + [pair for pair in zip(imagined, errors) if pair[0].step <= step])[-1]
-        yield _draw(real, step, moment, lines, episode, label)
+        moment, lines = ([(None, [])] + [pair for pair in zip(rollout.imagined, errors) if pair[0].step <= step])[-1]
+        yield _draw(real, step, moment, lines, rollout.episode, label)
 
 
 def frame_errors(moment: Imagination, real: Sequence[np.ndarray], reader: StateReader | None) -> list[list[str]]:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from unified_video_action.env.state_reader import Readings
-from unified_video_action.evaluation.windows import psnr
 
 MOVED, TURNED = 4.0, 2.0  # units of length, degrees: the block moves where it goes or turns further than this
 LOST, LOST_ANGLE = 100.0, 90.0  # least error of what was not found: it has not even moved as the true one did
@@ -33,7 +32,7 @@ def frame_errors(
         block moves; found: agent and block are both somewhere; whole: exactly one whole agent and block. What is
         not found counts as left where it is now, and at least LOST units or LOST_ANGLE degrees off.
     """
-    errors = {"psnr": clip_psnr(frames, true)}
+    errors = {"psnr": psnr(frames, true)}
     if made is not None:
         still = {name: getattr(now, name)[:, None] for name in ("agent", "block", "angle")}
         moved = {name: _apart(getattr(readings, name), still[name], name) for name in still}  # (N, F)
@@ -49,10 +48,11 @@ def frame_errors(
     return {name: np.where(valid, error, np.nan) for name, error in errors.items()}
 
 
-def clip_psnr(frames: Tensor, true: Tensor) -> np.ndarray:
-    """uint8 (N, F, 3, S, S) -> (N, F) in dB; in parts, since floats are four times as large."""
-    parts = zip(frames.split(64), true.split(64), strict=True)
-    return torch.cat([psnr(*part) for part in parts]).numpy().astype(np.float64)
+def psnr(frames: Tensor, true: Tensor) -> np.ndarray:
+    """Peak signal-to-noise ratio of uint8 frames (N, F, 3, S, S): (N, F) in dB, finite for equal frames too."""
+    parts = zip(frames.split(64), true.split(64), strict=True)  # floats of all are four times as large
+    error = torch.cat([(made.float() - real.float()).square().mean((-3, -2, -1)) for made, real in parts])
+    return (10 * torch.log10(255**2 / error.clamp(min=1 / (3 * frames.shape[-1] ** 2)))).numpy().astype(np.float64)
 
 
 def _apart(a: np.ndarray, b: np.ndarray, name: str) -> np.ndarray:

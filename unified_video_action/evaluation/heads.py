@@ -125,7 +125,8 @@ def _video(policy: BasePolicy, batch: dict[str, Any], mode: str) -> dict[str, fl
     total = ((x0 - mean).square() * counts).sum()
 
     def explained(cond: Tensor) -> float:
-        guess = _guess(head, cond, x0, t, noise)
+        noisy = head.diffusion.add_noise(x0, t, noise)
+        guess = head.diffusion.x0(head.net(noisy, t, cond).float()[..., : x0.shape[-1]], noisy, t)
         return float(1 - ((guess - x0).square() * counts).sum() / total.clamp(min=1e-12))
 
     return {"video_explained": explained(cond), "video_explained_other": explained(cond.roll(1, 0))}
@@ -135,10 +136,3 @@ def _highest_level(diffusion: Diffusion) -> int:
     """The last step; where noise is predicted, the last that leaves a trace of the data."""
     abar = diffusion.tables.at(torch.arange(diffusion.steps, device=diffusion.tables.table.device))["signal"] ** 2
     return diffusion.steps - 1 if diffusion.prediction != "epsilon" else int((abar[:, 0] >= LEAST_SIGNAL).sum()) - 1
-
-
-def _guess(head: Any, cond: Tensor, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """The clean rows that the head predicts."""
-    noisy = head.diffusion.add_noise(x0, t, noise)
-    output = head.net(noisy, t, cond).float()[..., : x0.shape[-1]]
-    return head.diffusion.x0(output, noisy, t)

@@ -16,7 +16,6 @@ from unified_video_action.policy.base import BasePolicy
 from unified_video_action.poses import EndEffectorSpec, distance
 
 SEED = 20260602  # of the noise, the same every time
-CENTIMETRES = 100.0
 
 
 def windows_of(dataset: WindowDataset, count: int) -> list[int]:
@@ -32,7 +31,6 @@ def predict(
     indices: Sequence[int],
     hide_history: bool = True,
     sampler: str | None = None,
-    batch_size: int = 16,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The chunks that the future frames of windows show, and the recorded ones.
 
@@ -44,7 +42,7 @@ def predict(
         predicted and true actions (windows, A, D) in the data's units, and which steps are recorded (windows, A).
     """
     made: list[tuple[np.ndarray, ...]] = []
-    for batch in _batches(dataset, indices, batch_size):
+    for batch in _batches(dataset, indices):
         noise = generators(batch["seed"].tolist())
         obs = {**batch["history"], **batch["low_dim"], **({"text": batch["text"]} if "text" in batch else {})}
         chunks = policy.predict_inverse_dynamics(obs, batch["future"], hide_history, noise, sampler)["action_pred"]
@@ -66,7 +64,7 @@ def pose_errors(
     here = np.broadcast_to(np.eye(4), (len(predicted), 4, 4))  # distances are the same wherever they are seen from
     position, rotation = distance(end_effector.targets(predicted, here)[0], end_effector.targets(true, here)[0])
     missing = np.where(recorded, 0.0, np.nan)
-    return CENTIMETRES * position + missing, np.degrees(rotation) + missing
+    return 100 * position + missing, np.degrees(rotation) + missing
 
 
 def summary(errors: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
@@ -86,9 +84,9 @@ def summary(errors: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
     }
 
 
-def recorded_actions(dataset: WindowDataset, indices: Sequence[int], batch_size: int = 16) -> np.ndarray:
+def recorded_actions(dataset: WindowDataset, indices: Sequence[int]) -> np.ndarray:
     """Recorded actions (windows, A, D)."""
-    return np.concatenate([batch["action"].numpy() for batch in _batches(dataset, indices, batch_size)])
+    return np.concatenate([batch["action"].numpy() for batch in _batches(dataset, indices)])
 
 
 def standing_still(true: np.ndarray, end_effector: EndEffectorSpec) -> np.ndarray:
@@ -105,6 +103,6 @@ def standing_still(true: np.ndarray, end_effector: EndEffectorSpec) -> np.ndarra
     return np.asarray(still, true.dtype)
 
 
-def _batches(dataset: WindowDataset, indices: Sequence[int], size: int) -> Iterator[dict]:
+def _batches(dataset: WindowDataset, indices: Sequence[int], size: int = 16) -> Iterator[dict]:
     for first in range(0, len(indices), size):
         yield dataset.__getitems__([(index, int(sample_seed(SEED, index))) for index in indices[first : first + size]])

@@ -144,12 +144,6 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def psnr(frames: Tensor, true: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of uint8 frames (B, T, 3, S, S) -> (B, T); finite for equal frames too."""
-    error = (frames.float() - true.float()).square().mean((-3, -2, -1))  # (B, T)
-    return 10 * torch.log10(255**2 / error.clamp(min=1 / (3 * frames.shape[-1] ** 2)))
-
-
 def _others(episode: np.ndarray) -> np.ndarray:
     """For each window (N,) the first of another episode, from the one half the windows away on."""
     from_half = np.roll(np.arange(len(episode)), -(len(episode) // 2))

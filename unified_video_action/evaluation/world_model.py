@@ -16,7 +16,7 @@ from torch import Tensor
 
 from unified_video_action.env.state_reader import Readings, StateReader
 from unified_video_action.evaluation.bootstrap import Bootstrap, Figure
-from unified_video_action.evaluation.frame_errors import Errors, clip_psnr, frame_errors
+from unified_video_action.evaluation.frame_errors import Errors, frame_errors, psnr
 from unified_video_action.evaluation.windows import HeldOutWindows, generators, observation
 from unified_video_action.model.task_modes import TASK_MODES, covered
 from unified_video_action.policy.base import BasePolicy
@@ -115,7 +115,7 @@ class WorldModel:
         count = self._frame_valid.sum(1)  # (N,)
 
         def mean_psnr(frames: Tensor) -> np.ndarray:
-            close = np.where(self._frame_valid, clip_psnr(frames, self.windows.future), 0).sum(1) / count.clip(1)
+            close = np.where(self._frame_valid, psnr(frames, self.windows.future), 0).sum(1) / count.clip(1)
             return np.where(count > 0, close, np.nan)  # (N,)
 
         best = np.max([mean_psnr(self.frames(row, sample)) for sample in range(samples)], axis=0)

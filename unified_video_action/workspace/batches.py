@@ -15,8 +15,8 @@ from unified_video_action.dataset.latents import StoredLatents
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.dataset.store import StoreError
 from unified_video_action.policy.base import BasePolicy, Share
+from unified_video_action.workspace.process import leave_signals_to_parent
 from unified_video_action.workspace.settings import TrainingSettings
-from unified_video_action.workspace.signals import leave_signals_to_parent
 
 Key = tuple[int, int]  # (window index, sample seed)
 PREFETCH = 4  # steps that each worker prepares ahead

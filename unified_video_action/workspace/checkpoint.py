@@ -29,6 +29,7 @@ from unified_video_action.compat.tensors import (
     weights_exist,
     write_safetensors,
 )
+from unified_video_action.files import written
 from unified_video_action.messages import few
 
 logger = logging.getLogger(__name__)
@@ -118,10 +119,9 @@ def remove_unfinished(root: Path) -> None:
 
 def record_score(root: Path, step: int, score: float) -> None:
     """Note the score of the checkpoint of a step, for `prune`."""
-    temporary = root / f".{SCORES}.tmp"
-    temporary.write_text(json.dumps(_scores(root) | {step: score}, indent=1))
-    _flush(temporary)
-    os.replace(temporary, root / SCORES)
+    with written(root / SCORES) as partial:
+        partial.write_text(json.dumps(_scores(root) | {step: score}, indent=1))
+        _flush(partial)
 
 
 def prune(root: Path, keep: int, mode: str) -> None:

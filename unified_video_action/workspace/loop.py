@@ -20,12 +20,11 @@ from tqdm import tqdm
 from unified_video_action.evaluation.timing import matrix_rate
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.workspace import checkpoint as ckpt
-from unified_video_action.workspace.accelerator import PATIENCE
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.optim import learning_rate_factor
+from unified_video_action.workspace.process import PATIENCE, noted_signals
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
-from unified_video_action.workspace.signals import noted_signals
 from unified_video_action.workspace.train_state import TrainState, count_flops
 
 logger = logging.getLogger(__name__)

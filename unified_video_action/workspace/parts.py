@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.workspace.commands import ROOT
+from unified_video_action.files import ROOT, written
 
 log = logging.getLogger(__name__)
 
@@ -111,9 +111,8 @@ class Parts:
             log.info("%s: %s, up to %.0f s", part.name, part.about, seconds)
             self.records[part.name] = record = self._do(part, seconds)
             log.info("%s: %s after %.0f s %s", part.name, record["state"], record["seconds"], record["reason"])
-            temporary = self.folder / ".results.json.tmp"
-            temporary.write_text(json.dumps(self.records, indent=2) + "\n")
-            temporary.replace(self.folder / "results.json")
+            with written(self.folder / "results.json") as part_of_it:
+                part_of_it.write_text(json.dumps(self.records, indent=2) + "\n")
             after()
 
     def log_owed(self) -> None:
@@ -162,18 +161,16 @@ def pack(folder: Path, target: Path, left_out: set[str], pieces: str) -> None:
 
     Small files in folders named in `left_out` are not kept, and no more than PACKED bytes, the largest files last.
     """
-    target.mkdir(parents=True, exist_ok=True)
     files = [path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file()]
     files = [path for path in files if not left_out.intersection(path.relative_to(folder).parts)]
-    bytes_left, temporary = PACKED, target / "results.tmp"
-    with tarfile.open(temporary, "w:gz") as archive:
+    bytes_left = PACKED
+    with written(target / "results.tar.gz") as partial, tarfile.open(partial, "w:gz") as archive:
         for path in sorted(files, key=lambda path: path.stat().st_size):
             bytes_left -= path.stat().st_size
             if bytes_left < 0:
                 log.info("%s, and what is larger, is not packed", path)
                 break
             archive.add(path, path.relative_to(folder))
-    temporary.replace(target / "results.tar.gz")
     for path in folder.glob(pieces):
         if not (target / path.name).is_file() or (target / path.name).stat().st_mtime < path.stat().st_mtime:
             shutil.copy2(path, target / path.name)

@@ -24,7 +24,6 @@ from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
 STUDIES = CONFIGS / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
 Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value; plan_ms -> median
-METRIC = "score"  # what rows are compared by
 MEAN = "mean"  # the column of a table that also has all episodes of its columns together
 
 
@@ -173,11 +172,9 @@ class Study:
                 entry["plan_ms"] = float(np.median(times))
             against = found.get((self.text.get("compare"), column))
             if against and row != self.text["compare"]:
-                common = sorted(by_seed.keys() & against.keys())
-                if common:
-                    entry["difference"] = difference(
-                        [by_seed[seed][METRIC] for seed in common], [against[seed][METRIC] for seed in common]
-                    )
+                if common := sorted(by_seed.keys() & against.keys()):
+                    scores = ([each[seed]["score"] for seed in common] for each in (by_seed, against))
+                    entry["difference"] = difference(*scores)
             pooled = [value for each in by_seed.values() for value in each["success"].values()]
             low, high = wilson_interval(int(sum(pooled)), len(pooled))
             figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}

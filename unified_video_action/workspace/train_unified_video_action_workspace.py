@@ -29,10 +29,9 @@ from unified_video_action.policy.base import BasePolicy
 from unified_video_action.policy.build import build_policy, policy_class
 from unified_video_action.spec import TaskSpec
 from unified_video_action.untrusted import local_checkpoint, read_checkpoint_config
-from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights, newest
-from unified_video_action.workspace.lock import locked
 from unified_video_action.workspace.loop import Periodic, TrainingLoop
+from unified_video_action.workspace.process import build_accelerator, locked
 from unified_video_action.workspace.records import Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.validation import Validation

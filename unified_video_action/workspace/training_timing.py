@@ -13,10 +13,9 @@ from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.evaluation.synthetic import SyntheticWindows
 from unified_video_action.evaluation.timing import Bench, Times, matrix_rate
 from unified_video_action.policy.base import BasePolicy
-from unified_video_action.workspace.accelerator import build_accelerator
 from unified_video_action.workspace.batches import PREFETCH, MicroBatch, StepBatches
-from unified_video_action.workspace.ema import Ema
-from unified_video_action.workspace.optim import build_optimizer
+from unified_video_action.workspace.optim import Ema, build_optimizer
+from unified_video_action.workspace.process import build_accelerator
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.train_state import TrainState, count_flops, prepare_for_training
 
@@ -29,9 +28,8 @@ def time_training(
     """Time optimiser steps of one process on synthetic windows. Changes the policy's weights.
 
     Returns:
-        ms: rows of a step's parts and its total; a step is `batch` samples. samples_per_second; matrix_tflops: rate of
-        a large matrix product; mfu: share of it that the model's own operations reach; waiting: share of the time in
-        which the step waits for its batch.
+        ms: rows of a step's parts and its total; matrix_tflops: rate of a large matrix product; mfu: share of it that
+        the model's own operations reach; waiting: share of the time in which the step waits for its batch; ...
     """
     policy.train()
     batches = StepBatches(SyntheticWindows(policy), policy, training, seed=0)
@@ -84,8 +82,7 @@ def time_loader(
     """Time the making of batches from stored data, as fast as they are asked for.
 
     Returns:
-        ms: one row, a step of `batch` samples; samples_per_second, and samples_per_second_per_worker where there are
-        workers: rate over all repeats, the start of the workers left out.
+        ms: one row, a step of `batch` samples; rates over all repeats, the start of the workers left out.
     """
     first = bench.warmup + 2 * PREFETCH * workers  # what was ready before the clock began does not count
     loader = StepBatches(dataset, policy, training, seed=0).loader(0, first + bench.repeats, workers)

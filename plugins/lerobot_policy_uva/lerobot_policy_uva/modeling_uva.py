@@ -21,8 +21,7 @@ from unified_video_action.policy.base import Share
 from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 from unified_video_action.spec import TaskSpec
 from unified_video_action.workspace.batches import map_leaves
-from unified_video_action.workspace.ema import Ema
-from unified_video_action.workspace.optim import parameter_groups
+from unified_video_action.workspace.optim import Ema, parameter_groups
 
 CLIP = {"_target_": "unified_video_action.text.clip.ClipText"}
 
