@@ -14,7 +14,7 @@ import pytest
 
 import eval_sim
 from tests.small_run import write_run
-from unified_video_action.compat.old_checkpoints import UVA
+from unified_video_action.compat.checkpoint_files import UVA
 from unified_video_action.env_runner import preparation
 from unified_video_action.env_runner.results import Journal
 from unified_video_action.env_runner.rollout import Episode

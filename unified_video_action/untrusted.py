@@ -14,8 +14,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from unified_video_action.compat.checkpoint_files import LISTS, verify
-from unified_video_action.compat.old_checkpoints import upgrade_config
+from unified_video_action.compat.checkpoint_files import LISTS, upgrade_config, verify
 from unified_video_action.messages import shown
 
 MOST_BYTES = 1_000_000

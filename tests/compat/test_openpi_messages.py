@@ -69,18 +69,13 @@ def array(**changes: Any) -> bytes:
 )
 def test_what_is_damaged_or_hostile_is_refused(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        unpack(data, 1000 if len(data) in (1001,) else 10_000)
+        unpack(data, 1000 if len(data) == 1001 else 10_000)
 
 
 def test_openpis_names_stand_for_a_policys_own() -> None:
     image, wrist, state = np.zeros(1), np.ones(1), np.arange(5.0)
-    message = {
-        "observation/image": image,
-        "observation/wrist_image": wrist,
-        "observation/state": state,
-        "prompt": "fold",
-        "observation/elbow": 1,
-    }
+    views = {"observation/image": image, "observation/wrist_image": wrist}
+    message = {**views, "observation/state": state, "prompt": "fold", "observation/elbow": 1}
     found, unknown = observations(message, ("front", "side"), {"position": 3, "gripper": 2})
     assert found["front"] == ("observation/image", image) and found["side"] == ("observation/wrist_image", wrist)
     assert found["position"][1].tolist() == [0, 1, 2] and found["gripper"][1].tolist() == [3, 4]

@@ -85,23 +85,17 @@ def joint_latent(model: UVA, inputs: ModelInputs, masked: Tensor | None, sees_hi
     return model.mar(inputs, Visibility(masked, sees_history, sees_actions, YES))
 
 
-def test_joint_latent_of_policy(pusht: Golden, z_policy: Tensor) -> None:
-    close(z_policy[:, ROWS], pusht["z_policy"])
-
-
-def test_joint_latent_of_inverse_dynamics(pusht: Golden, pusht_model: UVA) -> None:
-    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"])
-    close(joint_latent(pusht_model, inputs, torch.zeros(TOKENS), sees_history=NO)[:, ROWS], pusht["z_inverse"])
-
-
-def test_joint_latent_of_policy_and_video(pusht: Golden, pusht_model: UVA) -> None:
-    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"])
-    close(joint_latent(pusht_model, inputs, pusht["mask_partial"])[:, ROWS], pusht["z_full_dynamic_partial"])
-
-
-def test_joint_latent_of_forward_dynamics(pusht: Golden, pusht_model: UVA) -> None:
-    inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"], actions=pusht["nactions"])
-    close(joint_latent(pusht_model, inputs, pusht["mask_partial"])[:, ROWS], pusht["z_dynamic_partial"])
+@pytest.mark.parametrize("name", ["z_policy", "z_inverse", "z_full_dynamic_partial", "z_dynamic_partial"])
+def test_joint_latents(pusht: Golden, pusht_model: UVA, z_policy: Tensor, name: str) -> None:
+    if name == "z_policy":
+        found = z_policy
+    else:
+        actions = pusht["nactions"] if name == "z_dynamic_partial" else None
+        inputs = ModelInputs(pusht["inputs/cond"], future=pusht["inverse_x"], actions=actions)
+        inverse = name == "z_inverse"
+        masked = torch.zeros(TOKENS) if inverse else pusht["mask_partial"]
+        found = joint_latent(pusht_model, inputs, masked, sees_history=NO if inverse else YES)
+    close(found[:, ROWS], pusht[name])
 
 
 @pytest.mark.parametrize("steps", [16, 100])

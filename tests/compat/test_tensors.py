@@ -12,7 +12,6 @@ from unified_video_action.compat.tensors import (
     index_of,
     load_exactly,
     read_safetensors,
-    require_same,
     unwrapped,
     weights_exist,
     write_safetensors,
@@ -20,7 +19,7 @@ from unified_video_action.compat.tensors import (
 from unified_video_action.compat.torch_archive import load_checkpoint
 
 TENSORS = {f"layer.{i}.weight": torch.arange(1000.0) + i for i in range(6)} | {"count": torch.tensor(7)}
-SECOND = "layer.2.weight"
+SECOND, PIECE = "layer.2.weight", "ema-00002-of-00003.safetensors"
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_weights_are_one_file_or_small_pieces_that_are_read_back_exactly(tmp_pat
 
 
 def rewrite_second(path: Path, change: dict, without: str = "") -> None:
-    piece = path.with_name("ema-00002-of-00003.safetensors")
+    piece = path.with_name(PIECE)
     kept = {name: value for name, value in load_file(piece).items() if name != without}
     save_file(kept | change, piece)
 
@@ -62,21 +61,18 @@ def rewrite_index(path: Path, weight_map: dict) -> None:
     ("damage", "message"),
     [
         (
-            lambda path: path.with_name("ema-00002-of-00003.safetensors").unlink(),
-            r"ema-00002-of-00003\.safetensors is missing: one of 3 pieces of ema\.safetensors\.index\.json",
+            lambda path: path.with_name(PIECE).unlink(),
+            f"{PIECE} is missing: one of 3 pieces of ema.safetensors.ind",
         ),
-        (
-            lambda path: path.with_name("ema-00002-of-00003.safetensors").write_text("version https://git-lfs"),
-            r"ema-00002-of-00003\.safetensors: is a Git LFS pointer",
-        ),
+        (lambda path: path.with_name(PIECE).write_text("version https://git-lfs"), f"{PIECE}: is a Git LFS pointer"),
         (
             lambda path: rewrite_second(path, {"layer.9.weight": torch.zeros(3)}, without=SECOND),
-            r"ema-00002-of-00003\.safetensors does not hold .*: layer\.2\.weight, layer\.9\.weight",
+            f"{PIECE} does not hold .*: layer.2.weight, layer.9.weight",
         ),
         (lambda path: rewrite_second(path, {SECOND: torch.zeros(3)}), "total_size is 24008, but the pieces hold 20020"),
         (
             lambda path: save_file({"x": torch.zeros(1)}, path.with_name("ema-00001-of-00002.safetensors")),
-            r"does not name ema-00001-of-00002\.safetensors; remove what is out of date",
+            "does not name ema-00001-of-00002.safetensors; remove what is out of date",
         ),
         (lambda path: save_file(TENSORS, path), r"has both ema\.safetensors and ema\.safetensors\.index"),
         (lambda path: index_of(path).write_text("{}"), "is not an index of safetensors pieces: KeyError"),
@@ -88,16 +84,6 @@ def test_what_is_wrong_with_pieces_is_named(pieces: Path, damage, message: str) 
     damage(pieces)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_safetensors(pieces)
-
-
-def test_lists_of_names_are_cut_to_a_few_and_a_count() -> None:
-    wanted, given = {f"a{i}": (2,) for i in range(500)}, {f"b{i}": (3,) for i in range(300)} | {"a0": (1,)}
-    with pytest.raises(ValueError) as caught:
-        require_same(wanted, given, "x.ckpt")
-    lines = str(caught.value).splitlines()
-    assert lines[:2] == ["x.ckpt: 800 tensors do not fit", "  missing: a1 (2,)"] and len(lines) == 12
-    assert "  missing: 495 more" in lines and "  extra: 296 more" in lines
-    assert lines[-1] == "  misshapen: a0 is (1,), expected (2,)"
 
 
 def test_what_wraps_a_module_is_left_out_of_names() -> None:

@@ -20,10 +20,16 @@ import numpy as np
 import pytest
 import torch
 
-from unified_video_action.compat.pickle_reader import UnsafePickleError
-from unified_video_action.compat.torch_archive import CheckpointReader, load_checkpoint, loads
+from unified_video_action.compat.pickle_reader import UnsafePickleError, reading
+from unified_video_action.compat.torch_archive import CheckpointReader, load_checkpoint
 
 HERE = Path(__file__).parent
+
+
+def loads(data: bytes) -> Any:
+    """What a checkpoint's pickle holds."""
+    with reading("pickle"):
+        return CheckpointReader(BytesIO(data)).content()
 
 
 @pytest.mark.parametrize("name", ["dill_zip.ckpt", "dill_legacy.ckpt"])
@@ -143,19 +149,11 @@ def test_instructions_that_plain_data_does_not_need_are_refused(stream: bytes, w
     assert caught.value.what == what
 
 
-DAMAGED = [
-    b"",
-    b".",
-    b"]",
-    b"K\x01a.",
-    b"}(K\x01u.",
-    b"h\x05.",
-    b"t.",
-    b"]K\x01e.",
-    b"]q\x00h\x00a.",
+DAMAGED = (
+    *(b"", b".", b"]", b"K\x01a.", b"}(K\x01u.", b"h\x05.", b"t.", b"]K\x01e.", b"]q\x00h\x00a."),
     b"K\x01K\x02R.",
     b"\xff.",
-]
+)
 
 
 @pytest.mark.parametrize("stream", DAMAGED, ids=repr)
@@ -167,13 +165,8 @@ def test_damaged_pickles_are_value_errors(stream: bytes) -> None:
 def test_a_tensor_cannot_reach_outside_its_storage() -> None:
     view, storage = CheckpointReader(BytesIO()).view, torch.arange(6.0)
     assert torch.equal(view(storage, 1, (2, 2), (2, 1), False, {}), torch.tensor([[1.0, 2], [3, 4]]))
-    for offset, size, stride in [
-        (0, (7,), (1,)),
-        (4, (2, 2), (2, 1)),
-        (-1, (2,), (1,)),
-        (0, (2,), (-1,)),
-        (0, (2,), ()),
-    ]:
+    outside = (0, (7,), (1,)), (4, (2, 2), (2, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (2,), ())
+    for offset, size, stride in outside:
         with pytest.raises(ValueError, match="a tensor"):
             view(storage, offset, size, stride, False, {})
 

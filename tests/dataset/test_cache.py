@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from unified_video_action.dataset.cache import CachedRows, StaleCacheError, array_path, cache_path, fill_cache
-from unified_video_action.dataset.latents import LatentCache, read_latents
+from unified_video_action.dataset.frame_readers import StoredLatents, fill_latents, read_latents
 from unified_video_action.dataset.store import StoreError
 
 fork = multiprocessing.get_context("fork")
@@ -26,11 +26,15 @@ def frames_of(variant, start, stop):
 
 
 def build(path, codec, variants=("plain",), frames=frames_of, source="source", **options):
-    return LatentCache.build(path, codec, 50, frames, source, variants, progress=False, block=BLOCK, **options)
+    return fill_latents(path, codec, 50, frames, source, variants, progress=False, block=BLOCK, **options)
 
 
-def everything(cache):
-    return read_latents([(cache, "plain")], ROWS, [0]).values
+def everything(stores):
+    return read_latents([stores["plain"]], ROWS, None)
+
+
+def scaled(codec, stores, rows, seeds=None):
+    return StoredLatents(read_latents(stores, rows, seeds), codec.shift, codec.scale).scaled()
 
 
 def filled(path, **key):
@@ -79,30 +83,17 @@ def test_files_of_which_half_is_lost_are_refused(tmp_path, toy_codec, half, seco
         everything(build(path, toy_codec()))
 
 
-def test_a_block_is_checked_once_by_a_process_and_its_workers(tmp_path, monkeypatch):
-    store, checked, original = filled(tmp_path / "c"), [], CachedRows._check
-    monkeypatch.setattr(CachedRows, "_check", lambda self, block: checked.append(block) or original(self, block))
-    for rows in ([0, 9], [1, 2], [15, 8]):
-        store.read(np.array(rows))
-    assert checked == [0, 1]
-    store = CachedRows(store.path)
-    worker = fork.Process(target=store.read, args=(np.array([9, 9]),))
-    worker.start()
-    worker.join()
-    store.read(np.array([9, 10]))
-    assert checked == [0, 1]  # the worker has checked it
-
-
 # -- latents -----------------------------------------------------------------------------------------------------------
 
 
 def test_cached_latents_equal_encoding_and_are_not_computed_again(tmp_path, toy_codec, monkeypatch):
     codec, path = toy_codec(), tmp_path / "cache"
-    assert build(path, codec).shape == (3, 12, 12) and codec.encoded == 50  # every frame once
+    assert build(path, codec)["plain"]["mean"].row_shape == (3, 12, 12) and codec.encoded == 50  # every frame once
     cache = build(path, codec, ("plain", "negative"))  # variants can be added
     assert codec.encoded == 50 + 50 and not array_path(path, "plain", "logvar").exists()
     rows = np.array([[0, 7, 8, 49], [3, 3, 20, 40]])
-    stored = read_latents([(cache, "plain"), (cache, "negative")], rows, [0, 1])
+    values = read_latents([cache["plain"], cache["negative"]], rows, [0, 1])  # there is no posterior to sample
+    stored = StoredLatents(values, codec.shift, codec.scale)
     latents = stored.scaled()
     frames = torch.from_numpy(np.stack([FRAMES[rows[0]], 255 - FRAMES[rows[1]]]))
     assert stored.values.dtype == torch.float16 and latents.dtype == torch.float32
@@ -111,17 +102,17 @@ def test_cached_latents_equal_encoding_and_are_not_computed_again(tmp_path, toy_
     with pytest.raises(ValueError, match="rows 0 to 8.*float16 cannot hold"):
         build(tmp_path / "other", toy_codec(gain=1e6))
     monkeypatch.setattr("unified_video_action.dataset.cache.FileLock", None)  # in a folder that cannot be written
-    assert build(path, codec).rows == 50 and codec.encoded == 50 + 50
+    assert build(path, codec)["plain"]["mean"].rows == 50 and codec.encoded == 50 + 50
 
 
 def test_a_sampled_posterior_follows_the_samples_seed(tmp_path, toy_codec):
-    cache = build(tmp_path / "cache", toy_codec(noisy=True, posterior="sample"))
-    mean = build(tmp_path / "cache", toy_codec(noisy=True, posterior="mean"))  # the same cache serves both
+    codec = toy_codec(noisy=True)
+    cache = build(tmp_path / "cache", codec)["plain"]
     assert (np.load(array_path(tmp_path / "cache", "plain", "logvar")) == -2).all()
     rows = np.arange(48).reshape(6, 8)
-    first = read_latents([(cache, "plain")] * 6, rows, range(6)).scaled()
-    assert torch.equal(read_latents([(cache, "plain")], rows[2:3], [2]).scaled(), first[2:3])  # whatever is beside it
-    noise = (first - read_latents([(mean, "plain")] * 6, rows, range(6)).scaled()) / 0.5
+    first = scaled(codec, [cache] * 6, rows, range(6))
+    assert torch.equal(scaled(codec, [cache], rows[2:3], [2]), first[2:3])  # whatever is beside it
+    noise = (first - scaled(codec, [cache] * 6, rows)) / 0.5  # the same cache serves both
     assert not torch.equal(noise[0], noise[1])
     assert noise.mean().abs() < 0.02 and abs(noise.std() - np.exp(-1)) < 0.02
 
@@ -136,8 +127,8 @@ def test_a_stale_cache_is_an_error_that_says_what_differs_and_what_to_do(tmp_pat
     ):
         with pytest.raises(StaleCacheError, match=f"cache .*another {what}"):
             build(path, codec, source=source)
-    rebuilt = read_latents([(build(path, toy_codec(gain=2.0), rebuild=True), "plain")], ROWS[:, :4], [0])
-    assert torch.allclose(rebuilt.scaled(), toy_codec(gain=2.0).encode(torch.from_numpy(FRAMES[None, :4])), atol=1e-3)
+    rebuilt = scaled(toy_codec(), [build(path, toy_codec(gain=2.0), rebuild=True)["plain"]], ROWS[:, :4])
+    assert torch.allclose(rebuilt, toy_codec(gain=2.0).encode(torch.from_numpy(FRAMES[None, :4])), atol=1e-3)
 
 
 def test_a_killed_build_goes_on_where_it_stopped(tmp_path, toy_codec):

@@ -9,7 +9,7 @@ import torch
 import zarr
 from torch.utils.data import DataLoader
 
-from unified_video_action.dataset.latents import LatentStatistics
+from unified_video_action.dataset.frame_readers import LatentStatistics
 from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.pusht import PUBLISHED, PushTDataset, mirror_frames, mirror_state
 from unified_video_action.dataset.sampling import StepBatchSampler
@@ -92,17 +92,8 @@ def test_beyond_an_episodes_ends_rows_repeat_and_are_masked(pusht_store, arrays)
 
 def test_options_choose_what_a_sample_holds(pusht_store, arrays):
     horizon = Horizon(history=2, future=3, stride=5, actions=6, action_offset=1)
-    dataset = PushTDataset(
-        str(pusht_store),
-        horizon,
-        val_ratio=0,
-        pad_before=9,
-        pad_after=15,
-        low_dim_steps=1,
-        history_actions=True,
-        wanted=WITH_TARGETS,
-    )
-    sample = dataset[(NOW, 0)]
+    options = {"pad_before": 9, "pad_after": 15, "low_dim_steps": 1, "history_actions": True}
+    sample = PushTDataset(str(pusht_store), horizon, wanted=WITH_TARGETS, val_ratio=0, **options)[(NOW, 0)]
     frames = [NOW - 5, NOW, NOW + 5, NOW + 10, NOW + 15]
     assert np.array_equal(sample["history"]["image"], chw(arrays["img"][frames[:2]]))
     assert np.array_equal(sample["future"]["image"], chw(arrays["img"][frames[2:]]))
@@ -315,11 +306,9 @@ def test_arrays_of_another_shape_are_refused(make_store, name, shape, message):
     ],
 )
 def test_bad_options_are_named(pusht_store, option, message):
-    source = {"path": str(pusht_store)}
+    paths = {"path": str(pusht_store), **option.get("paths", {})}
     with pytest.raises(ValueError, match=message):
-        PushTDataset(
-            **{"paths": source, **option, **({"paths": source | option["paths"]} if "paths" in option else {})}
-        )
+        PushTDataset(**option | {"paths": paths})
 
 
 def test_the_default_place_is_data_in_the_projects_folder(monkeypatch, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_video_action.dataset import fingerprints
+from unified_video_action.dataset import store as fingerprints
 from unified_video_action.dataset.store import Kept, StoreError, as_float32
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unified_video_action.compat.old_checkpoints import UVA
+from unified_video_action.compat.checkpoint_files import UVA
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.policy.build import build_policy
 from unified_video_action.vae.base import FrameCodec, Moments

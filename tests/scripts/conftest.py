@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.small_run import write_run
-from unified_video_action.compat.old_checkpoints import UVA
+from unified_video_action.compat.checkpoint_files import UVA
 
 HEAD = {"width": 32, "depth": 1, "pool": 2}
 CONFIG: dict[str, Any] = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.workspace.fakes import FakePolicy, Points, training_settings
-from unified_video_action.dataset.latents import StoredLatents
+from unified_video_action.dataset.frame_readers import StoredLatents
 from unified_video_action.model.task_modes import ModeMix
 from unified_video_action.workspace.batches import MicroBatch, StepBatches, map_leaves
 

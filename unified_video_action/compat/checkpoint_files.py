@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: checked against the list that was written with them, small ones read within bounds.
+"""The files of a checkpoint folder, checked against their list; what earlier versions of this project called things.
 
 The list is the entry `files` of `trainer_state.json`, or of `metrics.json` where a checkpoint is shipped: file name ->
 {"bytes": size, "crc32": checksum in hexadecimal digits}, or its size alone, as older checkpoints have it.
@@ -11,11 +11,29 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 METRICS = "metrics.json"  # what scripts/export_checkpoint.py writes into a checkpoint
 LISTS = ("trainer_state.json", METRICS)
 SMALL = 1 << 24  # bytes, most of a JSON file; features of 130 instructions take a tenth
+UVA = "unified_video_action.policy.uva.UnifiedVideoActionPolicy"
+TENSORS = {  # beginning of an old tensor's name -> the new one; there were two cameras at most
+    "mar.inputs.masked_frame": "mar.inputs.masked_frames.0",
+    "mar.inputs.masked_wrist": "mar.inputs.masked_frames.1",
+    "mar.inputs.future_proj": "mar.inputs.future_projs.0",
+    "mar.inputs.wrist_future_proj": "mar.inputs.future_projs.1",
+    "mar.inputs.history_proj": "mar.inputs.history_projs.0",
+    "mar.inputs.wrist_history_proj": "mar.inputs.history_projs.1",
+    "video_head": "video_heads.0",
+    "wrist_head": "video_heads.1",
+}
+TRAINER = {
+    "evaluate_films": "evaluate_videos",
+    "sheet_every": "prediction_grid_every",
+    "sheet_windows": "prediction_grid_windows",
+}  # old key of `trainer` -> the new one
+_OLD = re.compile(rf"({'|'.join(map(re.escape, TENSORS))})(?=\.|$)")
+T = TypeVar("T")
 
 
 def read_json(path: Path) -> Any:
@@ -85,3 +103,27 @@ def _crc32(path: Path) -> str:
         while piece := file.read(1 << 20):
             total = zlib.crc32(piece, total)
     return f"{total:08x}"
+
+
+# -- checkpoints of earlier versions -----------------------------------------------------------------------------------
+
+
+def upgrade_tensors(tensors: Mapping[str, T]) -> dict[str, T]:
+    """The same tensors (or moments of an optimiser) under today's names."""
+    return {_OLD.sub(lambda match: TENSORS[match[1]], name, count=1): value for name, value in tensors.items()}
+
+
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's configuration with today's keys; a current one comes back as it is."""
+    policy, training, trainer = (config.get(name) for name in ("policy", "training", "trainer"))
+    if isinstance(policy, dict):
+        policy.setdefault("_target_", UVA)
+        if isinstance(policy.get("loss_scale"), dict):
+            policy["loss_scale"].pop("wrist", None)  # one term holds the losses of all cameras
+    if isinstance(training, dict) and isinstance(config.get("model"), dict) and "mode_mix" in training:
+        config["model"]["mode_mix"] = training.pop("mode_mix")
+    if isinstance(task := config.get("task"), dict) and "hand" in task:
+        task["end_effector"] = task.pop("hand")
+    if isinstance(trainer, dict):
+        config["trainer"] = {TRAINER.get(key, key): value for key, value in trainer.items()}
+    return config

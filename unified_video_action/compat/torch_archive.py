@@ -212,12 +212,6 @@ class LegacyReader(CheckpointReader):
         return torch.empty(elements, dtype=dtype)
 
 
-def loads(data: bytes) -> Any:
-    """Plain data of a pickle without tensors (also dill's, as long as it holds nothing but data)."""
-    with reading("pickle"):
-        return CheckpointReader(BytesIO(data)).content()
-
-
 def load_checkpoint(path: str | Path) -> Any:
     """Read what `torch.save` wrote, with pickle or dill, in the zip or the older format, without running any of it.
 

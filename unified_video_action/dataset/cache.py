@@ -24,8 +24,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from numpy.lib.format import open_memmap
 from tqdm import tqdm
 
-from unified_video_action.dataset.fingerprints import user_cache
-from unified_video_action.dataset.store import StoreError, is_url
+from unified_video_action.dataset.store import StoreError, is_url, user_cache
 
 log = logging.getLogger(__name__)
 

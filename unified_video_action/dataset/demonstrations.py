@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import zarr
 from numcodecs.abc import Codec
 
 from unified_video_action.dataset.formats.pictures import register_pictures
+from unified_video_action.files import written
 
 ROWS_PER_CHUNK = 2000
 FRAMES_PER_CHUNK = 32  # frames are read a few at a time
@@ -74,18 +74,14 @@ def require_new_store(output: Path) -> None:
 def new_store(output: Path, pictures: Codec | None = None) -> Iterator[DemonstrationStore]:
     """A store that appears as `output` (NAME.zarr or NAME.zip) when the block ends well; otherwise nothing is left."""
     require_new_store(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        register_pictures()
-        yield DemonstrationStore(partial, pictures)
-        whole = partial
-        if output.suffix == ".zip":
-            whole, files = partial / "packed", [path for path in sorted(partial.rglob("*")) if path.is_file()]
-            with zipfile.ZipFile(whole, "w", zipfile.ZIP_STORED) as archive:
-                for path in files:
-                    undated = zipfile.ZipInfo(path.relative_to(partial).as_posix())  # the same bytes whenever it runs
+    register_pictures()
+    with written(output) as part:
+        if output.suffix == ".zarr":
+            yield DemonstrationStore(part, pictures)
+            return
+        with tempfile.TemporaryDirectory(dir=part.parent, prefix=f"{part.name}-") as folder:
+            yield DemonstrationStore(Path(folder), pictures)
+            with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+                for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                    undated = zipfile.ZipInfo(path.relative_to(folder).as_posix())  # the same bytes whenever it runs
                     archive.writestr(undated, path.read_bytes())
-        whole.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

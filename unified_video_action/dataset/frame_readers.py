@@ -1,25 +1,35 @@
-"""Where the frames of a batch come from: pixels of the stores, pixels from a cache, or latents from a cache."""
+"""Where the frames of a batch come from: pixels of the stores, pixels from a cache, or latents from a cache.
+
+Latents are computed once by the frozen codec for every frame of a store, kept as float16, and scaled on the device.
+"""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unified_video_action.dataset.augmentation import VideoAugmentation
-from unified_video_action.dataset.cache import CachedRows, cache_path, fill_cache
-from unified_video_action.dataset.latents import LatentCache, StoredLatents, read_latents
+from unified_video_action.dataset.cache import CachedRows, Layout, Stores, array_path, cache_path, fill_cache
 from unified_video_action.dataset.sampling import sample_seed, uniform
 from unified_video_action.dataset.tables import Table
-from unified_video_action.vae.base import FrameCodec
+from unified_video_action.noise import randn
+from unified_video_action.vae.base import FrameCodec, Moments
 
 VIEW, PIXELS, POSTERIOR = range(3)  # streams of random numbers drawn from a sample's seed
+LOGVAR_FLOOR = -30.0  # a codec whose log-variances all lie here has no posterior to store
+
+# (variant, start, stop) -> frames uint8 (stop - start, 3, H, W) of that variant
+Frames = Callable[[str, int, int], np.ndarray]
 
 
 class PixelReader:
@@ -67,18 +77,57 @@ class PixelReader:
         return self.augmentation(frames, np.random.default_rng(sample_seed(seed, PIXELS)))
 
 
+@dataclass(frozen=True)
+class StoredLatents:
+    """Latents as a cache holds them. Reading and sending them costs a third of what float32 would."""
+
+    values: Tensor  # (B, T, C, h, w), float16 as stored, or float32 where the posterior's noise has been added
+    shift: Tensor  # (C, 1, 1) float32
+    scale: Tensor  # (C, 1, 1) float32
+
+    def __getitem__(self, key: Any) -> StoredLatents:
+        """A part of them; `key` concerns samples and time."""
+        return replace(self, values=self.values[key])
+
+    def scaled(self) -> Tensor:
+        """`(values - shift) * scale`, float32 in memory of its own, on the device where the values are."""
+        cell = self.values.shape[-3:]  # written out, a channel's value is not looked up for every few numbers
+        shift, scale = (part.expand(cell).contiguous() for part in (self.shift, self.scale))
+        return self.values.to(torch.float32, copy=True).sub_(shift).mul_(scale)
+
+
+class LatentStatistics(NamedTuple):
+    """Mean squares of one camera's latents."""
+
+    level: float  # of all values; a codec that fits its pictures has about 1
+    change: float  # from the newest frame to a later one, in the cells that change
+
+    @classmethod
+    def of(cls, history: Tensor, future: Tensor) -> LatentStatistics:
+        """Of scaled latents (B, H, C, h, w) and (B, F, C, h, w)."""
+        changes = (future - history[:, -1:]).square().mean(2)  # (B, F, h, w)
+        change = changes.square().sum() / changes.sum().clamp(min=1e-12)  # of a cell, weighted by itself
+        return cls(history.square().mean().item(), change.item())
+
+
 class LatentReader:
     """Latents (B, T, C, h, w) from caches, to be scaled; a sample's seed picks one of the views.
 
     Args:
-        caches: store's location -> camera -> cache.
+        caches: store's location -> camera -> variant -> moments of all frames.
         views: names of the views to draw from, "" being the frames as they are.
     """
 
     def __init__(
-        self, tables: Sequence[Table], caches: Mapping[str, Mapping[str, LatentCache]], views: Sequence[str] = ("",)
+        self,
+        tables: Sequence[Table],
+        caches: Mapping[str, Mapping[str, Stores]],
+        codec: FrameCodec,
+        views: Sequence[str] = ("",),
     ) -> None:
         self.tables, self.caches, self.views = tables, caches, tuple(views)
+        self.scale, self.shift = codec.scale.cpu().clone(), codec.shift.cpu().clone()
+        self.samples = codec.posterior == "sample"
 
     @classmethod
     def build(
@@ -91,15 +140,13 @@ class LatentReader:
         rebuild: bool = False,
         progress: bool = True,
     ) -> LatentReader:
-        """Open the latent caches of all stores, first encoding what they lack on the device where `codec` is.
+        """Open the latent caches of all stores in `folder` (see `cache_path`), first encoding what they lack.
 
         Args:
             n_views: the frames as they are and n_views - 1 augmented views of each episode.
-            folder: for the caches; None: beside each store (see `cache_path`).
-            rebuild: delete caches and encode everything again.
         """
         views = view_names(n_views, augmentation)
-        caches: dict[str, dict[str, LatentCache]] = {}
+        caches: dict[str, dict[str, Stores]] = {}
         for location, own in _by_store(tables).items():
             store, caches[location] = own[0].store, {}
             variants = {_variant(table, view): (table, number) for table in own for number, view in enumerate(views)}
@@ -109,25 +156,95 @@ class LatentReader:
                     return _view(*variants[variant], camera, augmentation, np.arange(start, stop))  # noqa: B023
 
                 path = cache_path(location, f"{camera}.{codec.name}_{codec.image_size}.latents", folder)
-                caches[location][camera] = LatentCache.build(
+                caches[location][camera] = fill_latents(
                     path, codec, len(store), frames, store.fingerprint(), list(variants), rebuild, progress
                 )
-        return cls(tables, caches, views)
+        return cls(tables, caches, codec, views)
 
     def plain(self) -> LatentReader:
         """The same without augmentation."""
-        return LatentReader(self.tables, self.caches)
+        reader = copy.copy(self)
+        reader.views = ("",)
+        return reader
 
     def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> dict[str, StoredLatents]:
         """Latents at `rows` (B, T) of tables number `tables` (B,): camera -> (B, T, ...)."""
         drawn = (uniform(seeds, VIEW) * len(self.views)).astype(int)
-        own, noise = [self.tables[n] for n in tables], sample_seed(seeds, POSTERIOR)
+        own, noise = [self.tables[n] for n in tables], sample_seed(seeds, POSTERIOR) if self.samples else None
         variants = [_variant(table, self.views[view]) for table, view in zip(own, drawn, strict=True)]
         videos = {}
         for camera in self.tables[0].cameras:
-            parts = [(self.caches[t.store.location][camera], name) for t, name in zip(own, variants, strict=True)]
-            videos[camera] = read_latents(parts, rows, noise)  # (B, T, C, h, w)
+            parts = [self.caches[t.store.location][camera][name] for t, name in zip(own, variants, strict=True)]
+            videos[camera] = StoredLatents(read_latents(parts, rows, noise), self.shift, self.scale)
         return videos
+
+
+def fill_latents(
+    path: Path,
+    codec: FrameCodec,
+    rows: int,
+    frames: Frames,
+    source: str,
+    variants: Sequence[str],
+    rebuild: bool = False,
+    progress: bool = True,
+    block: int = 128,
+) -> Stores:
+    """Open the cache of one camera's latents; encode what it lacks, on the device where `codec` is.
+
+    Args:
+        rows: number of frames. source: fingerprint of the data. rebuild, progress, block: as for `fill_cache`.
+        variants: of the frames, those needed; more may be added later. A name says all that makes its frames differ.
+
+    Returns:
+        variant -> "mean" and, where the codec has a posterior, "logvar": float16 (rows, C, h, w).
+
+    Raises:
+        StaleCacheError: the cache there is of another codec, image size or source.
+    """
+
+    @lru_cache(maxsize=1)  # the first rows say whether there is a posterior to store; they are encoded once
+    def encode(variant: str, start: int, stop: int) -> Moments:
+        batch = torch.from_numpy(np.ascontiguousarray(frames(variant, start, stop)))[None].to(codec.scale.device)
+        return codec.moments(batch)  # (1, n, C, h, w)
+
+    def produce(variant: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        halves = {}
+        for name in layout:
+            values = getattr(encode(variant, start, stop), name)[0]  # (n, C, h, w)
+            half = values.to(torch.float16).cpu()
+            if not torch.isfinite(half).all():
+                largest = f"latents up to {values.abs().max():.3g}, which float16 cannot hold"
+                raise ValueError(f"{path}, rows {start} to {stop}: the codec gave {largest}")
+            halves[name] = half.numpy()
+        return halves
+
+    if array_path(path, variants[0], "mean").exists() and not rebuild:
+        has_posterior = array_path(path, variants[0], "logvar").exists()
+    else:
+        has_posterior = bool(encode(variants[0], 0, min(block, rows)).logvar.max() > LOGVAR_FLOOR)
+    cell = tuple(vars(codec.latent_shape).values()), "float16"
+    layout: Layout = {"logvar": cell, "mean": cell} if has_posterior else {"mean": cell}  # made in this order
+    key = {"codec": codec.key(), "image size": str(codec.image_size), "source": source}
+    groups = {variant: layout for variant in variants}
+    return fill_cache(path, key, rows, groups, produce, rebuild, progress, block)
+
+
+def read_latents(stores: Sequence[Mapping[str, CachedRows]], rows: np.ndarray, seeds: Sequence[int] | None) -> Tensor:
+    """Latents (B, T, C, h, w), not scaled, at `rows` (B, T) of B arrays: means, in float16.
+
+    With `seeds` (B,) they are samples of the posterior, where there is one, in float32.
+    """
+    latents = np.empty((*rows.shape, *stores[0]["mean"].row_shape), np.float16)  # (B, T, C, h, w)
+    for own, store, out in zip(rows, stores, latents, strict=True):
+        store["mean"].read(own, out)
+    if seeds is not None and "logvar" in stores[0]:
+        latents = latents.astype(np.float32)
+        for own, store, seed, out in zip(rows, stores, seeds, latents, strict=True):
+            deviation = torch.exp(0.5 * torch.from_numpy(store["logvar"].read(own)).float())
+            sample, generator = torch.from_numpy(out), torch.Generator().manual_seed(int(seed))
+            sample += deviation * randn(sample.shape, generator, sample)
+    return torch.from_numpy(latents)
 
 
 def view_names(n_views: int, augmentation: VideoAugmentation | None) -> list[str]:

@@ -71,14 +71,8 @@ class MixtureDataset(WindowDataset):
     Args:
         sources: one, or several in a list or by name, such as `LeRobotSource` or `VideoFolderSource`.
         wanted: what their tables are to hold.
-        horizon: frames and actions of a sample.
-        val_ratio: share of each store's episodes that is held out, drawn with `split_seed`.
-        max_train_episodes: most episodes of each store to train on; None: all.
-        augmentation: random crop and blur of the frames.
-        raw_dims: field ("action" or a state) -> dimensions that are not normalised, such as those of rotations.
         end_effector: how recorded poses become the task's states and actions; the last of the transforms.
-        normalizer: "limits" fits minima and maxima onto [-1, 1], "deviations" mean 0 and deviation 1, "none" nothing.
-        Others as in `WindowOptions`.
+        Others as in `WindowOptions` and config/dataset/mixture.yaml.
     """
 
     def __init__(

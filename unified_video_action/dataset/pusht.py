@@ -60,9 +60,8 @@ class PushTDataset(MixtureDataset):
 
     Args:
         paths: a store or several (human and scripted demonstrations, say): zip, folder or fsspec URL, or mappings with
-            the fields of `PushTSource`. Variables and ~ are expanded. None: the published archive in $UVA_DATA_DIR.
-        mirror: see `PushTSource`.
-        Others as in `MixtureDataset`.
+            the fields of `PushTSource`. None: the published archive in $UVA_DATA_DIR.
+        mirror: see `PushTSource`. Others as in `MixtureDataset`.
     """
 
     def __init__(

@@ -76,16 +76,11 @@ class StepBatchSampler(Sampler[list[tuple[int, int]]]):
             indices = np.empty(share, np.int64)
             for wanted in np.unique(epochs):
                 if wanted != epoch:
-                    epoch, order = wanted, epoch_order(self.n, self.seed, int(wanted))
+                    epoch, order = wanted, np.random.default_rng([self.seed, int(wanted)]).permutation(self.n)
                 chosen = epochs == wanted
                 indices[chosen] = order[offsets[chosen]]
             seeds = sample_seed(self.seed, numbers)
             yield list(zip(indices.tolist(), seeds.tolist(), strict=True))
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation (n,) of all windows that an epoch follows."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

@@ -77,28 +77,29 @@ class Recordings:
                     f"{table.store.location}: actions of {table.action.shape[1]} numbers, but "
                     f"task.shape_meta.action has {action_dim}"
                 )
+
+        def joined(parts: Sequence[np.ndarray | None], width: int) -> np.ndarray:
+            filled = [
+                np.zeros((len(table), width), np.float32) if part is None else part
+                for part, table in zip(parts, tables, strict=True)
+            ]
+            return np.concatenate(filled).astype(np.float32)
+
         self.first = np.cumsum([0, *map(len, tables[:-1])])
         self.has_action = np.array([table.action is not None for table in tables])
-        actions = [np.zeros((len(table), action_dim)) if table.action is None else table.action for table in tables]
         self.has_low_dim = np.array([bool(table.low_dim) for table in tables])
         self.has_auxiliary = np.array([table.auxiliary is not None for table in tables])
         whole = tables[int(self.has_low_dim.argmax())]  # the first that has states, if any
         self.low_dim = {
-            name: _stack(
-                [_or_zeros(table.low_dim[name] if table.low_dim else None, len(table), values) for table in tables]
-            )
+            name: joined([table.low_dim.get(name) for table in tables], values.shape[1])
             for name, values in whole.low_dim.items()
         }
         targets = [table.auxiliary for table in tables]
         known = next((values for values in targets if values is not None), None)
-        self.auxiliary = (
-            None
-            if known is None
-            else _stack([_or_zeros(own, len(table), known) for own, table in zip(targets, tables)])
-        )
-        self._action, self._poses = _stack(actions), whole.poses
-        done = [own if table.executed is None else table.executed for own, table in zip(actions, tables, strict=True)]
-        self._executed = _stack(done) if any(table.executed is not None for table in tables) else None
+        self.auxiliary = None if known is None else joined(targets, known.shape[1])
+        self._action, self._poses = joined([table.action for table in tables], action_dim), whole.poses
+        done = [table.action if table.executed is None else table.executed for table in tables]
+        self._executed = joined(done, action_dim) if any(table.executed is not None for table in tables) else None
         if self._executed is not None and options.transforms:
             raise ValueError("executed actions are read as they are, but the data's transforms would change them")
         for name in options.latency:
@@ -163,15 +164,6 @@ class Recordings:
         fixed = np.array(self.options.horizon.history_offsets)
         states = self.states(now, starts[episode], ends[episode], np.zeros(count, np.int64), fixed, training=False)
         return np.searchsorted(self.first, now, side="right") - 1, states
-
-
-def _or_zeros(values: np.ndarray | None, rows: int, like: np.ndarray) -> np.ndarray:
-    """`values`, or rows of zeros as wide as `like`."""
-    return np.zeros((rows, *like.shape[1:]), like.dtype) if values is None else values
-
-
-def _stack(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts).astype(np.float32)
 
 
 def repeats(windows: list[int], weights: list[float | None]) -> list[float]:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from unified_video_action.dataset.frame_readers import LatentReader, PixelReader
-from unified_video_action.dataset.latents import LatentStatistics, StoredLatents
+from unified_video_action.dataset.frame_readers import LatentReader, LatentStatistics, PixelReader, StoredLatents
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.dataset.sequence import WindowOptions, clamp_rows, split_episodes, window_rows
 from unified_video_action.dataset.tables import Recordings, Table, repeats
@@ -38,6 +37,7 @@ class WindowDataset(Dataset):
     source lacks is zero. Every random choice is a function of the seed.
 
     Tables of one store share its split into training and held-out episodes; the other arguments are `MixtureDataset`'s.
+    `instructions` are all that occur, in alphabetical order, none for a task without language.
     """
 
     def __init__(
@@ -65,10 +65,8 @@ class WindowDataset(Dataset):
             split_episodes(table.store.n_episodes, val_ratio, split_seed, max_train_episodes) for table in tables
         ]
         self._recorded = Recordings(tables, action_dim, options)
-        self._first, self._has_action = self._recorded.first, self._recorded.has_action
-        self._auxiliary = self._recorded.auxiliary
-        self._instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
-        self._spoken = np.concatenate([_spoken(table, self._instructions) for table in tables])  # (N,)
+        self.instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
+        self._spoken = np.concatenate([_spoken(table, self.instructions) for table in tables])  # (N,)
         self._text: Tensor | None = None  # (instructions, text_dim)
         self._reader: PixelReader | LatentReader = PixelReader(self.tables, options.augmentation)
         self._cut([train for train, _ in self._splits])
@@ -79,8 +77,8 @@ class WindowDataset(Dataset):
         """List the windows of these episodes of each table, those of weighted sources several times."""
         parts = []
         for number, (table, chosen) in enumerate(zip(self.tables, episodes, strict=True)):
-            starts = self._first[number] + table.store.episode_starts[chosen]
-            ends = self._first[number] + table.store.episode_ends[chosen]
+            starts = self._recorded.first[number] + table.store.episode_starts[chosen]
+            ends = self._recorded.first[number] + table.store.episode_ends[chosen]
             episode, now = window_rows(self.options, starts, ends)
             parts.append(np.stack([np.full(len(now), number), now, starts[episode], ends[episode]]))  # (4, W)
         times = repeats([part.shape[1] for part in parts], [table.weight for table in self.tables])
@@ -126,7 +124,7 @@ class WindowDataset(Dataset):
 
     def shapes(self) -> dict[str, tuple[int, ...] | int]:
         """Shapes of what the sources have, by the names of a task's shape_meta."""
-        table, auxiliary = self.tables[0], self._auxiliary
+        table, auxiliary = self.tables[0], self._recorded.auxiliary
         found = {f"obs.{camera}": (3, *table.store.frame_shape(name)) for camera, name in table.cameras.items()}
         found |= {f"obs.{name}": (width,) for name, width in self.low_dim_dims().items()}
         return found | {"action": (self.action_dim,), "auxiliary_dim": 0 if auxiliary is None else auxiliary.shape[1]}
@@ -156,14 +154,9 @@ class WindowDataset(Dataset):
         else:
             self._reader = PixelReader(self.tables, augmentation)
 
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Every instruction that occurs, in alphabetical order; empty for a task without language."""
-        return self._instructions
-
     def use_text(self, features: Tensor) -> None:
         """From now on samples carry `text`: features (instructions, text_dim), in the order of `instructions`."""
-        assert len(features) == len(self._instructions)
+        assert len(features) == len(self.instructions)
         self._text = features.float().cpu()
 
     # -- samples -------------------------------------------------------------------------------------------------------
@@ -190,9 +183,9 @@ class WindowDataset(Dataset):
         history_rows, _ = clamp_rows(now, start, end, step * history_offsets)  # (B, H)
         future_rows, frame_is_pad = clamp_rows(now, start, end, step * np.array(horizon.future_offsets, np.int64))
         frame_rows = np.concatenate([history_rows, future_rows], axis=1)  # (B, H + F)
-        videos = self._reader.read(table, frame_rows - self._first[table][:, None], seeds)
+        videos = self._reader.read(table, frame_rows - self._recorded.first[table][:, None], seeds)
         states = self._recorded.states(now, start, end, seeds, history_offsets, self._training)
-        has_action = self._has_action[table]
+        has_action = self._recorded.has_action[table]
         batch: dict[str, Any] = {
             "history": {camera: video[:, : horizon.history] for camera, video in videos.items()},
             "future": {camera: video[:, horizon.history :] for camera, video in videos.items()},
@@ -215,8 +208,8 @@ class WindowDataset(Dataset):
             batch["future_low_dim"] = _tensors({name: states.future[name] for name in names})
         if self._text is not None:
             batch["text"] = self._text[self._spoken[now]]  # (B, text_dim)
-        if self._auxiliary is not None:
-            batch["auxiliary"] = torch.from_numpy(self._auxiliary[frame_rows])  # (B, H + F, K)
+        if (auxiliary := self._recorded.auxiliary) is not None:
+            batch["auxiliary"] = torch.from_numpy(auxiliary[frame_rows])  # (B, H + F, K)
         return batch
 
     # -- statistics ----------------------------------------------------------------------------------------------------
@@ -246,11 +239,11 @@ class WindowDataset(Dataset):
         if self.options.transforms:
             table, states = self._recorded.sample(ROWS_FITTED)
             low_dim = {name: values[self._recorded.has_low_dim[table]] for name, values in states.history.items()}
-            chunks = [states.action[~states.action_is_pad & self._has_action[table][:, None]]]  # (n, D)
+            chunks = [states.action[~states.action_is_pad & self._recorded.has_action[table][:, None]]]  # (n, D)
         else:
             known = np.repeat(self._recorded.has_low_dim, [len(table) for table in self.tables])  # (N,)
             low_dim = {name: values[known] for name, values in self._recorded.low_dim.items()}
-            chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._has_action)]
+            chunks = [self._all_actions(number, relative_to) for number in np.flatnonzero(self._recorded.has_action)]
         if not sum(map(len, chunks)):
             log.info("no source has actions: they are left as they are by the normaliser")
             actions = Normalizer.identity({"action": self.action_dim})

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from unified_video_action.compat.checkpoint_files import verify
-from unified_video_action.compat.old_checkpoints import upgrade_tensors
+from unified_video_action.compat.checkpoint_files import upgrade_tensors, verify
 from unified_video_action.compat.tensors import load_exactly, read_safetensors, weights_exist
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.instantiate import resolve_class

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from unified_video_action.dataset.latents import StoredLatents
+from unified_video_action.dataset.frame_readers import StoredLatents
 from unified_video_action.dataset.sampling import StepBatchSampler
 from unified_video_action.dataset.store import StoreError
 from unified_video_action.policy.base import BasePolicy, Share

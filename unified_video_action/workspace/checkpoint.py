@@ -19,8 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unified_video_action.compat.checkpoint_files import fault, listed, read_json
-from unified_video_action.compat.old_checkpoints import upgrade_tensors
+from unified_video_action.compat.checkpoint_files import fault, listed, read_json, upgrade_tensors
 from unified_video_action.compat.tensors import (
     read_safetensors,
     require_finite,

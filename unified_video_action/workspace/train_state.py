@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from unified_video_action.compat.old_checkpoints import upgrade_tensors
+from unified_video_action.compat.checkpoint_files import upgrade_tensors
 from unified_video_action.compat.tensors import read_safetensors, require_same, shapes_of
 from unified_video_action.messages import few
 from unified_video_action.policy.base import BasePolicy

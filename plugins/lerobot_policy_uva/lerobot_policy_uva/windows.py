@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from lerobot_policy_uva.configuration_uva import UvaConfig
-from unified_video_action.dataset.latents import LatentStatistics
+from unified_video_action.dataset.frame_readers import LatentStatistics
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.vae.base import FrameCodec
 

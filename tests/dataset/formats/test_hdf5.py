@@ -101,7 +101,6 @@ def change(path: Path, name: str, values: np.ndarray | None) -> None:
         (f"data/demo_2/{ACTIONS}", np.zeros((4, 7)), "expected one length"),
         (f"data/demo_2/{ACTIONS}", np.zeros((5, 6)), r"expected numbers \(N, 7\)"),
         (f"data/demo_2/{ACTIONS}", np.full((5, 7), np.nan), r"demo_2/actions\[0, 0\] = nan"),
-        (f"data/demo_2/{ACTIONS}", np.full((5, 7), -1e30), r"demo_2/actions\[0, 0\] = -1e\+30 is larger"),
         ("data", None, "holds nothing, expected data/<demonstration>"),
     ],
 )
@@ -113,19 +112,12 @@ def test_what_is_wrong_is_named(file: Path, name: str, values: np.ndarray | None
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
-    for location, message in (
-        (tmp_path / "missing.hdf5", r"missing\.hdf5: no such file"),
-        (tmp_path, "is a folder, expected an HDF5 file"),
-    ):
+    for location, message in ((tmp_path / "none.hdf5", r"none\.hdf5: no such file"), (tmp_path, "is a folder")):
         with pytest.raises(FileNotFoundError, match=message):
             Hdf5Store(location, [], [])
-    for text, message in (
-        ("not an HDF5 file", "not a readable HDF5 file"),
-        ("version https://git-lfs.github.com/spec/v1\n", "text.hdf5: is a Git LFS pointer.*run `git lfs pull`"),
-    ):
-        (tmp_path / "text.hdf5").write_text(text)
-        with pytest.raises(StoreError, match=message):
-            Hdf5Store(tmp_path / "text.hdf5", [], [])
+    (tmp_path / "text.hdf5").write_text("not an HDF5 file")
+    with pytest.raises(StoreError, match="text.hdf5: not a readable HDF5 file"):
+        Hdf5Store(tmp_path / "text.hdf5", [], [])
     with pytest.raises(StoreError, match="download it"):
         Hdf5Store("https://example.com/demos.hdf5", [], [])
 
@@ -171,14 +163,8 @@ def test_poses_are_read(tmp_path) -> None:
     ("given", "message"),
     [
         (deltas, "its actions are steps.*render_robomimic.py .*demos.hdf5 --absolute --output NEW.hdf5"),
-        (
-            lambda effector: effector + [0.56, 0, -0.9],
-            r"another frame than obs/robot0_eef_pos, \[0.56, 0.0, -0.9\] m from it",
-        ),
-        (
-            lambda effector: np.random.default_rng(1).normal(size=effector.shape),
-            "follow neither obs/robot0_eef_pos nor its",
-        ),
+        (lambda effector: effector + [0.56, 0, -0.9], r"another frame than obs/robot0_eef_pos, \[0.56, 0.0, -0.9\] m"),
+        (lambda effector: np.random.default_rng(1).normal(size=effector.shape), "follow neither obs/robot0_eef_pos"),
     ],
 )
 def test_other_actions_are_refused_or_taken_on_ones_word(tmp_path, given, message) -> None:

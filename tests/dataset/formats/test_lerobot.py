@@ -31,17 +31,13 @@ def make_episodes() -> list[Episode]:
     episodes, rng = [], np.random.default_rng(0)
     for number, (end, length) in enumerate(zip(np.cumsum(LENGTHS), LENGTHS, strict=True)):
         rows, steps = np.arange(end - length, end), np.arange(length)
-        episodes.append(
-            Episode(
-                {FRONT: numbered_frames(rows), WRIST: numbered_frames(rows + 2000, (96, 96), tint=90)},
-                {
-                    "action": np.stack([np.full(length, number), steps, rng.uniform(-1, 1, length)], axis=1),
-                    "observation.state": np.stack([rows, rows * 0.5], axis=1),
-                    "observation.gripper": steps[:, None] / 10,
-                },
-                "push the block" if number % 3 else "open the drawer",
-            )
-        )
+        frames = {FRONT: numbered_frames(rows), WRIST: numbered_frames(rows + 2000, (96, 96), tint=90)}
+        values = {
+            "action": np.stack([np.full(length, number), steps, rng.uniform(-1, 1, length)], axis=1),
+            "observation.state": np.stack([rows, rows * 0.5], axis=1),
+            "observation.gripper": steps[:, None] / 10,
+        }
+        episodes.append(Episode(frames, values, "push the block" if number % 3 else "open the drawer"))
     return episodes
 
 
@@ -164,12 +160,8 @@ def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path)
     features[FRONT]["shape"] = [48, 64, 1]
     change_info(damaged, features=features)
     refuses(damaged, r"shape \[48, 64, 1\]; expected 3 colours")
-    for text, what in (
-        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
-        ("[]", "not a readable JSON"),
-    ):
-        (damaged / "meta" / "info.json").write_text(text)
-        refuses(damaged, f"info.json: (is )?{what}")
+    (damaged / "meta" / "info.json").write_text("[]")
+    refuses(damaged, "info.json: not a readable JSON")
     (damaged / "meta" / "info.json").unlink()
     refuses(damaged, "has no meta/info.json", FileNotFoundError)
 
@@ -229,23 +221,20 @@ def test_a_task_that_changes_within_an_episode_is_told_by_row(damaged, caplog):
     assert [dataset.instructions[int(text)] for text in batch["text"]] == [words[now] for now in dataset._now]
 
 
+AB, XY = pa.array(["a", "b"]), pa.array(["x", "y"])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"task": pa.array(["a", "b"]), "kind": pa.array(["x", "y"])}, None),
-        ({"kind": pa.array(["x", "y"]), "__index_level_0__": pa.array(["a", "b"], pa.large_string())}, None),
-        ({"__index_level_0__": pa.array(["x", "y"]), "task": pa.array(["a", "b"]).dictionary_encode()}, None),
-        ({"words": pa.array(["a", "b"], pa.string_view()), "count": pa.array([1, 2])}, None),
-        (
-            {"words": pa.array(["a", "b"]), "kind": pa.array(["x", "y"])},
-            "has columns task_index, words, kind; expected",
-        ),
+        ({"task": AB, "kind": XY}, None),
+        ({"kind": XY, "__index_level_0__": AB.cast(pa.large_string())}, None),
+        ({"__index_level_0__": XY, "task": AB.dictionary_encode()}, None),
+        ({"words": AB.cast(pa.string_view()), "count": pa.array([1, 2])}, None),
+        ({"words": AB, "kind": XY}, "has columns task_index, words, kind; expected"),
         ({"task": pa.array([1, 2])}, "has columns task_index, task; expected task_index, and the texts as task"),
-        (
-            {"task": pa.array(["a", None])},
-            "episode 1 has task_index 1, for which meta/tasks.parquet has no text; choose",
-        ),
-        ({"task_index": pa.array([0, 0]), "task": pa.array(["a", "b"])}, "lists a task_index twice"),
+        ({"task": pa.array(["a", None])}, "episode 1 has task_index 1, for which meta/tasks.parquet has no text"),
+        ({"task_index": pa.array([0, 0]), "task": AB}, "lists a task_index twice"),
     ],
 )
 def test_the_column_of_task_strings_is_found_by_its_name(damaged, columns, message):
@@ -263,11 +252,7 @@ def test_episodes_may_not_share_a_stretch_of_video(damaged):
     early = np.array([0, -1.2, 0, 0, 0, 0, 0])  # episode 1 claims the frames of episode 0
     change_index(damaged, "from_timestamp", begin + early)
     change_index(damaged, "to_timestamp", end + early)
-    message = (
-        r"file-000.mp4: episode 0 \(0.000 to 1.200 s\) and episode 1 \(0.000 to 0.900 s\) share a stretch of this video"
-    )
-    with pytest.raises(StoreError, match=message):
-        source(damaged).tables(WANTED)
+    refuses(damaged, r"file-000.mp4: episode 0 \(0.000 to 1.200 s\) and episode 1 \(0.000 to 0.900 s\) share a stretch")
     (table,) = source(damaged, episodes=[0, 2]).tables(WANTED)
     rows = ROWS[np.isin(EPISODE, [0, 2])]
     assert np.array_equal(read_numbers(table.store.frames(FRONT, np.arange(len(rows)))), rows)
@@ -285,15 +270,10 @@ def test_episodes_may_not_share_a_stretch_of_video(damaged):
 
 
 def test_episodes_without_a_camera_are_named_or_left_out(damaged):
-    columns = [name for name in ("from_timestamp", "to_timestamp", "chunk_index", "file_index")]
-    for name in columns:
-        change_index(
-            damaged, name, [None if number in (1, 5) else v for number, v in enumerate(change_index(damaged, name))]
-        )
-    with pytest.raises(
-        StoreError, match=f"no entry of {FRONT} for episode 1, 5; choose the other episodes with `episodes`"
-    ):
-        source(damaged).tables(WANTED)
+    for name in ("from_timestamp", "to_timestamp", "chunk_index", "file_index"):
+        values = change_index(damaged, name)
+        change_index(damaged, name, [None if number in (1, 5) else value for number, value in enumerate(values)])
+    refuses(damaged, f"no entry of {FRONT} for episode 1, 5; choose the other episodes with `episodes`")
     (table,) = source(damaged, episodes=[0, 2, 4]).tables(WANTED)
     rows = ROWS[np.isin(EPISODE, [0, 2, 4])]
     assert np.array_equal(read_numbers(table.store.frames(FRONT, np.arange(len(rows)))), rows)

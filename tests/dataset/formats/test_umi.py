@@ -10,9 +10,9 @@ import pytest
 import torch
 import zarr
 
-from tests.dataset.recordings import numbered_frames, psnr, read_numbers, write_umi
+from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
 from unified_video_action.dataset.formats import umi
-from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
+from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiSource, UmiStore
 from unified_video_action.dataset.frame_fit import LEFT_MIRROR, FrameMask
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
@@ -63,26 +63,12 @@ def test_the_layout_is_the_published_one(archive) -> None:
     assert UmiSource(str(archive), instruction="place the cup").tables(WANTED)[0].instructions == ("place the cup",) * 3
 
 
-@pytest.mark.parametrize("codec", [JpegXlCodec(lossless=True), JpegXlCodec(80), JpegCodec(95), None])
-def test_frames_of_every_codec(tmp_path, codec) -> None:
-    store = UmiStore(write_umi(tmp_path / "a.zarr", SHOWN, POSES, codec=codec), [CAMERA])
-    rows = np.array([[59, 0, 7], [7, 7, 31]])
-    frames = store.frames(CAMERA, rows)
-    assert frames.shape == (2, 3, 48, 48, 3) and np.array_equal(read_numbers(frames[0]), rows[0])
-    assert psnr(frames[1], SHOWN[rows[1]]) > (25 if isinstance(codec, JpegCodec) else 30)
-    if codec is not None and getattr(codec, "lossless", False):
-        assert np.array_equal(frames, SHOWN[rows])
-
-
 def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
-    """It names every parameter in the metadata, and passes chunks on with their leading axis."""
-    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES)
-    metadata = json.loads((path / "data" / CAMERA / ".zarray").read_text())
-    unset = dict.fromkeys(["bitspersample", "decodingspeed", "index", "keeporientation", "numthreads", "planar"])
-    metadata["compressor"] = {"id": "imagecodecs_jpegxl", "level": 99, "lossless": False, "effort": None, **unset}
-    (path / "data" / CAMERA / ".zarray").write_text(json.dumps(metadata))
+    """It passes chunks on with their leading axis; lossless frames come back as they were."""
+    path = write_umi(tmp_path / "a.zarr", SHOWN, POSES, codec=JpegXlCodec(lossless=True))
     (path / "data" / CAMERA / "5.0.0.0").write_bytes(imagecodecs.jpegxl_encode(SHOWN[44:45], level=99))
-    assert read_numbers(UmiStore(path, [CAMERA]).frames(CAMERA, np.array([4, 5, 6]))).tolist() == [4, 44, 6]
+    frames = UmiStore(path, [CAMERA]).frames(CAMERA, np.array([[4, 5], [6, 6]]))
+    assert read_numbers(frames[0]).tolist() == [4, 44] and np.array_equal(frames[1], SHOWN[[6, 6]])
 
 
 def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> None:
@@ -196,11 +182,7 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
     ("wanted", "options", "message"),
     [
         (Wanted((CAMERA,), END_EFFECTOR_STATES, 7), {}, "actions of 10 numbers, but task.shape_meta.action has 7"),
-        (
-            Wanted((CAMERA,), ("robot0_eef_pos",), 10),
-            {},
-            r"the task reads 'robot0_eef_pos', .*task.end_effector.states",
-        ),
+        (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, "the task reads 'robot0_eef_pos', .*task.end_effector.states"),
         (WANTED, {"weight": 0}, "weight=0 must be positive"),
         (WANTED, {"mask": "cups"}, "mask='cups'"),
         (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "polygons of three corners"),

@@ -16,7 +16,7 @@ from zarr.core.dtype import VariableLengthBytes
 
 from tests.dataset.recordings import numbered_frames, psnr, read_numbers
 from unified_video_action.dataset.formats import zarr as module
-from unified_video_action.dataset.formats.pictures import Jpeg2kCodec, JpegCodec, register_pictures
+from unified_video_action.dataset.formats.pictures import Jpeg2kCodec, JpegCodec, JpegXlCodec, register_pictures
 from unified_video_action.dataset.formats.zarr import ReplayBuffer, ZarrSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
 from unified_video_action.dataset.store import StoreError
@@ -147,7 +147,6 @@ FAULTS = [
     (ENDS, lambda a: a.astype(float), r"meta/episode_ends is float64"),
     (ENDS, lambda a: np.zeros((0,), np.int64), r"meta/episode_ends is int64 \(0,\)"),
     (ACTION, with_value((41, 1), np.nan), r"data/action\[41, 1\] = nan"),
-    (ACTION, with_value((41, 1), 1e30), r"data/action\[41, 1\] = 1.*e\+30 is larger"),
     (ACTION, lambda a: a[:, 0], r"data/action is float32 \(150,\)"),
     (ACTION, lambda a: a[:149], r"data/action has shape \(149, 2\)"),
     (STATE, lambda a: a.astype(complex), r"data/state is complex128"),
@@ -375,7 +374,10 @@ def test_large_stores_are_read_when_names_sizes_or_times_change(tmp_path, monkey
 
 
 SHOWN = numbered_frames(range(40), (48, 64))
-UNSET = ("bitspersample", "codecformat", "colorspace", "numthreads", "resolutions", "reversible", "tile", "newer")
+UNSET = (  # what writers note in an array's metadata; "newer" is not known here
+    *("bitspersample", "codecformat", "colorspace", "decodingspeed", "keeporientation", "newer", "numthreads"),
+    *("planar", "resolutions", "reversible", "tile"),
+)
 
 
 @pytest.fixture
@@ -384,17 +386,13 @@ def picture_store(make_store) -> Path:
     register_pictures()
     path = make_store(lengths=(15, 25))
     data = zarr.open_group(str(path), mode="r+", zarr_format=2)["data"]
-    codecs = {
-        "img": JpegCodec(90),
-        "other": JpegCodec(90),
-        "j2k": Jpeg2kCodec(level=50),
-        "lossless": Jpeg2kCodec(level=0),
-    }
+    jpeg, j2k, lossless = JpegCodec(90), Jpeg2kCodec(level=50), Jpeg2kCodec(level=0)
+    codecs = {"img": jpeg, "other": jpeg, "j2k": j2k, "lossless": lossless, "xl": JpegXlCodec()}
     for name, codec in codecs.items():
         data.create_array(name, data=SHOWN, chunks=(1, 48, 64, 3), compressors=codec, overwrite=True)
         file = path / "data" / name / ".zarray"
         metadata = json.loads(file.read_text())
-        metadata["compressor"] |= dict.fromkeys(UNSET)  # as writers note them, and one that is not known here
+        metadata["compressor"] |= dict.fromkeys(UNSET)
         metadata["compressor"]["id"] = "jpeg" if name == "other" else metadata["compressor"]["id"]
         file.write_text(json.dumps(metadata))
     data.create_array("bytes", shape=(40,), chunks=(7,), dtype=VariableLengthBytes())
@@ -402,12 +400,12 @@ def picture_store(make_store) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["img", "other", "bytes", "j2k", "lossless"])
+@pytest.mark.parametrize("name", ["img", "other", "bytes", "j2k", "lossless", "xl"])
 def test_pictures_are_read_like_other_frames(picture_store, name, tmp_path):
     buffer = ReplayBuffer(picture_store, [name], ["action"])
     frames = buffer.frames(name, np.arange(40))
     assert buffer.frame_shape(name) == (48, 64) and np.array_equal(read_numbers(frames), np.arange(40))
-    assert psnr(frames, SHOWN) > (28 if name in ("img", "other", "bytes") else 40)  # in this order of colours
+    assert psnr(frames, SHOWN) > (40 if name in ("j2k", "lossless") else 28)  # in this order of colours
     rows = np.array([[39, 0], [7, 7]])
     archive = ReplayBuffer(zipped(picture_store, tmp_path / "demos.zip"), [name], [])
     for copy in (buffer, pickle.loads(pickle.dumps(buffer)), archive):  # noqa: S301
@@ -422,10 +420,8 @@ def test_damaged_pictures_are_named(picture_store):
     data = zarr.open_group(str(picture_store), mode="r+", zarr_format=2)["data"]
     data["bytes"][20:22] = np.array([b"", imagecodecs.jpeg8_encode(SHOWN[0, :32])], object)
     buffer = ReplayBuffer(picture_store, ["bytes"], [])
-    for row, fault in (
-        (20, ": 0 bytes that are not readable JPEG"),
-        (21, r" is a picture of \(32, 64\), the first one"),
-    ):
+    faults = {20: ": 0 bytes that are not readable JPEG", 21: r" is a picture of \(32, 64\), the first one"}
+    for row, fault in faults.items():
         with pytest.raises(StoreError, match=rf"data/bytes\[{row}\]{fault}"):
             buffer.frames("bytes", np.array([row]))
 

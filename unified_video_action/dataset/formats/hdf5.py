@@ -12,9 +12,17 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.dataset.cache import CACHES
-from unified_video_action.dataset.fingerprints import SMALL, remembered
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, is_url
+from unified_video_action.dataset.store import (
+    SMALL,
+    EpisodeStore,
+    Kept,
+    StoreError,
+    as_float32,
+    check_numbers,
+    is_url,
+    remembered,
+)
 from unified_video_action.dataset.tables import Table
 from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.system_libraries import explain_missing_libraries
@@ -202,7 +210,8 @@ class Hdf5Store(EpisodeStore):
         demos = list(group) if isinstance(group, h5py.Group) else []
         if not demos:
             raise StoreError(f"{self.location}: holds {few(file)}, expected data/<demonstration>/...")
-        self.demos = tuple(sorted(demos, key=_number))
+        numbers = {demo: re.search(r"\d+$", demo) for demo in demos}  # demo_2 comes before demo_10, no number last
+        self.demos = tuple(sorted(demos, key=lambda demo: (int(numbers[demo][0]) if numbers[demo] else 2**62, demo)))
         self.attributes: dict[str, Any] = dict(group.attrs)
         lengths, values, self._sizes = [], {name: [] for name in widths}, {}
         for episode, demo in enumerate(self.demos):
@@ -249,9 +258,3 @@ class Hdf5Store(EpisodeStore):
             return dataset[start:stop]
         except (OSError, RuntimeError) as error:
             raise StoreError(f"{self.location}: {dataset.name}[{start}:{stop}] cannot be read ({error})") from error
-
-
-def _number(demo: str) -> tuple[int, str]:
-    """Sorts demo_2 before demo_10, and names without a number last."""
-    found = re.search(r"(\d+)$", demo)
-    return (int(found[1]) if found else 2**62, demo)

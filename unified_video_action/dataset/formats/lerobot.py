@@ -9,14 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from unified_video_action.dataset.fingerprints import sample_files
 from unified_video_action.dataset.formats.lerobot_folder import NUMBERS, Episodes, LeRobotFolder
 from unified_video_action.dataset.formats.parquet import read_group, row_groups
 from unified_video_action.dataset.formats.pictures import decode_image
-from unified_video_action.dataset.formats.video_frames import VideoFiles
+from unified_video_action.dataset.formats.video_folder import VideoFiles
 from unified_video_action.dataset.frame_fit import Fit
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, view_of
+from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, sample_files, view_of
 from unified_video_action.dataset.tables import Table
 from unified_video_action.files import expand
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from unified_video_action.dataset.cache import CACHES
-from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.formats.zarr import FRAMES_IN_MEMORY, ReplayBuffer
 from unified_video_action.dataset.frame_fit import Fit, FrameMask
 from unified_video_action.dataset.mixture import StoreSource, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, is_url, view_of
+from unified_video_action.dataset.store import SMALL, EpisodeStore, Kept, StoreError, is_url, view_of
 from unified_video_action.dataset.tables import Table
 from unified_video_action.dataset.transforms import END_EFFECTOR_STATES, GRIPPER, POSE, START_POSE
 from unified_video_action.files import expand, find_files

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from unified_video_action.dataset.fingerprints import SMALL
 from unified_video_action.dataset.formats.pictures import decode_image, register_pictures
 from unified_video_action.dataset.formats.zarr_storage import (
     MARKER,
@@ -24,7 +23,7 @@ from unified_video_action.dataset.formats.zarr_storage import (
     stored_sizes,
 )
 from unified_video_action.dataset.mixture import Source, Wanted
-from unified_video_action.dataset.store import EpisodeStore, Kept, StoreError, as_float32, check_numbers, is_url
+from unified_video_action.dataset.store import SMALL, EpisodeStore, Kept, StoreError, as_float32, check_numbers, is_url
 from unified_video_action.dataset.tables import Table
 from unified_video_action.files import expand
 from unified_video_action.messages import few

@@ -20,8 +20,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
-from unified_video_action.dataset.fingerprints import SMALL, hash_files
-from unified_video_action.dataset.store import StoreError, is_url
+from unified_video_action.dataset.store import SMALL, StoreError, hash_files, is_url
 from unified_video_action.downloads import how_to_fetch
 from unified_video_action.files import unreadable
 from unified_video_action.messages import few
