@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from unified_video_action.env.collecting import in_order
+from unified_video_action.demos.collecting import in_order
 from unified_video_action.env.robomimic.demonstrations import new_file
 from unified_video_action.env.robomimic.rendering import Renderer, read_arguments
 from unified_video_action.workspace.commands import at_least, mistakes, script_parser
@@ -25,7 +25,7 @@ def render(renderer: Renderer, output: Path, workers: int, count: int | None, re
 
     names = list(Hdf5Store(renderer.source, images=(), vectors=("actions",)).demos)[:count]
     failed = []
-    with new_file(output, renderer.written_arguments) as (writer, _):
+    with new_file(output, renderer.written_arguments) as writer:
         rendered = in_order(renderer, names, workers)
         for name, (demonstration, replayed) in tqdm(zip(names, rendered), total=len(names), unit="demo"):
             if replayed is False:

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unified_video_action.dataset.demonstrations import new_store, require_new_store
-from unified_video_action.env.collecting import in_order
+from unified_video_action.demos.collecting import in_order
 from unified_video_action.env.pusht.env import DEFAULT_GOAL
 from unified_video_action.env.pusht_m.motion import Mover, Recording
 from unified_video_action.workspace.commands import at_least, mistakes, script_parser

@@ -133,7 +133,7 @@ def test_mirrored_episodes_follow_the_plain_ones(pusht_store, arrays):
 
 
 def test_real_mirrored_frames_equal_renderings_of_mirrored_states(pusht_zip):
-    renderer = pytest.importorskip("unified_video_action.env.pusht.renderer")
+    renderer = pytest.importorskip("unified_video_action.env.pusht.env")
     store = PushTDataset(str(pusht_zip)).tables[0].store
     rows = np.array([0, 5_000, 11_111, 20_000, 25_000])
     mirrored = mirror_frames(chw(store.frames("img", rows))).astype(int)

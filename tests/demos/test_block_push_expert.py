@@ -60,7 +60,11 @@ def test_a_block_pushed_out_again_is_brought_back(env):
 def test_collected_episodes_replay():
     attempt = Collector(seed=3, image_size=48)(1)
     arrays, meta = attempt.episode
-    assert attempt.success and arrays["img"].shape[1:] == (48, 64, 3) and arrays["img"].dtype == np.uint8
+    again, _ = Collector(seed=3, image_size=48)(1).episode
+    for name, values in again.items():
+        np.testing.assert_array_equal(values, arrays[name])
+    assert attempt.success and set(arrays) == {"img", "effector", "action", "state"}
+    assert arrays["img"].shape[1:] == (48, 64, 3) and arrays["img"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["effector"], arrays["state"][:, :2])
     assert (arrays["action"] >= LOW - 1e-6).all() and (arrays["action"] <= HIGH + 1e-6).all()
     env = BlockPushEnv(image_size=48)

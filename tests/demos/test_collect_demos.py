@@ -9,13 +9,11 @@ import zarr
 
 from tests.loading import load_script
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
-from unified_video_action.demos.collecting import Attempt, Collector, collect, load_collector
+from unified_video_action.demos.collecting import Attempt, collect
 from unified_video_action.demos.pusht import Collector as PushTCollector
-from unified_video_action.env.pusht.env import PushTEnv
-from unified_video_action.env.pusht.renderer import render_states
+from unified_video_action.env.pusht.env import PushTEnv, render_states
 
 NEEDS_PYBULLET = pytest.mark.skipif(find_spec("pybullet") is None, reason="pybullet is not installed: make sims")
-BLOCKS = pytest.param("block_push", {"image_size": 24}, marks=NEEDS_PYBULLET)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +82,7 @@ def test_a_folder_holds_the_same_and_measuring_keeps_nothing(script, tmp_path: P
         ({"--disturbance": "-1"}, "disturbance=-1"),
         ({"--task": "pusht_m", "--goal": "fixed"}, "unrecognized arguments: --goal fixed"),
         pytest.param({"--task": "block_push", "--image-size": "95"}, "image_size must be the", marks=NEEDS_PYBULLET),
-        pytest.param({"--task": "block_push", "--max-steps": "0"}, "max_steps must be at", marks=NEEDS_PYBULLET),
+        pytest.param({"--task": "block_push", "--max-steps": "0"}, "max_steps=0: expected", marks=NEEDS_PYBULLET),
         pytest.param({"--task": "block_push", "--disturbance": "nan"}, "disturbance must be", marks=NEEDS_PYBULLET),
     ],
 )
@@ -119,28 +117,8 @@ def test_an_interrupted_run_and_an_expert_that_always_fails_leave_nothing(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def made(task: str, **options: object) -> Collector:
-    return load_collector(task)(**options)
-
-
-@pytest.mark.parametrize(("task", "options"), [("pusht", {"goal": "random"}), BLOCKS])
-def test_an_attempt_is_the_same_in_any_order(task: str, options: dict) -> None:
-    first, again = made(task, seed=4, **options), made(task, seed=4, **options)
-    other, other_meta = again(1).episode
-    attempt = first(0)
-    arrays, meta = attempt.episode
-    assert attempt.success and {len(values) for values in arrays.values()} == {attempt.measures["steps"]}
-    for name, values in again(0).episode[0].items():
-        np.testing.assert_array_equal(values, arrays[name])
-    assert not np.array_equal(other["state"][0], arrays["state"][0])
-    if task == "pusht":
-        assert not np.array_equal(meta["goal"], other_meta["goal"])
-    late = made(task, max_steps=3, **options)(0)
-    assert not late.success and late.episode is None
-
-
 def test_a_disturbance_is_done_and_recorded_apart() -> None:
-    attempt = made("pusht", seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
+    attempt = PushTCollector(seed=3, action_noise=0.0, mistakes=0.0, disturbance=6.0)(0)
     assert attempt.success
     state, action, executed = (attempt.episode[0][name] for name in ("state", "action", "executed"))
     env = PushTEnv(observe_image=False)
@@ -151,17 +129,3 @@ def test_a_disturbance_is_done_and_recorded_apart() -> None:
         apart.append(np.abs(replayed[:, :2] - state[1:21, :2]).max())
     assert 1 < apart[0] < 60, "what was recorded is what was done, or has nothing to do with it"
     assert apart[1] < 1e-3, "what was executed does not lead where the agent went"
-
-
-@NEEDS_PYBULLET
-def test_a_disturbed_effector_strays_from_its_actions() -> None:
-    plain, pushed = (made("block_push", image_size=24, action_noise=0, disturbance=drift)(0) for drift in (0, 0.004))
-    straying = [
-        np.abs(each.episode[0]["action"][4:12] - each.episode[0]["effector"][5:13]).mean() for each in (plain, pushed)
-    ]
-    assert pushed.success and straying[0] < 1e-3 < straying[1]
-    assert "executed" not in plain.episode[0]
-    executed, effector = (pushed.episode[0][name] for name in ("executed", "effector"))
-    assert np.abs(executed[4:12] - effector[5:13]).mean() < 1e-3, (
-        "what was executed does not lead where the effector went"
-    )

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from unified_video_action.demos.pusht import ScriptedExpert, find_path, waypoints
-from unified_video_action.demos.pusht_planner import Planner
+from unified_video_action.demos.pusht import ScriptedExpert
 from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
-from unified_video_action.env.pusht.geometry import clearance, random_goal
+from unified_video_action.env.pusht.geometry import random_goal
 from unified_video_action.env.pusht.table import Table
 
 
@@ -33,31 +32,6 @@ def test_the_copy_of_the_table_moves_as_the_environment() -> None:
         table.move(action)
         np.testing.assert_allclose([*table.agent, *table.pose[:2]], state[:4], atol=1e-9)
     assert np.abs(state[2:4] - pose[:2]).max() > 20  # the T was pushed
-
-
-def test_paths_go_round_the_block() -> None:
-    pose = (250.0, 250.0, 0.0)
-    start, end = np.array([250.0, 200.0]), np.array([330.0, 330.0])
-    path = find_path(start, end, pose, margin=25)
-    np.testing.assert_array_equal(path[[0, -1]], [start, end])
-    points = waypoints(path, spacing=3)
-    assert clearance(points, pose).min() > 23.5
-    assert np.linalg.norm(np.diff(points, axis=0), axis=1).max() <= 3 + 1e-9
-    np.testing.assert_array_equal(find_path(start, start + [30, 0], pose, 25), [start, start + [30, 0]])
-    in_the_corner = (60.0, 60.0, -np.pi / 4)  # the bar shuts the corner of the table off
-    assert find_path(np.array([25.0, 25.0]), end, in_the_corner, margin=25) is None
-
-
-def test_a_planned_push_comes_out_as_planned() -> None:
-    pose = (330.0, 200.0, 2.0)
-    planner = Planner(DEFAULT_GOAL, np.random.default_rng(0))
-    push = planner.plan(np.array([100.0, 100.0]), pose)[0]
-    assert push.distance < 0.8 * planner.distance(pose)
-    env = PushTEnv(observe_image=False)
-    env.reset(options={"state": [*push.start, *pose]})
-    for step in range(1, push.steps + 1):
-        env.step(push.start + step * push.speed * push.direction)
-    np.testing.assert_allclose(env.state[2:4], push.pose[:2], atol=0.05)
 
 
 @pytest.mark.parametrize("seed", [0, 14, 53, 100000])

@@ -11,9 +11,8 @@ import zarr
 from gym_pusht.envs.pusht import PushTEnv as GymPushTEnv
 from gymnasium.utils.env_checker import check_env
 
-from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, start_state
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, render_states, start_state
 from unified_video_action.env.pusht.geometry import state_targets
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.system_libraries import missing_library_message
 
 OTHER_GOAL = (150.0, 340.0, -2.0)
@@ -57,14 +56,11 @@ def test_seeds_start_as_in_diffusion_policy(env: PushTEnv) -> None:
     np.testing.assert_array_equal(observation["image"], frame)  # our faster way to a frame changes nothing
 
 
-def test_a_given_state_is_set_exactly_unless_legacy_is_asked(env: PushTEnv) -> None:
+def test_a_given_state_is_set_exactly(env: PushTEnv) -> None:
     state = np.array([100.0, 400.0, 300.0, 200.0, 1.25])
     observation, info = env.reset(options={"state": state})
     np.testing.assert_allclose(info["state"], state, atol=1e-12)
     np.testing.assert_array_equal(observation["image"], render_states(state[None])[0])
-    _, info = env.reset(options={"state": state, "legacy": True})
-    assert np.abs(info["state"] - state)[2:4].max() > 10
-    np.testing.assert_allclose(info["state"][[0, 1, 4]], state[[0, 1, 4]])
 
 
 def test_a_block_on_the_goal_is_a_success(env: PushTEnv) -> None:
@@ -150,7 +146,7 @@ def test_gymnasium_is_content() -> None:
         (lambda env: env.step(np.zeros(3)), "action must be 2 finite numbers"),
         (lambda env: env.reset(options={"state": np.zeros(4)}), "state must be 5 finite numbers"),
         (lambda env: env.reset(options={"gaol": DEFAULT_GOAL}), r"unknown reset options \['gaol'\]"),
-        (lambda env: PushTEnv(image_size=0), "image_size must be at least 8"),
+        (lambda env: PushTEnv(image_size=0), "image_size=0: expected a whole number of at least 8"),
         (lambda env: PushTEnv(disturbance="fog"), "one of background, objects, goal, or null, got 'fog'"),
         (lambda env: PushTEnv(disturbance="goal", disturbance_strength=0), "disturbance_strength must be above 0"),
     ],

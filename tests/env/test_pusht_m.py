@@ -1,17 +1,13 @@
 """PushT-M: a goal for every seed, on the table, in the picture; its mirror image; its configurations."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from tests.shrunk import read
 from unified_video_action.dataset.pusht import mirror_frames, mirror_state
 from unified_video_action.env.pusht.disturbances import GOAL
-from unified_video_action.env.pusht.env import PushTEnv
+from unified_video_action.env.pusht.env import PushTEnv, render_states
 from unified_video_action.env.pusht.geometry import OUTLINE, to_table
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
 from unified_video_action.env.pusht_m.env import PushTMEnv, goal_of
 
@@ -55,15 +51,3 @@ def test_the_mirror_image_shows_the_mirrored_goal() -> None:
     rendered, elsewhere = (render_states(mirror_state(states), each).astype(int) for each in (mirrored_goal, goal))
     assert np.abs(mirrored - rendered).mean() < 0.9  # edges are drawn half a pixel apart
     assert np.abs(mirrored - elsewhere).mean() > 2
-
-
-@pytest.mark.parametrize("name", ["uva_pusht_m", "uva_pusht_m_mini"])
-def test_the_configurations_are_pushts_with_other_data_and_goals(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
-    config, pusht = read(name), read(name.replace("_m", "", 1))
-    for group in ("model", "vae", "policy", "training", "trainer", "data"):
-        assert config[group] == pusht[group]
-    config, pusht = config["task"], pusht["task"]
-    assert config["env_runner"] == pusht["env_runner"]
-    assert {key for key in pusht["env"] if config["env"][key] != pusht["env"][key]} == {"_target_"}
-    assert ("agent_pos" in config["shape_meta"]["obs"]) == (name == "uva_pusht_m_mini")

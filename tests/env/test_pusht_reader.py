@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.env.pusht.reader import PushTReader
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.state_reader import Readings
 
 APART = np.array([400.0, 100.0, 200.0, 300.0, 1.0])  # agent and T far from each other and from the goal
@@ -64,29 +64,22 @@ def test_at_the_edge_on_the_goal_and_touching() -> None:
     assert found.one_block.all() and found.one_agent[:2].all()
 
 
-def test_what_is_not_there_is_not_found() -> None:
+def test_what_is_not_there_or_not_whole_is_not_found() -> None:
     frame = render_states(APART[None])[0]
     no_block, no_agent, nothing = frame.copy(), frame.copy(), np.full_like(frame, WHITE)
     no_block[50:85, 10:65] = WHITE
     no_agent[10:30, 60:90] = WHITE
-    found = PushTReader()(np.stack([frame, no_block, no_agent, nothing]))
-    assert found.one_block.tolist() == [True, False, True, False]
-    assert found.one_agent.tolist() == [True, True, False, False]
-    assert np.isnan(found.block).all(-1).tolist() == np.isnan(found.angle).tolist() == [False, True, False, True]
-    assert np.isnan(found.agent).all(-1).tolist() == [False, False, True, True]
-
-
-def test_two_agents_half_a_block_and_a_cloud_are_not_whole() -> None:
-    frame = render_states(APART[None])[0]
     twice, half, cloud, pale = (frame.copy() for _ in range(4))
     twice[60:80, 70:90] = frame[10:30, 66:86]  # the agent again
     rows, columns = np.nonzero((np.abs(frame.astype(int) - (143, 163, 184)).sum(-1) < 80) & (frame[..., 1] < 200))
     half[rows[columns > np.median(columns)], columns[columns > np.median(columns)]] = WHITE
     cloud = cv2.GaussianBlur(frame, (0, 0), 6)
     pale = (WHITE - 0.3 * (WHITE - frame.astype(float))).astype(np.uint8)
-    found = PushTReader()(np.stack([twice, half, cloud, pale]))
-    assert found.one_agent.tolist() == [False, True, False, False]
-    assert found.one_block.tolist() == [True, False, False, False]
+    found = PushTReader()(np.stack([frame, no_block, no_agent, nothing, twice, half, cloud, pale]))
+    assert found.one_block.tolist() == [True, False, True, False, True, False, False, False]
+    assert found.one_agent.tolist() == [True, True, False, False, False, True, False, False]
+    assert np.isnan(found.block[:4]).all(-1).tolist() == np.isnan(found.angle[:4]).tolist() == [False, True] * 2
+    assert np.isnan(found.agent[:4]).all(-1).tolist() == [False, False, True, True]
 
 
 def test_shapes() -> None:

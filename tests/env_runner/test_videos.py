@@ -9,8 +9,8 @@ import pytest
 
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToySession
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.env.pusht.reader import PushTReader
-from unified_video_action.env.pusht.renderer import StateRenderer
 from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.videos import (
     Imagination,
@@ -62,11 +62,12 @@ def test_a_video_has_a_frame_per_observation_and_shows_the_last_imagination(tmp_
 
 def test_errors_are_in_the_units_of_the_task_or_in_db():
     """Of frames drawn from known states: 9 px, a T moved by 12 px and turned by 4 degrees, and no T or agent at all."""
-    draw, state = StateRenderer(96), np.array([200.0, 300.0, 256.0, 200.0, 1.0])
+    state = np.array([200.0, 300.0, 256.0, 200.0, 1.0])
     white = np.full((96, 96, 3), 255, np.uint8)
     off = state + [9, 0, 0, 12, np.radians(4)]
-    moment = Imagination(0, OFFSETS, np.stack([draw(state), draw(off), white, draw(state)]))
-    lines = frame_errors(moment, [draw(state)] * 13, PushTReader())
+    drawn, apart = render_states(np.stack([state, off]))
+    moment = Imagination(0, OFFSETS, np.stack([drawn, apart, white, drawn]))
+    lines = frame_errors(moment, [drawn] * 13, PushTReader())
     assert lines[0] == ["agent 0 px", "block 0 px, 0°"]
     found = [int(number) for number in re.findall(r"\d+", " ".join(lines[1]))]
     np.testing.assert_allclose(found, [9, 12, 4], atol=2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import linalg, ndimage
 
-from unified_video_action.env.pusht.renderer import render_states
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.evaluation.frechet import I3D, codec_features, frechet_distance, frechet_interval
 from unified_video_action.vae.pusht_tiny import PushTTiny
 

@@ -11,8 +11,8 @@ import zarr
 from torch import Tensor
 
 from unified_video_action.dataset.pusht import PushTDataset
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.env.pusht.reader import PushTReader
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import Table
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.spec import Camera, Horizon, TaskSpec

@@ -20,7 +20,7 @@ import h5py
 from unified_video_action.dataset.formats.hdf5 import RobomimicSource
 from unified_video_action.dataset.mixture import Wanted
 from unified_video_action.dataset.store import StoreError
-from unified_video_action.env.robomimic.simulator import Simulator, environment_arguments
+from unified_video_action.env.robomimic.env import Simulator, environment_arguments
 
 WANTED = Wanted(("agentview_image", "robot0_eye_in_hand_image"), ("robot0_eef_pos",), 10)
 SIZE, KEPT = 32, 20  # pixels; steps of the demonstration that is cut

@@ -8,9 +8,8 @@ import zarr
 
 from tests.loading import load_script
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
-from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, render_states
 from unified_video_action.env.pusht.geometry import OUTLINE, to_table
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
 from unified_video_action.env.pusht_m.motion import (
     COVERAGE_LOST,

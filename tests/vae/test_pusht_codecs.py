@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scripts.train_codec import images_of, main
-from unified_video_action.env.pusht.renderer import render_states
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.spec import LatentShape
 from unified_video_action.vae.base import FrameCodec
 from unified_video_action.vae.fitting import fit_linear, fit_mlp, measure, to_images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from unified_video_action.env.block_push.layout import (
     STEP,
     split_state,
 )
-from unified_video_action.env.checking import checked_vector
+from unified_video_action.env.checking import check_count, checked_vector
 
 TRAVEL_STEP = 0.9 * STEP  # metres in a control step between pushes
 PUSH_STEP = 0.02  # and while pushing
@@ -36,7 +37,7 @@ class Collector(ZarrCollector):
     """Block pushing's episodes, one per attempt number.
 
     The order of the blocks and the square of each are sampled for every episode, so that from the same start there
-    are four ways. A disturbance leads the expert off its way: data/action is its choice, data/executed what was done.
+    are four ways.
     """
 
     seed: int = option(0, "decides starts, orders, squares and noise")
@@ -47,8 +48,7 @@ class Collector(ZarrCollector):
 
     def __post_init__(self) -> None:
         frame_size(self.image_size)
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_count("max_steps", self.max_steps, 1)
         for name in ("action_noise", "disturbance"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0 metres, got {getattr(self, name)}")
@@ -58,38 +58,24 @@ class Collector(ZarrCollector):
         start_seed, expert_seed = (int(number) for number in rng.integers(2**31, size=2))
         expert = ScriptedExpert(expert_seed, self.action_noise)
         env = BlockPushEnv(self.image_size)
-        rows: dict[str, list[np.ndarray]] = {"img": [], "effector": [], "action": [], "state": [], "executed": []}
-        try:
-            observation, info = env.reset(seed=start_seed)
-            success, drift = False, np.zeros(2)
-            while not success and len(rows["action"]) < self.max_steps:
-                action = expert.act(info["state"])
-                drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
-                executed = np.clip(action + drift, LOW, HIGH).astype(np.float32)
-                now = observation["image"], observation["effector"], action, info["state"].astype(np.float32), executed
-                for row, value in zip(rows.values(), now, strict=True):
-                    row.append(value)
-                observation, _, success, _, info = env.step(executed)
-        finally:
-            env.close()
-        if not success:
+        with contextlib.closing(env):
+            rows, infos = self.play(env, expert.act, start_seed, rng, LOW, HIGH)
+        if not infos[-1]["is_success"]:
             return Attempt(success=False)
-        if not self.disturbance:
-            del rows["executed"]
+        kept = {"img": "image", "effector": "effector", "action": "action"} | (
+            {"executed": "executed"} if self.disturbance else {}
+        )
+        arrays = {name: np.stack([row[key] for row in rows]) for name, key in kept.items()}
+        arrays["state"] = np.array([info["state"] for info in infos[:-1]], np.float32)
         meta = {"order": np.array(expert.order), "squares": np.array(expert.squares)}
-        arrays = {name: np.stack(row) for name, row in rows.items()}
-        return Attempt(True, {"steps": len(rows["action"])}, (arrays, meta))
+        return Attempt(True, {"steps": len(rows)}, (arrays, meta))
 
 
 class ScriptedExpert:
     """Actions for one episode. `act` takes the state after every step of the environment, from the start on.
 
-    Args:
-        action_noise: metres, standard deviation of a slow drift added to every target.
-
-    Attributes:
-        order: the two blocks (0 red, 1 green) in the order in which they are pushed, drawn from the seed.
-        squares: for each of them the square that it is pushed into, drawn as well.
+    Drawn from the seed are the `order` in which the two blocks (0 red, 1 green) are pushed, and the `squares` that they
+    are pushed into. `action_noise` is as the collector's.
     """
 
     def __init__(self, seed: int = 0, action_noise: float = 0.0) -> None:

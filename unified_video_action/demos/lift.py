@@ -15,16 +15,16 @@ from scipy.spatial.transform import Rotation
 from unified_video_action.demos.collecting import Attempt, option
 from unified_video_action.demos.collecting import Collector as BaseCollector
 from unified_video_action.env.robomimic.demonstrations import Demonstration, new_file
-from unified_video_action.env.robomimic.simulator import Simulator, environment_arguments
+from unified_video_action.env.robomimic.env import Simulator, environment_arguments
 
 CAMERAS = ("agentview", "robot0_eye_in_hand")
 CUBE = "cube_main"  # robosuite's name of the body
-POINTING_DOWN = np.array(
-    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]]
-)  # the end effector, fingers along the world's y
+POINTING_DOWN = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, -1]])  # the end effector, fingers along the world's y
 REACH = 0.05, 0.5  # metres and radians that an action may lie ahead of the end effector: what a relative action can say
 NEAR, ALIGNED = 0.01, 0.1  # metres and radians within which a move counts as made
 CLOSING_STEPS = 8
+MAX_STEPS, EXTRA_STEPS = 120, 5  # control steps of an attempt; and recorded after the cube is up
+DRIFT, SLOWEST = 0.003, 0.6  # metres, standard deviation of the targets' slow drift; least share of the fastest speed
 OPEN, CLOSED = -1.0, 1.0
 
 
@@ -36,24 +36,14 @@ class Collector(BaseCollector):
     image_size: int = option(96, "pixels; 0: no frames, render_robomimic.py draws them later")
     samples: int = option(0, "of each pixel: 0 (fast) or 4 (smooth edges)")
     delta: bool = option(False, "actions as steps, which is how robomimic records them")
-    max_steps: int = option(120, "control steps after which an attempt is given up")
-    extra_steps: int = option(5, "recorded after the cube is up, where the end effector goes on")
-    drift: float = option(0.003, "metres, standard deviation of a slow drift of the targets")
-    slowest: float = option(0.6, "an episode's speed is a share of the fastest, from this to 1")
 
     def __post_init__(self) -> None:
         if self.image_size != 0 and self.image_size < 8:
             raise ValueError(f"image_size={self.image_size}: expected at least 8 pixels, or 0 for no frames")
-        if self.max_steps < 1 or self.extra_steps < 0:
-            raise ValueError(f"max_steps={self.max_steps} and extra_steps={self.extra_steps}: expected 1 and 0 or more")
-        if not 0 <= self.drift <= 0.01:
-            raise ValueError(f"drift={self.drift}: expected 0 to 0.01 metres; the cube is 4 cm wide")
-        if not 0.2 <= self.slowest <= 1:
-            raise ValueError(f"slowest={self.slowest}: expected a share from 0.2 to 1")
 
     @contextlib.contextmanager
     def writer(self, output: Path, task: str) -> Iterator[Callable[[Demonstration], None]]:
-        with new_file(output, self.arguments) as (writer, _):
+        with new_file(output, self.arguments) as writer:
             yield writer.append
 
     @property
@@ -75,12 +65,12 @@ class Collector(BaseCollector):
 
     def __call__(self, attempt: int) -> Attempt:
         start_seed, expert_seed = (int(n) for n in np.random.default_rng([self.seed, attempt]).integers(2**31, size=2))
-        simulator, expert = self.simulator, LiftExpert(expert_seed, self.drift, self.slowest)
+        simulator, expert = self.simulator, LiftExpert(expert_seed)
         simulator.reset(start_seed)
         # The recorded start is rounded nowhere: from it, the same actions lead to the same states.
         simulator.restore(simulator.state)
         states, actions, success, seen = [], [], [], []
-        while len(actions) < self.max_steps and sum(success) <= self.extra_steps:
+        while len(actions) < MAX_STEPS and sum(success) <= EXTRA_STEPS:
             goal = expert.act(simulator)
             states.append(simulator.state)
             actions.append(self._step_towards(goal) if self.delta else goal)
@@ -102,16 +92,11 @@ class Collector(BaseCollector):
 
 
 class LiftExpert:
-    """Chooses one action after the other from what the simulator's state is; one object for each episode.
+    """Chooses one action after the other from what the simulator's state is; one object for each episode."""
 
-    Args:
-        seed: of everything that it does at random.
-        drift, slowest: as the collector's.
-    """
-
-    def __init__(self, seed: int, drift: float = Collector.drift, slowest: float = Collector.slowest) -> None:
-        self._rng, self._drift_size = np.random.default_rng(seed), drift
-        self._speed = self._rng.uniform(slowest, 1)
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._speed = self._rng.uniform(SLOWEST, 1)
         self._hover = self._rng.uniform(0.05, 0.09)  # metres above the cube
         self._depth = self._rng.uniform(-0.008, 0.004)  # metres of the grip above the cube's centre
         self._drift = np.zeros(3)
@@ -121,7 +106,7 @@ class LiftExpert:
     def act(self, simulator: Simulator) -> np.ndarray:
         """Action (7,): position, axis-angle, gripper."""
         effector, cube = simulator.end_effector_pose(), simulator.body_pose(CUBE)
-        self._drift = 0.9 * self._drift + np.sqrt(1 - 0.9**2) * self._rng.normal(0, self._drift_size, 3)
+        self._drift = 0.9 * self._drift + np.sqrt(1 - 0.9**2) * self._rng.normal(0, DRIFT, 3)
         while True:
             goal, gripper, done = self._moves[0](effector, cube)
             if not done:

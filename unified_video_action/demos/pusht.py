@@ -10,9 +10,9 @@ from scipy.sparse.csgraph import dijkstra
 
 from unified_video_action.demos.collecting import Attempt, ZarrCollector, option
 from unified_video_action.demos.pusht_planner import Planner, Push, inside_reach
-from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv, checked_vector
+from unified_video_action.env.checking import check_count, checked_vector
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv, render_states
 from unified_video_action.env.pusht.geometry import CONVEX_CORNERS, OUTLINE, Pose, clearance, random_goal, to_table
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import Table
 
 TRAVEL_STEP = 18.0  # pixels that the target moves on in a control step between pushes
@@ -26,11 +26,7 @@ SAMPLE = 6.0  # pixels between the points at which a straight piece of a path is
 
 @dataclass(frozen=True)
 class Collector(ZarrCollector):
-    """PushT's episodes, one per attempt number.
-
-    A disturbance leads the expert off its way while its own choices are what is recorded, so that a policy learns the
-    way back (DART, Laskey et al. 2017). What replays to such an episode's states is data/executed.
-    """
+    """PushT's episodes, one per attempt number."""
 
     seed: int = option(0, "decides starts, goals and the expert's choices")
     goal: str = option("fixed", "fixed, or random: another goal pose in every episode")
@@ -44,8 +40,7 @@ class Collector(ZarrCollector):
     def __post_init__(self) -> None:
         if self.goal not in ("fixed", "random"):
             raise ValueError(f"goal must be one of fixed, random, got {self.goal!r}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, got {self.max_steps}")
+        check_count("max_steps", self.max_steps, 1)
         if min(self.action_noise, self.choice, self.mistakes, self.disturbance) < 0 or self.mistakes >= 1:
             raise ValueError(f"noise must not be negative, and mistakes must be below 1, got {self}")
 
@@ -55,26 +50,19 @@ class Collector(ZarrCollector):
         goal = random_goal(rng) if self.goal == "random" else np.array(DEFAULT_GOAL)
         env = PushTEnv(goal=goal, observe_image=False)
         expert = ScriptedExpert(goal, expert_seed, self.action_noise, self.choice, self.mistakes)
-        _, info = env.reset(seed=start_seed)
-        states, actions, executed, drift = [], [], [], np.zeros(2)
-        coverage, success = info["coverage"], info["is_success"]
-        while not success and len(actions) < self.max_steps:
-            states.append(info["state"])
-            actions.append(expert.act(info["state"]))
-            drift = 0.8 * drift + 0.6 * rng.normal(0, self.disturbance, 2)
-            executed.append(np.clip(actions[-1] + drift, 0, TABLE_SIZE).astype(np.float32))
-            _, _, success, _, info = env.step(executed[-1])
-            coverage = max(coverage, info["coverage"])
-        if not success or not actions:  # nothing can be learnt from a start on the goal
+        rows, infos = self.play(env, expert.act, start_seed, rng, 0, TABLE_SIZE)
+        if not infos[-1]["is_success"] or not rows:  # nothing can be learnt from a start on the goal
             return Attempt(success=False)
+        states = np.array([info["state"] for info in infos[:-1]])
         arrays = {
-            "img": render_states(np.array(states), goal, self.image_size),
-            "action": np.array(actions, np.float32),
-            "state": np.array(states, np.float32),
+            "img": render_states(states, goal, self.image_size),
+            "action": np.array([row["action"] for row in rows]),
+            "state": states.astype(np.float32),
         }
         if self.disturbance:
-            arrays["executed"] = np.array(executed)
-        return Attempt(True, {"steps": len(actions), "coverage": coverage}, (arrays, {"goal": goal}))
+            arrays["executed"] = np.array([row["executed"] for row in rows])
+        coverage = max(info["coverage"] for info in infos)
+        return Attempt(True, {"steps": len(rows), "coverage": coverage}, (arrays, {"goal": goal}))
 
 
 @dataclass(frozen=True)
@@ -87,10 +75,7 @@ class RandomGoalCollector(Collector):
 class ScriptedExpert:
     """Actions for one episode. `act` takes the state after every step of the environment, from the start on.
 
-    Args:
-        action_noise: pixels, standard deviation of a slow drift added to every target.
-        choice: control steps; a push whose value is so much worse is still chosen with 1/e of the chance.
-        mistakes: chance that a random push is made instead, from which the expert then recovers.
+    Noise and freedom are as the collector's: a push that is `choice` control steps worse has 1/e of the chance.
     """
 
     def __init__(

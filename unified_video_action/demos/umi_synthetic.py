@@ -18,7 +18,7 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from unified_video_action.dataset.demonstrations import new_store
-from unified_video_action.env.collecting import in_order
+from unified_video_action.demos.collecting import in_order
 from unified_video_action.poses import pose_matrix, to_vector
 
 CAMERAS = ("pinhole", "fisheye")
@@ -34,11 +34,7 @@ DOWN = Rotation.from_matrix([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])  # looks at t
 
 @dataclass(frozen=True)
 class Scene:
-    """What recordings look like and how the gripper moves in them.
-
-    Raises:
-        ValueError: a value out of range.
-    """
+    """What recordings look like and how the gripper moves in them. Raises ValueError for a value out of range."""
 
     image_size: int = 224  # pixels, square
     fps: float = 59.94
@@ -73,12 +69,8 @@ def write_archive(
 ) -> int:
     """Write a recording to `output`, NAME.zarr or NAME.zarr.zip, which appears when it is whole; return its rows.
 
-    Args:
-        pictures: codec of the frames, each a chunk of its own.
-        workers: processes; the archive does not depend on them.
-
-    Raises:
-        FileExistsError: `output` is there already. ValueError: its name has another ending.
+    Every frame, coded by `pictures`, is a chunk of its own. The archive does not depend on the number of `workers`.
+    Raises FileExistsError where `output` exists, ValueError for another ending of its name.
     """
     with new_store(output, pictures) as store:
         made = in_order(partial(episode, scene, seed), range(episodes), workers)

@@ -47,11 +47,7 @@ class RobosuiteArm:
     samples: int  # of each pixel when drawing
 
     def show(self, state: np.ndarray) -> None:
-        """Put every joint where a recorded state (S,) has it.
-
-        Raises:
-            ValueError: a state of another size.
-        """
+        """Put every joint where a recorded state (S,) has it. Raises ValueError for a state of another size."""
         sim = self._env.sim
         size = 1 + sim.model.nq + sim.model.nv
         if np.shape(state) != (size,):
@@ -98,11 +94,8 @@ class RobosuiteArm:
         return tuple(self._env.sim.model.camera_names)
 
     def frame(self, camera: str, size: int) -> np.ndarray:
-        """What a camera sees now: uint8 (size, size, 3), upright and not mirrored.
-
-        Raises:
-            ValueError: there is no such camera.
-        """
+        """What a camera sees now: uint8 (size, size, 3), upright and not mirrored. Raises ValueError for an unknown
+        camera."""
         sim = self._env.sim
         if camera not in self.cameras:
             raise ValueError(f"camera {camera!r}: {self._env.__class__.__name__} has {', '.join(self.cameras)}")
@@ -119,16 +112,22 @@ class RobosuiteArm:
         data, site = self._env.sim.data, self._env.robots[0].eef_site_id
         return np.array(data.site_xpos[site]), np.array(data.site_xmat[site]).reshape(3, 3)
 
-    def absolute_action(self, step: np.ndarray) -> np.ndarray:
-        """The pose (7,) that a step (7,) from the present state leads to, as the controller understands it.
+    def absolute_actions(self, states: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The poses (T, 7) that recorded steps (T, 7) commanded, as the controller understands them.
 
-        Steps must be asked for in their order: one without a turn keeps the goal that the last turn had.
+        Each is asked for in its recorded state (T, S), so nothing drifts from the recording; and in their order: a step
+        without a turn keeps the goal that the last turn had.
         """
-        controller = self._env.robots[0].controller  # made again by every reset
-        controller.update(force=True)
-        controller.set_goal(np.asarray(step, np.float64)[:6])
-        turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
-        return np.concatenate([controller.goal_pos, turn, step[6:]])
+        self.relative = True
+        found = []
+        for state, step in zip(states, steps, strict=True):
+            self.show(state)
+            controller = self._env.robots[0].controller
+            controller.update(force=True)
+            controller.set_goal(np.asarray(step, np.float64)[:6])
+            turn = Rotation.from_matrix(controller.goal_ori).as_rotvec()
+            found.append(np.concatenate([controller.goal_pos, turn, step[6:]]))
+        return np.stack(found)
 
     def _make_current(self) -> None:
         """What is drawn, or freed, is this simulator's: another one in this process may have drawn last."""
@@ -139,7 +138,7 @@ class RobosuiteArm:
 
 
 class ArmEnv(gymnasium.Env, ABC):
-    """The gymnasium side of a `RobosuiteArm`, which a subclass makes as `_scene`.
+    """The gymnasium side of a `RobosuiteArm`, which a subclass makes as `_scene` and starts in `reset`.
 
     `step` ends the episode on success and reports in its info `is_success` and `score`, which is 1 then and 0 before.
 
@@ -175,14 +174,12 @@ class ArmEnv(gymnasium.Env, ABC):
 
     @abstractmethod
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
-        """Start an episode, see `gymnasium.Env.reset`."""
+        """Start an episode, see `gymnasium.Env.reset`, which seeds the generator here."""
+        return super().reset(seed=seed)
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
-        """Act for a twentieth of a second.
-
-        Raises:
-            ValueError: an action of another size, with a number that is not finite, or whose rotation is degenerate.
-        """
+        """Act for a twentieth of a second. Raises ValueError for an action of another size, with a number that is
+        not finite, or whose rotation is degenerate."""
         action = checked_vector("action", action, self.action_space.shape[0])
         self._scene.step(from_pose_actions(action) if len(action) == POSE_ACTION else action)
         observation, info = self._look()

@@ -33,11 +33,7 @@ class StateReader(ABC):
 
     @abstractmethod
     def __call__(self, frames: np.ndarray) -> Readings:
-        """uint8 (..., S, S, 3) -> readings (...).
-
-        Raises:
-            ValueError: other shapes or types.
-        """
+        """uint8 (..., S, S, 3) -> readings (...). Raises ValueError for other shapes or types."""
 
     def in_picture(self, actions: np.ndarray, size: int) -> np.ndarray | None:
         """Where actions (..., D) lie in a picture of `size` pixels: (..., 2) x, y. None: actions are not positions."""

@@ -58,11 +58,8 @@ def explain_missing_libraries() -> Iterator[None]:
 
 
 def prepare_rendering() -> str:
-    """Choose `MUJOCO_GL`, unless the user has: egl where an NVIDIA GPU is, else osmesa; returns the choice.
-
-    Raises:
-        ImportError: the library that draws is missing; names the package that has it.
-    """
+    """Choose `MUJOCO_GL`, unless the user has: egl where an NVIDIA GPU is, else osmesa; returns the choice. Raises
+    ImportError that names the package of a missing library."""
     default = "egl" if Path("/dev/nvidiactl").exists() else "osmesa"
     chosen = os.environ.setdefault("MUJOCO_GL", default)
     os.environ.setdefault("PYOPENGL_PLATFORM", chosen)

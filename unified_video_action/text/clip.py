@@ -28,12 +28,7 @@ IMAGE_TENSORS = ("visual.", "logit_scale")  # of the full model's file; the text
 class ClipText:
     """Turns instructions into features and remembers them, in memory and, when `cache` names a file, on disk.
 
-    The weights are read at the first instruction that is not remembered.
-
-    Args:
-        weights: safetensors file in open_clip's layout; None downloads it from the hub.
-        tokens: length every instruction is padded or cut to, as the paper's code does.
-        cache: JSON file to read features from and add new ones to.
+    The weights are read at the first instruction that is not remembered. Options: config/text/clip.yaml.
     """
 
     def __init__(self, weights: str | None = None, tokens: int = 30, cache: str | None = None) -> None:

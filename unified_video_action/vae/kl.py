@@ -42,12 +42,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 class AutoencoderKL(FrameCodec):
-    """The paper's codec: (3, S, S) <-> (16, S/16, S/16).
-
-    Args:
-        weights: safetensors under diffusers or LDM names, or MAR's `kl16.ckpt`; None looks for kl16.safetensors and
-            kl16.ckpt in `$UVA_DATA_DIR/vae`.
-    """
+    """The paper's codec: (3, S, S) <-> (16, S/16, S/16). `weights` have diffusers' or LDM's names."""
 
     name = "kl"
     channels = 16

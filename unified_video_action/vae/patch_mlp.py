@@ -25,11 +25,7 @@ SCALE = 2.0  # most of a table is empty: so the latents of whole frames have a v
 
 
 class PatchCodec(FrameCodec):
-    """(3, S, S) <-> (channels, S/16, S/16), a cell for each patch, without a posterior: a sample is the mean.
-
-    Args:
-        weights: a safetensors file of scripts/train_codec.py; None takes the one in the package, made for 96 px.
-    """
+    """(3, S, S) <-> (channels, S/16, S/16), a cell for each patch, without a posterior: a sample is the mean."""
 
     downsample = PATCH
     initial_scale: float | Sequence[float] = 1.0

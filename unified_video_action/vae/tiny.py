@@ -109,10 +109,7 @@ def find_or_download(weights: str | None) -> Path:
 
 class TAEF2(FrameCodec):
     """(3, S, S) <-> (32, S/8, S/8), without a posterior: a sample is the mean.
-
-    Args:
-        weights: one safetensors file (as on the hub), or a folder with taef2_encoder.safetensors and
-            taef2_decoder.safetensors; None looks for `$UVA_DATA_DIR/vae/taef2`, then asks the hub.
+    `weights` are one safetensors file (as on the hub), or a folder of taef2_encoder and taef2_decoder.safetensors.
     """
 
     name = "taef2"

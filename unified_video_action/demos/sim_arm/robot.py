@@ -100,11 +100,7 @@ class SimCamera(Camera):
     """One camera of the scene: "wrist" sees the fingers as on UMI's gripper, "side" the whole table.
 
     A frame is drawn when it is asked for, by a thread that does nothing else: a graphics context belongs to its thread.
-
-    Args:
-        size: (height, width) pixels.
-        rate: frames per second.
-        latency: seconds from the light to the frame's receipt.
+    `size` is (height, width) in pixels, `rate` frames per second, `latency` seconds from the light to the receipt.
     """
 
     def __init__(self, world: World, view: str, size: Sequence[int], rate: float, latency: float) -> None:

@@ -138,11 +138,7 @@ class BlockPushEnv(gymnasium.Env):
 
 
 def frame_size(image_size: int) -> tuple[int, int]:
-    """(height, width) of frames of that height.
-
-    Raises:
-        ValueError: too small, or the width would be no whole number.
-    """
+    """(height, width) of frames of that height. Raises ValueError for one too small, or not a multiple of 3."""
     width, height = ASPECT
     if not isinstance(image_size, int) or image_size < 24 or image_size % height:
         raise ValueError(

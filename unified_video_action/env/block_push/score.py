@@ -9,27 +9,22 @@ from unified_video_action.env.plan_score import Imagined, PlanScore
 
 BEHIND = BLOCK_SIDE / np.sqrt(2) + EFFECTOR_RADIUS  # metres behind a block's centre from where it can be pushed
 
+APPROACH = 0.5  # cost of a metre of the effector's way beside one of the block's: tells plans that move no block apart
+
 
 class PairScore(PlanScore):
     """How near a plan brings the wanted block to its square, less its distance, and the effector to behind that block.
 
     Args:
         wanted: red_in_red, red_in_green, green_in_red or green_in_green: block and square.
-        approach: what a metre of the effector's way costs beside one of the block's. Without it plans that move no
-            block yet are all alike.
 
-    Raises:
-        ValueError: a value out of range.
+    Raises ValueError for a value out of range.
     """
 
-    needs = frozenset({"states"})
-
-    def __init__(self, wanted: str | None, approach: float = 0.5) -> None:
+    def __init__(self, wanted: str | None) -> None:
         if wanted not in PAIRS:
             raise ValueError(f"PairScore.wanted (task.planner_score.wanted) must be {', '.join(PAIRS)}, got {wanted!r}")
-        if not approach >= 0:
-            raise ValueError(f"PairScore.approach must be >= 0, got {approach!r}")
-        self.wanted, self.approach = wanted, approach
+        self.wanted = wanted
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
         last = imagined.states[:, -1].reshape(-1, len(PLACES), 2)  # (n, 5, 2)
@@ -37,4 +32,4 @@ class PairScore(PlanScore):
         effector, centre, goal = last[:, 0], last[:, 1 + block], last[:, 3 + square]
         left = np.linalg.norm(goal - centre, axis=-1)  # (n,)
         behind = centre - BEHIND * (goal - centre) / np.maximum(left, 1e-6)[:, None]
-        return -left - self.approach * np.linalg.norm(effector - behind, axis=-1)
+        return -left - APPROACH * np.linalg.norm(effector - behind, axis=-1)

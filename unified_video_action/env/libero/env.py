@@ -41,8 +41,7 @@ class LiberoEnv(ArmEnv):
     Options are described in config/task/libero10.yaml; 10 `settle_steps` are what others use, and frames that are
     `mirrored` are those of openpi and LeRobot (turned by 180 degrees, they are upright but mirrored).
 
-    Raises:
-        ValueError: a value outside of these. FileNotFoundError: no assets there, and none could be downloaded.
+    Raises ValueError for a value outside of these, FileNotFoundError without assets that can be found or downloaded.
     """
 
     def __init__(

@@ -65,8 +65,7 @@ def find_assets(assets: str | None, cache: Path) -> Path:
             None: the same in $UVA_DATA_DIR/libero, where that exists; else they are downloaded.
         cache: archives are unpacked here, and downloads kept here; once, also for many processes.
 
-    Raises:
-        FileNotFoundError: nothing at `assets`, or the download failed. ValueError: something else is there.
+    Raises FileNotFoundError for nothing at `assets`, or a failed download, ValueError for something else there.
     """
     if assets is None:
         return _inside(data_folder() / "libero", cache) or _once(cache / "assets", _download)
@@ -146,11 +145,8 @@ def _once(folder: Path, fill: Callable[[Path], object]) -> Path:
 
 
 def package_folder() -> Path:
-    """Folder of the module libero.libero, found without running it.
-
-    Raises:
-        ModuleNotFoundError: hf-libero is not installed; says how to install it.
-    """
+    """Folder of the module libero.libero, found without running it. Raises ModuleNotFoundError that says
+    how to install it."""
     with explain_missing_libraries():
         spec = importlib.util.find_spec("libero")
         if spec is None:
@@ -161,9 +157,7 @@ def package_folder() -> Path:
 def load(assets: Path, cache: Path) -> types.ModuleType:
     """The module libero.libero.envs, which will find its meshes and textures in `assets`.
 
-    Args:
-        assets: see `find_assets`.
-        cache: folder that the file for LIBERO's question goes to, unless $LIBERO_CONFIG_PATH names one.
+    The file for LIBERO's question goes to `cache`, unless $LIBERO_CONFIG_PATH names one.
     """
     prepare_rendering()
     _answer(cache)
@@ -219,11 +213,8 @@ class Task:
 
 
 def load_suite(suite: str) -> tuple[Task, ...]:
-    """Tasks of a suite in LIBERO's order, by which they are numbered.
-
-    Raises:
-        ValueError: no such suite; names those that there are.
-    """
+    """Tasks of a suite in LIBERO's order, by which they are numbered. Raises ValueError that names the known
+    suites."""
     folder, maps = package_folder(), _task_map()
     known = [name for name in maps if (folder / "bddl_files" / name).is_dir()]
     if suite not in known:
@@ -238,11 +229,7 @@ def load_suite(suite: str) -> tuple[Task, ...]:
 
 
 def find_task(name: str) -> Task:
-    """The task of that name, in whatever suite.
-
-    Raises:
-        ValueError: LIBERO has none.
-    """
+    """The task of that name, in whatever suite. Raises ValueError where LIBERO has none."""
     for path in sorted((package_folder() / "bddl_files").glob(f"*/{name}.bddl")):
         return next(task for task in load_suite(path.parent.name) if task.name == name)
     raise ValueError(f"LIBERO has no task {name!r}")

@@ -37,11 +37,8 @@ class Recording:
 
 
 def recorded_task(path: Path) -> Task:
-    """The task that a published file is of.
-
-    Raises:
-        ValueError: not a published file of LIBERO, or of a task that this LIBERO has not.
-    """
+    """The task that a published file is of. Raises ValueError for another file, or a task that this LIBERO does
+    not have."""
     with _opened(path) as file:
         attributes = file["data"].attrs
         if "bddl_file_name" not in attributes or "problem_info" not in attributes:
@@ -60,11 +57,7 @@ def recorded_names(path: Path) -> list[str]:
 
 
 def read_recording(path: Path, name: str, scene: Scene) -> Recording:
-    """One demonstration of a published file.
-
-    Raises:
-        ValueError: something is missing, misshapen, or not relative.
-    """
+    """One demonstration of a published file. Raises ValueError for what is missing, misshapen, or not relative."""
     with _opened(path) as file:
         group, where = file["data"][name], f"{path}: data/{name}"
         absent = [key for key in ("actions", "states") if key not in group]
@@ -80,17 +73,9 @@ def read_recording(path: Path, name: str, scene: Scene) -> Recording:
 
 
 def absolute_actions(scene: Scene, recording: Recording) -> np.ndarray:
-    """(T, 7) poses in the world's frame that the recorded steps commanded, and the gripper's commands.
-
-    Each is asked of the controller in the recorded state, so nothing drifts from the recording.
-    """
+    """(T, 7) poses in the world's frame that the recorded steps commanded, and the gripper's commands."""
     _start(scene, recording)
-    scene.relative = True
-    found = []
-    for state, action in zip(recording.states, recording.actions):
-        scene.show(state)
-        found.append(scene.absolute_action(action))
-    return np.stack(found)
+    return scene.absolute_actions(recording.states, recording.actions)
 
 
 def play(

@@ -29,8 +29,7 @@ class Scene(RobosuiteArm):
     LIBERO's own observations and files are upside down. Turning those by 180 degrees, as openpi does, shows the scene
     upright but mirrored; in `frame` left and right are true.
 
-    Raises:
-        FileNotFoundError: an asset that the task needs is missing.
+    Raises FileNotFoundError where an asset that the task needs is missing.
     """
 
     def __init__(self, task: Task, assets: Path, cache: Path, samples: int = 4) -> None:

@@ -26,10 +26,7 @@ class Disturbance:
 
     background: another colour of the table. goal: another colour of the goal. objects: coloured shapes that lie flat
     under everything, and that nothing can touch. The T, the agent and the goal still differ from each other.
-
-    Args:
-        kind: one of DISTURBANCES.
-        strength: in (0, 1]: how far colours are from the plain ones; share of MOST_OBJECTS objects.
+    `strength`, in (0, 1], is how far colours are from the plain ones, and the share of MOST_OBJECTS objects.
     """
 
     def __init__(self, kind: str, strength: float = 1.0) -> None:

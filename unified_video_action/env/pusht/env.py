@@ -1,4 +1,5 @@
-"""PushT as a gymnasium environment: gym-pusht with seeds, goals and observations as the demonstrations have them."""
+"""PushT as a gymnasium environment: gym-pusht with seeds, goals and observations as the demonstrations have them; and
+frames of given states."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from unified_video_action.env.checking import checked_options, checked_vector
+from unified_video_action.env.checking import check_count, checked_options, checked_vector
 from unified_video_action.env.pusht.disturbances import Disturbance
 from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, coverage, state_targets
 from unified_video_action.env.system_libraries import explain_missing_libraries
@@ -43,10 +44,9 @@ class PushTEnv(GymPushTEnv):
     (min(coverage / 0.95, 1)), `is_success` (coverage > 0.95) and `state` (agent x, y, block x, y, block angle).
 
     `reset(seed=...)` starts as Diffusion Policy's evaluation does for that seed. `reset(options=...)` knows
-      * `state` (5,): start here instead;
-      * `goal` (3,): x, y and angle of the goal in this episode;
-      * `legacy`: set the block's position before its angle, as Diffusion Policy does. The T turns about its centre of
-        mass, so this moves it by tens of pixels. Default: True for a seed's start state, False for a given state.
+      * `state` (5,): start exactly here instead. (A seed's start state is set as Diffusion Policy does, the block's
+        position before its angle: the T turns about its centre of mass, so this moves it by tens of pixels.)
+      * `goal` (3,): x, y and angle of the goal in this episode.
 
     A `disturbance` changes what pictures show, differently for every seed, and nothing else; see `Disturbance`.
     """
@@ -59,12 +59,11 @@ class PushTEnv(GymPushTEnv):
         disturbance: str | None = None,  # background, objects or goal (paper's Table III)
         disturbance_strength: float = 1.0,  # above 0, at most 1
     ) -> None:
-        if image_size < 8:
-            raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
+        check_count("image_size", image_size, 8)
         self.observe_image = observe_image
         self.default_goal = checked_vector("goal", goal, 3)
         self._episode_goal = self.default_goal
-        self._legacy = True
+        self._exact = False  # whether the start state is set exactly
         self._disturbance = None if disturbance is None else Disturbance(disturbance, disturbance_strength)
         super().__init__(obs_type="pixels_agent_pos", observation_width=image_size, observation_height=image_size)
 
@@ -76,10 +75,10 @@ class PushTEnv(GymPushTEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; without a seed or a state, one is drawn from the environment's own generator."""
-        options = checked_options(options, ("state", "goal", "legacy"))
+        options = checked_options(options, ("state", "goal"))
         state = options.get("state")
         self._episode_goal = checked_vector("goal", options.get("goal", self.default_goal), 3)
-        self._legacy = options.get("legacy", state is None)
+        self._exact = state is not None
         if state is None:
             state = start_state(self._drawn(seed))
         if self._disturbance is not None:
@@ -110,7 +109,7 @@ class PushTEnv(GymPushTEnv):
         for action in chunk[: max(steps)]:
             self._move(*checked_vector("action", action, 2).tolist())
             states.append(self.state)
-        states = np.stack(states)
+        states = np.stack(states)  # (A + 1, 5)
         success = coverage(states[:, 2:], self._episode_goal) > self.success_threshold
         success[[0, -1]] = False, True  # an episode has at least one step, and ends with the chunk
         return state_targets(states[np.minimum(steps, success.argmax())])
@@ -129,6 +128,12 @@ class PushTEnv(GymPushTEnv):
         if self.observe_image:
             observation["image"] = self._render()
         return observation
+
+    def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> np.ndarray:
+        if render_action:
+            return super()._get_img(screen, width, height, render_action)
+        pixels = np.frombuffer(screen.get_view("0"), np.uint8).reshape(*screen.get_size(), 4)  # BGRX, not copied
+        return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])  # the same image, 40 times faster
 
     @property
     def state(self) -> np.ndarray:
@@ -149,7 +154,7 @@ class PushTEnv(GymPushTEnv):
         self.goal_pose = self._episode_goal
 
     def _set_state(self, state: np.ndarray) -> None:
-        if self._legacy:
+        if not self._exact:
             super()._set_state(state)
             return
         self.place(state)
@@ -174,11 +179,15 @@ class PushTEnv(GymPushTEnv):
         self.place(state)
         return float(self._get_coverage())
 
-    def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> np.ndarray:
-        if render_action:
-            return super()._get_img(screen, width, height, render_action)
-        pixels = np.frombuffer(screen.get_view("0"), np.uint8).reshape(*screen.get_size(), 4)  # BGRX, not copied
-        return np.ascontiguousarray(cv2.resize(pixels, (width, height))[..., 2::-1])  # the same image, 40 times faster
+
+def render_states(states: np.ndarray, goal: Sequence[float] = DEFAULT_GOAL, size: int = 96) -> np.ndarray:
+    """Frames uint8 (N, size, size, 3) of `states` (N, 5), drawn as the environment does, without simulating."""
+    env, frames = PushTEnv(size, goal), np.empty((len(states), size, size, 3), np.uint8)
+    env.reset(seed=0)
+    for frame, state in zip(frames, states, strict=True):
+        env.place(checked_vector("state", state, 5))
+        frame[:] = env.get_obs()["image"]
+    return frames
 
 
 def _in_copy(function: Callable[[], np.ndarray]) -> np.ndarray:

@@ -56,14 +56,9 @@ def to_table(points: np.ndarray, pose: Pose) -> np.ndarray:
     return points @ rotation(pose[2]).T + np.array(pose[:2])
 
 
-def to_block(points: np.ndarray, pose: Pose) -> np.ndarray:
-    """Points (..., 2) on the table -> in the T's frame."""
-    return (points - np.array(pose[:2])) @ rotation(pose[2])
-
-
 def clearance(points: np.ndarray, pose: Pose) -> np.ndarray:
     """Distance from points (..., 2) on the table to the T at `pose`, 0 inside it: (...)."""
-    local = to_block(np.asarray(points, np.float64), pose)
+    local = (points - np.array(pose[:2])) @ rotation(pose[2])  # in the T's frame
 
     def to_rectangle(x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
         outside_x = np.maximum(np.maximum(x0 - local[..., 0], local[..., 0] - x1), 0)

@@ -17,8 +17,8 @@ from itertools import combinations
 import numpy as np
 from scipy import ndimage
 
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.env.pusht.geometry import AGENT_RADIUS, BAR, STEM, TABLE_SIZE
-from unified_video_action.env.pusht.renderer import StateRenderer
 from unified_video_action.env.pusht.table import Table
 from unified_video_action.env.state_reader import Readings, StateReader
 
@@ -76,15 +76,13 @@ class PushTReader(StateReader):
     def simulate(self, states: np.ndarray, actions: np.ndarray, offsets: Sequence[int], size: int) -> np.ndarray | None:
         if not self.simulates:
             return None
-        table, draw = Table(), StateRenderer(size)
-        frames = np.empty((len(states), len(offsets), size, size, 3), np.uint8)
-        for now, chunk, drawn in zip(states, actions, frames, strict=True):
+        table, reached = Table(), np.empty((len(states), len(offsets), 5))
+        for now, chunk, after in zip(states, actions, reached, strict=True):
             table.place(tuple(now[:2]), tuple(now[2:]))
             for step in range(1, max(offsets) + 1):
                 table.move(tuple(chunk[min(step, len(chunk)) - 1]))
-                if step in offsets:
-                    drawn[list(offsets).index(step)] = draw((*table.agent, *table.pose))
-        return frames
+                after[np.equal(offsets, step)] = *table.agent, *table.pose
+        return render_states(reached.reshape(-1, 5), size=size).reshape(*reached.shape[:2], size, size, 3)
 
 
 def _read(frames: np.ndarray) -> Readings:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unified_video_action.env.collecting import Episode
-from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, TABLE_SIZE, PushTEnv, render_states
 from unified_video_action.env.pusht.geometry import OUTLINE, rotation, to_table
-from unified_video_action.env.pusht.renderer import render_states
 from unified_video_action.env.pusht.table import WALL_HIGH, WALL_LOW
 
 CENTRE = TABLE_SIZE / 2
@@ -54,6 +52,15 @@ class Recording:
 
 
 @dataclass(frozen=True)
+class Episode:
+    """A moved recording; row i of every array belongs to the moment just before action i."""
+
+    arrays: dict[str, np.ndarray]  # img uint8 (T, H, W, 3), action float32 (T, 2), state float32 (T, 5)
+    meta: dict[str, np.ndarray]
+    measures: dict[str, float]  # for the log
+
+
+@dataclass(frozen=True)
 class Mover:
     """Calling it with a recording gives `copies` pairs of an outcome (KEPT, ...) and, if it is kept, the new episode.
 
@@ -92,7 +99,7 @@ class Mover:
         arrays = {"img": frames, "action": actions, "state": states.astype(np.float32)}
         moved = np.array([motion.mirrored, motion.angle, *motion.shift])
         meta = {"goal": goal, "source_episode": np.int64(recording.number), "motion": moved}
-        return KEPT, Episode(arrays, meta, {"coverage": coverage, "original": original}, success=True)
+        return KEPT, Episode(arrays, meta, {"coverage": coverage, "original": original})
 
 
 def draw_motion(recording: Recording, rng: np.random.Generator, angles: int) -> Motion | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from unified_video_action.env.system_libraries import explain_missing_libraries
+from unified_video_action.files import written
 
 with explain_missing_libraries():
     import h5py
@@ -56,21 +55,13 @@ class DemonstrationWriter:
 
 
 @contextmanager
-def new_file(output: Path, arguments: Mapping[str, Any]) -> Iterator[tuple[DemonstrationWriter, Path]]:
-    """A file that appears as `output` when all of it is written; gives the writer and a folder for scratch files.
-
-    Raises:
-        FileExistsError: `output` exists. ValueError: nothing was written.
-    """
+def new_file(output: Path, arguments: Mapping[str, Any]) -> Iterator[DemonstrationWriter]:
+    """A file that appears as `output` when all of it is written. Raises FileExistsError where it exists, ValueError
+    where nothing was written."""
     if output.exists():
         raise FileExistsError(f"{output} exists already; choose another --output, or remove it first")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.partial-"
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
-        whole = Path(folder) / "whole.hdf5"
-        with h5py.File(whole, "w") as file:
-            writer = DemonstrationWriter(file, arguments)
-            yield writer, Path(folder)
-            if not len(writer):
-                raise ValueError(f"{output}: not one demonstration is left to write")
-        os.replace(whole, output)
+    with written(output) as partial, h5py.File(partial, "w") as file:
+        writer = DemonstrationWriter(file, arguments)
+        yield writer
+        if not len(writer):
+            raise ValueError(f"{output}: not one demonstration is left to write")

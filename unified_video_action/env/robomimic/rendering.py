@@ -12,7 +12,7 @@ import numpy as np
 
 from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 from unified_video_action.env.robomimic.demonstrations import Demonstration
-from unified_video_action.env.robomimic.simulator import Simulator, with_controller
+from unified_video_action.env.robomimic.env import Simulator, with_controller
 from unified_video_action.env.system_libraries import explain_missing_libraries
 
 with explain_missing_libraries():
@@ -73,18 +73,16 @@ class Renderer:
         return Simulator(with_controller(self.arguments, absolute=True), self.samples)
 
     def __call__(self, name: str) -> tuple[Demonstration, bool | None]:
-        """One demonstration, and whether its replay succeeds, None where that is not asked.
-
-        Raises:
-            ValueError: it cannot be restored, or has no such camera; names it. Or it is not clear what the actions are.
-        """
+        """One demonstration, and whether its replay succeeds, None where that is not asked. Raises ValueError
+        that names one that cannot be restored, has no such camera, or whose kind of actions is not clear."""
         try:
             with h5py.File(self.source) as file:
                 group = file["data"][name]
                 model, states, success = group.attrs["model_file"], group["states"][:], group["rewards"][:] > 0
                 demonstration = Demonstration(model, states, group["actions"][:].astype(np.float64), {}, success)
             if self.absolute and self.takes_steps:
-                demonstration = self._to_poses(demonstration)
+                poses = self._restored(demonstration).absolute_actions(demonstration.states, demonstration.actions)
+                demonstration = replace(demonstration, actions=poses)
             replayed = self._replay(demonstration) if self.absolute else None
             return self._render(demonstration), replayed
         except (ValueError, KeyError) as error:
@@ -98,16 +96,6 @@ class Renderer:
         """The simulator at the start of the demonstration."""
         self._simulator.restore(demonstration.states[0], None if self.own_model else demonstration.model)
         return self._simulator
-
-    def _to_poses(self, demonstration: Demonstration) -> Demonstration:
-        """Steps become the poses that the controller makes of them."""
-        simulator = self._restored(demonstration)
-        simulator.relative = True
-        actions = []
-        for state, action in zip(demonstration.states, demonstration.actions, strict=True):
-            simulator.show(state)
-            actions.append(simulator.absolute_action(action))
-        return replace(demonstration, actions=np.array(actions))
 
     def _replay(self, demonstration: Demonstration) -> bool:
         """Whether the absolute actions succeed again when they are executed from the first state."""
