@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import pytest
 import torch
 
 from tests.file_server import FileServer, serving
+from unified_video_action.env.system_libraries import prepare_rendering
 from unified_video_action.files import data_folder
+
+with suppress(ImportError):  # a missing library is said by the tests that draw
+    prepare_rendering()  # before a test imports a simulator
 
 
 @pytest.fixture(scope="session")

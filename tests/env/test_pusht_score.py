@@ -96,6 +96,7 @@ def test_bad_input_is_named() -> None:
         "shaping must be >= 0, got -1": {"shaping": -1},
         "floor must be >= 0, got -0.5": {"floor": -0.5},
         "margin must be >= 0, got nan": {"margin": float("nan")},
+        "goal must be 3 finite numbers": {"goal": (1, 2)},
     }.items():
         with pytest.raises(ValueError, match=message):
             CoverageScore(**options)

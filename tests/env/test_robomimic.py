@@ -1,5 +1,6 @@
 """robosuite's tasks as environments: views, poses, seeds, success, and what robomimic's own wrapper shows."""
 
+import subprocess
 import sys
 from types import ModuleType
 
@@ -22,6 +23,12 @@ def env():
     env = RobomimicEnv("Lift", CAMERAS, image_size=SIZE, samples=0)
     yield env
     env.close()
+
+
+def test_torch_compiles_in_a_process_that_has_drawn() -> None:
+    """OSMesa's LLVM and triton's do not share a process when the first comes first."""
+    words = "from unified_video_action.env.system_libraries import prepare_rendering; prepare_rendering(); "
+    subprocess.run([sys.executable, "-c", words + "import mujoco; import torch._dynamo"], check=True, timeout=120)
 
 
 @pytest.fixture

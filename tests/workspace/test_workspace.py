@@ -242,7 +242,7 @@ def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, build, workers)
     options = ("trainer.validate_every=null", "policy.relative_frames=false", f"data.cache_dir={tmp_path}/cache")
     workspace = build("run", *options, f"trainer.num_workers={workers}")
     store = workspace.dataset._reader.caches
-    (row_store,) = [group["mean"] for camera in store.values() for group in camera["image"].stores.values()][:1]
+    (row_store,) = [group["mean"] for camera in store.values() for group in camera["image"].values()][:1]
     row_store._checked[:] = False  # which the measure of latents has read
     with row_store.path.open("r+b") as file:
         file.seek(-1, 2)

@@ -1,10 +1,12 @@
 """Says what a simulator lacks, a system library or a Python package, and how to install it; how MuJoCo draws."""
 
 import ctypes
+import importlib
 import os
 import re
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DEBIAN_PACKAGES = {  # start of the shared library's file name -> package that holds it
@@ -63,6 +65,11 @@ def prepare_rendering() -> str:
     default = "egl" if Path("/dev/nvidiactl").exists() else "osmesa"
     chosen = os.environ.setdefault("MUJOCO_GL", default)
     os.environ.setdefault("PYOPENGL_PLATFORM", chosen)
+    if (
+        chosen == "osmesa" and "OpenGL" not in sys.modules
+    ):  # its LLVM crashes triton, which torch imports, if it is first
+        with suppress(ImportError):
+            importlib.import_module("triton._C.libtriton")
     try:
         if library := RENDERERS.get(chosen):
             ctypes.CDLL(library)

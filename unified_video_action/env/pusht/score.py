@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
+from unified_video_action.env.checking import checked_vector
 from unified_video_action.env.plan_score import Imagined, PlanScore
 from unified_video_action.env.pusht.geometry import DEFAULT_GOAL, TABLE_SIZE, block_poses, coverage, distance, moved
 from unified_video_action.env.pusht.reader import PushTReader
 
-GOAL = np.array(DEFAULT_GOAL)
 LOST = -10.0  # score of frames in which no T is found: below any other
 
 
@@ -29,6 +30,7 @@ class CoverageScore(PlanScore):
         margin: by how much a plan must be better than the policy's own: a model's small differences are errors.
         correct: take from predicted states how the T moves, and where it is from the newest frame, in which it is seen
             more exactly. Where no T is seen there, states count as predicted.
+        goal: x, y in table pixels and angle in radians.
 
     Raises ValueError for a value out of range.
     """
@@ -40,6 +42,7 @@ class CoverageScore(PlanScore):
         floor: float = 0.0,
         margin: float = 0.0,
         correct: bool = False,
+        goal: Sequence[float] = DEFAULT_GOAL,
     ) -> None:
         if at not in ("best", "mean") and not isinstance(at, int):
             raise ValueError(f"CoverageScore.at must be the index of a future frame, best or mean, got {at!r}")
@@ -47,6 +50,7 @@ class CoverageScore(PlanScore):
             if not value >= 0:
                 raise ValueError(f"CoverageScore.{name} must be >= 0, got {value!r}")
         self.at, self.shaping, self.floor, self.margin, self.correct = at, shaping, floor, margin, correct
+        self.goal = checked_vector("CoverageScore.goal", goal, 3)
 
     def __call__(self, imagined: Imagined) -> np.ndarray:
         poses = block_poses(imagined.states)  # (n, F, 3)
@@ -62,8 +66,8 @@ class CoverageScore(PlanScore):
         """Score (...) of the T at poses (..., 3); NaN where a pose is not finite."""
         known = np.isfinite(poses).all(axis=-1)
         safe = np.where(known[..., None], poses, 0.0)
-        score = np.maximum(coverage(safe, GOAL), self.floor) - self.shaping * distance(safe, GOAL) / TABLE_SIZE
-        return np.where(known, score, np.nan)
+        covered = np.maximum(coverage(safe, self.goal), self.floor)
+        return np.where(known, covered - self.shaping * distance(safe, self.goal) / TABLE_SIZE, np.nan)
 
     def _rated(self, values: np.ndarray) -> np.ndarray:
         """Values (n, F) of future frames -> scores (n,) of plans."""

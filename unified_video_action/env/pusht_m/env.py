@@ -23,6 +23,20 @@ class PushTMEnv(PushTEnv):
     `reset(options={"goal": ...})` sets the goal; other options, observations, actions and info are PushT's.
     """
 
+    def __init__(
+        self,
+        image_size: int = 96,
+        observe_image: bool = True,
+        disturbance: str | None = None,
+        disturbance_strength: float = 1.0,
+    ) -> None:
+        super().__init__(
+            image_size,
+            observe_image=observe_image,
+            disturbance=disturbance,
+            disturbance_strength=disturbance_strength,
+        )
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict, dict]:
         """Start an episode; without a seed, start and goal are drawn from the environment's own generator."""
         options = dict(options or {})
