@@ -104,7 +104,8 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
                         "model.action_head.width=32",
                         f"task.dataset.paths=[{pusht_store}]",
                         "task.env_runner.max_steps=8",
-                        "trainer.validate_every=null",
+                        "trainer.validate_every=2",
+                        "trainer.validation_windows=2",
                         "trainer.tensorboard=false",
                         "training.steps=2",
                         "training.batch_size=4",
@@ -112,6 +113,7 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
                     "absent": ["--config-name=uva_pusht_mini", "task.dataset.paths=[nowhere.zip]"],
                 },
                 "columns": {"PushT": {}},
+                "held_out": {"error, px": "validation/action_error"},
             }
         )
     )
@@ -121,6 +123,8 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     assert reproduce.main(words) == 1  # one cell failed
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())
     assert [cell["row"] for cell in results["cells"]] == ["shown"]
+    (error,) = results["cells"][0]["held_out"]["error, px"]  # of the one training seed
+    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error, px")] == f"{error:.3g}"
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
     made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))

@@ -56,7 +56,10 @@ class Planner:
     @property
     def description(self) -> str:
         """For reports: candidates, score and its settings."""
-        settings = ", ".join(f"{name}={value}" for name, value in vars(self.score).items())
+        plain = {
+            name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self.score).items()
+        }
+        settings = ", ".join(f"{name}={value}" for name, value in plain.items())  # the same under any print options
         return f"best of {self.candidates} by {self._score_name}({settings})"
 
     @property

@@ -23,7 +23,8 @@ from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
 
 STUDIES = CONFIGS / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
-Values = dict[str, dict[str, float]]  # score, success -> seed of an episode -> value; plan_ms -> median
+# score, success -> seed of an episode -> value; plan_ms -> median; held_out -> name of a measure -> value
+Values = dict[str, dict[str, float]]
 MEAN = "mean"  # the column of a table that also has all episodes of its columns together
 
 
@@ -128,7 +129,19 @@ class Study:
         results = json.loads(path.read_text())
         kept = [episode for episode in results["episodes"] if episode["crashed"] is None]
         found = {name: {str(each["seed"]): float(each[name]) for each in kept} for name in ("score", "success")}
-        return found | {"plan_ms": {"median": results["plan_ms"]["median"]} if results.get("plan_ms") else {}}
+        found["plan_ms"] = {"median": results["plan_ms"]["median"]} if results.get("plan_ms") else {}
+        return found | {"held_out": self._held_out(cell)}
+
+    def _held_out(self, cell: Cell) -> dict[str, float]:
+        """The table's measures on held-out windows, at the end of a cell's training."""
+        log = cell.checkpoint.parents[1] / "metrics.jsonl"
+        if not cell.trainings or not log.is_file():
+            return {}
+        entries: dict[str, float] = {}
+        for line in log.read_text().splitlines():
+            entries |= json.loads(line)
+        measures = self.text.get("held_out", {})
+        return {name: entries[key] for name, key in measures.items() if key in entries}
 
     def make(self, cell: Cell) -> str | None:
         """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
@@ -170,6 +183,11 @@ class Study:
             entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
             if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
                 entry["plan_ms"] = float(np.median(times))
+            measures = {
+                name: [each["held_out"][name] for each in by_seed.values() if name in each["held_out"]]
+                for name in self.text.get("held_out", {})
+            }
+            entry["held_out"] = {name: values for name, values in measures.items() if values}
             against = found.get((self.text.get("compare"), column))
             if against and row != self.text["compare"]:
                 if common := sorted(by_seed.keys() & against.keys()):
@@ -186,6 +204,7 @@ class Study:
             "compare": self.text.get("compare"),
             "paper": self.text.get("paper", {}),
             "columns": columns,
+            "held_out": list(self.text.get("held_out", {})),
             "cells": cells,
             "missing": missing,
         }
