@@ -51,14 +51,10 @@ def copies(store: CachedRows) -> tuple[CachedRows, ...]:
 # -- rows on disk ------------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_read_in_any_order_and_a_flipped_bit_is_found_by_the_first_read_of_its_block(tmp_path, capsys):
+def test_rows_are_read_in_any_order_and_a_flipped_bit_is_found_by_the_first_read_of_its_block(tmp_path):
     store, rows = filled(tmp_path / "c"), np.array([[20, 0], [3, 3]])
-    assert "21/21" in capsys.readouterr().err  # progress counts frames
     for opened in copies(store):
         assert np.array_equal(opened.read(rows), VALUES[rows])
-    for wrong in (21, -1):
-        with pytest.raises(ValueError, match="row .* of 21 cannot be read"):
-            store.read(np.array([wrong]))
     content = bytearray(store.path.read_bytes())
     content[-7] ^= 0x10  # of row 20, which has 8 bytes
     store.path.write_bytes(content)
@@ -97,7 +93,6 @@ def test_cached_latents_equal_encoding_and_are_not_computed_again(tmp_path, toy_
     latents = stored.scaled()
     frames = torch.from_numpy(np.stack([FRAMES[rows[0]], 255 - FRAMES[rows[1]]]))
     assert stored.values.dtype == torch.float16 and latents.dtype == torch.float32
-    assert torch.equal(stored[:, 1:].scaled(), latents[:, 1:])
     assert torch.allclose(latents, toy_codec().encode(frames), atol=1e-3)  # float16 on disk
     with pytest.raises(ValueError, match="rows 0 to 8.*float16 cannot hold"):
         build(tmp_path / "other", toy_codec(gain=1e6))
@@ -201,9 +196,6 @@ def test_a_cache_lies_beside_its_store_or_in_the_users_cache(tmp_path, monkeypat
     store = tmp_path / "demos.zip"
     assert cache_path(str(store), "image.toy") == tmp_path / "demos.zip.image.toy"
     given = cache_path(str(store), "image.toy", tmp_path / "caches")
-    assert given.parent == tmp_path / "caches" and given.name.startswith("demos.zip-")
     assert given != cache_path(str(tmp_path / "other" / "demos.zip"), "image.toy", tmp_path / "caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert cache_path("https://example.org/demos.zip", "image.toy").parent == tmp_path / "home/unified_video_action"
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    assert cache_path(str(store), "image.toy").parent == tmp_path / "home/unified_video_action"

@@ -94,6 +94,21 @@ def test_shares_are_as_asked_and_actions_are_the_sources_own(folders, tmp_path):
     np.testing.assert_allclose(limits["scale"].numpy() * known.min(0) + limits["offset"].numpy(), -1, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lerobot.weight", None, "give a weight to every source, or to none"),
+        ("lerobot.image_size", 64, "frames of different sizes cannot share a batch"),
+        ("videos", "a path", "is not a source; give a mapping with its _target_"),
+    ],
+)
+def test_mistakes_are_named(folders, tmp_path, key, value, message):
+    config = read(folders, tmp_path)
+    OmegaConf.update(config, f"task.dataset.sources.{key}", value)
+    with pytest.raises(ValueError, match=message):
+        build_dataset(config)
+
+
 def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
     config = read(folders, tmp_path)
     with open_dict(config):
@@ -111,6 +126,11 @@ def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
     assert all(torch.equal(fields["agent_pos"][name], expected["agent_pos"][name]) for name in ("scale", "offset"))
     workspace = TrainUnifiedVideoActionWorkspace(config)
     workspace.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert len(losses) == 3 and np.isfinite(losses).all()
+    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.latents"))
+    assert caches == ["pusht", "videos"]
     policy = workspace.policy.cpu()
     dataset.use_frames()
     batch = policy.with_modes(
@@ -126,30 +146,3 @@ def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
 def without_videos(task):
     sources = {name: source for name, source in task["dataset"]["sources"].items() if name != "videos"}
     return {**task, "dataset": {**task["dataset"], "sources": sources}}
-
-
-def test_training_reads_all_of_them_through_latent_caches(folders, tmp_path):
-    workspace = TrainUnifiedVideoActionWorkspace(read(folders, tmp_path))
-    workspace.run()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert len(losses) == 3 and np.isfinite(losses).all()
-    caches = sorted(path.name.split(".")[0].split("@")[0] for path in (tmp_path / "cache").glob("*.latents"))
-    assert caches == ["lerobot", "pusht", "videos"]
-
-
-def test_mistakes_are_named(folders, tmp_path):
-    config = read(folders, tmp_path)
-    config.task.dataset.sources.lerobot.weight = None
-    with pytest.raises(ValueError, match="give a weight to every source, or to none"):
-        build_dataset(config)
-    config.task.dataset.sources.lerobot.weight = 2.0
-    config.task.dataset.sources.lerobot.image_size = 64
-    with pytest.raises(ValueError, match="frames of different sizes cannot share a batch"):
-        build_dataset(config)
-    config.task.dataset.sources = {"videos": str(folders["videos"])}
-    with pytest.raises(ValueError, match="is not a source; give a mapping with its _target_"):
-        build_dataset(config)
-    config.task.dataset.sources = None
-    with pytest.raises(ValueError, match="task.dataset.sources is empty"):
-        build_dataset(config)

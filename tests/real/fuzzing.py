@@ -218,11 +218,15 @@ def array_pickles() -> list[bytes]:
     return [b"}Vrobot0_eef_pos\n" + each + b"s." for each in made]
 
 
+def hostile_pickles(sentinel: str) -> list[bytes]:
+    return [*gadgets(sentinel), *pickle_bombs(), *array_pickles()]
+
+
 def pickle_messages(valid: Sequence[Mapping[str, Any]], count: int, seed: int, sentinel: str) -> Iterator[bytes]:
-    """That many malformed messages; some of them may happen to be good."""
+    """As `msgpack_messages`, the hostile ones first."""
     rng = np.random.default_rng(seed)
     whole = [pickle.dumps(dict(message), protocol) for message in valid for protocol in range(2, 6)]
-    special = [*gadgets(sentinel), *pickle_bombs(), *array_pickles()]
+    special = hostile_pickles(sentinel)
     for index in range(count):
         kind = index % 10
         if index < len(special):

@@ -38,7 +38,6 @@ def test_it_knows_the_policy_and_plans(caplog: pytest.LogCaptureFixture) -> None
             planner.plan(seen)
         assert caplog.messages == [f"{websocket_url(ports)}: are the units right?"]
         planner.close()
-        planner.close()
         until(lambda: not core.health()["clients"], "closing gives the slot back")
 
 
@@ -53,14 +52,19 @@ def test_it_says_what_the_server_refuses_and_can_be_asked_again() -> None:
         with pytest.raises(PlannerError, match=r"camera0_rgb: got uint8 \(3, ") as refused:
             planner.plan({name: value[:3] if value.dtype == np.uint8 else value for name, value in seen.items()})
         assert refused.value.code == "bad_request"
-        for failure, said in ((RuntimeError("broken"), "broken"), ("nan", "not finite")):
+        for failure, said in (
+            (RuntimeError("broken"), "broken"),
+            (MemoryError(), "MemoryError"),
+            ("nan", "not finite"),
+        ):
             session.failure = failure
             with pytest.raises(PlannerError, match=said) as failed:
                 planner.plan(seen)
             assert failed.value.code == "policy_failed"  # so that the arm does not go on as after a lost connection
         session.failure = None
         assert planner.plan(seen).shape == (16, 10)
-        assert session.resets == [(0, 6, TEXT)] * 4  # the episode begins again through each new connection
+        assert session.resets == [(0, 6, TEXT)] * 5  # the episode begins again through each new connection
+        assert core.health()["failed"] == 3 and core.health()["plans"] == 1
 
 
 def test_a_second_one_waits_for_its_slot_where_clients_queue() -> None:
@@ -71,17 +75,7 @@ def test_a_second_one_waits_for_its_slot_where_clients_queue() -> None:
             assert second.plan(observe(second.description)).shape == (16, 10)
 
 
-def test_nobody_there_is_said() -> None:
-    with pytest.raises(PlannerError, match=r"ws://127\.0\.0\.1:9: no answer within 0.3 s; is the server running"):
-        RemotePlanner("ws://127.0.0.1:9", connect_seconds=0.3)
-    with pytest.raises(PlannerError, match="expected such as ws://HOST:PORT"):
-        RemotePlanner("tcp://127.0.0.1:8766")
-
-
-@pytest.mark.parametrize(
-    "hello",
-    [b"", b"hello", "hello", pack([1]), pack({"description": 5}), pack({"description": {"name": "x"}})],
-)
+@pytest.mark.parametrize("hello", [b"", "hello", pack([1]), pack({"description": {"name": "x"}})])
 def test_a_server_of_another_project_is_recognised(hello: bytes | str) -> None:
     with serve_websocket(lambda connection: (connection.send(hello), connection.recv()), "127.0.0.1", 0) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

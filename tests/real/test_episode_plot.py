@@ -1,34 +1,18 @@
 """Video, grid and plot of a recorded episode show what is in it."""
 
 from pathlib import Path
-from types import ModuleType
 
-import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.loading import load_script
 from unified_video_action.poses import pose_matrix
 from unified_video_action.real.robots.archive import Recording
-from unified_video_action.real.robots.episode_plot import (
-    CLIP,
-    COMMANDED,
-    MEASURED,
-    STOP,
-    frame_grid,
-    plot_poses,
-    video_frames,
-)
+from unified_video_action.real.robots.episode_plot import CLIP, COMMANDED, MEASURED, STOP, plot_poses, video_frames
 from unified_video_action.real.robots.interface import ArmCommand, ArmState, Frame
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 
 BEGAN = 50.0
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return load_script("plot_episode")
 
 
 def record(recorder: EpisodeRecorder, frames: bool = True) -> None:
@@ -54,7 +38,7 @@ def episode(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_plot_shows_curves_stops_clips_and_delays(episode: Path) -> None:
+def test_the_plot_shows_curves_stops_clips_and_delays_and_the_video_its_frames(episode: Path) -> None:
     recording = Recording.open(episode)
     assert recording.seconds == pytest.approx(2.99) and recording.instruction == "cup $on saucer"
     panels = {panel.get_title("left"): panel for panel in plot_poses(recording).axes}
@@ -67,29 +51,14 @@ def test_the_plot_shows_curves_stops_clips_and_delays(episode: Path) -> None:
     apart = panels["commanded and measured apart, mm"].lines[0].get_ydata()
     np.testing.assert_allclose(apart.max(), 20, atol=0.5)
     np.testing.assert_allclose(panels["plans come after, ms"].lines[0].get_xydata(), [[0.4, 200]])
-    assert "2.50 s  stop: no plan in time\nclips: 1" in panels[""].texts[0].get_text()
-
-
-def test_the_grid_and_the_video_show_frames_in_their_order(episode: Path) -> None:
-    recording = Recording.open(episode)
-    shown = [panel.images[0].get_array()[5, 5, 0] for panel in frame_grid(recording, columns=4, rows=2).axes]
-    assert shown[0] < 10 and shown[-1] > 240 and (np.diff(np.array(shown, int)) > 20).all()
     frames = list(video_frames(recording, height=80))
-    assert len(frames) == len(recording.row_time) == 30 and {frame.shape for frame in frames} == {(138, 120, 3)}
-    assert frames[15][40, 60, 0] == pytest.approx(150 * 255 / 300, abs=3)
-    done = [(frame[-10:, :, 2] > 200).any(0).sum() for frame in frames]
-    assert done[3] < done[12] < done[22] < done[29] and done[29] > 100, "the bar at the bottom goes on"
-    assert (frames[26][100:125] != frames[24][100:125]).any(), "the stop is shown for a second"
+    assert len(frames) == 30 and frames[15][40, 60, 0] == pytest.approx(150 * 255 / 300, abs=3)
 
 
-def test_the_script_draws_all_and_finishes_what_a_crash_left(episode: Path, script: ModuleType, tmp_path: Path) -> None:
-    look = tmp_path / "look"
+def test_the_script_draws_all_and_finishes_what_a_crash_left(episode: Path, tmp_path: Path) -> None:
+    script, look = load_script("plot_episode"), tmp_path / "look"
     script.main([str(episode), "--output", str(look)])
     assert sorted(path.name for path in look.iterdir()) == ["one.grid.png", "one.mp4", "one.plot.png"]
-    assert Image.open(look / "one.plot.png").size[0] > 1000
-    with av.open(str(look / "one.mp4")) as video:
-        assert sum(1 for _ in video.decode(video=0)) == 30
-
     recorder = EpisodeRecorder(tmp_path / "blind.zarr.zip")
     recorder.__enter__()
     record(recorder, frames=False)
@@ -98,17 +67,12 @@ def test_the_script_draws_all_and_finishes_what_a_crash_left(episode: Path, scri
     recorder._lock.close()
     script.main(["--recover", str(tmp_path)])
     assert [file.name for file in script.look(tmp_path / "blind.no_rows.zip", look)] == ["blind.plot.png"]
-    for arguments in (["--recover", str(tmp_path)], []):
-        with pytest.raises(SystemExit):
-            script.main(arguments)
 
 
 def test_what_is_no_episode_is_refused_and_one_of_nothing_has_a_plot(tmp_path: Path) -> None:
     with EpisodeRecorder(tmp_path / "none.zarr.zip") as recorder:
         recorder.event(BEGAN, "stop", "no arm")
     assert len(plot_poses(Recording.open(tmp_path / "none.no_rows.zip")).axes) == 10
-    with pytest.raises(FileNotFoundError):
-        Recording.open(tmp_path / "nothing.zarr.zip")
     (tmp_path / "wrong.zarr.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match="no recorded episode"):
         Recording.open(tmp_path / "wrong.zarr.zip")

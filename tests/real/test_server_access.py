@@ -13,11 +13,9 @@ from websockets.sync.client import connect
 
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve, websocket_url
 from unified_video_action.compat.openpi_messages import pack, unpack
-from unified_video_action.messages import shown
 from unified_video_action.real.planner import PlannerError
 from unified_video_action.real.serving.access import VARIABLE, read_key, resolve
 from unified_video_action.real.serving.client import RemotePlanner
-from unified_video_action.real.serving.requests import MOST_CHARACTERS, Refused
 
 KEY = "correct horse battery"
 FORGED = "x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00"
@@ -91,12 +89,6 @@ def test_other_addresses_of_this_machine_serve_as_well() -> None:
 
 def clean(lines: list[str]) -> bool:
     return all(line.isprintable() and len(line) < 1200 for line in lines)
-
-
-def test_what_is_not_printable_is_escaped_and_what_is_long_is_cut() -> None:
-    assert shown(FORGED + "\ud800", 100) == r"x\n2026-01-01 00:00:00,000 \x1b[31mall is well\u2028\r\x00\ud800"
-    assert shown("a" * 61) == "a" * 57 + "..." and shown("fold the Tüchlein") == "fold the Tüchlein"
-    assert len(Refused("bad_request", "\n" * 10**6).text) == MOST_CHARACTERS
 
 
 @pytest.mark.parametrize(

@@ -36,14 +36,10 @@ def test_a_good_observation_passes_in_the_types_of_the_policy() -> None:
     ("name", "change", "said"),
     [
         (CAMERA, lambda x: x[:3], f"(3, {SIZE}, {SIZE}, 3)"),
-        (CAMERA, lambda x: x[:, :32], f"(4, 32, {SIZE}, 3)"),
         (CAMERA, lambda x: np.moveaxis(x, -1, 1), f"(4, 3, {SIZE}, {SIZE})"),
         (CAMERA, lambda x: x.astype(np.float32), "float32"),
-        (CAMERA, lambda x: x.tolist(), "a list"),
         (CAMERA, lambda x: None, "nothing"),
         (POSITION, lambda x: x[:, :2], "(4, 2)"),
-        (POSITION, lambda x: x[-1], "(3,)"),
-        (POSITION, lambda x: x.astype(np.int64), "int64"),
         (POSITION, lambda x: x.astype(object), "object"),
         (POSITION, lambda x: np.where(x == x.max(), np.inf, x), "not finite"),
         (POSITION, lambda x: x * 1000, "units"),
@@ -55,11 +51,8 @@ def test_a_bad_field_is_named_with_what_came(name: str, change: Callable, said: 
     given = observe(DESCRIPTION)
     text = refusal(SPEC.observation, given | {name: change(given[name])})
     assert text.startswith(f"{name}: got ") and "expected" in text and said in text
-
-
-@pytest.mark.parametrize("given", [{}, {CAMERA: 1}, observe(DESCRIPTION) | {"more": np.zeros(3)}])
-def test_all_names_and_no_others_are_needed(given: Any) -> None:
-    assert refusal(SPEC.observation, given).startswith("observation: got ")
+    for names in ({CAMERA: 1}, given | {"more": np.zeros(3)}):
+        assert refusal(SPEC.observation, names).startswith("observation: got ")
 
 
 # -- ranges and units --------------------------------------------------------------------------------------------------
@@ -152,12 +145,10 @@ def test_no_single_value_may_leave_the_range_by_twice_its_width() -> None:
         (None, np.zeros(3)),
         (np.zeros((3, 9), np.float32), np.zeros(3)),
         (np.zeros((17, 10), np.float32), np.zeros(17)),
-        (np.zeros((0, 10), np.float32), np.zeros(0)),
         (np.zeros((3, 10), np.float32), np.zeros(2)),
         (np.zeros((3, 10), np.float32), np.full(3, 1.5)),
         (np.zeros((3, 10), np.float32), np.full(3, np.nan)),
         (np.full((3, 10), np.inf), np.ones(3)),
-        (np.full((3, 10), 1e9), np.ones(3)),
         (np.full((3, 10), 300.0), np.ones(3)),  # no metres
         (np.zeros((3, 10), np.int64), np.ones(3)),
         ([[0.0] * 10], [1.0]),
@@ -165,16 +156,12 @@ def test_no_single_value_may_leave_the_range_by_twice_its_width() -> None:
 )
 def test_a_bad_prefix_is_refused(actions: Any, weights: Any) -> None:
     assert refusal(SPEC.prefix, actions, weights)
-
-
-def test_a_policy_that_does_not_continue_says_so() -> None:
-    spec = RequestSpec(PolicyDescription("no", DESCRIPTION.observations, Horizon(), 10, 8, False))
-    assert spec.prefix(None, None) is None
+    spec = RequestSpec(PolicyDescription("does not continue", DESCRIPTION.observations, Horizon(), 10, 8, False))
     assert "send none" in refusal(spec.prefix, np.zeros((1, 10)), np.ones(1))
 
 
 def test_bad_instructions_and_seeds_are_refused() -> None:
-    for text in ("", "  ", "x" * 1001, 7, b"fold", ["fold"], "a\nb", "a\x00", "\ud800"):
+    for text in ("", "  ", "x" * 1001, 7, b"fold", "a\nb", "a\x00", "\ud800"):
         assert refusal(SPEC.text, text).startswith("text: got ")
     for seed in (-1, 2**63, 1.0, "1", None, True):
         assert refusal(SPEC.seed, seed).startswith("seed: got ")
@@ -196,12 +183,9 @@ def test_float_frames_become_the_bytes_that_they_were_made_of() -> None:
         (np.full((1, 16, 16, 3), 2.0), "outside [0, 1]"),
         (np.full((1, 16, 16, 3), np.nan), "outside [0, 1]"),
         (np.zeros((1, 16, 16, 3), np.int64), "int64"),
-        (np.zeros((1, 16, 16, 3), np.uint16), "uint16"),
         (np.zeros((1, 16, 16, 4), np.uint8), "(1, 16, 16, 4)"),
         (np.zeros((0, 16, 16, 3), np.uint8), "(0, 16, 16, 3)"),
-        (np.zeros((16, 16), np.uint8), "(16, 16)"),
         (np.zeros((1, 24, 24, 3), np.uint8), "24 x 24"),
-        ("picture", "a str"),
     ],
 )
 def test_frames_that_are_none_are_refused(frames: Any, said: str) -> None:
@@ -214,13 +198,10 @@ def test_frames_of_another_size_are_resized_only_where_that_is_asked_for_and_the
     frames[:, :32] = 200
     made = as_trained("a", frames, entry, resize=True)
     assert made.shape == (2, 32, 32, 3) and (made[:, :16] == 200).all() and not made[:, 16:].any()
-    said = refusal(as_trained, "a", frames[:, :48], entry, True)
-    assert "64 x 48 pixels, expected the proportions of RGB frames of 32 x 32" in said
-    assert "resize_with_pad(image, 32, 32)" in said
+    assert "64 x 48 pixels, expected the proportions of" in refusal(as_trained, "a", frames[:, :48], entry, True)
     for side in (8, 1080):
         said = refusal(as_trained, "a", np.zeros((side, side, 3), np.uint8), entry, True)
-        assert f"got frames of {side} x {side} pixels, expected RGB frames of 32 x 32" in said
-        assert "16 to 512 pixels" in said
+        assert f"got frames of {side} x {side} pixels" in said and "16 to 512 pixels" in said
 
 
 def shown(window: Window) -> list[int]:

@@ -38,7 +38,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_FRAME", 60.0)  # this computer may be busy
 
 
-def test_frames_are_the_square_middle_in_rgb_and_the_newest(video: Path) -> None:
+def test_frames_are_the_square_middle_in_rgb_masked_and_the_newest(video: Path) -> None:
     with VideoCamera(str(video), latency=0.05, size=(36, 36)) as camera:
         first = camera.latest()
         assert first.image.shape == (36, 36, 3) and first.image.dtype == np.uint8
@@ -48,13 +48,12 @@ def test_frames_are_the_square_middle_in_rgb_and_the_newest(video: Path) -> None
     with VideoCamera(str(video), size=WIDE) as camera:
         image = camera.latest().image
     assert image[36, 10, 0] > 80 and image[36, 10, 2] < 60 and image[36, 120, 2] > 80 and image[36, 120, 0] < 60
-
-
-def test_frames_are_masked_as_recordings_were(video: Path) -> None:
     left_half = [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]
-    with VideoCamera(str(video), size=(36, 36), mask=left_half) as camera:
+    with VideoCamera(str(video), size=(36, 36), mask=left_half) as camera:  # as recordings were
         image = camera.latest().image
     assert image[:, :16].max() == 0 and image[:, 20:, 1].min() > 80
+    with pytest.raises(ValueError, match="camera 0: .*size="):
+        VideoCamera(0, size=(0, 5))
 
 
 def test_a_camera_that_is_lost_is_opened_again(video: Path, tmp_path: Path, monkeypatch, caplog) -> None:
@@ -72,25 +71,11 @@ def test_a_camera_that_is_lost_is_opened_again(video: Path, tmp_path: Path, monk
 
 
 def test_what_the_camera_does_not_give_is_said(video: Path) -> None:
-    for asked, said in (
-        ({"capture": (720, 1280)}, r"capture=\[720, 1280\] was asked for, it gives \[72, 128\]"),
-        ({"fps": 60}, "fps=60 was asked for, it gives 30"),
-        ({"fourcc": "YUYV"}, "fourcc=YUYV was asked for, it gives 'MJPG'"),
-    ):
-        with pytest.raises(RobotError, match=said):
+    for asked in ({"capture": (720, 1280)}, {"fps": 60}, {"fourcc": "YUYV"}):
+        with pytest.raises(RobotError, match=f"{next(iter(asked))}=.* was asked for, it gives"):
             VideoCamera(str(video), **asked).connect()
-    with pytest.raises(RobotError, match="cannot be opened.*v4l2-ctl"):
-        VideoCamera(f"{video}9").connect()
     with VideoCamera(str(video), capture=WIDE, fps=FPS, fourcc="MJPG") as camera:
         assert camera.latest() is not None
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"latency": -1}, {"size": (0, 5)}, {"capture": (1,)}, {"fourcc": "X"}, {"mask": "eyes"}]
-)
-def test_mistakes_are_named(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=f"camera 0: .*{next(iter(wrong))}="):
-        VideoCamera(0, **wrong)
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +103,5 @@ def test_the_latency_is_found(script: ModuleType, latency: float, exposure: floa
     changes, times, frames = flashing(latency, exposure, fps)
     found = script.measure(changes, times, np.array([script.brightness(frame) for frame in frames]))
     assert found.latency == pytest.approx(latency, abs=0.006) and found.agreement > 0.9
-
-
-def test_what_shows_no_window_is_no_measurement(script: ModuleType) -> None:
-    changes, times, _ = flashing(0.1, 0.01, 30)
-    with pytest.raises(ValueError, match="fill its view"):
+    with pytest.raises(ValueError, match="fill its view"):  # a camera that sees something else
         script.measure(changes, times, np.random.default_rng(1).uniform(0, 255, len(times)))
-    with pytest.raises(ValueError, match="does not see the window"):
-        script.measure(changes, times, np.full(len(times), 90.0))
-    with pytest.raises(ValueError, match="too few"):
-        script.measure(changes[:3], times, np.zeros(len(times)))
-
-
-def test_without_a_screen_the_script_says_so(script: ModuleType, video: Path, monkeypatch, capsys) -> None:
-    monkeypatch.delenv("DISPLAY", raising=False)
-    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(SystemExit):
-        script.main(["--device", str(video)])
-    assert "no window can be shown" in capsys.readouterr().err

@@ -97,9 +97,7 @@ def change(path: Path, name: str, values: np.ndarray | None) -> None:
     [
         (f"data/demo_2/{IMAGE}", None, f"data/demo_2/{IMAGE} is missing; beside it there is nothing"),
         (f"data/demo_2/{IMAGE}", np.zeros((5, 6, 9, 3), np.uint8), "expected uint8 .5, 6, 8, 3."),
-        (f"data/demo_2/{IMAGE}", np.zeros((5, 6, 8, 3), np.float32), "is float32"),
         (f"data/demo_2/{ACTIONS}", np.zeros((4, 7)), "expected one length"),
-        (f"data/demo_2/{ACTIONS}", np.zeros((5, 6)), r"expected numbers \(N, 7\)"),
         (f"data/demo_2/{ACTIONS}", np.full((5, 7), np.nan), r"demo_2/actions\[0, 0\] = nan"),
         ("data", None, "holds nothing, expected data/<demonstration>"),
     ],
@@ -109,23 +107,15 @@ def test_what_is_wrong_is_named(file: Path, name: str, values: np.ndarray | None
     with pytest.raises(StoreError, match=message) as error:
         Hdf5Store(file, [IMAGE], [ACTIONS])
     assert str(file) in str(error.value)
-
-
-def test_files_that_are_none(tmp_path: Path) -> None:
-    for location, message in ((tmp_path / "none.hdf5", r"none\.hdf5: no such file"), (tmp_path, "is a folder")):
-        with pytest.raises(FileNotFoundError, match=message):
-            Hdf5Store(location, [], [])
-    (tmp_path / "text.hdf5").write_text("not an HDF5 file")
-    with pytest.raises(StoreError, match="text.hdf5: not a readable HDF5 file"):
-        Hdf5Store(tmp_path / "text.hdf5", [], [])
-    with pytest.raises(StoreError, match="download it"):
-        Hdf5Store("https://example.com/demos.hdf5", [], [])
+    file.write_text("not an HDF5 file")
+    with pytest.raises(StoreError, match="demos.hdf5: not a readable HDF5 file"):
+        Hdf5Store(file, [], [])
 
 
 # -- robomimic ---------------------------------------------------------------------------------------------------------
 
 
-def robomimic(path: Path, given, frames: bool = True, steps: int = 40) -> Path:
+def robomimic(path: Path, given, steps: int = 40) -> Path:
     """Two demonstrations of an end effector near (0.2, 0, 0.15); `given` makes positions of the actions."""
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as opened:
@@ -134,8 +124,7 @@ def robomimic(path: Path, given, frames: bool = True, steps: int = 40) -> Path:
             effector = np.cumsum(rng.normal(size=(steps, 3)) * 0.004, axis=0) + [0.2, 0, 0.15]
             demo["obs/robot0_eef_pos"] = effector
             demo["actions"] = np.concatenate([given(effector), np.zeros((steps, 4))], axis=1)
-            if frames:
-                demo["obs/front_image"] = rng.integers(256, size=(steps, 6, 8, 3), dtype=np.uint8)
+            demo["obs/front_image"] = rng.integers(256, size=(steps, 6, 8, 3), dtype=np.uint8)
     return path
 
 
@@ -147,12 +136,8 @@ def test_poses_are_read(tmp_path) -> None:
     path = robomimic(tmp_path / "demos.hdf5", lambda effector: effector + deltas(effector))
     (table,) = RobomimicSource(str(path), weight=2.0).tables(WANTED)
     assert np.allclose(table.action[:39, :3], table.low_dim["robot0_eef_pos"][1:40], atol=1e-6) and table.weight == 2.0
-    (table,) = RobomimicSource(str(path), has_action=False).tables(Wanted(WANTED.cameras, (), 7))
-    assert table.action is None and table.low_dim == {}
     with pytest.raises(StoreError, match="actions of 10 numbers, but task.shape_meta.action has 7"):
         MixtureDataset(RobomimicSource(str(path)), Wanted(WANTED.cameras, (), 7), Horizon(2, 2, 2, 4), 0.0)
-    with pytest.raises(StoreError, match="obs/top_image is missing; beside it there is front_image"):
-        RobomimicSource(str(path)).tables(Wanted(("top_image",), (), 10))
     change(path, "data/demo_0/actions", np.zeros((40, 14)))
     change(path, "data/demo_1/actions", np.zeros((40, 14)))
     with pytest.raises(StoreError, match=r"actions is float64 \(40, 14\), expected numbers \(N, 7\)"):
@@ -175,10 +160,6 @@ def test_other_actions_are_refused_or_taken_on_ones_word(tmp_path, given, messag
     (table,) = RobomimicSource(str(path), poses=True).tables(WANTED)
     with h5py.File(path) as opened:
         assert np.allclose(table.action[:40, :3], opened["data/demo_0/actions"][:, :3])
-    path = robomimic(tmp_path / "low_dim.hdf5", given, frames=False)
-    hint = "front_image is missing; beside it there is robot0_eef_pos.*render_robomimic.py .*low_dim.hdf5 --absolute"
-    with pytest.raises(StoreError, match=hint):
-        RobomimicSource(str(path)).tables(WANTED)
 
 
 def test_real_files_make_windows_of_the_configuration(lift_images, tmp_path) -> None:  # noqa: F811
@@ -202,12 +183,6 @@ def test_real_files_make_windows_of_the_configuration(lift_images, tmp_path) -> 
     frames, rows = np.concatenate([demo["obs/robot0_eye_in_hand_image"] for demo in demos]), np.array([[0, 60], [3, 9]])
     shown = table.stored_frames("robot0_eye_in_hand_image", rows)
     np.testing.assert_array_equal(np.moveaxis(shown, -3, -1), frames[rows])
-    sample = dataset[(0, 0)]
-    assert {name: tuple(video.shape) for name, video in sample["history"].items()} == {
-        name: (4, 3, SIZE, SIZE) for name in cameras
-    }
-    widths = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
-    assert {name: value.shape[-1] for name, value in sample["low_dim"].items()} == widths
     fields = dataset.fit_normalizer().fields()
     assert (fields["action"]["scale"][3:] == 1).all() and (fields["action"]["offset"][3:] == 0).all()
     assert (fields["action"]["scale"][:3] > 2).all()  # positions lie within decimetres
@@ -257,22 +232,12 @@ def test_a_folder_is_a_table_for_each_task(folder: Path) -> None:
     assert cups.weight is None
     weighted = LiberoSource(str(folder), weight=2.0).tables(LIBERO)
     assert [table.weight for table in weighted] == pytest.approx([2 * 50 / 126, 2 * 76 / 126])
-    video = LiberoSource(str(folder / "a.HDF5"), has_action=False).tables(LIBERO)
-    assert len(video) == 1 and video[0].action is None
     dataset = MixtureDataset(LiberoSource(str(folder)), LIBERO, Horizon(), val_ratio=0.0)
     assert dataset.instructions == ("close the drawer", "stack the cups")
     dataset.use_text(torch.tensor([[0.0], [1.0]]))
     batch = dataset.__getitems__([(index, 0) for index in range(len(dataset))])
     task = batch["action"][..., 0].floor()  # 1: the drawer, 0: the cups
     assert (batch["text"][:, 0] == 1 - task[:, 0]).all() and 0 < task.mean() < 1
-
-
-def test_what_is_not_converted_is_named(folder: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
-        LiberoSource(str(folder / "nowhere")).tables(LIBERO)
-    (folder / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"empty: holds no \*\.hdf5 but nothing"):
-        LiberoSource(str(folder / "empty")).tables(LIBERO)
     libero(folder / "c.hdf5", "fold", (20,), 0, control_mode="relative")
     with pytest.raises(StoreError, match=r"c\.hdf5: as LIBERO publishes it.*python scripts/replay_libero\.py"):
         LiberoSource(str(folder)).tables(LIBERO)

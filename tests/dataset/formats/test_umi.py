@@ -8,7 +8,6 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
-import zarr
 
 from tests.dataset.recordings import numbered_frames, read_numbers, write_umi
 from unified_video_action.dataset.formats import umi
@@ -35,20 +34,6 @@ def archive(tmp_path_factory) -> Path:
     return write_umi(path, SHOWN, POSES, ends=ENDS, robot0_demo_start_pose=start)
 
 
-@pytest.fixture
-def decoded(monkeypatch) -> list[int]:
-    """One entry for each frame that is decoded from now on."""
-    calls: list[int] = []
-    decode = JpegXlCodec.decode
-
-    def counting(self, buf, out=None):
-        calls.append(len(buf))
-        return decode(self, buf, out)
-
-    monkeypatch.setattr(JpegXlCodec, "decode", counting)
-    return calls
-
-
 def test_the_layout_is_the_published_one(archive) -> None:
     with zipfile.ZipFile(archive) as content:
         metadata = json.loads(content.read(f"data/{CAMERA}/.zarray"))
@@ -71,22 +56,10 @@ def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
     assert read_numbers(frames[0]).tolist() == [4, 44] and np.array_equal(frames[1], SHOWN[[6, 6]])
 
 
-def test_only_the_frames_that_a_window_needs_are_decoded(archive, decoded) -> None:
-    dataset = MixtureDataset(UmiSource(str(archive)), WANTED, Horizon(), 0, pad_before=None, pad_after=None)
-    dataset.fit_normalizer(), dataset.low_dim_dims()
-    assert not decoded, "poses and sizes need no frames"
-    sample = dataset[(40, 0)]  # row 40, of the episode from 33: history rows 33, 33, 36, 40, future rows 44 ... 56
-    shown = [read_numbers(np.moveaxis(sample[part][CAMERA].numpy(), 1, -1)).tolist() for part in ("history", "future")]
-    assert shown == [[33, 33, 36, 40], [44, 48, 52, 56]]
-    assert len(decoded) == 7, "one of the eight frames is shown twice"
-
-
 def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS], ENDS)):
         suffix = ".zarr" if number == 1 else ".zarr.zip"
         write_umi(tmp_path / "run" / f"episode_{number}{suffix}", SHOWN[start:end], POSES[start:end])
-    (tmp_path / "run" / "episode_2.zarr.zip").rename(tmp_path / "run" / "episode_2.ZARR.ZIP")
-    (tmp_path / "run" / "notes.txt").write_text("not an archive")
     (tmp_path / "run" / "._episode_0.zarr.zip").write_bytes(b"Mac OS X")
     (tmp_path / "run" / "episode_0.zarr.zip.camera0_rgb.toy_48.latents").mkdir()
     monkeypatch.setattr(umi, "MOST_OPEN", 1)
@@ -148,7 +121,7 @@ def test_a_mask_holds_for_decoded_and_cached_frames_and_latents(archive, tmp_pat
 # -- errors ------------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None:
+def test_what_is_missing_or_of_another_shape_is_named(tmp_path) -> None:
     write_umi(tmp_path / "run" / "a.zarr", SHOWN, POSES)
     write_umi(tmp_path / "run" / "b.zarr", SHOWN[:, ::2, ::2], POSES)
     with pytest.raises(StoreError, match=r"b.zarr: camera0_rgb has frames of \(24, 24\).*set image_size"):
@@ -161,21 +134,9 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
     path = write_umi(tmp_path / "a.zarr", SHOWN, POSES, robot0_demo_start_pose=np.zeros((60, 3)))
     with pytest.raises(StoreError, match=r"robot0_demo_start_pose is float64 \(60, 3\), expected numbers \(N, 6\)"):
         UmiStore(path, [CAMERA])
-    group = zarr.open_group(path, mode="r+", zarr_format=2)["data"]
-    del group["robot0_gripper_width"]
-    with pytest.raises(StoreError, match="the array data/robot0_gripper_width is missing"):
-        UmiStore(path, [CAMERA])
-    with pytest.raises(StoreError, match="the array data/camera1_rgb is missing"):
-        UmiStore(archive, ["camera1_rgb"])
-    with pytest.raises(FileNotFoundError, match="nowhere.zarr.zip: no such file"):
-        UmiStore(tmp_path / "nowhere.zarr.zip", [CAMERA])
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="empty: an empty folder; expected archives"):
         UmiStore(tmp_path / "empty", [CAMERA])
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "video.mp4").write_bytes(b"")
-    with pytest.raises(StoreError, match="other: holds no array meta/episode_ends"):
-        UmiStore(tmp_path / "other", [CAMERA])
 
 
 @pytest.mark.parametrize(
@@ -183,10 +144,8 @@ def test_what_is_missing_or_of_another_shape_is_named(archive, tmp_path) -> None
     [
         (Wanted((CAMERA,), END_EFFECTOR_STATES, 7), {}, "actions of 10 numbers, but task.shape_meta.action has 7"),
         (Wanted((CAMERA,), ("robot0_eef_pos",), 10), {}, "the task reads 'robot0_eef_pos', .*task.end_effector.states"),
-        (WANTED, {"weight": 0}, "weight=0 must be positive"),
         (WANTED, {"mask": "cups"}, "mask='cups'"),
         (WANTED, {"mask": [[[0, 0], [1, 1]]]}, "polygons of three corners"),
-        (WANTED, {"image_size": -1}, "image_size=-1"),
     ],
 )
 def test_what_cannot_be_given_is_refused(archive, wanted, options, message) -> None:
