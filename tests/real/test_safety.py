@@ -183,13 +183,11 @@ def test_a_rule_clips_or_stops(rule: str, start: list, target: list, gripper: fl
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])
 def test_what_is_no_number_stops(number: float) -> None:
-    for position in ((0, 3), (1, 1)):
-        pose = HOME.copy()
-        pose[position] = number
+    far, turned_to = HOME.copy(), HOME.copy()
+    far[0, 3] = turned_to[1, 1] = number
+    for pose, gripper in ((far, 0.05), (turned_to, 0.05), (HOME, number)):
         with pytest.raises(SafetyStop, match="finite"):
-            safety_at().follow(pose, 0.05, HOME)
-    with pytest.raises(SafetyStop, match="finite"):
-        safety_at().follow(HOME, number, HOME)
+            safety_at().follow(pose, gripper, HOME)
 
 
 def test_an_arm_that_stays_behind_stops() -> None:
@@ -255,17 +253,14 @@ def test_the_gate_needs_no_governor() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"workspace_low": [0.1, 0.2]}, "workspace_low"),
         ({"workspace_low": [0.6, -0.3, 0.0]}, "workspace_low"),
         ({"linear_speed": 0}, "linear_speed"),
-        ({"linear_speed": "fast"}, "linear_speed"),
         ({"linear_acceleration": float("inf")}, "linear_acceleration"),
         ({"table_height": 1.0}, "table_height"),
         ({"table_height": float("nan")}, "table_height"),
         ({"max_lag": 0.01}, "max_lag"),
         ({"joint_speed_share": 1.5}, "joint_speed_share"),
         ({"joint_margin": 2.0}, "joint_margin"),
-        ({"off": True}, "off"),
         ({"rules": {"table": "ignore"}}, "safety.rules.*table"),
         ({"rules": {"lag": "clip"}}, "safety.rules.lag"),
     ],

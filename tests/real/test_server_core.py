@@ -3,7 +3,6 @@
 import re
 import threading
 from concurrent.futures import Future
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,22 +75,6 @@ def test_an_instruction_is_needed_and_has_to_be_one_that_can_be_encoded() -> Non
         assert session.resets == [(0, 2, None)]
 
 
-def test_clients_take_turns_and_wait_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr(core_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    with instant_core(max_clients=2) as (core, session):
-        clients, (begun, go_on) = [ready(core, name) for name in ("one", "other")], hold(session)
-        first = clients[0].plan(observe(core.description))
-        assert begun.wait(SECONDS)
-        second, given_up = (clients[1].plan(observe(core.description)) for _ in range(2))
-        assert given_up.cancel() and core.health()["queue"] == 2
-        now[0] += 0.25
-        go_on.set()
-        assert first.result(SECONDS).infer_ms == second.result(SECONDS).wait_ms == 250
-        assert first.result().wait_ms == second.result().infer_ms == 0
-    assert core.health()["plans"] == 2
-
-
 def test_a_server_that_stops_finishes_what_is_under_way_and_refuses_the_rest() -> None:
     with instant_core(max_clients=2) as (core, session):
         (one, other), (begun, go_on) = [ready(core, name) for name in ("one", "other")], hold(session)
@@ -119,16 +102,6 @@ def test_a_server_that_stops_does_not_wait_for_a_policy_that_hangs(monkeypatch: 
 # -- rates of control --------------------------------------------------------------------------------------------------
 
 
-def said(period: float, answer: float) -> str | None:
-    """Of a client that asks every `period` seconds, 8 steps apart, is answered after `answer`, and pauses twice."""
-    watch, now, found = RateWatch(TRAINED), 100.0, None
-    for index in range(2 * INTERVALS):
-        found = watch.asked(now, 8) or found
-        watch.answered(now + answer)
-        now += period + (3.0 if index in (3, 12) else 0.0)
-    return found
-
-
 @pytest.mark.parametrize(
     ("period", "answer", "heard"),
     [
@@ -141,5 +114,10 @@ def said(period: float, answer: float) -> str | None:
     ],
 )
 def test_a_client_of_another_rate_hears_both(period: float, answer: float, heard: tuple[str, ...]) -> None:
-    found = said(period, answer)
+    """It asks every `period` seconds, 8 steps apart, is answered after `answer`, and pauses twice."""
+    watch, now, found = RateWatch(TRAINED), 100.0, None
+    for index in range(2 * INTERVALS):
+        found = watch.asked(now, 8) or found
+        watch.answered(now + answer)
+        now += period + (3.0 if index in (3, 12) else 0.0)
     assert bool(found) == bool(heard) and all(each in found for each in heard)

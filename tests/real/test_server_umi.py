@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import yaml
 
 from tests.real.fakes import until
 from tests.real.server_support import INSTRUCTIONS, SIZE, STATES, instant_core, serve, umi_client
@@ -69,19 +68,6 @@ def test_umis_client_is_measured_by_the_times_it_sends(caplog: pytest.LogCapture
                 assert caplog.text.count("control steps come at 8 Hz, those of the training data at 20 Hz") == heard
 
 
-def test_umis_task_name_chooses_the_instruction() -> None:
-    message, _ = umi_message()
-    with instant_core() as (core, session), serve(core, "--allow-umi-pickle") as ports:
-        with umi_client(ports) as client:
-            client.send_pyobj(message)
-            assert "--task" in client.recv_pyobj()
-            for name in ("uva_towel", "uva_towel", "the cup", "a mouse", INSTRUCTIONS[1]):
-                client.send_pyobj(message | {"task_name": name})
-                answer = client.recv_pyobj()
-                assert isinstance(answer, str) == (name == "a mouse")
-        assert [text for _, _, text in session.resets] == [INSTRUCTIONS[1], INSTRUCTIONS[0], INSTRUCTIONS[1]]
-
-
 def test_umis_client_gets_errors_as_texts() -> None:
     message, _ = umi_message()
     faults = {
@@ -91,7 +77,7 @@ def test_umis_client_gets_errors_as_texts() -> None:
         "task_name: a int": {"task_name": 7},
         "timestamp: expected the growing times": {"timestamp": np.zeros(16)},
     }
-    with instant_core(instruction=TEXT) as (core, _), serve(core, "--allow-umi-pickle") as ports:
+    with instant_core(instruction=TEXT) as (core, session), serve(core, "--allow-umi-pickle") as ports:
         with umi_client(ports) as client:
             for said, change in faults.items():
                 client.send_pyobj(message | change)
@@ -99,20 +85,11 @@ def test_umis_client_gets_errors_as_texts() -> None:
                 assert isinstance(answer, str) and said in answer
             client.send_pyobj(message)
             assert client.recv_pyobj().shape == (16, 10)
+            client.send_pyobj(message | {"task_name": "uva_towel"})  # begins an episode with its instruction
+            assert client.recv_pyobj().shape == (16, 10) and session.resets[-1][2] == INSTRUCTIONS[1]
             with umi_client(ports) as second:
                 second.send_pyobj(message)
                 assert "1 of 1 clients are connected: UMI client" in second.recv_pyobj()
-
-
-def test_umis_client_finds_its_configuration(tmp_path) -> None:
-    path = tmp_path / "latest.yaml"
-    given = ("--allow-umi-pickle", "--umi-client-yaml", str(path))
-    with instant_core() as (core, _), serve(core, *given):
-        config = yaml.safe_load(path.read_text())
-    assert config["task"]["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "relative"}
-    obs = config["task"]["shape_meta"]["obs"]
-    assert obs["camera0_rgb"]["shape"] == [3, SIZE, SIZE]
-    assert {name: entry["horizon"] for name, entry in obs.items()} == dict.fromkeys(("camera0_rgb", *STATES), 16)
 
 
 def test_the_protocol_is_offered_where_it_is_asked_for_and_to_this_machine_alone(tmp_path: Path) -> None:
@@ -122,7 +99,8 @@ def test_the_protocol_is_offered_where_it_is_asked_for_and_to_this_machine_alone
     with instant_core() as (core, _):
         with serve(core, *everywhere) as ports:
             assert set(ports) == {"websocket"}
-        with serve(core, *everywhere, "--allow-umi-pickle") as ports:
+        with serve(core, *everywhere, "--allow-umi-pickle", "--umi-client-yaml", str(tmp_path / "a.yaml")) as ports:
+            assert "shape_meta" in (tmp_path / "a.yaml").read_text()
             socket.create_connection(("127.0.0.2", ports["websocket"])).close()
             socket.create_connection(("127.0.0.1", ports["umi"])).close()
             with pytest.raises(ConnectionRefusedError):

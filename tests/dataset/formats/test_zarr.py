@@ -189,17 +189,6 @@ def test_damaged_zips_are_refused(pusht_store, tmp_path):
         open_buffer(archive).frames("img", np.array([70]))
 
 
-def test_the_published_archive_and_its_uint8_copy_agree(pusht_zip):
-    buffer = open_buffer(pusht_zip)
-    assert (len(buffer), buffer.n_episodes, buffer.frame_shape("img")) == (25_650, 206, (96, 96))
-    copy = pusht_zip.parent / "pusht_cchi_v7_replay_uint8.zarr.zip"
-    if not copy.is_file():
-        pytest.skip(f"{copy} is missing")
-    other, rows = open_buffer(copy), np.array([0, 1, 161, 12_345, 25_649])
-    assert np.array_equal(buffer.frames("img", rows), other.frames("img", rows))
-    assert all(np.array_equal(buffer.vectors[name], other.vectors[name]) for name in buffer.vectors)
-
-
 # -- chunks that a writer left out, or that are lost -------------------------------------------------------------------
 
 
