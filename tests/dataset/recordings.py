@@ -165,13 +165,9 @@ def _info(episodes, fps, pictures, tasks) -> dict:
         }
         for camera, frames in first.frames.items()
     }
-    features |= {
-        name: {"dtype": "float32", "shape": [values.shape[1]], "names": None} for name, values in first.values.items()
-    }
-    features |= {
-        name: {"dtype": dtype, "shape": [1], "names": None}
-        for name, dtype in {"timestamp": "float32", "episode_index": "int64", "task_index": "int64"}.items()
-    }
+    numbers = {name: ("float32", values.shape[1]) for name, values in first.values.items()}
+    numbers |= {"timestamp": ("float32", 1), "episode_index": ("int64", 1), "task_index": ("int64", 1)}
+    features |= {name: {"dtype": kind, "shape": [width], "names": None} for name, (kind, width) in numbers.items()}
     return {
         "codebase_version": "v3.0",
         "robot_type": None,

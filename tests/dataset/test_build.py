@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from tests.loading import load_script
 from unified_video_action.dataset.build import build_dataset
+from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 from unified_video_action.vae.tiny import TAEF2
 
 
@@ -36,6 +37,15 @@ def config(pusht_store):
     }
 
 
+def test_shape_meta_decides_what_samples_hold(config):
+    sample = build_dataset(OmegaConf.create(config))[(0, 0)]
+    assert sample["auxiliary"].shape == (4, 6) and sample["low_dim"]["agent_pos"].shape == (1, 2)
+    config["task"]["shape_meta"]["action"]["history"] = True
+    del config["task"]["shape_meta"]["obs"]["agent_pos"], config["task"]["shape_meta"]["auxiliary_dim"]
+    sample = build_dataset(config)[(0, 0)]
+    assert sample["history_action"].shape == (8, 2) and sample["low_dim"] == {} and "auxiliary" not in sample
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
@@ -50,6 +60,17 @@ def test_what_does_not_fit_is_named(config, key, value, message):
     OmegaConf.update(config, f"task.{key}", value, force_add=True)
     with pytest.raises(ValueError, match=message):
         build_dataset(config)
+
+
+@pytest.mark.parametrize(
+    ("frames", "dtype"), [("latents", torch.float32), ("cached", torch.uint8), ("decoded", torch.uint8)]
+)
+def test_settings_choose_where_frames_come_from(config, toy_codec, tmp_path, frames, dtype):
+    dataset = build_dataset(config)
+    settings = {**config, "data": {"frames": frames, "cache_dir": str(tmp_path / "caches"), "n_views": 2}}
+    UnifiedVideoActionPolicy.open_data(settings, dataset, {"codec": toy_codec(), "text": None}, progress=False)
+    assert dataset[(0, 0)]["history"]["image"].dtype == dtype
+    assert (tmp_path / "caches").exists() == (frames != "decoded")
 
 
 def test_the_script_fills_caches_once_and_says_when_they_are_stale(make_store, tmp_path, caplog):

@@ -44,21 +44,17 @@ def filled(path, **key):
     return stores["plain"]["rows"]
 
 
-def copies(store: CachedRows) -> tuple[CachedRows, ...]:
-    return store, CachedRows(store.path), pickle.loads(pickle.dumps(store))  # noqa: S301
-
-
 # -- rows on disk ------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_read_in_any_order_and_a_flipped_bit_is_found_by_the_first_read_of_its_block(tmp_path):
     store, rows = filled(tmp_path / "c"), np.array([[20, 0], [3, 3]])
-    for opened in copies(store):
+    for opened in (store, CachedRows(store.path), pickle.loads(pickle.dumps(store))):  # noqa: S301
         assert np.array_equal(opened.read(rows), VALUES[rows])
     content = bytearray(store.path.read_bytes())
     content[-7] ^= 0x10  # of row 20, which has 8 bytes
     store.path.write_bytes(content)
-    for opened in copies(CachedRows(store.path)):
+    for opened in (CachedRows(store.path), pickle.loads(pickle.dumps(store))):  # noqa: S301
         assert np.array_equal(opened.read(np.array([0, 15])), VALUES[[0, 15]])
         with pytest.raises(StoreError, match=r"rows.npy: block 2 \(rows 16 to 20\) is damaged.*Delete this folder"):
             opened.read(np.array([15, 16]))

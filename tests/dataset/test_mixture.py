@@ -121,8 +121,10 @@ def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
     is_video = torch.from_numpy(dataset._table[list(picked)] == 1)
     assert 0 < is_video.sum() < len(is_video)
     assert torch.equal(batch["has_low_dim"], ~is_video) and torch.equal(batch["has_auxiliary"], ~is_video)
-    alone = build_dataset({**(plain := OmegaConf.to_container(config)), "task": without_videos(plain["task"])})
-    fields, expected = dataset.fit_normalizer().fields(), alone.fit_normalizer().fields()
+    alone = config.copy()
+    with open_dict(alone):
+        del alone.task.dataset.sources.videos
+    fields, expected = dataset.fit_normalizer().fields(), build_dataset(alone).fit_normalizer().fields()
     assert all(torch.equal(fields["agent_pos"][name], expected["agent_pos"][name]) for name in ("scale", "offset"))
     workspace = TrainUnifiedVideoActionWorkspace(config)
     workspace.run()
@@ -141,8 +143,3 @@ def test_videos_without_states_join_a_task_that_reads_them(folders, tmp_path):
     weights = loss_weights(policy.model.spec, targets, TrainingCorruption(**batch["corruption"]))
     assert (weights["auxiliary"][is_video] == 0).all() and (weights["auxiliary"][~is_video].amax(1) == 1).all()
     assert (weights["video"].flatten(1).sum(1) > 0).all()
-
-
-def without_videos(task):
-    sources = {name: source for name, source in task["dataset"]["sources"].items() if name != "videos"}
-    return {**task, "dataset": {**task["dataset"], "sources": sources}}

@@ -205,6 +205,18 @@ def test_caches_of_several_stores_equal_their_frames_and_encoding_them(pusht_sto
     assert len(list((tmp_path / "caches").glob("*.latents"))) == 2
 
 
+def test_latents_and_their_changes_are_measured_over_windows_of_all_episodes(pusht_store, toy_codec, tmp_path):
+    dataset = whole(pusht_store)
+    dataset.use_latents(dataset.latents(toy_codec(), tmp_path, progress=False))
+    measured = dataset.measure_latents(windows=10)["image"]
+    batch = dataset.__getitems__([(index, 0) for index in range(0, 150, 15)])
+    history, future = (batch[part]["image"].double().numpy() for part in ("history", "future"))
+    assert measured.level == pytest.approx((history**2).mean(), rel=1e-4)
+    squares = ((future - history[:, -1:]) ** 2).mean(axis=2)  # (B, F, h, w), of a cell
+    assert measured.change == pytest.approx(np.average(squares, weights=squares), rel=1e-4)
+    assert measured.change > 3 * squares.mean() > 0  # most cells do not change
+
+
 def test_augmented_views_vary_between_samples_but_not_within_one(pusht_store, toy_codec, tmp_path):
     dataset = PushTDataset(str(pusht_store), val_ratio=0.25, augmentation=True, **FULL)
     dataset.use_latents(dataset.latents(toy_codec(), tmp_path, n_views=4, progress=False))

@@ -1,11 +1,14 @@
 """What all stores share: checks of numbers, what a process keeps, fingerprints of files."""
 
+import hashlib
 import multiprocessing
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from unified_video_action.dataset import store as fingerprints
 from unified_video_action.dataset.store import Kept, StoreError, as_float32
 
 
@@ -39,3 +42,23 @@ def test_what_a_process_keeps_is_bounded_and_its_own():
     assert len(pickle.loads(pickle.dumps(kept))) == 0  # noqa: S301
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(kept.get, ("large", bytes)) == b""  # a forked process opens for itself
+
+
+def test_a_change_of_any_file_changes_a_fingerprint(tmp_path: Path, monkeypatch):
+    paths = [tmp_path / f"{number:03d}" for number in range(300)]
+    for path in paths:
+        path.write_bytes(bytes(100))
+
+    def fingerprint() -> str:
+        digest = hashlib.sha256()
+        fingerprints.sample_files(digest, paths, tmp_path)
+        return digest.hexdigest()
+
+    for small in (fingerprints.SMALL, 0):  # read whole, or in pieces
+        monkeypatch.setattr(fingerprints, "SMALL", small)
+        before = fingerprint()
+        for path in (paths[0], paths[150], paths[298]):
+            path.write_bytes(bytes(99) + b"x")
+            assert fingerprint() != before
+            path.write_bytes(bytes(100))
+        assert fingerprint() == before

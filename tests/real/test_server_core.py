@@ -121,3 +121,4 @@ def test_a_client_of_another_rate_hears_both(period: float, answer: float, heard
         watch.answered(now + answer)
         now += period + (3.0 if index in (3, 12) else 0.0)
     assert bool(found) == bool(heard) and all(each in found for each in heard)
+    assert RateWatch(None).judge(0.125) is None  # the training data's rate is not known

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from websockets.sync.client import connect
 
 from tests.real.fakes import until
 from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve, websocket_url
-from unified_video_action.compat.openpi_messages import pack
+from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.planner import ObservationEntry, PolicyDescription
 from unified_video_action.real.serving import openpi
 from unified_video_action.real.serving.requests import Refused
@@ -186,6 +187,20 @@ def test_an_openpi_client_that_reconnects_at_once_is_let_in() -> None:
         session.before_plan = lambda: None
         leaving.close()  # while its plan is being made
         assert websocket(ports).infer(current())["actions"].shape == (16, 10)
+
+
+def test_a_client_of_another_rate_hears_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(openpi, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for period, counts, heard in ((0.4, True, 0), (1.0, True, 1), (1.0, False, 1)):
+        with instant_core() as (core, _), asyncio.Runner() as runner:
+            handler, notes = openpi.OpenpiHandler(core, core.open("robot"), 8), []
+            for index in range(15):
+                message = pack(current() | ({"step": 8 * index} if counts else {}))
+                notes += unpack(runner.run(handler.answer(message)), 2**20).get("server_notes", [])
+                now[0] += period
+        assert [("8 Hz" in note and "20 Hz" in note) for note in notes] == [True] * heard
+        assert all(("--query-steps, which is 8" in note) != counts for note in notes)
 
 
 def test_what_is_no_message_ends_its_connection_alone() -> None:

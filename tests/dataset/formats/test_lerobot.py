@@ -137,6 +137,11 @@ def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path)
     refuses(damaged, "lists 7 episodes, some twice or empty")
     write_column(index, table, "data/file_index", [0, None, *table["data/file_index"].to_pylist()[2:]])
     refuses(damaged, "has no entry of data for episode 1; choose the other episodes")
+    pq.write_table(table, index)
+    features = json.loads((damaged / "meta" / "info.json").read_text())["features"]
+    features[FRONT]["shape"] = [48, 64, 1]
+    change_info(damaged, features=features)
+    refuses(damaged, r"shape \[48, 64, 1\]; expected 3 colours")
     (damaged / "meta" / "info.json").write_text("[]")
     refuses(damaged, "info.json: not a readable JSON")
 

@@ -237,6 +237,13 @@ def test_chunks_left_out_are_read_as_zeros_with_a_warning(tmp_path, caplog, zarr
     assert len(caplog.records) == 1  # on opening, not at every read
 
 
+def test_a_column_that_never_changes_is_read(tmp_path):
+    data = numbers()
+    data["action"][:, 2:] = 0
+    path = write(tmp_path / "store.zarr", data, action=(50, 2))
+    assert not (path / "data/action/0.1").exists() and np.array_equal(read(path)[1], data["action"])
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
