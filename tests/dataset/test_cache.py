@@ -54,7 +54,8 @@ def test_rows_are_read_in_any_order_and_a_flipped_bit_is_found_by_the_first_read
     content = bytearray(store.path.read_bytes())
     content[-7] ^= 0x10  # of row 20, which has 8 bytes
     store.path.write_bytes(content)
-    for opened in (CachedRows(store.path), pickle.loads(pickle.dumps(store))):  # noqa: S301
+    fresh = CachedRows(store.path)
+    for opened in (fresh, pickle.loads(pickle.dumps(fresh))):  # noqa: S301
         assert np.array_equal(opened.read(np.array([0, 15])), VALUES[[0, 15]])
         with pytest.raises(StoreError, match=r"rows.npy: block 2 \(rows 16 to 20\) is damaged.*Delete this folder"):
             opened.read(np.array([15, 16]))

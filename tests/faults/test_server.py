@@ -4,7 +4,6 @@ Malformed messages: tests/real/test_server_fuzzing.py.
 """
 
 import itertools
-import os
 import socket
 import struct
 import subprocess
@@ -17,17 +16,14 @@ import pytest
 import zmq
 from websockets.sync.client import connect
 
-from tests.real.server_support import INSTRUCTIONS, describe, instant_core, observe, serve
-from tests.real.test_server_fuzzing import openpi_messages, umi_messages
+from tests.real.server_support import INSTRUCTIONS, instant_core, observe, serve, umi_client
+from tests.real.test_server_fuzzing import DESCRIPTION, openpi_messages, resident, umi_messages
 from unified_video_action.compat import plain_pickle
 from unified_video_action.compat.openpi_messages import pack, unpack
 from unified_video_action.real.serving import access
 
-SIZE = 16  # pixels: small messages, so that what is damaged is seldom a pixel
 TEXT = INSTRUCTIONS[0]
 SECONDS = 20
-ROOT = Path(__file__).parents[2]
-DESCRIPTION = describe(SIZE)
 GOOD = plain_pickle.write(umi_messages()[0])
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # in what pickletools decodes
@@ -40,9 +36,7 @@ def is_right(actions: np.ndarray) -> bool:
 
 
 def require_umi_plan(ports: dict[str, int]) -> None:
-    with zmq.Context() as context, context.socket(zmq.REQ) as client:
-        client.linger, client.rcvtimeo = 0, 1000 * SECONDS
-        client.connect(f"tcp://127.0.0.1:{ports['umi']}")
+    with umi_client(ports) as client:
         client.send(GOOD)
         assert is_right(plain_pickle.read(client.recv(), 2**20))
 
@@ -66,10 +60,6 @@ def test_garbage_does_not_end_the_server() -> None:
 
 
 # -- messages without an end -------------------------------------------------------------------------------------------
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def raw_zmq(port: int) -> socket.socket:
@@ -179,7 +169,7 @@ def healthy(port: int) -> bool:
 def test_connections_that_say_nothing_do_not_end_the_server(files: int, connections: int, said: str) -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", FEW_FILES.replace("FILES", str(files), 1)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     silent: list[socket.socket] = []
     try:

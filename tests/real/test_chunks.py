@@ -89,11 +89,7 @@ def test_an_ensemble_is_the_weighted_mean_of_all_plans_for_a_time() -> None:
     for time, first in ((101.2, 0), (101.8, 1), (102.2, 2)):  # all three plans, then two, then one
         mean = np.average(shifts[first:], weights=np.exp(-0.01 * np.arange(3 - first)))
         np.testing.assert_allclose(made.trajectory.at(time)[0][0, 3], circle(time)[0, 3] + mean, atol=1e-9)
-
-
-def test_rotations_are_averaged_as_rotations() -> None:
-    turns = [np.array([0, 0, 0.9 * np.pi]), np.array([0, 0, -0.9 * np.pi])]  # their mean is pi, not 0
-    times = np.array([1.0, 2.0])
+    times, turns = np.array([1.0, 2.0]), [[0, 0, 0.9 * np.pi], [0, 0, -0.9 * np.pi]]  # whose mean is pi, not 0
     given = [Trajectory(times, np.stack([pose_matrix(np.zeros(3), turned(turn))] * 2), np.zeros(2)) for turn in turns]
     mean = ensemble(given).poses[0, :3, :3]
     assert Rotation.from_matrix(mean @ turned([0, 0, np.pi]).T).magnitude() < 0.01

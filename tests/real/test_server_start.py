@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,48 +46,33 @@ def test_options_are_looked_at_before_the_checkpoint_is_loaded(
         server.start(options(*FREE, *given))
 
 
-@pytest.mark.parametrize("option", ["--port", "--umi-port"])
-def test_a_port_in_use_is_said(option: str) -> None:
+def test_a_port_in_use_is_said() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with pytest.raises(ValueError, match=f"port {port} at 127.0.0.1: Address already in use.* {option}"):
-            server.start(options(*FREE, "--allow-umi-pickle", option, port))
-
-
-def _kill_task(name: str) -> Callable[[Core, PolicyServer], None]:
-    def kill(core: Core, made: PolicyServer) -> None:
-        (task,) = [each for each in asyncio.all_tasks(made._loop) if each.get_coro().__name__ == name]
-        made._loop.call_soon_threadsafe(task.cancel)
-
-    return kill
-
-
-def _kill_inference(core: Core, made: PolicyServer) -> None:
-    core._jobs.put(5)
+        for option in ("--port", "--umi-port"):
+            with pytest.raises(ValueError, match=f"port {port} at 127.0.0.1: Address already in use.* {option}"):
+                server.start(options(*FREE, "--allow-umi-pickle", option, port))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize(
-    ("kill", "said"),
-    [
-        (_kill_task("wait_closed"), "websocket handler"),
-        (_kill_task("serve_forever"), "umi handler"),
-        (_kill_inference, "inference"),
-    ],
-    ids=["websocket", "umi", "inference"],
-)
-def test_a_server_of_which_a_part_died_says_so_and_ends(
-    kill: Callable, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    core = Core(InstantSession(describe()), RequestSpec(describe()))
-    enter = PolicyServer.__enter__
+@pytest.mark.parametrize("part", ["websocket handler", "umi handler", "inference"])
+def test_a_server_of_which_a_part_died_says_so_and_ends(part: str, monkeypatch, caplog) -> None:
+    core, enter = Core(InstantSession(describe()), RequestSpec(describe())), PolicyServer.__enter__
+
+    def kill(made: PolicyServer) -> None:
+        if part == "inference":
+            core._jobs.put(5)
+            return
+        name = {"websocket handler": "wait_closed", "umi handler": "serve_forever"}[part]
+        (task,) = [each for each in asyncio.all_tasks(made._loop) if each.get_coro().__name__ == name]
+        made._loop.call_soon_threadsafe(task.cancel)
 
     def killed_soon(made: PolicyServer) -> PolicyServer:
-        threading.Timer(0.2, kill, (core, made)).start()
+        threading.Timer(0.2, kill, (made,)).start()
         return enter(made)
 
     monkeypatch.setattr(loading, "load_core", lambda _: core)
     monkeypatch.setattr(PolicyServer, "__enter__", killed_soon)
     monkeypatch.setattr(server, "LOOK_SECONDS", 0.02)
     assert server.start(options(*FREE, "--allow-umi-pickle")) == 1
-    assert f"the {said} died" in caplog.text
+    assert f"the {part} died" in caplog.text
