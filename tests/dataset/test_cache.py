@@ -196,3 +196,5 @@ def test_a_cache_lies_beside_its_store_or_in_the_users_cache(tmp_path, monkeypat
     assert given != cache_path(str(tmp_path / "other" / "demos.zip"), "image.toy", tmp_path / "caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert cache_path("https://example.org/demos.zip", "image.toy").parent == tmp_path / "home/unified_video_action"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert cache_path(str(store), "image.toy").parent == tmp_path / "home/unified_video_action"

@@ -138,6 +138,8 @@ def test_poses_are_read(tmp_path) -> None:
     assert np.allclose(table.action[:39, :3], table.low_dim["robot0_eef_pos"][1:40], atol=1e-6) and table.weight == 2.0
     with pytest.raises(StoreError, match="actions of 10 numbers, but task.shape_meta.action has 7"):
         MixtureDataset(RobomimicSource(str(path)), Wanted(WANTED.cameras, (), 7), Horizon(2, 2, 2, 4), 0.0)
+    (table,) = RobomimicSource(str(path), has_action=False).tables(Wanted(WANTED.cameras, (), 7))
+    assert table.action is None and table.low_dim == {}
     change(path, "data/demo_0/actions", np.zeros((40, 14)))
     change(path, "data/demo_1/actions", np.zeros((40, 14)))
     with pytest.raises(StoreError, match=r"actions is float64 \(40, 14\), expected numbers \(N, 7\)"):
@@ -232,6 +234,8 @@ def test_a_folder_is_a_table_for_each_task(folder: Path) -> None:
     assert cups.weight is None
     weighted = LiberoSource(str(folder), weight=2.0).tables(LIBERO)
     assert [table.weight for table in weighted] == pytest.approx([2 * 50 / 126, 2 * 76 / 126])
+    (video,) = LiberoSource(str(folder / "a.HDF5"), has_action=False).tables(LIBERO)
+    assert video.action is None
     dataset = MixtureDataset(LiberoSource(str(folder)), LIBERO, Horizon(), val_ratio=0.0)
     assert dataset.instructions == ("close the drawer", "stack the cups")
     dataset.use_text(torch.tensor([[0.0], [1.0]]))

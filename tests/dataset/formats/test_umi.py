@@ -55,6 +55,16 @@ def test_archives_that_imagecodecs_wrote(tmp_path) -> None:
     assert read_numbers(frames[0]).tolist() == [4, 44] and np.array_equal(frames[1], SHOWN[[6, 6]])
 
 
+def test_only_the_frames_that_a_window_needs_are_decoded(archive, monkeypatch) -> None:
+    calls, decode = [], JpegXlCodec.decode
+    monkeypatch.setattr(JpegXlCodec, "decode", lambda self, buf, out=None: calls.append(1) or decode(self, buf, out))
+    dataset = MixtureDataset(UmiSource(str(archive)), WANTED, Horizon(), 0, pad_before=None, pad_after=None)
+    dataset.fit_normalizer(), dataset.low_dim_dims()
+    assert not calls, "poses and sizes need no frames"
+    dataset[(40, 0)]  # of the episode from 33: rows 33, 33, 36, 40, 44 ... 56, of which one is shown twice
+    assert len(calls) == 7
+
+
 def test_a_folder_of_archives_is_one_recording(tmp_path, monkeypatch) -> None:
     for number, (start, end) in enumerate(zip([0, *ENDS], ENDS)):
         suffix = ".zarr" if number == 1 else ".zarr.zip"
