@@ -70,7 +70,10 @@ def load_policy(
     verify(folder, weights)
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
-    policy = build_policy(config, Normalizer.from_json(normalizer.read_text()))
+    try:
+        policy = build_policy(config, Normalizer.from_json(normalizer.read_text()))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {folder}: {error}") from error
     policy.read_files(folder)
     load_exactly(policy.model, upgrade_tensors(read_safetensors(path)), str(path))
     log.info("loaded %s weights of %s", weights, folder)

@@ -75,21 +75,13 @@ def describe(folder: Path) -> PolicyDescription:
     config = read_checkpoint_config(folder)
     for key in ("task.shape_meta.obs", "task.shape_meta.action.shape", "task.horizon", "policy.action_steps"):
         _section(config, folder / CONFIG, *key.split("."))
-    task = config["task"]
-    spec, seconds, path = TaskSpec.parse(task), task.get("step_seconds"), folder / INSTRUCTIONS
-    if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 60):
-        raise ValueError(f"task.step_seconds={seconds!r}: expected seconds between two steps, such as 0.05")
+    path = folder / INSTRUCTIONS
+    try:
+        spec, seconds, end_effector = _of_task(config["task"])
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG}: {error}") from error
     entries = {camera.name: ObservationEntry("rgb", (*camera.size, 3), spec.horizon.history) for camera in spec.cameras}
     entries |= {name: ObservationEntry("low_dim", (width,), spec.state_steps) for name, width in spec.states.items()}
-    end_effector = None
-    if (node := task.get("end_effector")) is not None:
-        end_effector = build_dataclass(EndEffectorSpec, node, "task.end_effector")
-        if strangers := end_effector.states.keys() - entries.keys():
-            raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
-        if spec.action_dim != POSE_ACTION:
-            raise ValueError(
-                f"task.end_effector: actions of {spec.action_dim} numbers are not poses, which have {POSE_ACTION}"
-            )
     return PolicyDescription(
         name=str(config.get("name") or folder.resolve().name),
         observations=entries,
@@ -98,10 +90,26 @@ def describe(folder: Path) -> PolicyDescription:
         action_steps=config["policy"]["action_steps"],
         follows_text=spec.text_dim > 0,
         instructions=tuple(_section(read_json(path), path, "features")) if path.is_file() else (),
-        step_seconds=None if seconds is None else float(seconds),
+        step_seconds=seconds,
         end_effector=end_effector,
         continues=True,
     )
+
+
+def _of_task(task: Mapping[str, Any]) -> tuple[TaskSpec, float | None, EndEffectorSpec | None]:
+    """Its spec, its seconds between two steps and what it moves."""
+    spec, seconds, node = TaskSpec.parse(task), task.get("step_seconds"), task.get("end_effector")
+    if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 60):
+        raise ValueError(f"task.step_seconds={seconds!r}: expected seconds between two steps, such as 0.05")
+    end_effector = None if node is None else build_dataclass(EndEffectorSpec, node, "task.end_effector")
+    if end_effector is not None:
+        if strangers := end_effector.states.keys() - spec.states.keys():
+            raise ValueError(f"task.end_effector.states: {', '.join(sorted(strangers))} is not in task.shape_meta.obs")
+        if spec.action_dim != POSE_ACTION:
+            raise ValueError(
+                f"task.end_effector: actions of {spec.action_dim} numbers are not poses, which have {POSE_ACTION}"
+            )
+    return spec, None if seconds is None else float(seconds), end_effector
 
 
 def ranges(folder: Path, description: PolicyDescription) -> dict[str, tuple[np.ndarray, np.ndarray]]:
