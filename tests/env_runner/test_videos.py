@@ -1,6 +1,5 @@
 """Rollout videos show what was seen, frame by frame."""
 
-import re
 from pathlib import Path
 
 import av
@@ -9,13 +8,10 @@ import pytest
 
 from tests.env_runner import toy
 from tests.env_runner.toy_policy import ToySession
-from unified_video_action.env.pusht.env import render_states
-from unified_video_action.env.pusht.reader import PushTReader
 from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.videos import (
     Imagination,
     Rollout,
-    frame_errors,
     imagine_episode,
     pick_for_videos,
     video_frames,
@@ -58,36 +54,6 @@ def test_a_video_has_a_frame_per_observation_and_shows_the_last_imagination(tmp_
         changed = video_frames(Rollout(episode, observations, moments), "image", "best")
         differs = [not np.array_equal(one, other) for one, other in zip(drawn, changed, strict=True)]
         assert differs == [8 <= step < 16 for step in range(22)]
-
-
-def test_errors_are_in_the_units_of_the_task_or_in_db():
-    """Of frames drawn from known states: 9 px, a T moved by 12 px and turned by 4 degrees, and no T or agent at all."""
-    state = np.array([200.0, 300.0, 256.0, 200.0, 1.0])
-    white = np.full((96, 96, 3), 255, np.uint8)
-    off = state + [9, 0, 0, 12, np.radians(4)]
-    drawn, apart = render_states(np.stack([state, off]))
-    moment = Imagination(0, OFFSETS, np.stack([drawn, apart, white, drawn]))
-    lines = frame_errors(moment, [drawn] * 13, PushTReader())
-    assert lines[0] == ["agent 0 px", "block 0 px, 0°"]
-    found = [int(number) for number in re.findall(r"\d+", " ".join(lines[1]))]
-    np.testing.assert_allclose(found, [9, 12, 4], atol=2)
-    assert lines[2] == ["no agent", "no block"]
-    assert len(lines) == 3, "the last moment lies after the end"
-    assert frame_errors(moment, [white] * 13, PushTReader())[0] == ["agent not in view", "block not in view"]
-    frames = np.full((4, 8, 8, 3), 100, np.uint8)
-    large = np.full((16, 16, 3), 110, np.uint8)  # a camera whose frames the codec makes smaller
-    assert frame_errors(Imagination(0, OFFSETS, frames), [large] * 9, None) == [["PSNR 28.1 dB"]] * 2
-    assert frame_errors(Imagination(20, OFFSETS, frames), [large] * 21, None) == []
-
-
-def test_bad_videos_are_refused(tmp_path: Path):
-    for sizes, message in (
-        ([], "no frames"),
-        ([(16, 15)], "even width and height, got 15 x 16"),
-        ([(16, 16), (16, 18)], "frame 1 is"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            write_mp4(tmp_path / "bad.mp4", [np.zeros((*size, 3), np.uint8) for size in sizes])
 
 
 @pytest.mark.parametrize(

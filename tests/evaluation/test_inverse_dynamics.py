@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unified_video_action.evaluation.inverse_dynamics import pose_errors, standing_still, summary, windows_of
+from unified_video_action.evaluation.inverse_dynamics import pose_errors, standing_still, summary
 from unified_video_action.poses import EndEffectorSpec
 
 END_EFFECTOR = EndEffectorSpec({"position": "position"})
@@ -28,18 +28,3 @@ def test_centimetres_and_degrees() -> None:
         np.testing.assert_allclose(rotation, [degrees], atol=1e-3)
     beyond = pose_errors(predicted, true, np.array([[True, False]]), END_EFFECTOR)  # the second step does not count
     assert [summary(errors, np.zeros(1))["mean"] for errors in beyond] == pytest.approx([5, 0], abs=1e-4)
-
-
-def test_summary() -> None:
-    position = np.array([[1.0, 3.0], [2.0, 6.0], [3.0, np.nan]])
-    row = summary(position, np.arange(3))
-    assert row["mean"] == pytest.approx((2 + 4 + 3) / 3)
-    assert row["median"] == 3 and row["windows"] == 3
-    assert row["low"] < 3 < row["high"]
-    np.testing.assert_allclose(row["by_step"], [2, 4.5])
-    assert windows_of(range(10), 3) == [0, 3, 6] and windows_of(range(2), 5) == [0, 1]
-
-
-def test_absolute_actions_do_not_tell_where_the_hand_stands() -> None:
-    with pytest.raises(ValueError, match="relative_actions=false"):
-        standing_still(chunk([0, 0, 0, *UPRIGHT, 0]), EndEffectorSpec({}, relative_actions=False))

@@ -5,7 +5,7 @@ import torch
 
 from tests.scripts.conftest import CONFIG
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.evaluation.roofline import counting, roofline
+from unified_video_action.evaluation.roofline import counting
 from unified_video_action.policy.build import build_policy
 
 STEPS = 2  # of CONFIG's samplers
@@ -30,15 +30,3 @@ def test_the_work_of_a_head_is_what_its_sizes_say(policy) -> None:
     assert head.uses[net.input_proj] == head.uses[net.blocks[0].mlp[0]] == STEPS
     assert parts["VAE encode"].uses.keys() <= codec and not parts["transformer"].uses.keys() & codec
     assert parts["transformer"].operations > 0
-
-
-def test_a_floor_is_the_larger_of_arithmetic_and_reading(policy) -> None:
-    plans = roofline(policy)
-    assert set(plans) == {"policy, 4 new frames", "policy, 2 new frames", "policy and video"}
-    for parts in plans.values():
-        least = {name: part["roofline"] for name, part in parts.items()}
-        assert least.pop("total") == pytest.approx(sum(least.values()))
-        assert all(least[name] == max(parts[name]["compute"], parts[name]["weights"]) > 0 for name in least)
-    assert set(plans["policy and video"]) - set(plans["policy, 4 new frames"]) == {"video diffusion", "VAE decode"}
-    whole, part = (plans[f"policy, {new} new frames"]["VAE encode"]["giga"] for new in (4, 2))
-    assert part == pytest.approx(whole / 2)

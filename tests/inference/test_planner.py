@@ -1,7 +1,5 @@
 """A planner executes the best of several plans, and an episode depends on its own seed alone."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -144,21 +142,6 @@ def test_the_simulator_may_take_the_models_place(observations) -> None:  # noqa:
     np.testing.assert_array_equal(score.seen[0].states[:, 0, 0], [0, 0, 0, 1, 1, 1])
 
 
-def test_a_score_that_is_not_finite_is_named(policy, observations) -> None:  # noqa: F811
-    session = PolicySession(policy, slots=2, planner=Planner(Rightmost(bad=np.nan), 4))
-    with pytest.raises(ValueError, match="score Rightmost is not finite: nan for seed 9 in slot 1"):
-        plans(session, observations, [8, 9], times=1)
-
-
-def test_the_configuration_names_the_planner(policy, observations) -> None:  # noqa: F811
-    target = "unified_video_action.env.pusht.score.CoverageScore"
-    policy.config = replace(policy.config, planner=PlannerConfig({"_target_": target, "at": "best"}, candidates=2))
-    session = PolicySession(policy)
-    assert session.planner.candidates == 2 and session.planner.score.at == "best"
-    assert session.planner.description.startswith("best of 2 by CoverageScore(at=best")
-    assert plans(session, observations, [0], times=1).shape == (1, 1, 16, 2)
-
-
 class Short(Rightmost):
     def __call__(self, imagined: Imagined) -> np.ndarray:
         return super().__call__(imagined)[1:]
@@ -178,6 +161,7 @@ def test_bad_input_is_named(policy, observations) -> None:  # noqa: F811
             PlannerConfig({"_target_": "unified_video_action.policy.config.UVAConfig"})
         ),
         r"Short gave scores of shape \(2,\) for 3 plans": lambda: run(Short()),
+        r"score Rightmost is not finite: nan for seed 0 in slot 0": lambda: run(Rightmost(bad=np.nan)),
         r"task.shape_meta.auxiliary_dim": lambda: run(Rightmost(), make_policy()),
     }
     for message, call in cases.items():

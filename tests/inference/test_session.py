@@ -159,14 +159,6 @@ def test_slots_do_not_disturb_each_other(observations: list[dict]) -> None:
         session.plan()
 
 
-def test_reset_forgets_and_imagined_frames_leave_actions_alone(observations: list[dict]) -> None:
-    session = PolicySession(make_policy())
-    before = watching(session, observations[:6], 5).plan()
-    frames = watching(session, observations[:6], 5).imagine()
-    assert frames.shape == (1, 4, 32, 32, 3) and frames.dtype == np.uint8 and frames.std() > 1
-    np.testing.assert_array_equal(session.plan(), before)
-
-
 @pytest.mark.parametrize("action_steps", [None, 3])
 def test_act_replans_when_the_actions_are_used_up(observations: list[dict], action_steps: int | None) -> None:
     policy = make_policy()

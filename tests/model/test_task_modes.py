@@ -49,12 +49,3 @@ def test_one_mode_per_batch_is_a_function_of_step_and_seed():
 def test_bad_quotas_are_refused(quotas):
     with pytest.raises(ValueError, match="quotas"):
         ModeMix(quotas)
-
-
-def test_random_masks_hide_history_future_and_actions_apart_from_each_other():
-    modes = ModeMix(random=True).modes(step=0, global_batch=100, seed=0)
-    hidden = Counter((mode.sees_history, mode.future, mode.sees_actions) for mode in modes)
-    assert len(hidden) == 10 and set(hidden.values()) == {10}  # of 12: the two in which all is given teach nothing
-    assert all(mode.learns_frames == (mode.future != "seen") for mode in modes)
-    assert all(mode.learns_actions != mode.sees_actions for mode in modes)
-    assert [mode.name for mode in ModeMix(random=True).trained] == list(TASK_MODES)

@@ -5,7 +5,7 @@ import torch
 
 from tests.model.conftest import EVERYTHING, PLAIN, TINY, Sample
 from unified_video_action.model.diffusion import draw_noise
-from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, spread, unpatchify
+from unified_video_action.model.inputs import ModelInputs, Visibility
 from unified_video_action.model.masking import draw_corruption, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
@@ -20,21 +20,6 @@ def generators(count, first=0):
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
-
-
-def test_tokens_are_row_major_and_come_back():
-    latents = torch.arange(2 * 4 * 4 * 4 * 4.0).reshape(2, 4, 4, 4, 4)
-    tokens = patchify(latents, 2)
-    assert tokens.shape == (2, 16, 16)
-    assert torch.equal(tokens[1, 5], latents[1, 1, :, 0:2, 2:4].flatten())  # frame 1, row 0, column 1
-    assert torch.equal(unpatchify(tokens, PLAIN), latents)
-
-
-def test_spread_repeats_evenly_also_where_it_does_not_divide():
-    rows = torch.arange(16.0).reshape(1, 16, 1)
-    assert torch.equal(spread(rows, 64).flatten(), torch.arange(16.0).repeat_interleave(4))
-    counts = torch.bincount(spread(rows, 36).flatten().long())
-    assert counts.min() == 2 and counts.max() == 3 and counts.sum() == 36
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -142,30 +127,6 @@ def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
     sample.inputs.future[:, :, :2] += 1
     sample.losses()
     assert torch.equal(latents[3], latents[4]) and not torch.equal(latents[4], latents[5])
-
-
-def test_gradient_checkpointing_changes_nothing(plain):
-    grads = []
-    for on in (False, True):
-        plain.model.train()
-        for stack in (plain.model.mar.encoder, plain.model.mar.decoder):
-            stack.gradient_checkpointing = on
-        plain.model.zero_grad()
-        sum(
-            term.total for term in plain.model.loss_terms(plain.inputs, plain.targets, plain.corruption).values()
-        ).backward()
-        grads.append([p.grad.clone() for p in plain.model.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
-
-
-def test_the_video_head_sees_the_newest_token_at_its_place():
-    sample = Sample(PLAIN, NEWEST)
-    z = torch.randn(5, PLAIN.tokens, 32)
-    condition = sample.model.video_condition(z, sample.inputs.history[:, 0])
-    newest = patchify(sample.inputs.history[:, 0, -1:], 2)
-    assert condition.shape == (5, PLAIN.tokens, 32 + PLAIN.token_dim) and torch.equal(condition[..., :32], z)
-    for frame in range(4):
-        assert torch.equal(condition[:, frame * 4 : frame * 4 + 4, 32:], newest)
 
 
 @pytest.mark.parametrize(("learns", "prediction"), [("action", "epsilon"), ("video", "v"), ("action", "flow")])

@@ -1,4 +1,3 @@
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.inference.test_session import make_policy as make_acting_policy
 from tests.policy.conftest import MeanCodec, config
-from unified_video_action.compat.checkpoint_files import listed
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy import build, uva
 
@@ -80,14 +78,6 @@ def test_training_losses_divide_by_the_given_weights_and_scales_apply_to_the_sum
         assert torch.allclose(own[name], given[name]) and torch.allclose(own[name], 2 * double[name])
 
 
-def test_only_the_model_is_trained_and_saved_but_everything_moves(make_policy, obs):
-    policy = make_policy()
-    assert all(name.startswith("model.") for name in policy.state_dict())
-    assert len(list(policy.parameters())) == len(list(policy.model.parameters()))
-    policy.double()
-    assert policy.codec.scale.dtype == policy.normalizer.scale("action").dtype == torch.float64
-
-
 @pytest.fixture
 def checkpoint(make_policy, tmp_path, monkeypatch) -> Path:
     policy = make_policy()
@@ -114,18 +104,6 @@ def test_weights_that_do_not_fit_are_not_loaded(checkpoint, value, message):
         build.load_policy(checkpoint)
 
 
-def test_a_flipped_bit_is_named_where_the_checkpoint_has_checksums(checkpoint):
-    (checkpoint / "trainer_state.json").write_text(json.dumps({"files": listed(checkpoint)}))
-    build.load_policy(checkpoint)
-    data = bytearray((checkpoint / "ema.safetensors").read_bytes())
-    data[-2] ^= 1
-    (checkpoint / "ema.safetensors").write_bytes(data)
-    with pytest.raises(ValueError, match="ema.safetensors is damaged: its checksum is"):
-        build.load_policy(checkpoint)
-    (checkpoint / "trainer_state.json").unlink()
-    build.load_policy(checkpoint)
-
-
 @pytest.mark.parametrize("name", ["config.yaml", "normalizer.json", "ema.safetensors"])
 def test_a_missing_file_is_named(checkpoint, name):
     (checkpoint / name).unlink()
@@ -148,11 +126,7 @@ def test_a_hostile_config_is_refused(make_policy, tmp_path):
     "options, message",
     [
         ({"action_steps": 17}, "17 exceeds the chunk of 16"),
-        ({"action_steps": 0}, "action_steps"),
-        ({"sampler": "euler5"}, "euler"),
-        ({"loss_scale": {"sound": 1.0}}, "sound"),
         ({"relative_to": "block_pos"}, "block_pos"),
-        ({"temperature": 3.0}, "temperature"),
         ({"colour": "red"}, "policy.colour"),
         ({"_target_": "unified_video_action.downloads.download"}, "derived from .*BasePolicy is needed"),
     ],

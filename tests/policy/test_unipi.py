@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.unipi import UniPiPolicy
 
 
@@ -27,9 +26,3 @@ def test_it_does_what_its_video_shows(policy, obs):
 def test_each_plan_has_a_video_of_its_own(policy, obs):
     plans = policy.predict_action(obs, torch.Generator().manual_seed(0), chunks=2)["action_pred"].unflatten(0, (3, 2))
     assert plans.shape == (3, 2, 16, 2) and not torch.allclose(plans[:, 0], plans[:, 1])
-
-
-def test_a_model_that_never_saw_a_video_is_refused(policy, obs):
-    policy.trained = (TASK_MODES["policy"],)
-    with pytest.raises(ValueError, match="video"):
-        policy.predict_action(obs)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,11 +26,3 @@ def test_what_is_missing_is_named_with_its_package(
     assert script.main([]) == 1
     message = capsys.readouterr().err
     assert "libGL.so.99" in message and message.endswith("sudo apt-get install -y libgl1 libglib2.0-0 python3-venv\n")
-
-
-def test_python_versions_are_those_of_the_project() -> None:
-    assert [script.version_fault((3, minor)) is None for minor in range(10, 15)] == [False, True, True, True, False]
-    assert "make PYTHON=python3.11" in script.version_fault((3, 10))
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (first, last) = script.PYTHON_VERSIONS
-    assert project["requires-python"] == f">={first[0]}.{first[1]},<{last[0]}.{last[1]}"

@@ -26,11 +26,3 @@ def test_rows_are_as_far_from_the_recorded_clips_as_they_should_be(tmp_path: Pat
     with pytest.raises(SystemExit):
         script.main([*words, "--output", str(tmp_path / "out"), "--i3d", "absent.pt"])
     assert "absent.pt: no I3D weights there" in capsys.readouterr().err
-
-
-def test_a_policy_that_imagines_nothing_is_refused(tmp_path: Path, capsys) -> None:
-    store = write_pushes(tmp_path / "pushes.zarr")
-    checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0})
-    with pytest.raises(SystemExit):
-        script.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")])
-    assert "this policy imagines no frames" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -65,8 +65,6 @@ def test_a_policy_alone_is_measured_in_actions(store: Path, tmp_path: Path, capl
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--windows", "1"], "--windows: must be at least 2, got 1"),
-        (["--checkpoint", "nowhere"], "nowhere: no such folder"),
         (["--set", "training.steps=2"], "task.reader"),
         (["--data", "nowhere.zarr"], "nowhere.zarr"),
         ([], "val_ratio=0.02 holds out 1 episode: at least 2 are needed"),

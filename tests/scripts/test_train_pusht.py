@@ -1,7 +1,6 @@
 """scripts/train_pusht.py: where demonstrations come from, what it runs, and that it goes on where it was."""
 
 import json
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -35,29 +34,6 @@ def archive_in(folder: Path) -> Path:
     return path
 
 
-def test_the_data_folder_comes_first(commands: list, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    downloaded, mine = archive_in(tmp_path / "downloaded"), archive_in(tmp_path / "mine")
-    assert script.human_demonstrations(tmp_path / "downloaded") == downloaded
-    for given, found in (("mine", mine), ("empty", downloaded)):
-        monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path / given))
-        assert script.human_demonstrations(tmp_path / "downloaded") == found
-    assert not commands
-
-
-def test_without_a_network_it_says_what_it_learns_from(
-    commands: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    recipe, store = {"human": 0.5, "scripted": [{"share": 0.5, "episodes": 3}]}, tmp_path / "pusht/scripted_3.zarr.zip"
-    store.parent.mkdir()
-    store.touch()
-    with caplog.at_level("INFO"):
-        assert script.sources(recipe, tmp_path, human=True, scripted=True) == [str(store)]
-    assert commands == [["scripts/download.py", "pusht", "--output", str(tmp_path)]]
-    assert "download.py pusht" in caplog.text and "scripted ones alone" in caplog.text
-    with pytest.raises(SystemExit, match="no human demonstrations"):
-        script.sources(recipe, tmp_path, human=True, scripted=False)
-
-
 def test_sources_are_weighted_as_the_recipe_says(commands: list, tmp_path: Path) -> None:
     human, recipe = archive_in(tmp_path), script.read_recipe("uva_pusht_mini")
     stores = [
@@ -74,35 +50,11 @@ def test_sources_are_weighted_as_the_recipe_says(commands: list, tmp_path: Path)
     assert script.sources(recipe, tmp_path, human=True, scripted=False) == [str(human)]
 
 
-def test_missing_demonstrations_are_made_with_the_recipes_options(commands: list, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"collect_demos\.py failed"):
-        script.scripted_demonstrations(tmp_path, {"episodes": 3, "seed": 1, "action_noise": 0})
-    ((name, *words),) = commands
-    assert name == "scripts/collect_demos.py"
-    assert shlex.join(words).startswith("--task pusht --episodes 3 --seed 1 --action-noise 0 --output ")
-    assert words[words.index("--output") + 1].endswith("/pusht/scripted_3_seed1_action_noise0.zarr.zip")
-
-
-def test_its_own_command_is_recorded_without_places(tmp_path: Path) -> None:
-    arguments = "--config-name uva_pusht_mini --actions-only --scripted 7 --data data seed=3".split()
-    options = script.parse_arguments(arguments)
-    assert options.run.name == options.output.name == "uva_pusht_mini_actions"
-    command = script.own_command(options)
-    assert command == (
-        "python scripts/train_pusht.py --config-name uva_pusht_mini --recipe uva_pusht_mini "
-        "--minutes 110 --episodes 500 --scripted 7 --actions-only seed=3"
-    )
-    assert [kind["episodes"] for kind in options.settings["scripted"]] == [7, 7]
-    assert script.own_command(script.parse_arguments(shlex.split(command)[2:])) == command
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--episodes", "0"], "--episodes: must be at least 1, got 0"),
-        (["--minutes", "-1"], "--minutes: must be above 0, got -1"),
         (["--recipe", "cake"], "there is no recipe 'cake' in config/recipe: take one with --recipe (demo, "),
-        (["--human-only", "--scripted-only"], "not allowed with"),
     ],
 )
 def test_bad_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
-from unified_video_action.workspace.parts import Command, NotHere, Part, Parts, pack
+from unified_video_action.workspace.parts import Command, NotHere, Part, Parts
 
 PROGRAM = "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
 
@@ -99,30 +98,3 @@ time.sleep(60)
     assert 3 < records["long"]["seconds"] < 8, "12 s less the 6 s that the part after it needs"
     time.sleep(max(0.0, began + 9 - time.monotonic()))
     assert marks.read_text() == "savedx"
-
-
-def test_times_follow_the_scale_and_the_deadline(tmp_path: Path) -> None:
-    given = {}
-
-    def part(name: str, minutes: float) -> Part:
-        return Part(name, "", minutes, lambda got: given.setdefault(name, got) and [])
-
-    do([part("short", 2.0), part("long", 0.0), part("last", 4.0)], tmp_path, seconds=600, scale=0.5)
-    assert given["short"] == pytest.approx(3.0, abs=0.1), "LIMIT times its own minute"
-    assert given["long"] == pytest.approx(8.0, abs=0.1), "all but the last one's two minutes"
-    assert given["last"] == pytest.approx(6.0, abs=0.1)
-    assert do([part("late", 1.0)], tmp_path, seconds=4).get("late") is None and "late" not in given
-
-
-def test_small_files_and_pieces_are_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, target = tmp_path / "run", tmp_path / "kept"
-    texts = {"results.json": 3, "logs/a.txt": 9, "data/b.json": 1, "w/ema-1.safetensors": 30, "big.html": 100}
-    for name, size in texts.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x" * size)
-    monkeypatch.setattr("unified_video_action.workspace.parts.PACKED", 50)
-    for _ in range(2):  # again, over what is there
-        pack(folder, target, {"data"}, "w/*.safetensors")
-    with tarfile.open(target / "results.tar.gz") as archive:
-        assert sorted(archive.getnames()) == ["logs/a.txt", "results.json"]
-    assert sorted(path.name for path in target.iterdir()) == ["ema-1.safetensors", "results.tar.gz"]

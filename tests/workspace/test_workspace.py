@@ -186,21 +186,6 @@ def test_two_stages(tmp_path, build, caplog):
         build("nothing", "init_normalizer=true")
 
 
-def test_a_changed_recipe_is_told_on_resume(begun, build, caplog):
-    build("run", *SHORT, "training.optimizer.learning_rate=0.5").run()
-    assert "changed: training.optimizer.learning_rate" in caplog.text
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_ends_before_anything_is_built(begun, tmp_path, build):
-    weights = begun / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[-1] ^= 1
-    weights.write_bytes(data)
-    with pytest.raises(ValueError, match=r"no checkpoint in .* can be read: step_.*model.safetensors is damaged"):
-        build("run", *SHORT, f"data.cache_dir={tmp_path / 'new'}")
-    assert not (tmp_path / "new").exists() and weights.read_bytes() == data
-
-
 def test_a_run_goes_on_with_its_own_normaliser_wherever_its_data_lie(begun, tmp_path, build, pusht_store):
     path = begun / "normalizer.json"
     fields = json.loads(path.read_text())
