@@ -1,5 +1,6 @@
 """eval_sim.py on a small untrained checkpoint, in the real simulator; and what it says to mistakes."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,42 +14,15 @@ import numpy as np
 import pytest
 
 import eval_sim
+from tests.scripts.conftest import CONFIG as SMALL
 from tests.small_run import write_run
-from unified_video_action.compat.checkpoint_files import UVA
 from unified_video_action.env_runner import preparation
 from unified_video_action.env_runner.results import Journal
 from unified_video_action.env_runner.rollout import Episode
 
-HEAD = {"width": 32, "depth": 1, "pool": 2}
-CONFIG = {
-    "name": "small",
-    "task": {
-        "shape_meta": {
-            "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}},
-            "action": {"shape": [2]},
-            "auxiliary_dim": 6,
-        },
-        "horizon": {},
-        "env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv"},
-        "env_runner": {
-            "_target_": "unified_video_action.env_runner.runner.EnvRunner",
-            "n_episodes": 20,
-            "start_seed": 100000,
-            "max_steps": 300,
-            "metrics": ["coverage"],
-        },
-    },
-    "model": {
-        "patch_size": 2,
-        "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
-        "video_head": HEAD,
-        "action_head": HEAD,
-    },
-    "vae": {"_target_": "unified_video_action.vae.pusht_tiny.PushTTiny", "weights": "random"},
-    "policy": {"_target_": UVA, "sampler": "ddim2", "video_sampler": "ddim2"},
-}
-
-
+CONFIG = {**SMALL, "name": "small", "task": copy.deepcopy(SMALL["task"])}
+CONFIG["task"]["shape_meta"]["auxiliary_dim"] = 6
+CONFIG["task"]["env_runner"]["max_steps"] = 300
 SCORE = "task.planner_score._target_=unified_video_action.env.pusht.score.CoverageScore"
 BLOCK_PUSH = "task.env._target_=unified_video_action.env.block_push.env.BlockPushEnv"  # knows no disturbances
 

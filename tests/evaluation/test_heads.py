@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
+from tests.policy.conftest import batch, config, make_policy, normalizer, obs  # noqa: F401
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.evaluation.synthetic import SyntheticWindows
 from unified_video_action.model.task_modes import TASK_MODES
@@ -27,18 +27,12 @@ def policy(make_policy) -> Any:  # noqa: F811
 
 
 @pytest.fixture
-def batch(policy: Any, obs: dict[str, torch.Tensor]) -> dict[str, Any]:  # noqa: F811
-    history, future = policy.encode(obs["image"]), policy.encode(obs["image"].flip(1).roll(5, -1))
-    return {
-        "history": {"image": history},
-        "future": {"image": future},
-        "low_dim": {"agent_pos": obs["agent_pos"]},
-        "action": torch.rand(3, 16, 2) * 512,
-        "action_is_pad": torch.zeros(3, 16, dtype=torch.bool),
-        "frame_is_pad": torch.tensor([[False] * 4, [False] * 4, [False, False, False, True]]),
-        "has_action": torch.ones(3, dtype=torch.bool),
-        "seed": torch.arange(3),
-    }
+def batch(policy: Any, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+    """With latents for frames, of which one lies beyond the end."""
+    frames = batch["history"]["image"]
+    batch["history"], batch["future"] = ({"image": policy.encode(x)} for x in (frames, frames.flip(1).roll(5, -1)))
+    batch["frame_is_pad"][2, 3] = True
+    return batch | {"has_action": torch.ones(3, dtype=torch.bool)}
 
 
 def test_synthetic_windows_leave_the_policys_device_alone(policy: Any) -> None:
