@@ -14,7 +14,6 @@ from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiStore
-from unified_video_action.demos import umi_synthetic
 from unified_video_action.demos.umi_synthetic import (
     CAMERA_IN_GRIPPER,
     TABLE,
@@ -70,22 +69,11 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
         assert seen >= 3
 
 
-def test_recordings_follow_from_their_seed_and_take_tables_in_turn(monkeypatch) -> None:
+def test_recordings_follow_from_their_seed() -> None:
     one, same, other = (episode(SCENE, *key) for key in ((0, 1), (0, 1), (1, 1)))
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one[CAMERA], other[CAMERA])
     assert not np.allclose(one["robot0_eef_pos"], other["robot0_eef_pos"])
-
-    def plain(rng: np.random.Generator) -> np.ndarray:
-        return np.full((TEXELS, TEXELS, 3), rng.integers(0, 250), np.uint8)
-
-    monkeypatch.setattr(umi_synthetic, "table_texture", plain)
-    for tables, others in ((2, [0, 1, 0]), (0, [0, 1, 2])):
-        scene = replace(SCENE, tables=tables, speed=0.0, turning=0.0, seconds=0.5)
-        made = [episode(scene, 0, number) for number in range(3)]
-        assert all(np.ptp(each["robot0_eef_pos"], axis=0).max() == 0 for each in made), "the end effector stands still"
-        shades = [each[CAMERA][0, 10, 32, 0] for each in made]
-        assert [shades.index(shade) for shade in shades] == others
 
 
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
@@ -204,8 +192,3 @@ def test_errors_of_camera_motion_by_the_script(trained, archive, tmp_path, monke
     with pytest.raises(SystemExit):
         measure(f"--other=same={archive}")
     assert "--other compares archives with --data" in capsys.readouterr().err
-    shorter = tmp_path / "shorter.zarr.zip"
-    write_archive(shorter, replace(SCENE, seconds=1.0), seed=0, episodes=3, pictures=JpegXlCodec())
-    with pytest.raises(SystemExit):
-        measure("--data", str(archive), "--other", f"slam={shorter}")
-    assert "not the same episodes" in capsys.readouterr().err

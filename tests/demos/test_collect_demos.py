@@ -64,8 +64,6 @@ def test_a_folder_holds_the_same_and_measuring_keeps_nothing(script, tmp_path: P
     script.main([*options, "--output", "demos.zarr"])
     root = zarr.open_group("demos.zarr", mode="r")
     assert root["data/img"].shape[1:] == (48, 48, 3)
-    assert root["meta/episode_ends"][:].tolist() == [root["data/action"].shape[0]]
-    assert root.attrs["seed"] == 1 and root.attrs["mistakes"] == 0
 
 
 @pytest.mark.parametrize(

@@ -113,18 +113,6 @@ def test_actions_can_be_tried_out(env: PushTEnv) -> None:
         env.try_actions(chunks * np.nan, steps)
 
 
-def test_what_is_tried_ends_with_success(env: PushTEnv) -> None:
-    env.reset(options={"state": [256.0, 150.0, *DEFAULT_GOAL]})
-    chunk = np.stack([np.full(16, 256.0), 150.0 + 15 * np.arange(16)], axis=1)  # through the T
-    ((first, last),) = env.try_actions(chunk[None], (1, 16))
-    assert env.step(chunk[0])[2] is True
-    np.testing.assert_array_equal(first, last)  # although the agent goes on to push the T away
-    np.testing.assert_array_equal(first, state_targets(env.state))
-    for action in chunk[1:]:
-        env.step(action)
-    assert np.abs(env.state[2:4] - DEFAULT_GOAL[:2]).max() > 20
-
-
 def test_gymnasium_is_content() -> None:
     env = PushTEnv(image_size=64)
     check_env(env, skip_render_check=True)

@@ -16,21 +16,6 @@ def run(seeds, n_envs: int, session=None, env=toy.ToyEnv, **options):
         return rollout(session or ToySession(slots=n_envs), envs, seeds, **{**OPTIONS, **options})
 
 
-def test_a_seed_gives_the_same_episode_whatever_runs_or_crashes_beside_it():
-    alone = run(range(4), 1)
-    assert run(range(4), 3) == alone and len({episode.score for episode in alone}) == 4
-    for episode in alone:
-        assert episode.steps == len(episode.curve) <= 30 and episode.score == max(episode.curve)
-        assert episode.maxima["coverage"] == pytest.approx(episode.score / 2)
-        assert episode.success == (episode.score >= 0.9) and (episode.success or episode.steps == 30)
-    assert {episode.success for episode in alone} == {True, False}
-    seeds = [toy.EXITS, 1, toy.RAISES, 2, toy.SEGFAULTS]
-    episodes = run(seeds, 2)
-    assert [episode.seed for episode in episodes] == seeds and "exit status 3" in episodes[0].crashed
-    assert [episode.crashed is None for episode in episodes] == [False, True, False, True, False]
-    assert [episodes[1], episodes[3]] == alone[1:3]
-
-
 def test_the_session_sees_every_step(tmp_path):
     session, kept = ToySession(slots=1), {}
     run([4], 1, session, max_steps=11, on_end=lambda e, seen: kept.update({e.seed: seen}), keep_observations=True)

@@ -25,23 +25,6 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().split()[2] != "Z"
 
 
-def test_every_step_of_a_chunk_comes_back_until_the_episode_ends():
-    with EnvProcesses(toy.ToyEnv, 2) as envs:
-        running = pids(envs)
-        assert all(map(alive, running))
-        first = envs.reset({1: 5, 0: 4})
-        assert list(first) == [1, 0]
-        expected, _ = toy.ToyEnv().reset(seed=5)
-        np.testing.assert_array_equal(first[1]["image"], expected["image"])
-        steps = envs.step({1: CHUNK})[1]
-        assert len(steps) == 8 and steps[0].observation["image"].dtype == np.uint8
-        assert steps[7].info["score"] == pytest.approx(first[1]["position"][0] + 0.08, abs=1e-6)
-        assert steps[7].info["is_success"] == 0.0 and "label" not in steps[7].info
-        steps = envs.step({0: np.full((8, 1), 0.5)})[0]
-        assert len(steps) < 8 and steps[-1].ended and not steps[-2].ended
-    assert not any(map(alive, running))
-
-
 def test_a_lost_process_is_named_and_replaced():
     with EnvProcesses(toy.ToyEnv, 4) as envs:
         before = pids(envs)

@@ -60,10 +60,7 @@ def test_bad_input_is_named(observations: list[dict]) -> None:
     session.recall(history(observations, 0))
     for actions, weights, message in (
         (np.zeros((17, 2)), np.zeros(17), r"\(17, 2\), a chunk has 16 of 2"),
-        (np.zeros((2, 3)), np.zeros(2), r"\(2, 3\), a chunk has 16 of 2"),
-        (np.zeros((2, 2)), np.zeros(3), r"weights \(3,\)"),
         (np.full((2, 2), np.nan), np.zeros(2), "finite"),
-        (np.zeros((2, 2)), np.array([0.5, 1.5]), r"\[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             session.plan(going_on={0: Continuation(actions, weights)})

@@ -129,17 +129,6 @@ def test_padded_actions_do_not_count() -> None:
     assert term.weight == 30 and term.total > 0
 
 
-def test_samples_without_states_show_the_middle_of_them() -> None:
-    policy, batch = make_policy("unet"), make_batch()
-    batch = policy.prepare(batch, Share(0, 0, 4, 0))
-    middle = {"agent_pos": torch.full((4, 2, 2), 256.0)}
-    has = torch.tensor([True, False, True, False])
-    found = policy.condition({**batch, "has_low_dim": has})
-    expected = torch.where(has[:, None, None], policy.condition(batch), policy.condition({**batch, "low_dim": middle}))
-    torch.testing.assert_close(found, expected)
-    assert not torch.allclose(found, policy.condition(batch))
-
-
 def test_relative_actions_are_of_the_newest_state() -> None:
     policy, batch = make_policy("unet", relative_to="agent_pos"), make_batch()
     moved = {**batch, "action": batch["action"] - batch["low_dim"]["agent_pos"][:, -1:]}

@@ -62,20 +62,10 @@ def test_a_policy_alone_is_measured_in_actions(store: Path, tmp_path: Path, capl
     assert untrained in caplog.text and untrained in (tmp_path / "run/world_model/world_model.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--set", "training.steps=2"], "task.reader"),
-        (["--data", "nowhere.zarr"], "nowhere.zarr"),
-        ([], "val_ratio=0.02 holds out 1 episode: at least 2 are needed"),
-    ],
-)
-def test_mistakes_are_named(
-    store: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_too_few_held_out_episodes_are_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0})
     config = checkpoint / "config.yaml"
     config.write_text(config.read_text().replace("val_ratio: 0.5", "val_ratio: 0.02"))
     with pytest.raises(SystemExit):
-        script.main(["--checkpoint", str(checkpoint), *arguments])
-    assert message in capsys.readouterr().err
+        script.main(["--checkpoint", str(checkpoint)])
+    assert "val_ratio=0.02 holds out 1 episode: at least 2 are needed" in capsys.readouterr().err

@@ -62,18 +62,15 @@ def test_only_what_acting_needs_is_shipped_without_paths_of_this_machine(export:
     assert "/elsewhere" not in "".join((folder / name).read_text() for name in NEEDED)
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["output_dir"] == "outputs/little" and config["data"]["cache_dir"] is None
-    assert config["task"]["dataset"]["paths"] == [
-        {"path": "data/pusht.zip", "weight": 0.5},
-        {"path": "data/made.zip", "weight": 0.5},
-    ]
-    files = json.loads((folder / "metrics.json").read_text())["files"]
-    assert files.keys() == {"config.yaml", "ema.safetensors", "normalizer.json"} and fault(folder, files) is None
-    training = json.loads((folder / "metrics.json").read_text())["training"]
-    assert training.pop("commands") == [
-        "python train.py --config-name=uva_little training.batch_size=8 "
-        "'task.dataset.paths=[{path:data/pusht.zip,weight:0.5}]'"
-    ]
-    assert training == {"steps": 10, "batch_size": 8, "samples": 80, "seed": 3, "minutes": 1.5}
+    paths = [source["path"] for source in config["task"]["dataset"]["paths"]]
+    assert paths == ["data/pusht.zip", "data/made.zip"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["files"].keys() == {"config.yaml", "ema.safetensors", "normalizer.json"}
+    assert fault(folder, metrics["files"]) is None
+    command = "python train.py --config-name=uva_little training.batch_size=8 "
+    command += "'task.dataset.paths=[{path:data/pusht.zip,weight:0.5}]'"
+    training = {"steps": 10, "batch_size": 8, "samples": 80, "seed": 3, "minutes": 1.5, "commands": [command]}
+    assert metrics["training"] == training
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 0.0), ("float16", 1e-3)])
@@ -109,11 +106,8 @@ def test_its_figures_are_those_of_the_evaluation_and_repeat_without_options(
         assert metrics[name] == results["metrics"][name]
         interval = metrics["intervals"][name]
         assert interval["low"] == results["metrics"][f"{name}_low"] <= metrics[name] <= interval["high"]
-    assert "Wilson" in metrics["intervals"]["success_rate"]["method"]
-    assert "bootstrap" in metrics["intervals"]["mean_max_coverage"]["method"]
     evaluation = metrics["evaluation"]
     assert evaluation["command"] == "python eval_sim.py --checkpoint checkpoints/shipped"
-    assert evaluation["weights"] == "as stored here"
     chosen = [evaluation[name] for name in ("start_seed", "action_steps", "sampler", "max_steps")]
     assert chosen == [100_004, 4, "ddim3", 16] and metrics["episodes"] == 3
     again = evaluate(folder, output="again")
@@ -147,18 +141,6 @@ def test_other_paths_of_this_machine_are_refused_and_data_gets_a_general_name(
     change_config(trained_run, {"init_from": None})
     config = yaml.safe_load((export() / "config.yaml").read_text())
     assert config["task"]["dataset"]["paths"] == ["x.zip", "data/y.zip"]
-
-
-def test_commands_are_those_given_or_recorded(
-    export: Callable[..., Path], trained_run: Path, capsys: pytest.CaptureFixture
-) -> None:
-    folder = export("--training-command", "make data", "--training-command", "python train.py a=/elsewhere/pusht.zip")
-    commands = json.loads((folder / "metrics.json").read_text())["training"]["commands"]
-    assert commands == ["make data", "python train.py a=data/pusht.zip"]
-    message = refusal(export, capsys, "--replace", "--training-command", "python train.py x=/mine/y")
-    assert "without paths of this machine: command[0]: python train.py x=/mine/y" in message
-    (trained_run / ".hydra" / "overrides.yaml").unlink()
-    assert "give --training-command" in refusal(export, capsys, "--replace")
 
 
 def test_weights_beyond_half_precision_are_named(

@@ -107,20 +107,6 @@ def test_a_folder_is_converted_once_and_only_what_solves_its_task(published, lib
     assert (output / "pots_demo.hdf5").stat().st_mtime_ns == before
 
 
-def test_failures_are_kept_when_asked_for_and_otherwise_nothing_is_written(env, published, tmp_path):
-    settings = script.Settings(image_size=0, keep_failures=True, demonstrations=1)
-    with h5py.File(tmp_path / "kept.hdf5", "w") as file:
-        assert script.write(file.create_group("data"), published, env._scene, settings) == ["demo_0"]
-        assert list(file["data"]) == ["demo_0"] and not file["data/demo_0"].attrs["solved"]
-    settings = script.Settings(image_size=0, keep_failures=False, demonstrations=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unified_video_action.env.libero.scene.Scene", lambda *_: env._scene)
-        patch.setattr(env._scene, "close", lambda: None)
-        outcome = script.convert(published, tmp_path / "none.hdf5", settings, env.assets, env.cache)
-    assert "none of its 1 replays solved the task; nothing was written" in outcome.error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.hdf5"]
-
-
 def damage(path: Path, what: str) -> None:
     with h5py.File(path, "a") as file:
         demo = file["data/demo_0"]

@@ -50,19 +50,6 @@ def test_sources_are_weighted_as_the_recipe_says(commands: list, tmp_path: Path)
     assert script.sources(recipe, tmp_path, human=True, scripted=False) == [str(human)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--episodes", "0"], "--episodes: must be at least 1, got 0"),
-        (["--recipe", "cake"], "there is no recipe 'cake' in config/recipe: take one with --recipe (demo, "),
-    ],
-)
-def test_bad_options_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        script.parse_arguments(["--config-name", "uva_pusht_mini", *arguments])
-    assert message in capsys.readouterr().err
-
-
 class Project:
     """Stands in for the project's commands: leaves behind what they would, or fails on demand."""
 

@@ -96,16 +96,6 @@ def test_the_last_action_counts() -> None:
     assert greatest_coverage(recording) > before + 0.2
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_motion_moves_the_t_as_it_moves_points(mirrored: bool) -> None:
-    motion, pose = Motion(mirrored, 1.2, (30.0, -50.0)), np.array([200.0, 310.0, 2.5])
-    moved = motion.points(to_table(OUTLINE, pose))
-    outline = OUTLINE * [-1, 1] if mirrored else OUTLINE  # the T's mirror image is the T
-    np.testing.assert_allclose(to_table(outline, motion.poses(pose)), moved, atol=1e-9)
-    np.testing.assert_allclose(motion.states(np.array([1.0, 2.0, *pose]))[:2], motion.points(np.array([1.0, 2.0])))
-    assert 0 <= motion.poses(pose)[2] < 2 * np.pi
-
-
 def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
     length = 6
     on_goal = np.tile([100.0, 100.0, *DEFAULT_GOAL], (length, 1))
@@ -118,21 +108,3 @@ def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
     claimed = on_goal.copy()
     claimed[:3, 2:4] += 40  # the recording says that the T comes to the goal, but nothing pushes it there
     assert Mover(copies=1)(Recording(0, claimed, stay.actions)) == [(COVERAGE_LOST, None)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"--input": "nowhere.zip"}, "nowhere.zip"),
-        ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
-    ],
-)
-def test_bad_calls_are_refused(
-    script, pusht_store: Path, tmp_path: Path, capsys, monkeypatch, changes: dict, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = {"--input": str(pusht_store), "--output": "moved.zarr", **changes}
-    with pytest.raises(SystemExit):
-        script.main([word for pair in options.items() for word in pair])
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
