@@ -76,14 +76,7 @@ def test_the_preset_is_the_papers_recipe():
 
 
 @pytest.mark.parametrize(
-    ("option", "wanted"),
-    [
-        ("joint", {"policy", "video", "forward_dynamics", "inverse_dynamics", "policy_and_video"}),
-        ("video", {"video"}),
-        ("action", {"policy"}),
-        ("acting", {"policy", "policy_and_video"}),
-        ("world_model", set(TASK_MODES)),
-    ],
+    ("option", "wanted"), [("joint", set(TASK_MODES)), ("video", {"video"}), ("action", {"policy"})]
 )
 def test_the_group_training_chooses_the_modes_and_nothing_else(option, wanted):
     chosen, usual = read("uva_pusht", f"training={option}"), read("uva_pusht")

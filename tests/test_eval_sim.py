@@ -138,28 +138,6 @@ def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest
     assert curves[0] != curves[1] and curves[0] != curves[2]
 
 
-def test_checkpoints_that_cannot_be_evaluated_are_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    config, whole = tmp_path / "config.yaml", (checkpoint / "config.yaml").read_text()
-    for text, message in (
-        (None, "config.yaml is missing"),
-        ("task: {}", "task.env is not set"),
-        ("task: [", "config.yaml is not YAML"),
-        (whole, "normalizer.json is missing"),
-    ):
-        if text is not None:
-            config.write_text(text)
-        with pytest.raises(SystemExit, match=message):
-            call(monkeypatch, "--checkpoint", tmp_path)
-    with pytest.raises(SystemExit, match="none: no such folder"):
-        call(monkeypatch, "--checkpoint", tmp_path / "none")
-    policy_only = shutil.copytree(checkpoint, tmp_path / "policy_only")
-    (policy_only / "config.yaml").write_text(whole + "training: {mode_mix: {quotas: {policy: 1.0}}}\n")
-    with pytest.raises(SystemExit, match="not trained in the mode forward_dynamics"):
-        call(monkeypatch, "--checkpoint", policy_only, "--planner", 4, "--set", SCORE)
-
-
 def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

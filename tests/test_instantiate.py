@@ -23,7 +23,6 @@ from unified_video_action.vae.base import FrameCodec
 
 PACKAGE = "unified_video_action"
 HORIZON = f"{PACKAGE}.spec.Horizon"
-LATENT = {"_target_": f"{PACKAGE}.spec.LatentShape", "channels": 4, "height": 8, "width": 8}
 
 
 @pytest.mark.parametrize(
@@ -165,7 +164,6 @@ def own_package(tmp_path, monkeypatch):
         (tmp_path / name / "__init__.py").write_text("")
         code = "class Arm:\n    def __init__(self, reach):\n        self.reach = reach\n"
         (tmp_path / name / "arm.py").write_text(code)
-    (tmp_path / "my_robot" / "broken.py").write_text("import a_library_that_is_not_there\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield "my_robot"
     for name in [name for name in sys.modules if name.startswith("my_robot")]:
@@ -185,16 +183,6 @@ def test_packages_that_the_user_names_are_trusted(own_package, monkeypatch):
         with pytest.raises(ValueError, match="_target_"):
             instantiate({"_target_": target, "reach": 2}, object, "task.env")
     assert "my_robot_too" not in sys.modules
-
-
-def test_mistakes_in_own_packages_are_named(own_package, monkeypatch):
-    monkeypatch.setenv("UVA_PLUGINS", "my_robot,my_absent_robot")
-    with pytest.raises(ValueError, match="no module 'my_absent_robot'; is its folder in PYTHONPATH"):
-        instantiate({"_target_": "my_absent_robot.arm.Arm"}, object, "task.env")
-    with pytest.raises(ValueError, match="no module 'my_robot.leg'"):
-        instantiate({"_target_": "my_robot.leg.Leg"}, object, "task.env")
-    with pytest.raises(ModuleNotFoundError, match="a_library_that_is_not_there"):
-        instantiate({"_target_": "my_robot.broken.Arm"}, object, "task.env")
 
 
 @pytest.mark.parametrize("names", ["os", "subprocess,my_robot", "importlib.util", "my robot", "*", "builtins", ".."])

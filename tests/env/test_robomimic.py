@@ -77,12 +77,6 @@ def test_an_episode_is_a_function_of_its_seed(blind) -> None:
     assert set(new.observation_space) == {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"}
     np.testing.assert_array_equal(play(new, 7), first)  # whatever robosuite drew when it was made
     new.close()
-    starts = []
-    for _ in range(2):  # without a seed they differ, and follow from the last one that was given
-        blind.reset(seed=7)
-        starts.append([blind.reset()[0]["robot0_eef_pos"] for _ in range(2)])
-    assert np.abs(starts[0][0] - starts[0][1]).max() > 1e-4
-    np.testing.assert_array_equal(*starts)
 
 
 def test_the_hand_goes_to_the_commanded_pose_and_the_gripper_closes_above_0(blind) -> None:

@@ -82,16 +82,3 @@ def test_no_process_outlives_its_parent(blow: signal.Signals):
     assert not any(map(alive, running))
     assert ("KeyboardInterrupt" in errors) == (blow == signal.SIGINT)
     assert errors.count("Traceback") <= 1, "only the parent may speak"
-
-
-def test_actions_are_tried_where_the_environment_can():
-    with EnvProcesses({"_target_": "unified_video_action.env.pusht.env.PushTEnv"}, 2) as envs:
-        envs.reset({0: 1, 1: 2})
-        chunks = np.full((3, 16, 2), 256.0)
-        tried = envs.try_actions({1: chunks, 0: chunks[:2]}, (4, 16))
-        assert {slot: states.shape for slot, states in tried.items()} == {0: (2, 2, 6), 1: (3, 2, 6)}
-        assert len(envs.step({0: chunks[0, :4]})[0]) == 4
-    with EnvProcesses(toy.ToyEnv, 1) as envs:
-        envs.reset({0: 1})
-        with pytest.raises(RuntimeError, match="environment 0 could not try actions out: .*ToyEnv cannot try actions"):
-            envs.try_actions({0: chunks}, (4,))

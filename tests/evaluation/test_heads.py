@@ -63,33 +63,3 @@ def test_dead_units_and_a_condition_of_its_own_are_seen(policy: Any, batch: dict
     (warning,) = warnings(health)
     assert "the action head no longer depends on its input (spread 0.000, live units 0.0%)" in warning
     assert "training.optimizer.learning_rate" in warning and warning.endswith("training.optimizer.fan_in")
-
-
-@pytest.mark.parametrize("prediction", ["sample", "v", "epsilon"])
-def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str, Any], prediction: str) -> None:
-    """A network that looks up each sample's tokens by its condition, and says the mean of the others otherwise."""
-    head = policy.model.video_heads[0]
-    head.diffusion.prediction = prediction
-    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
-    loss = head.loss
-
-    def kept(cond: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> Any:
-        asked.append((cond, x0))
-        return loss(cond, x0, t, noise)
-
-    def knows(noisy: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        if not asked:
-            return torch.zeros_like(noisy).repeat_interleave(2, -1)
-        learnt, tokens = asked[0]
-        nearest = torch.cdist(cond[:, 0].flatten(1), learnt[:, 0].flatten(1)).argmin(1)
-        x0, at = tokens[nearest], head.diffusion.tables.at(t)
-        if prediction == "epsilon":
-            x0 = (noisy - at["signal"] * x0) / at["noise"]
-        elif prediction == "v":
-            x0 = (at["signal"] * noisy - x0) / at["noise"]
-        return torch.cat([x0, x0], dim=-1)
-
-    head.loss, head.net.forward = kept, knows
-    health = measure(policy, batch, ["forward_dynamics"])
-    assert health["video_explained"] == pytest.approx(1, abs=0.01)
-    assert health["video_explained_other"] < 0.5

@@ -120,14 +120,6 @@ def test_an_episode_depends_on_its_seed_alone(policy, observations, needs, monke
     for whole, own in zip(beside.seen, alone.seen, strict=True):
         np.testing.assert_allclose(whole[4:8], own, rtol=1e-3)
 
-    looking = PolicySession(policy, planner=Planner(alone, 4))
-    looking.reset(seed=6)
-    looking.observe(observations[6])
-    looking.imagine()
-    session.reset(seed=6)
-    session.observe(observations[6])
-    np.testing.assert_array_equal(looking.plan(), session.plan())
-
 
 def test_the_simulator_may_take_the_models_place(observations) -> None:  # noqa: F811
     asked, score = [], Rightmost()

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from unified_video_action.dataset.normalizer import Normalizer
-from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.base import Share
 from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionNetwork, DiffusionPolicy
 from unified_video_action.spec import Camera, Horizon, TaskSpec
@@ -146,22 +145,6 @@ def test_a_policy_may_predict_samples_in_place_of_noise() -> None:
     assert policy.loss_terms(policy.prepare(batch, Share(0, 0, 4, 0)))["action"].total == 0
     plan = policy.predict_action(observation(batch), noise(), "ddim4")["action_pred"]
     torch.testing.assert_close(plan, batch["action"], atol=1e-2, rtol=1e-4)
-
-
-def test_a_session_plans_as_the_policy_does() -> None:
-    policy, batch = make_policy("unet"), make_batch(1)
-    session = PolicySession(policy, sampler="ddim4")
-    session.reset(seed=5)
-    for step in range(2):
-        seen = {name: video[0, step].movedim(0, -1).numpy() for name, video in batch["history"].items()}
-        session.observe({**seen, "agent_pos": batch["low_dim"]["agent_pos"][0, step].numpy()})
-    expected = policy.predict_action(observation(batch), [torch.Generator().manual_seed(5)], "ddim4")["action_pred"]
-    np.testing.assert_allclose(session.plan(), expected.numpy(), atol=1e-3)
-    assert not session.policy.imagines
-    with pytest.raises(ValueError, match="DiffusionPolicy imagines no frames"):
-        session.imagine()
-    with pytest.raises(ValueError, match="precision='bf16': DiffusionPolicy computes in float32 alone"):
-        PolicySession(policy, precision="bf16")
 
 
 def test_published_sizes() -> None:

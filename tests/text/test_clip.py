@@ -80,21 +80,11 @@ def test_missing_weights_name_the_file_the_url_and_the_option(monkeypatch: pytes
             ClipText(weights).encode(TEXTS)
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen"])
-def test_damaged_weights_name_the_tensor(weights: str, tmp_path: Path, damage: str) -> None:
-    tensors = load_file(weights)
-    name = "transformer.resblocks.1.mlp.c_fc.weight"
-    if damage == "missing":
-        del tensors[name]
-    elif damage == "misshapen":
-        tensors[name] = tensors[name][:-1].contiguous()
-    else:
-        name = "adapter.weight"
-        tensors[name] = torch.zeros(1)
-    path = tmp_path / "damaged.safetensors"
-    save_file(tensors, path)
+def test_damaged_weights_name_the_tensor(weights: str, tmp_path: Path) -> None:
+    tensors, name = load_file(weights), "transformer.resblocks.1.mlp.c_fc.weight"
+    save_file(tensors | {name: tensors[name][:-1].contiguous()}, tmp_path / "damaged.safetensors")
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        ClipText(str(path)).encode(TEXTS)
+        ClipText(str(tmp_path / "damaged.safetensors")).encode(TEXTS)
 
 
 @pytest.mark.parametrize(
