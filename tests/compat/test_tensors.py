@@ -15,7 +15,6 @@ from unified_video_action.compat.tensors import (
     weights_exist,
     write_safetensors,
 )
-from unified_video_action.compat.torch_archive import load_checkpoint
 
 TENSORS = {f"layer.{i}.weight": torch.arange(1000.0) + i for i in range(6)} | {"count": torch.tensor(7)}
 SECOND, PIECE = "layer.2.weight", "ema-00002-of-00003.safetensors"
@@ -89,19 +88,3 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: str) -> None:
     with pytest.raises(ValueError, match=rf"x\.safetensors: bias is not finite \({value}, one of 1 such values\)"):
         load_exactly(module, state, "x.safetensors")
     assert torch.equal(module.bias, kept)
-
-
-@pytest.mark.parametrize("read", [load_checkpoint, read_safetensors])
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1234\n", "git lfs pull"),
-        (b"\n<!DOCTYPE html><html><head>", "is a web page"),
-        (b"", "is empty"),
-    ],
-)
-def test_a_file_that_is_something_else_is_said_to_be_so(tmp_path: Path, content: bytes, said: str, read) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"weights: .*{said}"):
-        read(path)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.compat.same import same
 from unified_video_action.compat.plain_pickle import MessageReader, read, write
-from unified_video_action.compat.umi_arx import instruction, observations
+from unified_video_action.compat.umi_arx import instruction
 
 KNOWN = ("put the cup on the saucer", "fold the towel", "put the mouse on the mat", "wash the cup")
 FRAMES = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
@@ -71,14 +71,6 @@ def test_a_message_is_bounded_and_ends_at_its_end() -> None:
     with pytest.raises(ValueError, match="more than"):
         read(b"]" + b"\x85" * 1900 + b".", 10**6)
     assert read(pickle.dumps("good") + b"cos\nsystem\n", 10**6) == "good"
-
-
-def test_a_policys_names_are_looked_up_by_what_they_are() -> None:
-    message = {"camera0_rgb": 1, "robot0_eef_pos": 2, "robot0_gripper_width": 3, "more": 4}
-    states = {"tip": "position", "opening": "gripper"}
-    assert observations(message, "front", states) == {"front": 1, "tip": 2, "opening": 3}
-    with pytest.raises(ValueError, match="robot0_eef_rot_axis_angle, robot0_eef_rot_axis_angle_wrt_start is missing"):
-        observations(message, "front", {"turn": "rotation_6d", "whole turn": "rotation_6d_from_start"})
 
 
 def test_a_task_name_stands_for_one_instruction() -> None:

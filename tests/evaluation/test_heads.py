@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.policy.conftest import batch, config, make_policy, normalizer, obs  # noqa: F401
+from tests.policy.conftest import batch as windows  # noqa: F401
+from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.evaluation.synthetic import SyntheticWindows
 from unified_video_action.model.task_modes import TASK_MODES
@@ -27,12 +28,12 @@ def policy(make_policy) -> Any:  # noqa: F811
 
 
 @pytest.fixture
-def batch(policy: Any, batch: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
-    """With latents for frames, of which one lies beyond the end."""
-    frames = batch["history"]["image"]
-    batch["history"], batch["future"] = ({"image": policy.encode(x)} for x in (frames, frames.flip(1).roll(5, -1)))
-    batch["frame_is_pad"][2, 3] = True
-    return batch | {"has_action": torch.ones(3, dtype=torch.bool)}
+def batch(policy: Any, windows: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+    """Latents in place of frames, of which one lies beyond the end."""
+    frames = windows["history"]["image"]
+    windows["history"], windows["future"] = ({"image": policy.encode(x)} for x in (frames, frames.flip(1).roll(5, -1)))
+    windows["frame_is_pad"][2, 3] = True
+    return windows | {"has_action": torch.ones(3, dtype=torch.bool)}
 
 
 def test_synthetic_windows_leave_the_policys_device_alone(policy: Any) -> None:

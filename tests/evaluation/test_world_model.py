@@ -90,14 +90,3 @@ def test_dynamics_is_measured_by_actions_as_carried_out(
     for row, changes in (("inverse_dynamics", False), ("policy", True)):
         errors = [np.nanmean(model.action_errors(row)) for model in (found, before)]
         assert (errors[0] > errors[1] + 10) == changes and (changes or errors[0] == errors[1])
-
-
-def test_without_a_reader_and_with_one_mode_the_rest_is_left_out(windows: HeldOutWindows) -> None:
-    found = world(Oracle(), windows, ("policy_and_video",), reader=None).measure(1)
-    assert set(found["frames"]) == {"codec", "still", "video", "policy_and_video"}, "that mode sees what video sees"
-    assert set(found["actions"]) == {"hold", "policy"} and "plan" not in found
-    assert found["not_trained"] == ["forward_dynamics", "inverse_dynamics"]
-    assert found["ratios"] == {} and found["best_of"]["row"] == "video"
-    assert set(found["frames"]["still"]) == {"psnr", "gain"}
-    alone = world(Oracle(), windows, ("policy",))
-    assert alone.best_of(4) is None and alone.plan_errors() == {}

@@ -99,28 +99,6 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
         }
 
 
-@torch.no_grad()
-def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
-    """Frames at full noise do not matter; what is half in noise does."""
-    config = replace(TINY, masking=replace(TINY.masking, noise=True))
-    sample = Sample(EVERYTHING, config)
-    corruption = draw_corruption(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)
-    assert (
-        10 < (corruption.levels == 1).all(1).logical_not().sum()
-        and (corruption.levels[:, 0] != corruption.levels[:, 1]).any()
-    )
-    assert 0.3 < (corruption.levels == 1).float().mean() < 0.7
-    sample.corruption = draw_corruption(EVERYTHING, config, range(5), [TASK_MODES["policy"]] * 5)
-    sample.corruption.levels[:] = torch.tensor([1.0, 0.5])
-    latents = []
-    sample.model.mar.register_forward_hook(lambda module, given, made: latents.append(made))
-    for changed in (None, "future", "actions"):
-        if changed:
-            setattr(sample.inputs, changed, getattr(sample.inputs, changed) + 1)
-        sample.losses()
-    assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
-
-
 @pytest.mark.parametrize(("learns", "prediction"), [("action", "epsilon"), ("video", "v"), ("action", "flow")])
 def test_one_batch_can_be_learned_by_heart(learns, prediction):
     """After overfitting, samples equal the data: actions by policy, frames by the video model."""

@@ -138,15 +138,6 @@ def test_relative_actions_are_of_the_newest_state() -> None:
     torch.testing.assert_close(kept["action_pred"], batch["action"])
 
 
-def test_a_policy_may_predict_samples_in_place_of_noise() -> None:
-    policy, batch = make_policy("unet", prediction="sample"), make_batch()
-    answer = policy.normalizer.normalize("action", batch["action"])
-    policy.model.denoiser.forward = lambda x, t, cond: answer.to(x)
-    assert policy.loss_terms(policy.prepare(batch, Share(0, 0, 4, 0)))["action"].total == 0
-    plan = policy.predict_action(observation(batch), noise(), "ddim4")["action_pred"]
-    torch.testing.assert_close(plan, batch["action"], atol=1e-2, rtol=1e-4)
-
-
 def test_published_sizes() -> None:
     task = TaskSpec(Horizon(2, 0, 1), (Camera("image", (96, 96), True),), 2, {"agent_pos": 2}, 2)
     sizes = {"unet": 262.7, "transformer": 20.2}  # millions, encoder included

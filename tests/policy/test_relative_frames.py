@@ -50,15 +50,6 @@ def test_inverse_dynamics_sees_what_forward_dynamics_made(relative, obs, monkeyp
     )
 
 
-def test_frames_of_a_plan_are_those_of_its_actions(make_policy, obs):
-    policy = make_policy(plan_first=True)
-    both = policy.predict_action_and_video(obs, noise())
-    generators = noise()
-    actions = policy.predict_action(obs, generators)["action_pred"]
-    assert torch.equal(both["action_pred"], actions)
-    assert torch.equal(both["frames"], policy.predict_forward_dynamics(obs, actions, generators)["frames"])
-
-
 def test_a_mode_that_was_not_trained_is_refused_by_name(normalizer, obs):
     settings = config()
     settings["model"]["mode_mix"] = {"quotas": {"policy": 1.0, "policy_and_video": 1.0, "forward_dynamics": 0.0}}

@@ -5,10 +5,10 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from tests.inference.test_session import make_policy as make_acting_policy
 from tests.policy.conftest import MeanCodec, config
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy import build, uva
+from unified_video_action.policy.unipi import UniPiPolicy
 
 
 def noise(seed=0):
@@ -33,16 +33,6 @@ def test_five_modes_answer_in_the_datas_units(make_policy, obs):
         assert made["frames"].shape == (3, 4, 3, 32, 32) and made["frames"].dtype == torch.uint8
     moved = policy.predict_forward_dynamics(obs, acted["action_pred"] + 100, noise())
     assert not torch.equal(forward["latents"], moved["latents"])
-
-
-def test_states_follow_the_actions():
-    policy = make_acting_policy(auxiliary_dim=3)
-    seen = {"image": torch.randint(256, (2, 4, 3, 32, 32), dtype=torch.uint8), "agent_pos": 512 * torch.rand(2, 4, 2)}
-    actions = 512 * torch.rand(2, 16, 2)
-    states = policy.predict_states(seen, actions)
-    assert states.shape == (2, 4 + 4, 3) and not states.requires_grad
-    assert (policy.predict_states(seen, actions.flip(1)) - states).abs().max() > 1e-3
-    torch.testing.assert_close(policy.predict_states(seen, actions), states)
 
 
 def test_dynamics_is_learnt_from_actions_as_carried_out(make_policy, batch):
@@ -142,9 +132,19 @@ def test_what_cannot_be_asked_is_named(make_policy, obs):
         policy.accelerated("half")
     with pytest.raises(ValueError, match="predicts no states: train one with task.shape_meta.auxiliary_dim above 0"):
         policy.predict_states({}, torch.zeros(1, 16, 2))
-    with pytest.raises(ValueError, match="'image' is missing"):
-        policy.predict_action({"agent_pos": obs["agent_pos"]})
     with pytest.raises(ValueError, match="'agent_pos' is missing"):
         policy.predict_action({"image": obs["image"]})
     with pytest.raises(ValueError, match="3 frames of history given, the policy needs 4"):
         policy.predict_action({**obs, "image": obs["image"][:, :3]})
+
+
+def test_unipi_does_what_its_video_shows(make_policy, obs):
+    policy = make_policy()
+    policy.__class__ = UniPiPolicy
+    planned = policy.predict_action(obs, noise())
+    source = noise()
+    video = policy.predict_video(obs, source)["latents"]
+    shown = policy.predict_inverse_dynamics(obs, {"image": video[:, 0]}, generator=source)
+    assert torch.equal(planned["action_pred"], shown["action_pred"]) and planned["action"].shape == (3, 8, 2)
+    plans = policy.predict_action(obs, torch.Generator().manual_seed(0), chunks=2)["action_pred"].unflatten(0, (3, 2))
+    assert plans.shape == (3, 2, 16, 2) and not torch.allclose(plans[:, 0], plans[:, 1])

@@ -18,7 +18,6 @@ from unified_video_action.env.pusht_m.motion import (
     Motion,
     Mover,
     Recording,
-    greatest_coverage,
 )
 
 OPTIONS = ("--episodes", "2", "--seed", "1")
@@ -83,17 +82,6 @@ def test_the_result_does_not_depend_on_the_number_of_processes(script, moved: Pa
     output = tmp_path / "again.zarr.zip"
     script.main(["--input", str(pusht_zip), "--output", str(output), *OPTIONS, "--workers", "2"])
     assert output.read_bytes() == moved.read_bytes()
-
-
-def test_the_last_action_counts() -> None:
-    """A push of the T over the goal's edge that only the last action makes."""
-    x, y, angle = 256.0, 256.0, 0.0
-    goal = (x, y + 20, angle)
-    start = np.array([x, y - 15.0, x, y, angle])  # the agent touches the middle of the bar
-    actions = np.array([[x, y - 15.0], [x, y + 60.0]], np.float32)
-    recording = Recording(0, np.stack([start, start]), actions, goal)
-    before = PushTEnv(goal=goal, observe_image=False).reset(options={"state": start})[1]["coverage"]
-    assert greatest_coverage(recording) > before + 0.2
 
 
 def test_what_does_not_fit_or_covers_less_is_dropped() -> None:

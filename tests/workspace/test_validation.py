@@ -14,7 +14,6 @@ from tests.evaluation.worlds import held_out, write_pushes
 from tests.scripts.conftest import CONFIG
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env.pusht.reader import PushTReader
-from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
 from unified_video_action.workspace.validation import Validation
 
@@ -53,15 +52,3 @@ def test_every_mode_is_measured_and_a_collapsed_head_is_reported(
     path = tmp_path / "prediction_grids" / "step_00000007.png"
     records.picture.assert_called_once_with(7, "imagined", path)
     assert Image.open(path).size[1] > 2 * 3 * 96  # recorded, from history, from actions
-
-
-def test_only_what_is_trained_is_measured(policy: Any, store: Path, tmp_path: Path) -> None:
-    policy.trained = (TASK_MODES["video"],)
-    measured = Validation(policy, held_out(store), 4).measure(0, None)
-    assert {"video/video", "frame_psnr", "frame_psnr_still", "health/video_explained"} <= measured.keys()
-    assert not {"action_error", "frame_agent", "forward_dynamics_psnr", "health/action_live"} & measured.keys()
-    policy.trained = (TASK_MODES["policy"],)
-    acting = Validation(policy, held_out(store), 4)
-    assert {"policy/action", "action_error", "health/action_spread"} <= acting.measure(0, None).keys()
-    acting.draw(0, Mock(), tmp_path / "prediction_grids", rows=1)
-    assert not (tmp_path / "prediction_grids").exists()
