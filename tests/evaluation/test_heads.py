@@ -38,10 +38,10 @@ def batch(policy: Any, windows: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
 
 def test_synthetic_windows_leave_the_policys_device_alone(policy: Any) -> None:
     """A loader process must not touch an accelerator; here the policy's weights are nowhere."""
-    windows = SyntheticWindows(policy)
-    expected = windows.__getitems__([(3, 1)])["action"]
+    synthetic = SyntheticWindows(policy)
+    expected = synthetic.__getitems__([(3, 1)])["action"]
     policy.to("meta")
-    assert torch.equal(windows.__getitems__([(3, 1)])["action"], expected)
+    assert torch.equal(synthetic.__getitems__([(3, 1)])["action"], expected)
 
 
 def test_a_head_that_listens_is_well(policy: Any, batch: dict[str, Any]) -> None:

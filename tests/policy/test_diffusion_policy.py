@@ -6,11 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from tests.shrunk import read
 from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.env_runner.preparation import build_runner
 from unified_video_action.policy.base import Share
+from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionNetwork, DiffusionPolicy
 from unified_video_action.spec import Camera, Horizon, TaskSpec
+from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 NETWORKS = ["unet", "transformer"]
 TASK = TaskSpec(
@@ -164,13 +169,6 @@ def test_bad_options_are_named(changes: dict, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["dp_unet_pusht_mini", "dp_transformer_pusht_mini"])
 def test_a_preset_trains_resumes_and_is_evaluated(name: str, pusht_store: Path, tmp_path: Path) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from unified_video_action.env_runner.preparation import build_runner
-    from unified_video_action.policy.build import load_policy
-    from unified_video_action.workspace.commands import ROOT
-    from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
-
     overrides = [
         *(f"output_dir={tmp_path / 'run'}", f"task.dataset.paths={pusht_store}", "task.dataset.val_ratio=0.3"),
         *("training.batch_size=2", "trainer.tensorboard=false", "trainer.validation_windows=2", "policy.sampler=ddim2"),
@@ -178,13 +176,11 @@ def test_a_preset_trains_resumes_and_is_evaluated(name: str, pusht_store: Path, 
         *("task.env_runner.max_steps=8", "task.env_runner.n_envs=1"),
         *(["policy.widths=[16,32]"] if "unet" in name else ["policy.depth=1"]),
     ]
-    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        configs = [compose(name, [*overrides, f"+trainer.max_steps={steps}".lstrip("+")]) for steps in (2, 3)]
-    for config in configs:
-        workspace = TrainUnifiedVideoActionWorkspace(config)
-        workspace.run()
+    for steps in (2, 3):
+        config = OmegaConf.create(read(name, *overrides, f"trainer.max_steps={steps}"))
+        TrainUnifiedVideoActionWorkspace(config).run()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert lines.count("train/action") == 3 and "validation/action_error" in lines and "validation/health" in lines
     policy = load_policy(tmp_path / "run" / "checkpoints" / "latest")
-    found = build_runner(workspace.config).run(policy, tmp_path / "evaluation", videos=1, config=workspace.config)
+    found = build_runner(config).run(policy, tmp_path / "evaluation", videos=1, config=config)
     assert 0 <= found["mean_score"] <= 1 and (tmp_path / "evaluation" / "report.html").is_file()

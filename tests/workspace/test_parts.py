@@ -57,22 +57,6 @@ def test_a_part_that_fails_does_not_stop_the_others(tmp_path: Path, caplog: pyte
     assert "python -c 'import sys; sys.exit(" in caplog.text and "no such package" in caplog.text
 
 
-def test_what_is_done_is_not_done_again_but_for_what_uses_new_results(tmp_path: Path) -> None:
-    marks, made, late = (tmp_path / name for name in ("marks", "made", "late"))
-    once, needs = python(PROGRAM, made, "x", makes=made), python(f"open({str(late)!r})")
-    parts = [
-        Part("train", "", 0.1, lambda _: [once, python(PROGRAM, marks, "t"), needs]),
-        Part("export", "", 0.1, lambda _: [python(PROGRAM, marks, "e")], needs=("train",)),
-        Part("other", "", 0.1, lambda _: [python(PROGRAM, marks, "o")]),
-    ]
-    assert do(parts, tmp_path)["train"]["state"] == "failed"
-    late.touch()
-    for _ in range(2):
-        assert do(parts, tmp_path)["train"]["state"] == "done"
-    assert marks.read_text() == "teo" + "te"
-    assert made.read_text() == "x", "a command whose result was there was run again"
-
-
 def test_a_part_ends_at_its_limit_with_all_that_it_has_started(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     stubborn = f"""
