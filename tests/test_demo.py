@@ -6,34 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.loading import load_script
-
 ROOT = Path(__file__).resolve().parents[1]
-demo = load_script("demo")
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What was run; every command fails."""
-    made: list[list[str]] = []
-
-    def failing(words: list, **kwargs: object) -> subprocess.CompletedProcess:
-        made.append(list(map(str, words[1:])))
-        return subprocess.CompletedProcess(words, 1)
-
-    monkeypatch.setattr(subprocess, "run", failing)
-    return made
-
-
-def test_a_missing_library_ends_the_demo_and_bad_options_are_refused(commands: list) -> None:
-    with pytest.raises(SystemExit, match="needs what is named above"):
-        demo.main([])
-    for arguments in (["--episodes", "0"], ["--train-minutes", "0"]):
-        with pytest.raises(SystemExit, match="2"):
-            demo.main(arguments)
-    assert len(commands) == 1
 
 
 def test_the_whole_way_at_a_tiny_size(tmp_path: Path) -> None:

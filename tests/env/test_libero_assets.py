@@ -142,16 +142,3 @@ def test_start_states_that_want_to_run_something_are_refused(tmp_path: Path, mon
     with pytest.raises(ValueError, match="text is not a stored array"):
         read_array(Path("text"))
     assert not Path("ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"suite": "libero_11"}, "suite='libero_11': LIBERO has libero_10, libero_90, libero_goal"),
-        ({"tasks": [10]}, r"tasks=\[10\]: expected numbers from 0 to 9, or null"),
-        ({"control": "delta"}, "control='delta': expected absolute or relative"),
-    ],
-)
-def test_bad_options_are_named(fields: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        LiberoEnv(**fields)

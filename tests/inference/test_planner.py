@@ -121,19 +121,6 @@ def test_an_episode_depends_on_its_seed_alone(policy, observations, needs, monke
         np.testing.assert_allclose(whole[4:8], own, rtol=1e-3)
 
 
-def test_the_simulator_may_take_the_models_place(observations) -> None:  # noqa: F811
-    asked, score = [], Rightmost()
-
-    def simulate(chunks):
-        asked.append(chunks)
-        return {slot: np.full((len(own), 4, 5), slot) for slot, own in chunks.items()}
-
-    session = PolicySession(make_policy(), slots=2, planner=Planner(score, 3, simulate))  # needs no auxiliary head
-    plans(session, observations, [0, 1], times=1)
-    assert {slot: chunks.shape for slot, chunks in asked[0].items()} == {0: (3, 16, 2), 1: (3, 16, 2)}
-    np.testing.assert_array_equal(score.seen[0].states[:, 0, 0], [0, 0, 0, 1, 1, 1])
-
-
 class Short(Rightmost):
     def __call__(self, imagined: Imagined) -> np.ndarray:
         return super().__call__(imagined)[1:]
