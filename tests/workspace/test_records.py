@@ -10,7 +10,14 @@ from PIL import Image
 
 from tests.workspace.fakes import metrics, trainer_settings
 from unified_video_action.env_runner.videos import write_mp4
+from unified_video_action.workspace.process import build_accelerator
 from unified_video_action.workspace.records import Records
+
+
+@pytest.fixture(autouse=True)
+def accelerator():
+    """Its trackers write a log that needs one."""
+    build_accelerator(trainer_settings())
 
 
 def test_lines_are_on_disk_at_once_and_later_ones_are_dropped_on_resume(tmp_path):
