@@ -11,7 +11,10 @@ from tests.loading import load_script
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.demos.collecting import Attempt, collect
 from unified_video_action.demos.pusht import Collector as PushTCollector
-from unified_video_action.env.pusht.env import PushTEnv, render_states
+from unified_video_action.demos.pusht import ScriptedExpert
+from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, render_states
+from unified_video_action.env.pusht.geometry import random_goal
+from unified_video_action.env.pusht.table import Table
 
 NEEDS_PYBULLET = pytest.mark.skipif(find_spec("pybullet") is None, reason="pybullet is not installed: make sims")
 
@@ -99,3 +102,30 @@ def test_a_disturbance_is_done_and_recorded_apart() -> None:
         apart.append(np.abs(replayed[:, :2] - state[1:21, :2]).max())
     assert 1 < apart[0] < 60, "what was recorded is what was done, or has nothing to do with it"
     assert apart[1] < 1e-3, "what was executed does not lead where the agent went"
+
+
+def succeeds(seed: int, goal=DEFAULT_GOAL) -> bool:
+    env, expert = PushTEnv(goal=goal, observe_image=False), ScriptedExpert(goal, seed)
+    _, info = env.reset(seed=seed)
+    for _ in range(300):
+        info = env.step(expert.act(info["state"]))[-1]
+        if info["is_success"]:
+            break
+    return info["is_success"]
+
+
+def test_the_copy_of_the_table_moves_as_the_environment() -> None:
+    env, table = PushTEnv(observe_image=False), Table()
+    agent, pose = (100.0, 100.0), (250.0, 250.0, 0.5)
+    env.reset(options={"state": [*agent, *pose]})
+    table.place(agent, pose)
+    for action in np.repeat(np.random.default_rng(0).uniform(150, 350, (12, 2)), 5, axis=0):
+        state = env.step(action)[-1]["state"]
+        table.move(action)
+        np.testing.assert_allclose([*table.agent, *table.pose[:2]], state[:4], atol=1e-9)
+    assert np.abs(state[2:4] - pose[:2]).max() > 20  # the T was pushed
+
+
+def test_the_expert_succeeds_also_with_other_goals() -> None:
+    assert all(succeeds(seed) for seed in (0, 14, 53, 100000))
+    assert all(succeeds(seed, random_goal(np.random.default_rng(seed))) for seed in range(3))

@@ -17,7 +17,11 @@ from unified_video_action.env_runner.results import (
     write_json,
 )
 from unified_video_action.env_runner.rollout import Episode
-from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
+from unified_video_action.env_runner.videos import (
+    RolloutVideo,
+    pick_for_videos,
+    write_mp4,
+)
 
 
 @pytest.fixture
@@ -86,3 +90,19 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
         write_json(path, {"score": float("nan")})
     assert json.loads(path.read_text()) == loaded
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, []),
+        (2, [("best", 2), ("worst", 1)]),
+        (3, [("best", 2), ("median", 0), ("worst", 1)]),
+        (9, [("best", 2), ("rank 2 of 5", 4), ("median", 0), ("rank 4 of 5", 3), ("worst", 1)]),
+    ],
+)
+def test_videos_are_spread_from_best_to_worst(count: int, expected: list):
+    episodes = [Episode(seed, curve=[score]) for seed, score in enumerate((0.5, 0.1, 0.9, 0.3, 0.7))]
+    episodes.append(Episode(7, curve=[1.0], crashed="it fell"))
+    assert [(label, episode.seed) for label, episode in pick_for_videos(episodes, count)] == expected
+    assert pick_for_videos(episodes[-1:], count) == []

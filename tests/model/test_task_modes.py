@@ -6,16 +6,8 @@ from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 
 
 def test_the_five_modes_hide_and_learn_what_the_paper_says():
-    assert {
-        mode.reference_name: (
-            mode.sees_history,
-            mode.future,
-            mode.sees_actions,
-            mode.learns_frames,
-            mode.learns_actions,
-        )
-        for mode in TASK_MODES.values()
-    } == {
+    kinds = ("sees_history", "future", "sees_actions", "learns_frames", "learns_actions")
+    assert {mode.reference_name: tuple(getattr(mode, kind) for kind in kinds) for mode in TASK_MODES.values()} == {
         "policy_model": (True, "masked", False, False, True),
         "video_model": (True, "partial", False, True, False),
         "dynamic_model": (True, "partial", True, True, False),
