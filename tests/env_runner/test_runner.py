@@ -58,6 +58,8 @@ def test_everything_is_written_and_a_crash_is_reported(
     with caplog.at_level(logging.WARNING):
         metrics = make().run(ToyPolicy(), output, videos=2, title="Toy", config={"seed": 1}, progress=False)
     assert (metrics["episodes"], metrics["crashed"]) == (3, 1)
+    alone = make(n_episodes=3, n_envs=1).run(ToyPolicy(), progress=False)
+    assert metrics["mean_score"] == alone["mean_score"], "an episode is the same whatever crashes beside it"
     assert "seed 13 crashed: environment process ended by exit status 3" in caplog.text
     results = json.loads((output / "results.json").read_text())
     assert results["metrics"] == metrics and results["config"] == {"seed": 1}
