@@ -177,8 +177,8 @@ def test_a_preset_trains_resumes_and_is_evaluated(name: str, pusht_store: Path, 
         *(["policy.widths=[16,32]"] if "unet" in name else ["policy.depth=1"]),
     ]
     for steps in (2, 3):
-        config = OmegaConf.create(read(name, *overrides, f"trainer.max_steps={steps}"))
-        TrainUnifiedVideoActionWorkspace(config).run()
+        config = read(name, *overrides, f"trainer.max_steps={steps}")
+        TrainUnifiedVideoActionWorkspace(OmegaConf.create(config)).run()
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert lines.count("train/action") == 3 and "validation/action_error" in lines and "validation/health" in lines
     policy = load_policy(tmp_path / "run" / "checkpoints" / "latest")

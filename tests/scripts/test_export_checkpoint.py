@@ -139,7 +139,7 @@ def test_other_paths_of_this_machine_are_refused_and_data_gets_a_general_name(
     change_config(trained_run, {"init_from": "/elsewhere/old", "task": {"dataset": {"paths": ["x.zip", "../y.zip"]}}})
     assert "init_from: /elsewhere/old" in refusal(export, capsys)
     change_config(trained_run, {"init_from": None})
-    config = yaml.safe_load((export() / "config.yaml").read_text())
+    config = yaml.safe_load((export("--training-command", "make") / "config.yaml").read_text())
     assert config["task"]["dataset"]["paths"] == ["x.zip", "data/y.zip"]
 
 
