@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import shutil
 import tempfile
@@ -51,9 +50,6 @@ class Page:
         """`kind`: mousePressed, mouseMoved or mouseReleased."""
         held = {"button": "left", "buttons": int(kind != "mouseReleased"), "clickCount": int(kind != "mouseMoved")}
         await self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held)
-
-    async def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode((await self.call("Page.captureScreenshot"))["data"]))
 
 
 @asynccontextmanager

@@ -11,7 +11,6 @@ from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.instantiate import build_dataclass, instantiate
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy.build import build_policy
-from unified_video_action.vae.patch_mlp import PatchMLP
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.train_unified_video_action_workspace import check_config, differences
 
@@ -76,37 +75,8 @@ def test_the_preset_is_the_papers_recipe():
     assert policy.model.config.transformer.dropout == 0.1
 
 
-@pytest.mark.parametrize(("name", "least", "most"), list(zip(SIBLINGS, (10, 2, 2), (22, 5, 5))))
-def test_the_siblings_are_small_and_share_a_recipe(name, least, most):
-    config = read(name)
-    policy = untrained(config)
-    assert least < sum(p.numel() for p in policy.model.parameters()) / 1e6 < most
-    assert type(policy.codec) is PatchMLP and policy.model.spec.tokens_per_frame == 36
-    assert policy.config.relative_to == "agent_pos" and policy.model.spec.proprio_steps == 1
-    assert policy.config.relative_frames and policy.config.plan_first
-    together = bool(policy.model.config.video_head.attention_heads)  # a clip's tokens, in one iteration
-    assert together == (name == "uva_pusht_small") and policy.config.iterations == (1 if together else 4)
-    assert policy.model.config.video_head.newest_token and policy.model.config.masking.inverse_history == 0.5
-    assert {mode.name for mode in policy.trained} == set(TASK_MODES)
-    assert config["training"]["optimizer"]["fan_in"] == 128
-
-
-@pytest.mark.parametrize("task", ["pusht", "pusht_proprio", "pusht_m", "pusht_m_proprio"])
-def test_only_the_usual_goal_is_simulated_and_planned_for(task):
-    settings = read("uva_pusht", f"task={task}")["task"]
-    usual = task in ("pusht", "pusht_proprio")
-    assert settings["reader"]["simulates"] is usual and (settings["planner_score"] is not None) is usual
-
-
 @pytest.mark.parametrize(
-    ("option", "wanted"),
-    [
-        ("joint", {"policy", "video", "forward_dynamics", "inverse_dynamics", "policy_and_video"}),
-        ("video", {"video"}),
-        ("action", {"policy"}),
-        ("acting", {"policy", "policy_and_video"}),
-        ("world_model", set(TASK_MODES)),
-    ],
+    ("option", "wanted"), [("joint", set(TASK_MODES)), ("video", {"video"}), ("action", {"policy"})]
 )
 def test_the_group_training_chooses_the_modes_and_nothing_else(option, wanted):
     chosen, usual = read("uva_pusht", f"training={option}"), read("uva_pusht")
@@ -124,11 +94,6 @@ def test_a_simulator_of_ones_own_is_imported_for_rollouts_only(monkeypatch):
         check_config(read("uva_pusht_mini", own, "trainer.evaluate_every=5"))
 
 
-@pytest.mark.parametrize("override", ["trainer.max_steps=5", "+trainer.max_steps=5", "++trainer.max_steps=5"])
-def test_overrides_work_with_and_without_a_plus(override):
-    assert read("uva_pusht_mini", override)["trainer"]["max_steps"] == 5
-
-
 @pytest.mark.parametrize("override", ["trainer.max_step=5", "model.transformer.width=3", "training=both", "colour=red"])
 def test_a_wrong_key_does_not_compose(override):
     with pytest.raises(ConfigCompositionException):
@@ -138,9 +103,6 @@ def test_a_wrong_key_does_not_compose(override):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("+colour=red", "colour: there is no such key"),
-        ("+model.transformer.width=3", "model.transformer.width: TransformerConfig has no such field"),
-        ("model.transformer.heads=5", "heads 5 does not divide dim 128"),
         ("model.action_head.chunk=pairs", "chunk must be rows or vector, got 'pairs'"),
         ("+vae.scale=2", "vae.scale: PatchMLP has no such field"),
         ("vae._target_=os.system", "vae._target_: 'os.system' is refused"),
@@ -148,10 +110,7 @@ def test_a_wrong_key_does_not_compose(override):
             "task.env._target_=unified_video_action.downloads.download",
             "derived from gymnasium.core.Env is needed",
         ),
-        ("+task.dataset.shuffle=true", "task.dataset.shuffle: PushTDataset has no such field"),
-        ("+task.env_runner.episodes=3", "task.env_runner.episodes: EnvRunner has no such field"),
         ("task.horizon.stride=0", "Horizon.stride must be a positive integer, got 0"),
-        ("seed=-1", "seed must be an integer >= 0, got -1"),
     ],
 )
 def test_what_composes_but_is_wrong_is_named(override, message):

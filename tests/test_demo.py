@@ -6,58 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from tests.loading import load_script
-
 ROOT = Path(__file__).resolve().parents[1]
-demo = load_script("demo")
-
-
-@pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What was run; every command fails."""
-    made: list[list[str]] = []
-
-    def failing(words: list, **kwargs: object) -> subprocess.CompletedProcess:
-        made.append(list(map(str, words[1:])))
-        return subprocess.CompletedProcess(words, 1)
-
-    monkeypatch.setattr(subprocess, "run", failing)
-    return made
-
-
-def test_a_missing_library_ends_the_demo_and_bad_options_are_refused(commands: list) -> None:
-    with pytest.raises(SystemExit, match="needs what is named above"):
-        demo.main([])
-    for arguments in (["--episodes", "0"], ["--train-minutes", "0"]):
-        with pytest.raises(SystemExit, match="2"):
-            demo.main(arguments)
-    assert len(commands) == 1
-
-
-def test_the_shipped_policy_comes_first(commands: list, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    policy, output = tmp_path / "policy", tmp_path / "out"
-    with caplog.at_level("INFO"):
-        demo.show_shipped(policy, output, tiny=False)
-        assert not commands and "No policy is shipped" in caplog.text
-        policy.mkdir()
-        intervals = {"mean_score": {"low": 0.75, "high": 0.85}, "success_rate": {"low": 0.28, "high": 0.36}}
-        figures = {"mean_score": 0.8, "success_rate": 0.32, "episodes": 500, "intervals": intervals}
-        (policy / "metrics.json").write_text(json.dumps(figures))
-        with pytest.raises(SystemExit, match="eval_sim.py failed"):
-            demo.show_shipped(policy, output, tiny=False)
-    assert "scored 0.80 (95 %: 0.75 to 0.85) over 500 episodes and succeeded in 32 % (28 to 36)" in caplog.text
-    assert commands[0][:3] == ["eval_sim.py", "--checkpoint", str(policy)]
-
-
-def test_training_gets_what_is_left_of_the_time() -> None:
-    def minutes(*arguments: str) -> float:
-        return demo.training_minutes(demo.parse_arguments(list(arguments)), spent=3.0)
-
-    assert minutes("--minutes", "10") == 5.0  # 2 of it to evaluate
-    assert minutes("--minutes", "4") == 2.0
-    assert minutes("--minutes", "10", "--train-minutes", "9") == 9.0
 
 
 def test_the_whole_way_at_a_tiny_size(tmp_path: Path) -> None:

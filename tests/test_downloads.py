@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from tests.loading import load_script
-from unified_video_action.downloads import download, file_sha256, how_to_fetch, public_files
-from unified_video_action.files import expand
-from unified_video_action.workspace.commands import read_config
+from unified_video_action.downloads import download, file_sha256, public_files
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -57,19 +55,6 @@ def test_a_web_page_is_no_data_also_without_a_checksum(url, file_server, tmp_pat
         download(f"{file_server.url}/page.zip", tmp_path / "got.zip", None, progress=False)
     assert not (tmp_path / "got.zip").exists() and not (tmp_path / "got.zip.part").exists()
     assert download(url, tmp_path / "got.zip", None, progress=False).read_bytes() == CONTENT
-
-
-def test_the_table_is_whole_and_messages_name_its_entries(caplog, monkeypatch, tmp_path):
-    monkeypatch.setenv("UVA_DATA_DIR", str(tmp_path))
-    with caplog.at_level(logging.INFO):
-        assert load_script("download").main(["list"]) == 0
-    for name, public in public_files().items():
-        assert public.address.startswith("https://") and public.page.startswith("https://") and name in caplog.text
-        assert how_to_fetch(tmp_path / public.path) == f"python scripts/download.py {name}"
-    assert how_to_fetch(tmp_path / "mine.zip") == ""
-    mini, multi = (read_config(name)["task"]["dataset"]["sources"] for name in ("uva_umi", "uva_umi_multi"))
-    for source in (mini, *multi.values()):
-        assert how_to_fetch(expand(source["path"])), source["path"]
 
 
 def test_missing_files_and_servers_are_clear_errors(file_server, tmp_path, caplog):

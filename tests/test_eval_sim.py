@@ -1,5 +1,6 @@
 """eval_sim.py on a small untrained checkpoint, in the real simulator; and what it says to mistakes."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,42 +14,15 @@ import numpy as np
 import pytest
 
 import eval_sim
+from tests.scripts.conftest import CONFIG as SMALL
 from tests.small_run import write_run
-from unified_video_action.compat.checkpoint_files import UVA
 from unified_video_action.env_runner import preparation
 from unified_video_action.env_runner.results import Journal
 from unified_video_action.env_runner.rollout import Episode
 
-HEAD = {"width": 32, "depth": 1, "pool": 2}
-CONFIG = {
-    "name": "small",
-    "task": {
-        "shape_meta": {
-            "obs": {"image": {"shape": [3, 96, 96], "type": "rgb"}, "agent_pos": {"shape": [2], "type": "low_dim"}},
-            "action": {"shape": [2]},
-            "auxiliary_dim": 6,
-        },
-        "horizon": {},
-        "env": {"_target_": "unified_video_action.env.pusht.env.PushTEnv"},
-        "env_runner": {
-            "_target_": "unified_video_action.env_runner.runner.EnvRunner",
-            "n_episodes": 20,
-            "start_seed": 100000,
-            "max_steps": 300,
-            "metrics": ["coverage"],
-        },
-    },
-    "model": {
-        "patch_size": 2,
-        "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
-        "video_head": HEAD,
-        "action_head": HEAD,
-    },
-    "vae": {"_target_": "unified_video_action.vae.pusht_tiny.PushTTiny", "weights": "random"},
-    "policy": {"_target_": UVA, "sampler": "ddim2", "video_sampler": "ddim2"},
-}
-
-
+CONFIG = {**SMALL, "name": "small", "task": copy.deepcopy(SMALL["task"])}
+CONFIG["task"]["shape_meta"]["auxiliary_dim"] = 6
+CONFIG["task"]["env_runner"]["max_steps"] = 300
 SCORE = "task.planner_score._target_=unified_video_action.env.pusht.score.CoverageScore"
 BLOCK_PUSH = "task.env._target_=unified_video_action.env.block_push.env.BlockPushEnv"  # knows no disturbances
 
@@ -123,20 +97,14 @@ def test_the_default_output_lies_in_the_run_but_not_beside_a_shipped_checkpoint(
     ("arguments", "message"),
     [
         (["--sampler", "heun10"], "must be ancestral, ddim, dpm or euler, got 'heun'"),
-        (["--precision", "int4"], "precision='int4': expected one of no, bf16"),
         (["--weights", "model"], "model.safetensors is missing"),
-        (["--n-episodes", "0"], "n_episodes must be at least 1, got 0"),
         (["--set", "task.env_runner.n_episode=3"], "task.env_runner.n_episode: EnvRunner has no such field"),
         (["--set", "training.steps=3"], "--set training.steps=3: expected KEY=VALUE"),
-        (["--set", "task.env.goal"], "--set task.env.goal: expected KEY=VALUE"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--output", "."], "exists already; choose another with --output"),
         (["--record-dataset", "."], ". exists already; choose another name"),
-        (["--disturbance", "fog"], "disturbance must be one of background, objects, goal, or null, got 'fog'"),
         (["--disturbance", "goal", "--set", BLOCK_PUSH], "task.env.disturbance: BlockPushEnv has no such field"),
-        (["--resume"], "there is no evaluation to continue"),
         (["--planner", "4"], "--planner 4: the configuration names no score; set task.planner_score"),
-        (["--planner", "0", "--set", SCORE], "candidates must be a positive integer, got 0"),
         (["--planner-model", "simulator"], "no planner is configured; say how many plans with --planner K"),
     ],
 )
@@ -168,28 +136,6 @@ def test_a_planner_chooses(checkpoint: Path, tmp_path: Path, monkeypatch: pytest
         assert "best of 3 by" in page and "one plan" in page
     curves = [each["episodes"][0]["curve"] for each in found.values()]
     assert curves[0] != curves[1] and curves[0] != curves[2]
-
-
-def test_checkpoints_that_cannot_be_evaluated_are_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    config, whole = tmp_path / "config.yaml", (checkpoint / "config.yaml").read_text()
-    for text, message in (
-        (None, "config.yaml is missing"),
-        ("task: {}", "task.env is not set"),
-        ("task: [", "config.yaml is not YAML"),
-        (whole, "normalizer.json is missing"),
-    ):
-        if text is not None:
-            config.write_text(text)
-        with pytest.raises(SystemExit, match=message):
-            call(monkeypatch, "--checkpoint", tmp_path)
-    with pytest.raises(SystemExit, match="none: no such folder"):
-        call(monkeypatch, "--checkpoint", tmp_path / "none")
-    policy_only = shutil.copytree(checkpoint, tmp_path / "policy_only")
-    (policy_only / "config.yaml").write_text(whole + "training: {mode_mix: {quotas: {policy: 1.0}}}\n")
-    with pytest.raises(SystemExit, match="not trained in the mode forward_dynamics"):
-        call(monkeypatch, "--checkpoint", policy_only, "--planner", 4, "--set", SCORE)
 
 
 def test_a_seed_gives_the_same_score_whatever_runs_beside_it(

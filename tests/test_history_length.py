@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
-from tests.shrunk import CONFIG, SHRUNK
+from tests.shrunk import SHRUNK, read
 from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
@@ -39,8 +39,7 @@ def test_any_length_of_history_trains_and_plays(history: int, pusht_store: Path,
     options += ["trainer.validate_every=2", "trainer.prediction_grid_every=2", "trainer.evaluate_every=2"]
     options += [f"task.dataset.paths={pusht_store}", f"data.cache_dir={cache}", f"output_dir={run}"]
     options += [f"task.horizon.history={history}", "task.env_runner.max_steps=17"]
-    with initialize_config_dir(str(CONFIG), version_base="1.3"):
-        workspace = TrainUnifiedVideoActionWorkspace(compose("uva_pusht_mini", [*SHRUNK, *options]))
+    workspace = TrainUnifiedVideoActionWorkspace(OmegaConf.create(read("uva_pusht_mini", *SHRUNK, *options)))
     before = workspace.policy.model.state_dict()[READS_HISTORY].clone()
     dataset = workspace.dataset
     assert len(dataset) + 2 * len(dataset.validation()) == 2 * 150  # every step is `now` once, and once in the mirror

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from scipy.spatial.transform import Rotation
 
 from unified_video_action.poses import EndEffectorSpec, between, distance, from_vector, inverse, relative_to, to_vector
-from unified_video_action.rotations import from_pose_actions, matrix_from_6d, to_pose_actions
+from unified_video_action.rotations import matrix_from_6d
 
 QUARTER = np.pi / 2
 NOW = from_vector(np.array([1.0, 2.0, 0.5, 0, 0, QUARTER]))  # at (1, 2, 0.5), its x axis along the base's y
@@ -53,16 +52,6 @@ def test_actions_there_and_back(relative):
     np.testing.assert_allclose(openings, [[0.05]] * 2)
 
 
-def test_pose_actions_in_any_shape():
-    vectors = Rotation.random(12, np.random.default_rng(0)).as_rotvec().reshape(3, 4, 3)
-    actions = np.concatenate([np.ones((3, 4, 3)), vectors, -np.ones((3, 4, 1))], axis=-1)
-    actions[0, 0, 3:6] = 0, 0, QUARTER
-    poses = to_pose_actions(actions)
-    assert poses.shape == (3, 4, 10) and poses.dtype == np.float32
-    np.testing.assert_allclose(poses[0, 0, 3:9], [0, -1, 0, 1, 0, 0], atol=1e-7)  # first two rows of the matrix
-    np.testing.assert_allclose(from_pose_actions(poses), actions, atol=1e-5)
-
-
 @pytest.mark.parametrize("rows", [[0, 2, 0, 3, 5, 0], [-1, -1, 1, 1, 1, -1], [0, 3, 0, 0, 0, 0], [2, 0, 0, 2, 0, 0]])
 def test_any_two_rows_become_a_rotation_with_the_first(rows):
     matrix = matrix_from_6d(np.array(rows, np.float32))
@@ -76,11 +65,8 @@ def test_any_two_rows_become_a_rotation_with_the_first(rows):
     ("call", "message"),
     [
         (lambda: EndEffectorSpec({"x": "colour"}), "end_effector.states.x='colour'"),
-        (lambda: EndEffectorSpec({}).targets(np.zeros((1, 7)), NOW), "7 numbers: expected 10"),
         (lambda: EndEffectorSpec({}).targets(np.zeros((1, 10)), NOW), "names no rotation: its first row is zero"),
         (lambda: matrix_from_6d(np.array([np.nan, 0, 0, 0, 1, 0])), "not finite"),
-        (lambda: to_pose_actions(np.zeros((2, 6))), r"expected \(\.\.\., 7\)"),
-        (lambda: from_pose_actions(np.zeros((2, 7))), r"expected \(\.\.\., 10\)"),
     ],
 )
 def test_mistakes_are_named(call, message):

@@ -18,21 +18,3 @@ def test_bad_horizons_name_the_field_and_value(field, value):
     with pytest.raises(ValueError, match=rf"Horizon.{field}.*{value}"):
         horizon = Horizon(**{field: value})
         ModelSpec(horizon, LatentShape(16, 12, 12), action_dim=2)  # no future: a model of frames refuses it
-
-
-def test_tokens_follow_from_the_latent_and_the_patch():
-    spec = ModelSpec(Horizon(future=3), LatentShape(16, 12, 12), action_dim=2, patch_size=4)
-    assert (spec.grid, spec.tokens_per_frame, spec.tokens, spec.token_dim) == ((3, 3), 9, 27, 256)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"patch_size": 5}, "patch_size 5 does not divide"),
-        ({"action_dim": 0}, "action_dim"),
-        ({"proprio_dim": 2}, "go together"),
-    ],
-)
-def test_sizes_that_do_not_fit_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ModelSpec(**{"horizon": Horizon(), "latent": LatentShape(16, 12, 12), "action_dim": 2, **options})

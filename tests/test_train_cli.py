@@ -12,23 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.processes import train
+from tests.shrunk import SHRUNK
 
 ROOT = Path(__file__).parents[1]
-FAST = [
-    "--config-name=uva_pusht_mini",
-    "vae.weights=random",
-    "model.transformer.dim=32",
-    "model.video_head.width=32",
-    "model.action_head.width=32",
-    "policy.video_sampler=ddim2",
-    "training.batch_size=4",
-    "training.schedule.warmup_steps=1",
-    "task.dataset.val_ratio=0.25",
-    "trainer.validation_windows=2",
-    "trainer.prediction_grid_windows=1",
-    "trainer.log_every=1",
-    "trainer.tensorboard=false",
-]
+FAST = ["--config-name=uva_pusht_mini", *SHRUNK, "training.batch_size=4", "training.steps=1000"]
+FAST += ["task.dataset.val_ratio=0.25", "trainer.evaluate_every=null"]
 BLIND = ["trainer.validate_every=null", "trainer.prediction_grid_every=null"]
 
 

@@ -11,7 +11,6 @@ from unified_video_action.untrusted import read_checkpoint_config
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
 HOSTILE = {
     "aliases": (LAUGHS, "line 2: an alias"),
-    "an alias of itself": ("a: &a [*a]\n", "line 1: an alias"),
     "deep lists": ("a: " + "[" * 100_000 + "]" * 100_000, "nested deeper than 32 levels"),
     "deep mappings": ("{a: " * 40 + "1" + "}" * 40, "nested deeper than 32 levels"),
     "a million numbers": ("a: [" + "1," * 1_000_000 + "]", "larger than 1,000,000 bytes"),
@@ -20,9 +19,6 @@ HOSTILE = {
     "environment in a key": ("a: {'${oc.env:HOME}': 1}", "a: .* is an interpolation"),
     "a reference": ("a: 1\nb: ${a}", "b: .* is an interpolation"),
     "a Python object": ("a: !!python/object/apply:os.system [true]", "is not YAML"),
-    "text": ("only words", "holds no mapping|is not YAML"),
-    "a list": ("[1, 2]", "holds no mapping"),
-    "half a file": ("a: {b: [1,", "is not YAML"),
     "control characters": ("a: \x00", "is not YAML"),
     "bytes that are not text": (b"\xff\xfe\x00\xd8" * 250, "is not YAML"),
 }

@@ -28,16 +28,6 @@ def flip(path: Path) -> None:
     path.write_bytes(b"[]" if path.suffix == ".json" else data)
 
 
-def test_a_list_has_sizes_and_checksums(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"123456789")
-    assert listed(tmp_path) == {"a": {"bytes": 9, "crc32": "cbf43926"}}  # the check value of CRC-32
-    assert fault(tmp_path, {"a": {"bytes": 9, "crc32": "cbf43926"}}) is None
-    assert fault(tmp_path, {"a": 9}) is None and fault(tmp_path, {"a": 8}) == "a has 9 bytes, 8 were written"
-    wrong = {"a": {"bytes": 9, "crc32": "cbf43927"}}
-    assert fault(tmp_path, wrong) == "a is damaged: its checksum is cbf43926, cbf43927 was written"
-    assert fault(tmp_path, wrong, most=8) is None and fault(tmp_path, {"b": 1}) == "b is missing"
-
-
 @pytest.mark.parametrize("name", ["ema-00001-of-00002.safetensors", "codec.safetensors", "normalizer.json"])
 @pytest.mark.parametrize("manifest", ["metrics.json", "trainer_state.json"])
 def test_one_bit_of_what_a_policy_reads_is_enough(folder: Path, name: str, manifest: str) -> None:

@@ -145,23 +145,6 @@ def test_kl16_becomes_a_weights_file_without_its_loss(tmp_path: Path, wrapped: C
     assert read_weights(tmp_path / "kl16.ckpt").keys() == found.keys()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ({"state_dict": {"model.encoder_blocks.0.x": torch.zeros(1)}, "epoch": 3}, r"weights alone \(state_dict\)"),
-        ({f"model.encoder_blocks.{i}.x": torch.zeros(1) for i in range(500)}, "495 more. It has weights alone"),
-        ({"model": {"encoder_blocks.0.x": torch.zeros(1)}}, r"weights alone \(model\).*for MAR model_ema"),
-        ({"model": {"layer.weight": torch.zeros(1)}}, "with layer.weight in model"),
-        ({str(i) * 500: i for i in range(1000)}, "995 more"),
-    ],
-)
-def test_other_kinds_are_refused_in_a_few_words(tmp_path: Path, content: dict, said: str) -> None:
-    torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=f"x.ckpt: no known kind of checkpoint; it holds .*{said}") as caught:
-        convert(tmp_path / "x.ckpt", tmp_path / "out")
-    assert len(str(caught.value)) < 1500 and not (tmp_path / "out").exists()
-
-
 def with_nan(content: dict) -> None:
     content["state_dicts"]["ema_model"]["model.z_proj.bias"] = torch.full((768,), torch.nan)
 
@@ -171,10 +154,7 @@ def with_nan(content: dict) -> None:
     [
         ("pusht", with_nan, "z_proj.bias is not finite"),
         ("pusht", lambda content: content["cfg"].update(task=["not a task"]), "its cfg is not of the published code"),
-        ("pusht", lambda content: content.update(cfg=None), "it has no 'cfg'"),
-        ("pusht", lambda content: content.update(cfg=OmegaConf.create({"model": {}})), "no model.policy"),
         ("pusht", lambda content: content.update(state_dicts={"model": {}}), r"no averaged weights .*, only model"),
-        ("pusht", lambda content: content.update(state_dicts={"ema_model": [1]}), "a list, expected tensors by name"),
         ("toolhang", lambda content: None, r"its weights take 2 cameras, its shape_meta has \['image'\]"),
     ],
 )

@@ -29,20 +29,6 @@ def test_messages_are_byte_for_byte_those_of_openpi(name: str) -> None:
     same(unpack(data, len(data)), msgpack_numpy.unpackb(data))
 
 
-def test_arrays_come_back_read_only_and_text_scalars_as_texts() -> None:
-    data = pack({"a": np.zeros(3), "prompt": np.str_("fold")})
-    found = unpack(data, 1000)
-    assert not found["a"].flags.writeable
-    assert found["prompt"] == "fold" and type(found["prompt"]) is str
-    same(unpack(memoryview(data), 1000), found)
-
-
-@pytest.mark.parametrize("kind", [object, [("a", "f4")], complex], ids=["objects", "records", "complex"])
-def test_what_openpi_cannot_send_is_not_sent(kind: Any) -> None:
-    with pytest.raises(ValueError, match="cannot be sent"):
-        pack({"a": np.zeros(1, kind)})
-
-
 def array(**changes: Any) -> bytes:
     fields = {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<f4", b"shape": [2]}
     return msgpack.packb({"a": fields | {key.encode(): value for key, value in changes.items()}})
@@ -55,15 +41,10 @@ def array(**changes: Any) -> bytes:
         (array(shape=[3]), "with 8 bytes of data"),
         (array(shape=[2**40, 2**40]), "whole numbers"),
         (array(shape=[1] * 9), "at most 8 dimensions"),
-        (array(data="abcdefgh"), "with no bytes"),
-        (msgpack.packb({b"__npgeneric__": True, b"data": "x", b"dtype": "<f4"}), "a scalar"),
         (msgpack.packb([{}] * 100 + [[[]] * 100] * 2), "more than 256 maps and lists"),
         (msgpack.packb([0] * 200), "list of more than 128 entries; send frames and states as arrays"),
         (b"\xdf\x7f\xff\xff\xff", "exceeds max_map_len"),
-        (b"\xc6\x7f\xff\xff\xff", "damaged"),
         (b"\x91" * 5000, "damaged"),
-        (b"\xd6\x05\x00\x00\x00\x00", "extension of type 5"),
-        (b"\xa2\xff\xfe", "UTF-8"),
         (bytes(1001), "the most is 1000"),
     ],
 )

@@ -133,33 +133,16 @@ def test_a_hostile_pickle_is_refused_and_named(tmp_path: Path, what: str, where:
     [
         (b"cos\nsystem\n(S'true'\ntR.", "os.system"),
         (b"(S'true'\nios\nsystem\n.", "pickle instruction INST"),
-        (b"(cos\nsystem\nS'true'\no.", "pickle instruction OBJ"),
-        (b"\x80\x04\x8c\x08builtins\x8c\x0ddict.fromkeys\x93.", "builtins.dict.fromkeys"),
         (b"\x80\x04\x8c\x0aomegaconf.\x8c\x09OmegaConf\x93.", "omegaconf..OmegaConf"),
         (b"\x80\x04\x8c\x0adill._dill\x8c\x10_create_function\x93.", "dill._dill._create_function"),
-        (b"\x80\x02\x82\x01.", "pickle instruction EXT1"),
         (b"\x80\x05\x97.", "pickle instruction NEXT_BUFFER"),
         (b"\x80\x02K\x01Q.", "a reference to data outside the pickle"),
-        (b"cbuiltins\ndict\n)}S'a'\nK\x01s\x92.", "pickle instruction NEWOBJ_EX"),
     ],
 )
 def test_instructions_that_plain_data_does_not_need_are_refused(stream: bytes, what: str) -> None:
     with pytest.raises(UnsafePickleError) as caught:
         loads(stream)
     assert caught.value.what == what
-
-
-DAMAGED = (
-    *(b"", b".", b"]", b"K\x01a.", b"}(K\x01u.", b"h\x05.", b"t.", b"]K\x01e.", b"]q\x00h\x00a."),
-    b"K\x01K\x02R.",
-    b"\xff.",
-)
-
-
-@pytest.mark.parametrize("stream", DAMAGED, ids=repr)
-def test_damaged_pickles_are_value_errors(stream: bytes) -> None:
-    with pytest.raises(ValueError, match="damaged"):
-        loads(stream)
 
 
 def test_a_tensor_cannot_reach_outside_its_storage() -> None:

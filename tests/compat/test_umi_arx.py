@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from tests.compat.same import same
 from unified_video_action.compat.plain_pickle import MessageReader, read, write
-from unified_video_action.compat.umi_arx import client_yaml, instruction, observations
+from unified_video_action.compat.umi_arx import instruction
 
 KNOWN = ("put the cup on the saucer", "fold the towel", "put the mouse on the mat", "wash the cup")
 FRAMES = np.random.default_rng(0).random((2, 5, 4, 3), np.float32)
@@ -51,17 +50,11 @@ def test_answers_can_be_unpickled_by_any_client(value: Any) -> None:
     ("value", "said"),
     [
         (print, "builtins.print"),
-        (eval, "builtins.eval"),
         (object(), "object|copyreg"),
         (np.array([None]), "something else than numbers"),
-        (np.array(["text"]), "something else than numbers"),
         (np.zeros(1, [("a", "f4")]), "something else than numbers"),
-        (np.zeros(1, "M8[s]"), "something else than numbers"),
         ({1: 2}, "keys are not texts"),
-        ({"a": {(1,): 2}}, "keys are not texts"),
         ({1, 2}, "instruction EMPTY_SET"),
-        (1j, "builtins.complex"),
-        (np.random.default_rng(0), "numpy.random"),
     ],
 )
 def test_anything_else_is_refused_and_said(value: Any, said: str) -> None:
@@ -80,14 +73,6 @@ def test_a_message_is_bounded_and_ends_at_its_end() -> None:
     assert read(pickle.dumps("good") + b"cos\nsystem\n", 10**6) == "good"
 
 
-def test_a_policys_names_are_looked_up_by_what_they_are() -> None:
-    message = {"camera0_rgb": 1, "robot0_eef_pos": 2, "robot0_gripper_width": 3, "more": 4}
-    states = {"tip": "position", "opening": "gripper"}
-    assert observations(message, "front", states) == {"front": 1, "tip": 2, "opening": 3}
-    with pytest.raises(ValueError, match="robot0_eef_rot_axis_angle, robot0_eef_rot_axis_angle_wrt_start is missing"):
-        observations(message, "front", {"turn": "rotation_6d", "whole turn": "rotation_6d_from_start"})
-
-
 def test_a_task_name_stands_for_one_instruction() -> None:
     assert instruction({}, KNOWN) is None
     for given, chosen in (("uva_towel", KNOWN[1]), ("MOUSE arrangement", KNOWN[2]), ("wash the cup", KNOWN[3])):
@@ -95,16 +80,3 @@ def test_a_task_name_stands_for_one_instruction() -> None:
     for given, fitting in (("cup", 2), ("shoes", 0), ("towel and mouse", 2)):
         with pytest.raises(ValueError, match=f"fits {fitting} of the instructions"):
             instruction({"task_name": given}, KNOWN)
-
-
-def test_the_clients_configuration_has_what_it_reads() -> None:
-    config = yaml.safe_load(client_yaml("mine", (224, 200), {"tip": "position"}, (True, False), 16, 12))
-    task = config["task"]
-    states = ["robot0_eef_pos", "robot0_eef_rot_axis_angle", "robot0_gripper_width"]
-    assert list(task["shape_meta"]["obs"]) == ["camera0_rgb", *states]
-    assert task["shape_meta"]["obs"]["camera0_rgb"]["shape"] == [3, 224, 200]
-    assert {entry["horizon"] for entry in task["shape_meta"]["obs"].values()} == {16}
-    assert task["shape_meta"]["action"]["horizon"] == 12
-    assert task["pose_repr"] == {"obs_pose_repr": "relative", "action_pose_repr": "abs"}
-    assert task["dataset"]["shape_meta"] == task["shape_meta"]
-    assert config["policy"]["obs_encoder"]["model_name"] == task["dataset"]["dataset_path"] == "mine"

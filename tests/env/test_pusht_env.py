@@ -15,8 +15,6 @@ from unified_video_action.env.pusht.env import DEFAULT_GOAL, PushTEnv, render_st
 from unified_video_action.env.pusht.geometry import state_targets
 from unified_video_action.env.system_libraries import missing_library_message
 
-OTHER_GOAL = (150.0, 340.0, -2.0)
-
 
 @pytest.fixture
 def env() -> PushTEnv:
@@ -56,13 +54,6 @@ def test_seeds_start_as_in_diffusion_policy(env: PushTEnv) -> None:
     np.testing.assert_array_equal(observation["image"], frame)  # our faster way to a frame changes nothing
 
 
-def test_a_given_state_is_set_exactly(env: PushTEnv) -> None:
-    state = np.array([100.0, 400.0, 300.0, 200.0, 1.25])
-    observation, info = env.reset(options={"state": state})
-    np.testing.assert_allclose(info["state"], state, atol=1e-12)
-    np.testing.assert_array_equal(observation["image"], render_states(state[None])[0])
-
-
 def test_a_block_on_the_goal_is_a_success(env: PushTEnv) -> None:
     _, info = env.reset(options={"state": [50.0, 50.0, *DEFAULT_GOAL]})
     assert info["coverage"] == pytest.approx(1) and info["score"] == 1 and info["is_success"] is True
@@ -71,19 +62,6 @@ def test_a_block_on_the_goal_is_a_success(env: PushTEnv) -> None:
     _, info = env.reset(options={"state": [50.0, 50.0, DEFAULT_GOAL[0] + 20, *DEFAULT_GOAL[1:]]})
     assert 0.5 < info["coverage"] < 0.9
     assert info["score"] == pytest.approx(info["coverage"] / 0.95) and info["is_success"] is False
-
-
-def test_the_goal_can_change_with_every_episode(env: PushTEnv) -> None:
-    first, _ = env.reset(seed=1)
-    assert env.reset(options={"goal": OTHER_GOAL, "state": [400.0, 60.0, *OTHER_GOAL]})[1]["is_success"]
-    away = np.array([400.0, 60.0, 400.0, 100.0, 0.0])
-    drawn = env.reset(options={"goal": OTHER_GOAL, "state": away})[0]["image"]
-    centre = np.array(OTHER_GOAL[:2]) + 45 * np.array([-np.sin(OTHER_GOAL[2]), np.cos(OTHER_GOAL[2])])
-    column, row = (centre * 96 / 512).astype(int)
-    np.testing.assert_array_equal(drawn[row, column], (144, 238, 144))
-    np.testing.assert_array_equal(drawn, render_states(np.stack([away, away]), OTHER_GOAL)[1])
-    np.testing.assert_array_equal(drawn, PushTEnv(goal=OTHER_GOAL).reset(options={"state": away})[0]["image"])
-    np.testing.assert_array_equal(env.reset(seed=1)[0]["image"], first["image"])  # the default has come back
 
 
 def test_equal_seeds_give_equal_episodes_and_leave_the_global_generator_alone() -> None:
@@ -120,18 +98,6 @@ def test_actions_can_be_tried_out(env: PushTEnv) -> None:
         env.try_actions(chunks * np.nan, steps)
 
 
-def test_what_is_tried_ends_with_success(env: PushTEnv) -> None:
-    env.reset(options={"state": [256.0, 150.0, *DEFAULT_GOAL]})
-    chunk = np.stack([np.full(16, 256.0), 150.0 + 15 * np.arange(16)], axis=1)  # through the T
-    ((first, last),) = env.try_actions(chunk[None], (1, 16))
-    assert env.step(chunk[0])[2] is True
-    np.testing.assert_array_equal(first, last)  # although the agent goes on to push the T away
-    np.testing.assert_array_equal(first, state_targets(env.state))
-    for action in chunk[1:]:
-        env.step(action)
-    assert np.abs(env.state[2:4] - DEFAULT_GOAL[:2]).max() > 20
-
-
 def test_gymnasium_is_content() -> None:
     env = PushTEnv(image_size=64)
     check_env(env, skip_render_check=True)
@@ -143,12 +109,9 @@ def test_gymnasium_is_content() -> None:
     ("call", "message"),
     [
         (lambda env: env.step(np.array([np.nan, 1.0])), "action must be 2 finite numbers"),
-        (lambda env: env.step(np.zeros(3)), "action must be 2 finite numbers"),
         (lambda env: env.reset(options={"state": np.zeros(4)}), "state must be 5 finite numbers"),
         (lambda env: env.reset(options={"gaol": DEFAULT_GOAL}), r"unknown reset options \['gaol'\]"),
-        (lambda env: PushTEnv(image_size=0), "image_size=0: expected a whole number of at least 8"),
         (lambda env: PushTEnv(disturbance="fog"), "one of background, objects, goal, or null, got 'fog'"),
-        (lambda env: PushTEnv(disturbance="goal", disturbance_strength=0), "disturbance_strength must be above 0"),
     ],
 )
 def test_bad_input_is_named(env: PushTEnv, call, message: str) -> None:

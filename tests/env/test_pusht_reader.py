@@ -82,16 +82,6 @@ def test_what_is_not_there_or_not_whole_is_not_found() -> None:
     assert np.isnan(found.agent[:4]).all(-1).tolist() == [False, False, True, True]
 
 
-def test_shapes() -> None:
-    frames = render_states(APART[None]).reshape(1, 1, 96, 96, 3).repeat(3, axis=1)
-    found = PushTReader()(frames)
-    assert found.agent.shape == found.block.shape == (1, 3, 2) and found.one_block.shape == (1, 3)
-    assert PushTReader()(frames[:0]).state.shape == (0, 3, 5)
-    for wrong in (frames.astype(np.float32), frames[..., :2], frames[..., :50, :], frames[..., :60, :60, :]):
-        with pytest.raises(ValueError, match="frames must be"):
-            PushTReader()(wrong)
-
-
 def test_the_simulator_is_asked_from_what_is_seen() -> None:
     state = np.array([[250.0, 150.0, 250.0, 250.0, 0.0]])  # the agent pushes down on the T's bar
     actions = np.linspace([250.0, 160.0], [250.0, 300.0], 16)[None]

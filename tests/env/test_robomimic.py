@@ -77,12 +77,6 @@ def test_an_episode_is_a_function_of_its_seed(blind) -> None:
     assert set(new.observation_space) == {"robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos"}
     np.testing.assert_array_equal(play(new, 7), first)  # whatever robosuite drew when it was made
     new.close()
-    starts = []
-    for _ in range(2):  # without a seed they differ, and follow from the last one that was given
-        blind.reset(seed=7)
-        starts.append([blind.reset()[0]["robot0_eef_pos"] for _ in range(2)])
-    assert np.abs(starts[0][0] - starts[0][1]).max() > 1e-4
-    np.testing.assert_array_equal(*starts)
 
 
 def test_the_hand_goes_to_the_commanded_pose_and_the_gripper_closes_above_0(blind) -> None:
@@ -113,35 +107,27 @@ def test_success_ends_the_episode(blind) -> None:
     assert blind.simulator.body_pose("cube_main")[0][2] > 0.84  # 4 cm above the table
 
 
+def another_robosuite(_) -> None:
+    arguments = environment_arguments("Lift", absolute=True)
+    arguments["env_kwargs"]["lite_physics"] = True
+    Simulator(arguments)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda env: env.step(np.zeros(7)), "action must be 10 finite numbers"),
-        (lambda env: env.step(np.full(10, np.nan)), "action must be 10 finite numbers"),
         (lambda env: env.step(np.zeros(10)), "names no rotation"),
         (lambda env: env.simulator.restore(np.zeros(5)), "a state of .* does not fit the model"),
-        (
-            lambda env: env.simulator.restore(env.simulator.state, "<mujoco><nonsense/></mujoco>"),
-            "cannot load the recorded model",
-        ),
+        (another_robosuite, r"env_kwargs of another robosuite than 1\.4\.1: .*lite_physics"),
         (lambda _: RobomimicEnv("Chess"), "task='Chess': robosuite knows .*Lift.*ToolHang"),
         (lambda _: RobomimicEnv("Lift", ["sideviews"]), r"cameras=\['sideviews'\]: Lift has .*agentview"),
-        (lambda _: RobomimicEnv("Lift", []), r"cameras=\[\]"),
-        (lambda _: RobomimicEnv(image_size=4), "image_size=4: expected a whole number of at least 8"),
-        (lambda _: RobomimicEnv(samples=-1), "samples=-1: expected a whole number of at least 0"),
     ],
 )
 def test_bad_input_is_named(blind, call, message: str) -> None:
     blind.reset(seed=0)
     with pytest.raises(ValueError, match=message):
         call(blind)
-
-
-def test_arguments_of_another_robosuite_are_refused() -> None:
-    arguments = environment_arguments("Lift", absolute=True)
-    arguments["env_kwargs"]["lite_physics"] = True
-    with pytest.raises(ValueError, match=r"env_kwargs of another robosuite than 1\.4\.1: .*lite_physics"):
-        Simulator(arguments)
 
 
 def test_robomimics_own_wrapper_shows_the_same(env, monkeypatch) -> None:

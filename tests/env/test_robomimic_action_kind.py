@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions, takes_steps
+from unified_video_action.env.robomimic.action_kind import ActionKind, kind_of_actions
 
 ENDS = np.array([60, 100, 150])
 TURN = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
@@ -50,12 +50,3 @@ def test_what_motion_does_not_tell_the_file_may():
     assert kind(noise, effector, DELTA) is ActionKind.STEPS
     assert kind(noise, effector, ABSOLUTE) is ActionKind.UNCLEAR  # far from all positions of the end effector
     assert kind(0.1 * noise, effector, ABSOLUTE) is ActionKind.POSES
-
-    def newer(**kinds: str) -> str:
-        parts = {name: {"type": "OSC_POSE", "input_type": kind} for name, kind in kinds.items()}
-        parts["torso"] = {"type": "JOINT_POSITION", "input_type": "delta"}
-        return json.dumps({"env_kwargs": {"controller_configs": {"type": "BASIC", "body_parts": parts}}})
-
-    found = [takes_steps(newer(right=right, left=left)) for right, left in
-             (("delta", "delta"), ("absolute", "absolute"), ("absolute", "delta"))]  # fmt: skip
-    assert found == [True, False, None]

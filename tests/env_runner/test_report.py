@@ -3,48 +3,25 @@
 import base64
 import json
 import re
-from collections import Counter
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from unified_video_action.env_runner.charts import Line, histogram, line_chart, number, thin
 from unified_video_action.env_runner.report import write_report
 from unified_video_action.env_runner.results import (
     bootstrap_interval,
     describe_results,
-    git_commit,
     summarise,
-    versions,
     wilson_interval,
     write_json,
 )
 from unified_video_action.env_runner.rollout import Episode
-from unified_video_action.env_runner.videos import RolloutVideo, write_mp4
-
-
-class Page(HTMLParser):
-    """Counts elements, keeps text and videos, and complains about tags that do not match."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.open, self.count, self.videos, self.text = [], Counter(), [], ""
-        self.feed(path.read_text())
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.count[tag] += 1
-        self.open += [tag] * (tag != "meta")
-        if tag == "video":
-            self.videos.append(dict(attributes)["src"])
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> does not match"
-
-    def handle_data(self, data):
-        self.text += data
+from unified_video_action.env_runner.videos import (
+    RolloutVideo,
+    pick_for_videos,
+    write_mp4,
+)
 
 
 @pytest.fixture
@@ -92,23 +69,16 @@ def test_the_report_holds_everything(tmp_path: Path, results: dict):
     page = tmp_path / "report.html"
     write_report(page, results, "Toy <evaluation>", [RolloutVideo("best", 100, 0.9, video)], log, "What <videos> show.")
 
-    shown = Page(page)
-    assert not shown.count.keys() & {"script", "link", "iframe"} and not re.search(r"https?://", page.read_text())
-    assert shown.videos == ["data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()]
-    assert shown.count["svg"] == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
-    assert shown.count["tr"] == 1 + 9
+    text = page.read_text()
+    assert not re.search(r"<script|<link|<iframe|https?://", text)
+    assert text.count('src="data:video/mp4;base64,' + base64.b64encode(video.read_bytes()).decode()) == 1
+    assert text.count("<svg") == 2 + 2 + 4, "of scores, of learning, and all curves of the training"
+    assert text.count("<tr") == 1 + 9
     for part in (
-        *("Toy <evaluation>", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
-        *("RuntimeError: <b>bad</b> & worse", "torch ", "numpy ", "python ", '"name": "<toy>"', "1 crashed"),
-        *("What <videos> show.", "newest frame repeated"),
+        *("Toy &lt;evaluation&gt;", "mean score", "95 %: ", "success rate", "mean max coverage", "train/loss", "ema"),
+        *("RuntimeError: &lt;b&gt;bad&lt;/b&gt; &amp; worse", "&lt;toy&gt;", "1 crashed", "What &lt;videos&gt; show."),
     ):
-        assert part in shown.text
-    assert " against samples, 2 curves" in page.read_text() and "inverse dynamics" not in shown.text
-    write_report(page, results | {"config": {}}, "Toy", [], log)
-    assert " against step, 2 curves" in page.read_text()
-    write_report(page, results, "Toy")
-    plain = Page(page)
-    assert (plain.count["video"], plain.count["svg"], "Training" in plain.text) == (0, 2, False)
+        assert part in text, part
 
 
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
@@ -116,24 +86,23 @@ def test_results_are_written_whole_or_not_at_all(tmp_path: Path, results: dict):
     write_json(path, results)
     loaded = json.loads(path.read_text())
     assert loaded == json.loads(json.dumps(results))
-    assert list(loaded["episodes"][0]) == ["seed", "score", "max_coverage", "success", "steps", "crashed", "curve"]
-    assert len(path.read_text().splitlines()) < 220, "a curve is one line"
     with pytest.raises(ValueError):
         write_json(path, {"score": float("nan")})
     assert json.loads(path.read_text()) == loaded
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert {"python", "torch", "numpy", "gymnasium", "pymunk"} <= loaded["versions"].keys() == versions().keys()
-    assert loaded["machine"]["processor"] and loaded["command"]
-    assert git_commit() is None or re.fullmatch(r"[0-9a-f]{40}(\+changes)?", git_commit())
 
 
-def test_charts_keep_odd_values_inside_and_follow_the_page():
-    chart = line_chart([Line([(0, 1.0), (1, float("nan")), (2, 1.0)], title="a < b"), Line([], "floor")], "x", "y")
-    assert "nan" not in chart and "<title>a &lt; b</title>" in chart and "stroke: var(--accent)" in chart
-    assert not re.search(r'id="(?!p)|xlink|<!DOCTYPE', chart), "several charts share a page"
-    assert [number(value) for value in (0.25, 300, 10_000, 3e-5)] == ["0.25", "300", "10k", "3e-5"]
-    bars = histogram([-1.0, 0.0, 0.51, 2.0], "score", bins=2)
-    assert re.findall(r"<title>(.*?)</title>", bars) == ["0.00 to 0.50: 2", "0.50 to 1.00: 2"]
-    points = [(float(x), float(x % 2)) for x in range(1000)]
-    thinned = thin(points, 100)
-    assert (len(thinned), thinned[0], thinned[-1]) == (100, (4.5, 0.5), (994.5, 0.5))
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, []),
+        (2, [("best", 2), ("worst", 1)]),
+        (3, [("best", 2), ("median", 0), ("worst", 1)]),
+        (9, [("best", 2), ("rank 2 of 5", 4), ("median", 0), ("rank 4 of 5", 3), ("worst", 1)]),
+    ],
+)
+def test_videos_are_spread_from_best_to_worst(count: int, expected: list):
+    episodes = [Episode(seed, curve=[score]) for seed, score in enumerate((0.5, 0.1, 0.9, 0.3, 0.7))]
+    episodes.append(Episode(7, curve=[1.0], crashed="it fell"))
+    assert [(label, episode.seed) for label, episode in pick_for_videos(episodes, count)] == expected
+    assert pick_for_videos(episodes[-1:], count) == []

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.env_runner import toy
@@ -57,6 +58,8 @@ def test_everything_is_written_and_a_crash_is_reported(
     with caplog.at_level(logging.WARNING):
         metrics = make().run(ToyPolicy(), output, videos=2, title="Toy", config={"seed": 1}, progress=False)
     assert (metrics["episodes"], metrics["crashed"]) == (3, 1)
+    alone = make(n_episodes=3, n_envs=1).run(ToyPolicy(), progress=False)
+    assert metrics["mean_score"] == alone["mean_score"], "an episode is the same whatever crashes beside it"
     assert "seed 13 crashed: environment process ended by exit status 3" in caplog.text
     results = json.loads((output / "results.json").read_text())
     assert results["metrics"] == metrics and results["config"] == {"seed": 1}
@@ -72,12 +75,16 @@ def test_everything_is_written_and_a_crash_is_reported(
     assert [path.name for path in (tmp_path / "alone" / "videos").iterdir()] == ["best_seed_10.mp4"]
 
 
-def test_what_cannot_be_evaluated_is_refused():
+def test_what_cannot_be_evaluated_is_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(RuntimeError, match="no episode out of 1 was completed; the first: ArithmeticError"):
         make(n_episodes=1, start_seed=toy.RAISES).run(ToyPolicy(), progress=False)
-    for name in ("n_episodes", "n_envs", "max_steps", "action_steps", "timeout_s"):
-        with pytest.raises(ValueError, match=f"EnvRunner.{name} must be at least 1, got 0"):
-            make(**{name: 0})
+    with pytest.raises(ValueError, match="EnvRunner.n_envs must be at least 1, got 0"):
+        make(n_envs=0)
+    with pytest.raises(ValueError, match="info has no 'score'; it has is_success"):
+        make(toy.ForgetfulEnv, metrics=()).run(ToyPolicy(), progress=False)
+    monkeypatch.setattr(LoggedSession, "plan", lambda self, slots: np.full((len(slots), 16, 1), np.nan))
+    with pytest.raises(RuntimeError, match="not finite: seed 10, step 0"):
+        make(n_episodes=1).run(ToyPolicy(), progress=False)
 
 
 def test_an_interrupted_evaluation_goes_on_without_its_finished_episodes(

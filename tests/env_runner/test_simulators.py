@@ -25,23 +25,6 @@ def alive(pid: int) -> bool:
     return stat.exists() and stat.read_text().split()[2] != "Z"
 
 
-def test_every_step_of_a_chunk_comes_back_until_the_episode_ends():
-    with EnvProcesses(toy.ToyEnv, 2) as envs:
-        running = pids(envs)
-        assert all(map(alive, running))
-        first = envs.reset({1: 5, 0: 4})
-        assert list(first) == [1, 0]
-        expected, _ = toy.ToyEnv().reset(seed=5)
-        np.testing.assert_array_equal(first[1]["image"], expected["image"])
-        steps = envs.step({1: CHUNK})[1]
-        assert len(steps) == 8 and steps[0].observation["image"].dtype == np.uint8
-        assert steps[7].info["score"] == pytest.approx(first[1]["position"][0] + 0.08, abs=1e-6)
-        assert steps[7].info["is_success"] == 0.0 and "label" not in steps[7].info
-        steps = envs.step({0: np.full((8, 1), 0.5)})[0]
-        assert len(steps) < 8 and steps[-1].ended and not steps[-2].ended
-    assert not any(map(alive, running))
-
-
 def test_a_lost_process_is_named_and_replaced():
     with EnvProcesses(toy.ToyEnv, 4) as envs:
         before = pids(envs)
@@ -99,16 +82,3 @@ def test_no_process_outlives_its_parent(blow: signal.Signals):
     assert not any(map(alive, running))
     assert ("KeyboardInterrupt" in errors) == (blow == signal.SIGINT)
     assert errors.count("Traceback") <= 1, "only the parent may speak"
-
-
-def test_actions_are_tried_where_the_environment_can():
-    with EnvProcesses({"_target_": "unified_video_action.env.pusht.env.PushTEnv"}, 2) as envs:
-        envs.reset({0: 1, 1: 2})
-        chunks = np.full((3, 16, 2), 256.0)
-        tried = envs.try_actions({1: chunks, 0: chunks[:2]}, (4, 16))
-        assert {slot: states.shape for slot, states in tried.items()} == {0: (2, 2, 6), 1: (3, 2, 6)}
-        assert len(envs.step({0: chunks[0, :4]})[0]) == 4
-    with EnvProcesses(toy.ToyEnv, 1) as envs:
-        envs.reset({0: 1})
-        with pytest.raises(RuntimeError, match="environment 0 could not try actions out: .*ToyEnv cannot try actions"):
-            envs.try_actions({0: chunks}, (4,))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.policy.conftest import batch as windows  # noqa: F401
 from tests.policy.conftest import config, make_policy, normalizer, obs  # noqa: F401
 from unified_video_action.evaluation.heads import heads_health, warnings
 from unified_video_action.evaluation.synthetic import SyntheticWindows
@@ -27,26 +28,20 @@ def policy(make_policy) -> Any:  # noqa: F811
 
 
 @pytest.fixture
-def batch(policy: Any, obs: dict[str, torch.Tensor]) -> dict[str, Any]:  # noqa: F811
-    history, future = policy.encode(obs["image"]), policy.encode(obs["image"].flip(1).roll(5, -1))
-    return {
-        "history": {"image": history},
-        "future": {"image": future},
-        "low_dim": {"agent_pos": obs["agent_pos"]},
-        "action": torch.rand(3, 16, 2) * 512,
-        "action_is_pad": torch.zeros(3, 16, dtype=torch.bool),
-        "frame_is_pad": torch.tensor([[False] * 4, [False] * 4, [False, False, False, True]]),
-        "has_action": torch.ones(3, dtype=torch.bool),
-        "seed": torch.arange(3),
-    }
+def batch(policy: Any, windows: dict[str, Any]) -> dict[str, Any]:  # noqa: F811
+    """Latents in place of frames, of which one lies beyond the end."""
+    frames = windows["history"]["image"]
+    windows["history"], windows["future"] = ({"image": policy.encode(x)} for x in (frames, frames.flip(1).roll(5, -1)))
+    windows["frame_is_pad"][2, 3] = True
+    return windows | {"has_action": torch.ones(3, dtype=torch.bool)}
 
 
 def test_synthetic_windows_leave_the_policys_device_alone(policy: Any) -> None:
     """A loader process must not touch an accelerator; here the policy's weights are nowhere."""
-    windows = SyntheticWindows(policy)
-    expected = windows.__getitems__([(3, 1)])["action"]
+    synthetic = SyntheticWindows(policy)
+    expected = synthetic.__getitems__([(3, 1)])["action"]
     policy.to("meta")
-    assert torch.equal(windows.__getitems__([(3, 1)])["action"], expected)
+    assert torch.equal(synthetic.__getitems__([(3, 1)])["action"], expected)
 
 
 def test_a_head_that_listens_is_well(policy: Any, batch: dict[str, Any]) -> None:
@@ -69,33 +64,3 @@ def test_dead_units_and_a_condition_of_its_own_are_seen(policy: Any, batch: dict
     (warning,) = warnings(health)
     assert "the action head no longer depends on its input (spread 0.000, live units 0.0%)" in warning
     assert "training.optimizer.learning_rate" in warning and warning.endswith("training.optimizer.fan_in")
-
-
-@pytest.mark.parametrize("prediction", ["sample", "v", "epsilon"])
-def test_a_head_that_knows_the_frames_explains_them(policy: Any, batch: dict[str, Any], prediction: str) -> None:
-    """A network that looks up each sample's tokens by its condition, and says the mean of the others otherwise."""
-    head = policy.model.video_heads[0]
-    head.diffusion.prediction = prediction
-    asked: list[tuple[torch.Tensor, torch.Tensor]] = []
-    loss = head.loss
-
-    def kept(cond: torch.Tensor, x0: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> Any:
-        asked.append((cond, x0))
-        return loss(cond, x0, t, noise)
-
-    def knows(noisy: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
-        if not asked:
-            return torch.zeros_like(noisy).repeat_interleave(2, -1)
-        learnt, tokens = asked[0]
-        nearest = torch.cdist(cond[:, 0].flatten(1), learnt[:, 0].flatten(1)).argmin(1)
-        x0, at = tokens[nearest], head.diffusion.tables.at(t)
-        if prediction == "epsilon":
-            x0 = (noisy - at["signal"] * x0) / at["noise"]
-        elif prediction == "v":
-            x0 = (at["signal"] * noisy - x0) / at["noise"]
-        return torch.cat([x0, x0], dim=-1)
-
-    head.loss, head.net.forward = kept, knows
-    health = measure(policy, batch, ["forward_dynamics"])
-    assert health["video_explained"] == pytest.approx(1, abs=0.01)
-    assert health["video_explained_other"] < 0.5

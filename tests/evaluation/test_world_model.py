@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.evaluation.worlds import Blank, Oracle, Unconditional, held_out, write_pushes
-from unified_video_action.evaluation.frame_errors import psnr
-from unified_video_action.evaluation.windows import HeldOutWindows, _others
+from unified_video_action.evaluation.windows import HeldOutWindows
 from unified_video_action.evaluation.world_model import WorldModel
 from unified_video_action.model.task_modes import TASK_MODES
 
@@ -36,19 +35,6 @@ def value(results: dict, row: str, metric: str) -> float:
     return results["frames"][row][metric]["value"]
 
 
-def test_windows_are_spread_and_each_has_one_of_another_episode(windows: HeldOutWindows) -> None:
-    assert len(windows) == WINDOWS and windows.indices == sorted(windows.indices)
-    assert len(np.unique(windows.episode)) == 3 and (windows.episode[windows.other] != windows.episode).all()
-    assert windows.history.shape == (WINDOWS, 4, 3, 96, 96) and windows.future.dtype == torch.uint8
-    part = windows.part([3, 5])
-    assert torch.equal(part["action"][1], windows.batch["action"][5]) and len(part["low_dim"]["agent_pos"]) == 2
-    assert torch.equal(part["history"]["image"][:, -1], windows.now[[3, 5]].float() / 255)
-    assert _others(np.array([0, 0, 0, 0, 1])).tolist() == [4, 4, 4, 4, 1], "the next of another episode"
-    assert _others(np.array([0, 0, 0])).tolist() == [1, 2, 0], "half the windows away, where all are of one"
-    black, white = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 1, 3, 8, 8), 255, dtype=torch.uint8)
-    assert psnr(black, white) == 0 and np.isfinite(psnr(black, black))
-
-
 def test_a_perfect_model_is_seen_to_be_one(oracle: tuple[WorldModel, dict]) -> None:
     model, found = oracle
     assert found["windows"] == WINDOWS and found["episodes"] == 3 and found["horizon"] == [4, 8, 12, 16]
@@ -72,13 +58,6 @@ def test_plans_are_compared_with_the_simulator(oracle: tuple[WorldModel, dict]) 
     assert set(plan) == {"policy_and_video", "still", "forward_dynamics", "simulator"}
     assert plan["policy_and_video"]["agent"]["value"] < 1 < 20 < plan["still"]["agent"]["value"]
     assert plan["simulator"]["agent_mean"]["value"] < 8  # from rest
-
-
-def test_the_best_of_samples_is_no_worse_than_the_first(oracle: tuple[WorldModel, dict]) -> None:
-    model, found = oracle
-    best, first = found["best_of"], model.best_of(1)
-    assert best["samples"] == 3 and best["row"] == "video" and model.best_of(0) is None
-    assert best["psnr"]["value"] > first["psnr"]["value"] and first["gain"]["value"] < best["gain"]["value"]
 
 
 def test_a_model_that_ignores_its_inputs_is_found_out(windows: HeldOutWindows) -> None:
@@ -111,23 +90,3 @@ def test_dynamics_is_measured_by_actions_as_carried_out(
     for row, changes in (("inverse_dynamics", False), ("policy", True)):
         errors = [np.nanmean(model.action_errors(row)) for model in (found, before)]
         assert (errors[0] > errors[1] + 10) == changes and (changes or errors[0] == errors[1])
-
-
-def test_without_a_reader_and_with_one_mode_the_rest_is_left_out(windows: HeldOutWindows) -> None:
-    found = world(Oracle(), windows, ("policy_and_video",), reader=None).measure(1)
-    assert set(found["frames"]) == {"codec", "still", "video", "policy_and_video"}, "that mode sees what video sees"
-    assert set(found["actions"]) == {"hold", "policy"} and "plan" not in found
-    assert found["not_trained"] == ["forward_dynamics", "inverse_dynamics"]
-    assert found["ratios"] == {} and found["best_of"]["row"] == "video"
-    assert set(found["frames"]["still"]) == {"psnr", "gain"}
-    alone = world(Oracle(), windows, ("policy",))
-    assert alone.best_of(4) is None and alone.plan_errors() == {}
-
-
-def test_other_actions_are_seen_from_here_where_actions_are_relative(windows: HeldOutWindows, monkeypatch) -> None:
-    model = world(Oracle(), windows)
-    batch, other, origin = windows.batch, windows.other, windows.batch["low_dim"]["agent_pos"][:, -1:]
-    relative = (batch["action"] - origin)[other]
-    torch.testing.assert_close(model._other_actions() - origin, relative, atol=1e-3, rtol=0)
-    monkeypatch.setattr(model.policy.config, "relative_to", None)
-    assert torch.equal(model._other_actions(), batch["action"][other])

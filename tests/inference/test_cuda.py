@@ -1,7 +1,5 @@
 """Graphs of the accelerated model on a GPU. Skipped where there is none."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from tests.inference.test_session import make_policy as acting_policy
 from tests.model.conftest import EVERYTHING, PLAIN
 from tests.model.test_acceleration import make_sample, noise
 from unified_video_action.inference.session import PolicySession
-from unified_video_action.model.acceleration import Replays
 from unified_video_action.model.denoiser import Denoiser
 from unified_video_action.model.inputs import ModelInputs
 from unified_video_action.model.samplers import Sampler
@@ -52,24 +49,6 @@ def test_the_loop_never_waits_for_the_device() -> None:
                 denoise(cond, drawn)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-
-
-def test_outputs_are_the_callers_own_and_new_shapes_beyond_the_limit_still_work() -> None:
-    replays, shapes = Replays(torch.device("cuda"), most=2), ((2, 1), (2, 2), (3, 3), (4, 4), (2, 5))
-    kept = [replays("double", lambda x: 2 * x, torch.full((n,), float(value))) for n, value in shapes]
-    assert [each.tolist() for each in kept] == [[2.0] * 2, [4.0] * 2, [6.0] * 3, [8.0] * 4, [10.0] * 2]
-    assert len(replays.captured["double"]) == 2
-
-
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_stays_close(precision: str) -> None:
-    sample = make_sample(PLAIN)
-    inputs = replace(sample.inputs, history=sample.inputs.history.cuda())
-    options = dict(mode=TASK_MODES["policy"], sampler=Sampler("ddim", 10))
-    model, dtype = sample.model.cuda(), {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    made = [model.accelerated(each).sample(inputs, generator=noise(), **options).actions for each in (None, dtype)]
-    exact, low = made
-    assert 0 < (exact - low).abs().mean() < 0.05
 
 
 def test_repeated_plans_hold_no_more_memory() -> None:

@@ -1,7 +1,10 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 
+from tests.scripts.conftest import CONFIG
 from unified_video_action.compat.checkpoint_files import UVA
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.policy.build import build_policy
@@ -31,27 +34,10 @@ def encoders():
 
 
 def config(**policy):
-    head = {"width": 32, "depth": 1, "pool": 2}
-    return {
-        "task": {
-            "shape_meta": {
-                "obs": {
-                    "image": {"shape": [3, 32, 32], "type": "rgb"},
-                    "agent_pos": {"shape": [2], "type": "low_dim", "steps": 1},
-                },
-                "action": {"shape": [2]},
-            },
-            "horizon": {},
-        },
-        "model": {
-            "transformer": {"dim": 32, "encoder_depth": 1, "decoder_depth": 1, "heads": 2},
-            "video_head": head,
-            "action_head": head,
-            "patch_size": 2,
-        },
-        "vae": {},
-        "policy": {"_target_": UVA, "sampler": "ddim4", "video_sampler": "ancestral4", **policy},
-    }
+    made = copy.deepcopy({name: CONFIG[name] for name in ("task", "model")})
+    made["task"] = {"shape_meta": made["task"]["shape_meta"], "horizon": {}}
+    made["task"]["shape_meta"]["obs"]["image"]["shape"] = [3, 32, 32]
+    return {**made, "vae": {}, "policy": {"_target_": UVA, "sampler": "ddim4", "video_sampler": "ancestral4", **policy}}
 
 
 @pytest.fixture

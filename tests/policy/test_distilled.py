@@ -50,19 +50,6 @@ def test_one_step_comes_to_give_what_the_teacher_gives(tmp_path, batch):
     assert student.trained == teacher.trained  # what the other weights can do is not lost
 
 
-def test_what_cannot_be_distilled_is_refused(tmp_path, batch):
-    folder = write_run(tmp_path, OmegaConf.create(described()))
-    with pytest.raises(ValueError, match="policy.teacher is not set"):
-        student = make_student(folder, teacher=None).train()
-        student(student.prepare(batch, Share(0, 0, len(batch["seed"]), 0)))
-    HEAD["prediction"] = "epsilon"
-    try:
-        with pytest.raises(ValueError, match="cannot be distilled"):
-            make_student(folder)
-    finally:
-        HEAD["prediction"] = "sample"
-
-
 def test_a_trained_policy_is_distilled_by_two_commands(pusht_store, tmp_path):
     def run(name, *words):
         data_options = (

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from tests.shrunk import read
 from unified_video_action.inference.session import PolicySession
 from unified_video_action.policy.build import load_policy
 from unified_video_action.workspace.commands import ROOT
@@ -36,9 +36,7 @@ def test_the_policy_of_the_docs_trains_and_acts(
         *("trainer.validate_every=2", "trainer.validation_windows=2", "trainer.micro_batch=null"),
         *("task.dataset.augmentation=false", "data.n_views=1"),
     ]
-    with initialize_config_dir(str(ROOT / "config"), version_base="1.3"):
-        config = compose("uva_pusht", overrides)
-    OmegaConf.set_struct(config, False)
+    config = OmegaConf.create(read("uva_pusht", *overrides))
     config.policy = OmegaConf.create(settings).policy
     config.data.frames = "cached"
     TrainUnifiedVideoActionWorkspace(config).run()

@@ -105,6 +105,9 @@ def test_names_and_histories_are_the_servers(server):
     [("fail", "refused the observation: RuntimeError: no such task"), ("short", "set task.horizon.actions=1 or less")],
 )
 def test_what_is_no_answer_is_named(server, prompt, message):
+    policy = make("ws://127.0.0.1:9")
+    with pytest.raises(ValueError, match="ws://127.0.0.1:9: no answer.*is the server running"):
+        policy.predict_action(observe(policy, "lift"))
     policy = make(server[0])
     with pytest.raises(ValueError, match=message):
         policy.predict_action(observe(policy, prompt))
@@ -121,14 +124,6 @@ def test_the_key_is_the_environments_and_is_stored_nowhere(server, monkeypatch):
         policy.predict_action(observe(policy, "lift"))
     assert asked[0]["additional_headers"] == {"Authorization": "Api-Key secret-of-a-server"}
     assert "secret" not in str(policy.config)
-
-
-def test_no_server_and_no_address_are_named(server):
-    policy = make("ws://127.0.0.1:9")
-    with pytest.raises(ValueError, match="ws://127.0.0.1:9: no answer.*is the server running"):
-        policy.predict_action(observe(policy, "lift"))
-    with pytest.raises(ValueError, match="policy.url=''"):
-        RemoteConfig()
 
 
 def test_a_strangers_checkpoint_cannot_send_observations_elsewhere(tmp_path: Path):

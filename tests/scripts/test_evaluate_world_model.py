@@ -62,22 +62,26 @@ def test_a_policy_alone_is_measured_in_actions(store: Path, tmp_path: Path, capl
     assert untrained in caplog.text and untrained in (tmp_path / "run/world_model/world_model.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--windows", "1"], "--windows: must be at least 2, got 1"),
-        (["--checkpoint", "nowhere"], "nowhere: no such folder"),
-        (["--set", "training.steps=2"], "task.reader"),
-        (["--data", "nowhere.zarr"], "nowhere.zarr"),
-        ([], "val_ratio=0.02 holds out 1 episode: at least 2 are needed"),
-    ],
-)
-def test_mistakes_are_named(
-    store: Path, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_too_few_held_out_episodes_are_named(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0})
     config = checkpoint / "config.yaml"
     config.write_text(config.read_text().replace("val_ratio: 0.5", "val_ratio: 0.02"))
     with pytest.raises(SystemExit):
-        script.main(["--checkpoint", str(checkpoint), *arguments])
-    assert message in capsys.readouterr().err
+        script.main(["--checkpoint", str(checkpoint)])
+    assert "val_ratio=0.02 holds out 1 episode: at least 2 are needed" in capsys.readouterr().err
+
+
+def test_clips_are_as_far_from_the_recorded_ones_as_they_should_be(store: Path, tmp_path: Path, capsys) -> None:
+    script = load_script("evaluate_video")
+    checkpoint = write_checkpoint(tmp_path / "run", store, {"policy": 1.0, "video": 1.0})
+    words = ["--checkpoint", str(checkpoint), "--clips", "6", "--rows", "4", "--device", "cpu", "--sampler", "ddim3"]
+    script.main([*words, "--iterations", "1", "2", "--output", str(tmp_path / "out")])
+    found = json.loads((tmp_path / "out" / "video.json").read_text())
+    assert (found["clips"], found["episodes"]) == (6, 3)
+    rows = {name: distances["codec features"] for name, distances in found["rows"].items()}
+    assert set(rows) == {"codec", "still", "1 iterations", "2 iterations"}
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows.values())
+    assert rows["codec"]["value"] < rows["still"]["value"] < rows["1 iterations"]["value"]  # an untrained model's
+    with pytest.raises(SystemExit):
+        script.main([*words, "--output", str(tmp_path / "out"), "--i3d", "absent.pt"])
+    assert "absent.pt: no I3D weights there" in capsys.readouterr().err

@@ -15,12 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.browser import Page, opened
-from tests.scripts.conftest import CONFIG
-from tests.small_run import write_run
-from unified_video_action.env.pusht.env import PushTEnv
 from unified_video_action.env.pusht.reader import PushTReader
-from unified_video_action.env_runner.panels import Panels, Trace, planner_of
-from unified_video_action.policy.build import load_policy
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,37 +95,3 @@ def test_a_person_and_the_policy_act(tmp_path: Path) -> None:
             await script.wait()
 
     asyncio.run(run())
-
-
-def test_what_a_checkpoint_has_not_learned_is_named(tmp_path: Path) -> None:
-    """And where actions are not positions in the picture, plans are curves."""
-    config = {**CONFIG, "training": {"mode_mix": {"quotas": {"policy": 1.0}}}}
-    policy, env = load_policy(write_run(tmp_path, config)), PushTEnv()
-    panels = Panels(policy, None, planner_of(config, policy, 4))
-    seen = [env.reset(seed=0)[0]]
-    actions = [np.array([100.0, 100.0], np.float32)] * 16
-    seen += [env.step(action)[0] for action in actions]
-    made = {name: panels.make(name, Trace(0, None, seen, actions)) for name in panels.makers}
-    for name, mode in {
-        "forward": "forward_dynamics",
-        "inverse": "inverse_dynamics",
-        "planner": "forward_dynamics",
-    }.items():
-        assert made[name] == {"say": f"not trained: this checkpoint never learned the mode {mode}"}
-    assert made["plan"].keys() == {"curves", "image", "say"} and "policy_and_video" in made["plan"]["say"]
-    assert np.array(made["plan"]["curves"][0]["points"]).shape == (16, 2)
-
-
-def test_the_plan_that_would_be_executed_comes_last(tmp_path: Path) -> None:
-    score = {"_target_": "unified_video_action.env.pusht.score.CoverageScore", "margin": 1e6}
-    task = {**CONFIG["task"], "planner_score": score}
-    task["shape_meta"] = {**task["shape_meta"], "auxiliary_dim": 6}
-    config = {**CONFIG, "task": task}
-    policy, env = load_policy(write_run(tmp_path, config)), PushTEnv()
-    panels = Panels(policy, None, planner_of(config, policy, 4))
-    seen = [env.reset(seed=0)[0]]
-    actions = [np.array([100.0, 100.0], np.float32)] * 16
-    seen += [env.step(action)[0] for action in actions]
-    made = panels.make("planner", Trace(0, None, seen, actions))
-    scores, tried = [float(line["label"]) for line in made["curves"]], panels.choosing.tried[1][0]
-    np.testing.assert_allclose(scores, [*np.sort(tried[1:]), tried[0]], atol=1e-3)  # the policy's first plan is last

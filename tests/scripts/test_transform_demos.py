@@ -18,7 +18,6 @@ from unified_video_action.env.pusht_m.motion import (
     Motion,
     Mover,
     Recording,
-    greatest_coverage,
 )
 
 OPTIONS = ("--episodes", "2", "--seed", "1")
@@ -85,34 +84,6 @@ def test_the_result_does_not_depend_on_the_number_of_processes(script, moved: Pa
     assert output.read_bytes() == moved.read_bytes()
 
 
-def test_the_last_action_counts() -> None:
-    """A push of the T over the goal's edge that only the last action makes."""
-    x, y, angle = 256.0, 256.0, 0.0
-    goal = (x, y + 20, angle)
-    start = np.array([x, y - 15.0, x, y, angle])  # the agent touches the middle of the bar
-    actions = np.array([[x, y - 15.0], [x, y + 60.0]], np.float32)
-    recording = Recording(0, np.stack([start, start]), actions, goal)
-    before = PushTEnv(goal=goal, observe_image=False).reset(options={"state": start})[1]["coverage"]
-    assert greatest_coverage(recording) > before + 0.2
-
-
-def test_copies_can_be_moved_again(script, moved: Path) -> None:
-    given = script.recordings(str(moved), 1)[0]
-    assert given.goal == tuple(episodes(moved)[0]["goal"])
-    outcome, episode = Mover(copies=1)(given)[0]
-    assert outcome == KEPT and episode.measures["coverage"] == pytest.approx(episode.measures["original"], abs=0.01)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_a_motion_moves_the_t_as_it_moves_points(mirrored: bool) -> None:
-    motion, pose = Motion(mirrored, 1.2, (30.0, -50.0)), np.array([200.0, 310.0, 2.5])
-    moved = motion.points(to_table(OUTLINE, pose))
-    outline = OUTLINE * [-1, 1] if mirrored else OUTLINE  # the T's mirror image is the T
-    np.testing.assert_allclose(to_table(outline, motion.poses(pose)), moved, atol=1e-9)
-    np.testing.assert_allclose(motion.states(np.array([1.0, 2.0, *pose]))[:2], motion.points(np.array([1.0, 2.0])))
-    assert 0 <= motion.poses(pose)[2] < 2 * np.pi
-
-
 def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
     length = 6
     on_goal = np.tile([100.0, 100.0, *DEFAULT_GOAL], (length, 1))
@@ -125,33 +96,3 @@ def test_what_does_not_fit_or_covers_less_is_dropped() -> None:
     claimed = on_goal.copy()
     claimed[:3, 2:4] += 40  # the recording says that the T comes to the goal, but nothing pushes it there
     assert Mover(copies=1)(Recording(0, claimed, stay.actions)) == [(COVERAGE_LOST, None)]
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"--input": "nowhere.zip"}, "nowhere.zip"),
-        ({"--output": "demos.npz"}, "--output must end in .zarr or .zip, got demos.npz"),
-        ({"--copies": "0"}, "copies must be at least 1, got 0"),
-        ({"--tolerance": "-1"}, "tolerance must be >= 0, got -1"),
-        ({"--workers": "0"}, "--workers: must be at least 1, got 0"),
-    ],
-)
-def test_bad_calls_are_refused(
-    script, pusht_store: Path, tmp_path: Path, capsys, monkeypatch, changes: dict, message: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = {"--input": str(pusht_store), "--output": "moved.zarr", **changes}
-    with pytest.raises(SystemExit):
-        script.main([word for pair in options.items() for word in pair])
-    assert message in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
-
-
-def test_nothing_is_written_when_nothing_is_kept(script, tmp_path: Path) -> None:
-    states = np.tile([100.0, 100.0, *DEFAULT_GOAL], (2, 1))
-    given = [Recording(0, states, np.array([[0, 0], [512, 512]], np.float32))]
-    mover = Mover(copies=2, angles=1)
-    with pytest.raises(ValueError, match="no copy of 1 demonstrations can be kept: 2 does not fit on the table"):
-        script.transform(mover, given, tmp_path / "moved.zarr", workers=1, attributes={})
-    assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 """CLIP text features, against open_clip's own full model with small random weights."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -80,34 +79,8 @@ def test_missing_weights_name_the_file_the_url_and_the_option(monkeypatch: pytes
             ClipText(weights).encode(TEXTS)
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "misshapen"])
-def test_damaged_weights_name_the_tensor(weights: str, tmp_path: Path, damage: str) -> None:
-    tensors = load_file(weights)
-    name = "transformer.resblocks.1.mlp.c_fc.weight"
-    if damage == "missing":
-        del tensors[name]
-    elif damage == "misshapen":
-        tensors[name] = tensors[name][:-1].contiguous()
-    else:
-        name = "adapter.weight"
-        tensors[name] = torch.zeros(1)
-    path = tmp_path / "damaged.safetensors"
-    save_file(tensors, path)
+def test_damaged_weights_name_the_tensor(weights: str, tmp_path: Path) -> None:
+    tensors, name = load_file(weights), "transformer.resblocks.1.mlp.c_fc.weight"
+    save_file(tensors | {name: tensors[name][:-1].contiguous()}, tmp_path / "damaged.safetensors")
     with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        ClipText(str(path)).encode(TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda weights: ClipText(weights, tokens=1), "tokens=1"),
-        (lambda weights: ClipText(weights, tokens=78).encode(TEXTS), "tokens=78"),
-        (lambda weights: ClipText(weights).encode("push"), "list of strings"),
-        (lambda _: ClipText().remember("no json", "it.json"), "it.json holds no features"),
-        (lambda _: ClipText().remember('{"features": [1]}', "it.json"), "it.json holds no features"),
-        (lambda _: ClipText().remember('{"tokens": 12, "features": {}}', ""), "12 tokens, but text.tokens=30"),
-    ],
-)
-def test_bad_input_is_named(weights: str, call: Callable, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        call(weights)
+        ClipText(str(tmp_path / "damaged.safetensors")).encode(TEXTS)

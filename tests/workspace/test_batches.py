@@ -42,11 +42,6 @@ def test_processes_and_micro_batches_cut_the_same_batch():
     assert [index for index, _ in batches(rank=1, world=2).whole(2)] == whole[0].batch["index"].tolist()
 
 
-def test_loss_terms_are_those_of_the_mix():
-    assert batches().loss_terms() == ("action", "video")
-    assert batches(mode_mix=ModeMix({"video": 1.0, "policy": 0.0})).loss_terms() == ("video",)
-
-
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(ValueError, match=r"training.batch_size=12 cannot be shared equally by 5 processes"):
         batches(world=5)

@@ -28,16 +28,6 @@ def flip(path):
     path.write_bytes(data)
 
 
-def test_a_folder_holds_what_was_given(tmp_path):
-    folder = write(tmp_path, 1000, 2.0)
-    assert folder == tmp_path / "step_00001000"
-    assert sorted(os.listdir(folder)) == ["config.yaml", "model.safetensors", "trainer_state.json"]
-    state = ckpt.read_state(folder)
-    assert state["step"] == 1000 and state["elapsed_seconds"] == 1.5
-    assert (tmp_path / "latest").resolve() == folder
-    assert not list(tmp_path.glob(".*"))
-
-
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

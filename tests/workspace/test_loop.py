@@ -7,7 +7,6 @@ import signal
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from tests.workspace.fakes import (
     Points,
@@ -21,7 +20,6 @@ from tests.workspace.fakes import (
 from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.loop import FINISHED, OUT_OF_TIME, Periodic
 from unified_video_action.workspace.settings import OptimizerSettings, ScheduleSettings
-from unified_video_action.workspace.train_state import count_flops
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +45,6 @@ def test_training_lowers_the_loss_and_leaves_a_checkpoint(whole):
     lines = metrics(whole[0])
     assert [line["step"] for line in lines] == list(range(1, 21))
     assert lines[-1]["train/loss"] < 0.8 * lines[0]["train/loss"]
-    names = ("video", "action", "learning_rate", "samples_per_second", "gradient_norm", "waiting", "mfu")
-    assert {f"train/{name}" for name in names} <= lines[0].keys()
-    folder = (whole[0] / "checkpoints" / "latest").resolve()
-    assert sorted(os.listdir(folder)) == [
-        "config.yaml", "ema.safetensors", "model.safetensors", "trainer_state.json", "trainer_state.safetensors"
-    ]  # fmt: skip
 
 
 def test_a_run_in_three_parts_equals_one_however_often_one_looks(tmp_path):
@@ -165,31 +157,3 @@ def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
     assert {line["step"]: line[name] for line in metrics(tmp_path) if name in line} == scores
     build_loop(tmp_path, trainer=trainer, periodic=tasks).run()
     assert validated == [8, 16, 20]
-
-
-def test_waiting_for_the_loader_is_counted_and_computing_is_not(tmp_path, monkeypatch):
-    loop, clock, seen = build_loop(tmp_path), [0.0], []
-    monkeypatch.setattr("unified_video_action.workspace.loop.time.perf_counter", lambda: clock[0])
-    first = loop.batches.first()
-
-    def slow():
-        for _ in range(5):
-            clock[0] += 2
-            yield [first]
-
-    for (micro_batch,) in loop.on_device(slow()):
-        seen.append(micro_batch.batch["x"])
-        clock[0] += 5
-    assert loop.waited == 5 * 2 and all(torch.equal(each, first.batch["x"]) for each in seen) and len(seen) == 5
-
-
-def test_operations_are_those_of_a_real_pass_and_nothing_is_computed_or_changed(tmp_path):
-    loop = build_loop(tmp_path, dropout=0.5)
-    policy, first = loop.state.policy, loop.batches.first()
-    before = {name: value.clone() for name, value in policy.state_dict().items()}
-    counted = count_flops(policy, first)
-    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
-    assert policy.training and all(p.grad is None and p.device.type == "cpu" for p in policy.parameters())
-    with FlopCounterMode(display=False) as counter:
-        policy(first.batch, first.weights)["loss"].backward()
-    assert counted == counter.get_total_flops() / 12 == loop.flops_per_sample > 0

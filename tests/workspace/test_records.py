@@ -1,6 +1,5 @@
 """metrics.jsonl, TensorBoard and wandb."""
 
-import io
 import json
 import sys
 from types import SimpleNamespace
@@ -11,7 +10,14 @@ from PIL import Image
 
 from tests.workspace.fakes import metrics, trainer_settings
 from unified_video_action.env_runner.videos import write_mp4
+from unified_video_action.workspace.process import build_accelerator
 from unified_video_action.workspace.records import Records
+
+
+@pytest.fixture(autouse=True)
+def accelerator():
+    """Its trackers write a log that needs one."""
+    build_accelerator(trainer_settings())
 
 
 def test_lines_are_on_disk_at_once_and_later_ones_are_dropped_on_resume(tmp_path):
@@ -27,37 +33,12 @@ def test_lines_are_on_disk_at_once_and_later_ones_are_dropped_on_resume(tmp_path
     assert [(line["step"], line["train/loss"]) for line in metrics(tmp_path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
 
 
-def pictures(folder):
-    """A PNG, and a video of ten frames that grow lighter."""
-    picture, video = folder / "grid.png", folder / "video.mp4"
-    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(picture)
-    write_mp4(video, [np.full((16, 32, 3), 20 * frame, np.uint8) for frame in range(10)])
-    return picture, video
-
-
-def test_tensorboard_has_curves_pictures_and_videos(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    picture, video = pictures(tmp_path)
-    records = Records(tmp_path, trainer_settings(tensorboard=True))
-    records.write(5, {"train/loss": 0.25})
-    records.picture(5, "imagined", picture)
-    records.video(5, "evaluation/best", video)
-    records.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(5, 0.25)]
-    assert events.Images("imagined")[0].width == 6
-    (video,) = events.Images("evaluation/best")
-    with Image.open(io.BytesIO(video.encoded_image_string)) as shown:
-        assert (video.step, shown.format, shown.n_frames, shown.size) == (5, "GIF", 3, (16, 8))
-        shown.seek(2)
-        assert abs(int(shown.convert("L").getpixel((5, 5))) - 8 * 20) < 5 and shown.info["duration"] == 400
-
-
 def test_wandb_has_pictures_and_videos(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     records = Records(tmp_path, trainer_settings(wandb=True), name="run")
-    picture, video = pictures(tmp_path)
+    picture, video = tmp_path / "grid.png", tmp_path / "video.mp4"
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(picture)
+    write_mp4(video, [np.full((16, 32, 3), 20 * frame, np.uint8) for frame in range(10)])
     records.picture(5, "imagined", picture)
     records.video(5, "evaluation/best", video)
     records.close()

@@ -19,19 +19,11 @@ HOLD += "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(6
     [
         ({"steps": 0}, "training: TrainingSettings.steps must be a positive integer, got 0"),
         ({"batch_size": 2.5}, "training.batch_size: expected int, got 2.5"),
-        ({"optimizer": {"learning_rate": -1}}, "training.optimizer: OptimizerSettings.learning_rate must be above 0"),
         ({"optimizer": {"lr": 1}}, "training.optimizer.lr: OptimizerSettings has no such field"),
-        ({"optimizer": {"betas": 0.9}}, "OptimizerSettings.betas must be two numbers in"),
-        ({"optimizer": {"clip": "much"}}, "OptimizerSettings.clip must be above 0, or null, got 'much'"),
-        ({"optimizer": {"fan_in": 0}}, "OptimizerSettings.fan_in must be a positive integer, or null, got 0"),
-        ({"schedule": {"shape": "linear"}}, "ScheduleSettings.shape must be cosine or constant, got 'linear'"),
         ({"ema": {"decay": 1.0}}, "EmaSettings.decay must be in"),
         ({"max_steps": "five"}, "TrainerSettings.max_steps must be a positive integer or null, got 'five'"),
-        ({"compile": "yes"}, "trainer.compile: expected bool, got 'yes'"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 needs a CUDA device"),
         ({"precision": "fp16", "sharding": "full"}, "fp16 cannot be used with trainer.sharding=full; take bf16"),
-        ({"sharding": "half"}, "TrainerSettings.sharding must be none or full, got 'half'"),
-        ({"epochs": 3}, "trainer.epochs: TrainerSettings has no such field"),
     ],
 )
 def test_what_cannot_be_meant_is_named(change, message):

@@ -91,32 +91,13 @@ def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
 
 def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):
     monkeypatch.setattr(study, "STUDIES", tmp_path)
-    (tmp_path / "tiny.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "title": "Tiny",
-                "compare": "shown",
-                "rows": {
-                    "shown": [
-                        "--config-name=uva_pusht_mini",
-                        "training=action",
-                        "model.transformer.dim=32",
-                        "model.action_head.width=32",
-                        f"task.dataset.paths=[{pusht_store}]",
-                        "task.env_runner.max_steps=8",
-                        "trainer.validate_every=2",
-                        "trainer.validation_windows=2",
-                        "trainer.tensorboard=false",
-                        "training.steps=2",
-                        "training.batch_size=4",
-                    ],
-                    "absent": ["--config-name=uva_pusht_mini", "task.dataset.paths=[nowhere.zip]"],
-                },
-                "columns": {"PushT": {}},
-                "held_out": {"error, px": "validation/action_error"},
-            }
-        )
-    )
+    shown = "--config-name=uva_pusht_mini training=action model.transformer.dim=32 model.action_head.width=32 "
+    shown += f"task.dataset.paths=[{pusht_store}] task.env_runner.max_steps=8 trainer.validate_every=2 "
+    shown += "trainer.validation_windows=2 trainer.tensorboard=false training.steps=2 training.batch_size=4"
+    absent = "--config-name=uva_pusht_mini task.dataset.paths=[nowhere.zip]"
+    table = {"title": "Tiny", "compare": "shown", "rows": {"shown": shown.split(), "absent": absent.split()}}
+    table |= {"columns": {"PushT": {}}, "held_out": {"error, px": "validation/action_error"}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(table))
     budget = {"says": "a test", "seeds": [0], "episodes": 2, "train": []}
     (tmp_path / "_budgets.yaml").write_text(yaml.safe_dump({"smoke": budget}))
     words = ["tiny", "--output", str(tmp_path / "out" / "tiny"), "--data", str(tmp_path)]
