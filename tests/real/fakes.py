@@ -93,7 +93,7 @@ class FakeArm(Arm):
         self.sent: list[ArmCommand] = []
         self.calls: list[str] = []
         self.jump: np.ndarray | None = None  # metres by which the reported pose is wrong
-        self.lost = self.frozen = self.blocked = False
+        self.lost = self.deaf = self.frozen = self.blocked = False
         self._since = 0  # the command after which it was last stopped
         self._frozen_at = 0.0
         self._been: list[tuple[float, np.ndarray]] = []
@@ -117,8 +117,8 @@ class FakeArm(Arm):
         return next((pose for when, pose in reversed(self._been) if when <= time), HOME)
 
     def command(self, command: ArmCommand) -> None:
-        if self.lost:
-            raise RobotError("the fake arm is lost")
+        if self.lost or self.deaf:
+            raise RobotError("the fake arm takes no command")
         self.sent.append(command)
         if not self.blocked:
             late = self.sent[max(len(self.sent) - 1 - self.delay, self._since)]

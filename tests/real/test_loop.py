@@ -153,6 +153,7 @@ FAULTS = {  # how something breaks, the stop, how soon, and how it is mended
         switch("camera", "dead_since", None),
     ),
     "arm is lost": (switch("arm", "lost", True), Reason.ARM_ERROR, 0.1, switch("arm", "lost", False)),
+    "arm takes no command": (switch("arm", "deaf", True), Reason.ARM_ERROR, 0.1, switch("arm", "deaf", False)),
     "state is old": (switch("arm", "frozen", True), Reason.STALE_STATE, 0.5, switch("arm", "frozen", False)),
     "pose teleports": (
         switch("arm", "jump", np.array([0.0, 0.3, 0.0])), Reason.TELEPORT, 0.1, switch("arm", "jump", None),
@@ -246,6 +247,19 @@ def test_a_rule_that_is_set_to_stop_stops_the_run() -> None:
     check_stopped(made, Reason.SAFETY_STOP)
     assert "table" in made.control.stop.detail
     assert min(command.pose[2, 3] for command in made.arm.sent) > made.limits.table_height
+
+
+def test_a_command_that_the_safety_filter_refuses_while_braking_holds_the_arm_at_once() -> None:
+    made = bench()
+    made.start(0.7)
+    made.control.safety.brake = lambda ticks: made.control.safety.follow(
+        np.full((4, 4), np.nan), 0.04, made.arm.pose, ticks
+    )
+    made.ask("hold", 0.1)
+    sent = len(made.arm.sent)
+    made.run(0.1)
+    assert made.control.stop.reason is Reason.SAFETY_STOP and made.control.phase is Phase.HOLDING
+    assert made.arm.calls[-1] == "stop" and len(made.arm.sent) == sent
 
 
 def test_a_blocked_arm_is_not_pushed_on() -> None:
