@@ -94,6 +94,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, data_options):
         sys.executable,
         str(ROOT / "train.py"),
         *FAST,
+        *BLIND,
         *data_options,
         f"output_dir={run}",
         "trainer.num_workers=1",

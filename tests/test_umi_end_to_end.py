@@ -15,8 +15,13 @@ from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiStore
 from unified_video_action.demos.umi_synthetic import (
+    CAMERA_IN_GRIPPER,
+    TABLE,
+    TEXELS,
+    CameraModel,
     Scene,
     episode,
+    trajectory,
     write_archive,
 )
 from unified_video_action.policy.build import load_policy
@@ -38,6 +43,30 @@ def archive(tmp_path_factory) -> Path:
 
 
 # -- the generator -----------------------------------------------------------------------------------------------------
+
+
+def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
+    """A red dot on a black table appears where a pinhole or equidistant camera projects it."""
+    texture, point = np.zeros((TEXELS, TEXELS, 3), np.uint8), np.array([0.02, -0.03, 0.0])
+    column, row = np.round((point[:2] / TABLE + 0.5) * TEXELS).astype(int)
+    texture[row - 4 : row + 5, column - 4 : column + 5, 0] = 255
+    for camera, view in (("pinhole", 90.0), ("fisheye", 160.0)):
+        model = CameraModel(Scene(image_size=128, camera=camera, field_of_view=view))
+        poses, _ = trajectory(Scene(seconds=12.0), np.random.default_rng(1))
+        seen = 0
+        for pose in poses[::60]:
+            x, y, z = (inverse(pose @ CAMERA_IN_GRIPPER) @ [*point, 1.0])[:3]
+            angle = np.arctan2(np.hypot(x, y), z)
+            radius = 64 * (np.tan(angle) if camera == "pinhole" else angle / np.radians(80))  # 64 px from the middle
+            centre = 64 + radius * np.array([x, y]) / np.hypot(x, y)
+            if z < 0.05 or not (4 < centre).all() or not (centre < [124, 75]).all():  # outside, or behind the fingers
+                continue
+            picture = model.picture(texture, pose, 0.08).astype(int)
+            red = np.argwhere(picture[..., 0] - picture[..., 1] > 40)
+            nearest = np.linalg.norm(red[:, ::-1] + 0.5 - centre, axis=1).min(initial=np.inf)  # the table repeats
+            assert nearest < 1.5, (camera, centre, nearest)
+            seen += 1
+        assert seen >= 3
 
 
 def test_recordings_follow_from_their_seed() -> None:

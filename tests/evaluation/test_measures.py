@@ -3,12 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import linalg
+from scipy import linalg, ndimage
 
+from unified_video_action.env.pusht.env import render_states
 from unified_video_action.evaluation.bootstrap import Bootstrap
-from unified_video_action.evaluation.frechet import I3D, frechet_distance
+from unified_video_action.evaluation.frechet import I3D, codec_features, frechet_distance
 from unified_video_action.evaluation.inverse_dynamics import pose_errors, standing_still, summary
 from unified_video_action.poses import EndEffectorSpec
+from unified_video_action.vae.pusht_tiny import PushTTiny
 
 
 def test_of_two_normal_distributions_it_is_the_known_formula():
@@ -25,6 +27,35 @@ def test_of_two_normal_distributions_it_is_the_known_formula():
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6) and frechet_distance(few, 2 * few) > 1
     with pytest.raises(ValueError, match="infs or NaNs"):
         frechet_distance(np.full((3, 2), np.nan), x[:, :2])
+
+
+def test_codec_features_order_corruptions_by_their_strength():
+    rng = np.random.default_rng(3)
+    low, high = (40, 40, 120, 120, -np.pi), (470, 470, 390, 390, np.pi)
+    starts = rng.uniform(low, high, size=(60, 1, 5))
+    moves = rng.normal(0, (8, 8, 4, 4, 0.05), size=(60, 1, 5)) * np.arange(4)[None, :, None]  # (60, 4, 5)
+    drawn = render_states((starts + moves).reshape(-1, 5), (256.0, 256.0, np.pi / 4), 96)
+    frames = torch.from_numpy(np.asarray(drawn)).permute(0, 3, 1, 2).unflatten(0, (60, 4))
+    codec = PushTTiny()
+
+    def features(clips: torch.Tensor) -> np.ndarray:
+        return codec_features(codec.encode(clips))
+
+    true = features(frames)
+
+    def blurred(sigma: float) -> torch.Tensor:
+        return torch.from_numpy(ndimage.gaussian_filter(frames.numpy(), (0, 0, 0, sigma, sigma)))
+
+    def noisy(size: float) -> torch.Tensor:
+        noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+        return (frames + size * noise).clamp(0, 255).to(torch.uint8)
+
+    def frozen(steps: float) -> torch.Tensor:  # the last frames repeat an earlier one
+        return torch.cat([frames[:, : 4 - int(steps)], frames[:, :1].expand(-1, int(steps), -1, -1, -1)], dim=1)
+
+    for corrupt, strengths in ((blurred, (1, 2, 4)), (noisy, (10, 30, 90)), (frozen, (1, 3))):
+        found = [frechet_distance(true, features(corrupt(strength))) for strength in strengths]
+        assert found == sorted(found) and found[0] > 0 and found[-1] > 1.5 * found[0]
 
 
 def test_fvd_without_its_weights_says_what_is_missing(tmp_path):

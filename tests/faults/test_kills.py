@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from tests.faults import count
-from tests.workspace.test_workspace import CONFIG, SHRUNK
+from tests.shrunk import CONFIG, SHRUNK
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 fork = multiprocessing.get_context("fork")

@@ -48,6 +48,29 @@ def test_samples_have_the_distribution_that_the_network_knows(prediction):
     assert 0.8 < (drawn.std(0) / std).mean() < 1.05
 
 
+def test_the_loss_is_least_at_the_truth_and_reaches_the_variance_only_through_the_bound():
+    diffusion = Diffusion()
+    x0, noise = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    t = torch.arange(0, 1000, 20)
+    perfect = torch.cat([noise, torch.zeros_like(noise)], dim=-1)
+    squared_error, bound = diffusion.loss(perfect, x0, t, noise)
+    assert squared_error.max() == 0
+    worse, worse_bound = diffusion.loss(perfect + torch.tensor([1.0] * 3 + [0.0] * 3), x0, t, noise)
+    assert torch.allclose(worse, torch.ones_like(worse)) and worse_bound.mean() > bound.mean()
+
+    output = perfect.clone().requires_grad_()
+    diffusion.loss(output, x0, t, noise)[1].sum().backward()
+    assert output.grad[:, :3].abs().max() == 0 and output.grad[:, 3:].abs().min() > 0
+
+
+def test_generators_make_a_sample_independent_of_its_batch():
+    generators = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ((1, 2), (2,), (1, 2))]
+    together, alone = randn((6, 4), generators[0], torch.zeros(())), randn((3, 4), generators[1], torch.zeros(()))
+    assert torch.equal(together[3:], alone)
+    with pytest.raises(ValueError, match="2 generators for a batch of 3 rows"):
+        randn((3, 4), generators[2], torch.zeros(()))
+
+
 @pytest.mark.parametrize("text", ["ddim", "heun10", "ancestral0", "ddim2000", ""])
 def test_bad_samplers_are_refused(text):
     with pytest.raises(ValueError, match="(?i)sampler"):

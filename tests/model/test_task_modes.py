@@ -6,8 +6,16 @@ from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 
 
 def test_the_five_modes_hide_and_learn_what_the_paper_says():
-    kinds = ("sees_history", "future", "sees_actions", "learns_frames", "learns_actions")
-    assert {mode.reference_name: tuple(getattr(mode, kind) for kind in kinds) for mode in TASK_MODES.values()} == {
+    assert {
+        mode.reference_name: (
+            mode.sees_history,
+            mode.future,
+            mode.sees_actions,
+            mode.learns_frames,
+            mode.learns_actions,
+        )
+        for mode in TASK_MODES.values()
+    } == {
         "policy_model": (True, "masked", False, False, True),
         "video_model": (True, "partial", False, True, False),
         "dynamic_model": (True, "partial", True, True, False),
@@ -41,3 +49,12 @@ def test_one_mode_per_batch_is_a_function_of_step_and_seed():
 def test_bad_quotas_are_refused(quotas):
     with pytest.raises(ValueError, match="quotas"):
         ModeMix(quotas)
+
+
+def test_random_masks_hide_history_future_and_actions_apart_from_each_other():
+    modes = ModeMix(random=True).modes(step=0, global_batch=100, seed=0)
+    hidden = Counter((mode.sees_history, mode.future, mode.sees_actions) for mode in modes)
+    assert len(hidden) == 10 and set(hidden.values()) == {10}  # of 12: the two in which all is given teach nothing
+    assert all(mode.learns_frames == (mode.future != "seen") for mode in modes)
+    assert all(mode.learns_actions != mode.sees_actions for mode in modes)
+    assert [mode.name for mode in ModeMix(random=True).trained] == list(TASK_MODES)

@@ -5,7 +5,7 @@ import torch
 
 from tests.model.conftest import EVERYTHING, PLAIN, TINY, Sample
 from unified_video_action.model.diffusion import draw_noise
-from unified_video_action.model.inputs import ModelInputs, Visibility
+from unified_video_action.model.inputs import ModelInputs, Visibility, patchify, spread, unpatchify
 from unified_video_action.model.masking import draw_corruption, generation_schedule
 from unified_video_action.model.samplers import Sampler
 from unified_video_action.model.task_modes import TASK_MODES
@@ -20,6 +20,21 @@ def generators(count, first=0):
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_row_major_and_come_back():
+    latents = torch.arange(2 * 4 * 4 * 4 * 4.0).reshape(2, 4, 4, 4, 4)
+    tokens = patchify(latents, 2)
+    assert tokens.shape == (2, 16, 16)
+    assert torch.equal(tokens[1, 5], latents[1, 1, :, 0:2, 2:4].flatten())  # frame 1, row 0, column 1
+    assert torch.equal(unpatchify(tokens, PLAIN), latents)
+
+
+def test_spread_repeats_evenly_also_where_it_does_not_divide():
+    rows = torch.arange(16.0).reshape(1, 16, 1)
+    assert torch.equal(spread(rows, 64).flatten(), torch.arange(16.0).repeat_interleave(4))
+    counts = torch.bincount(spread(rows, 36).flatten().long())
+    assert counts.min() == 2 and counts.max() == 3 and counts.sum() == 36
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -97,6 +112,60 @@ def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
             ("future", 1): some_visible,
             ("actions", 0): mode.sees_actions,
         }
+
+
+@torch.no_grad()
+def test_what_is_hidden_is_seen_through_noise_of_its_own_level():
+    """Frames at full noise, and padded ones at any, do not matter; what is half in noise does."""
+    config = replace(TINY, masking=replace(TINY.masking, noise=True))
+    sample = Sample(EVERYTHING, config)
+    corruption = draw_corruption(EVERYTHING, config, range(40), [TASK_MODES["policy"]] * 40)
+    assert (
+        10 < (corruption.levels == 1).all(1).logical_not().sum()
+        and (corruption.levels[:, 0] != corruption.levels[:, 1]).any()
+    )
+    assert 0.3 < (corruption.levels == 1).float().mean() < 0.7
+    sample.corruption = draw_corruption(EVERYTHING, config, range(5), [TASK_MODES["policy"]] * 5)
+    sample.corruption.levels[:] = torch.tensor([1.0, 0.5])
+    latents = []
+    sample.model.mar.register_forward_hook(lambda module, given, made: latents.append(made))
+    for changed in (None, "future", "actions"):
+        if changed:
+            setattr(sample.inputs, changed, getattr(sample.inputs, changed) + 1)
+        sample.losses()
+    assert torch.equal(latents[0], latents[1]) and not torch.equal(latents[1], latents[2])
+    sample.corruption.levels[:] = torch.tensor([0.5, 1.0])
+    sample.targets.frame_valid[:, 2:] = False
+    sample.losses()
+    sample.inputs.future[:, :, 2:] += 1  # padded
+    sample.losses()
+    sample.inputs.future[:, :, :2] += 1
+    sample.losses()
+    assert torch.equal(latents[3], latents[4]) and not torch.equal(latents[4], latents[5])
+
+
+def test_gradient_checkpointing_changes_nothing(plain):
+    grads = []
+    for on in (False, True):
+        plain.model.train()
+        for stack in (plain.model.mar.encoder, plain.model.mar.decoder):
+            stack.gradient_checkpointing = on
+        plain.model.zero_grad()
+        sum(
+            term.total for term in plain.model.loss_terms(plain.inputs, plain.targets, plain.corruption).values()
+        ).backward()
+        grads.append([p.grad.clone() for p in plain.model.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+def test_the_video_head_sees_the_newest_token_at_its_place():
+    sample = Sample(PLAIN, NEWEST)
+    z = torch.randn(5, PLAIN.tokens, 32)
+    condition = sample.model.video_condition(z, sample.inputs.history[:, 0])
+    newest = patchify(sample.inputs.history[:, 0, -1:], 2)
+    assert condition.shape == (5, PLAIN.tokens, 32 + PLAIN.token_dim) and torch.equal(condition[..., :32], z)
+    for frame in range(4):
+        assert torch.equal(condition[:, frame * 4 : frame * 4 + 4, 32:], newest)
 
 
 @pytest.mark.parametrize(("learns", "prediction"), [("action", "epsilon"), ("video", "v"), ("action", "flow")])
