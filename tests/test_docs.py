@@ -148,3 +148,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "Unified Video Action model" in (tmp_path / "index.html").read_text()
     assert "predict_forward_dynamics" in (tmp_path / "api" / "index.html").read_text()
+
+
+def test_files_of_tests_that_pages_name_exist():
+    named = {path for page in PAGES for path in re.findall(r"\btests/[\w/]+\.py", page.read_text())}
+    assert named and not [path for path in named if not (ROOT / path).is_file()]

@@ -80,7 +80,7 @@ def run_folder(checkpoint: Path) -> Path:
 
 def build_runner(config: Mapping[str, Any], **changes: int | None) -> EnvRunner:
     """The runner of a configuration's task, with those `changes` of its arguments that are not None."""
-    settings = config["task"]["env_runner"] | {key: value for key, value in changes.items() if value is not None}
+    settings = {**config["task"]["env_runner"], **{key: value for key, value in changes.items() if value is not None}}
     reader = build_reader(config)
     return instantiate(settings, EnvRunner, "task.env_runner", env_config=config["task"]["env"], reader=reader)
 
