@@ -96,7 +96,7 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     shown += "trainer.validation_windows=2 trainer.tensorboard=false training.steps=2 training.batch_size=4"
     absent = "--config-name=uva_pusht_mini task.dataset.paths=[nowhere.zip]"
     table = {"title": "Tiny", "compare": "shown", "rows": {"shown": shown.split(), "absent": absent.split()}}
-    table |= {"columns": {"PushT": {}}, "held_out": {"error, px": "validation/action_error"}}
+    table |= {"columns": {"PushT": {}}, "held_out": {"error (px)": "validation/action_error"}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(table))
     budget = {"says": "a test", "seeds": [0], "episodes": 2, "train": []}
     (tmp_path / "_budgets.yaml").write_text(yaml.safe_dump({"smoke": budget}))
@@ -104,8 +104,8 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     assert reproduce.main(words) == 1  # one cell failed
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())
     assert [cell["row"] for cell in results["cells"]] == ["shown"]
-    (error,) = results["cells"][0]["held_out"]["error, px"]  # of the one training seed
-    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error, px")] == f"{error:.3g}"
+    (error,) = results["cells"][0]["held_out"]["error (px)"]  # of the one training seed
+    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error (px)")] == f"{error:.3g}"
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
     made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))
