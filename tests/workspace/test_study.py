@@ -89,6 +89,7 @@ def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
     assert mean["figures"]["success"]["value"] == 0.5 and mean["figures"]["success"]["n"] == 8
 
 
+@pytest.mark.timeout(900)  # five commands, each a process
 def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):
     monkeypatch.setattr(study, "STUDIES", tmp_path)
     shown = "--config-name=uva_pusht_mini training=action model.transformer.dim=32 model.action_head.width=32 "
