@@ -16,6 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from nbclient import NotebookClient
+from omegaconf import OmegaConf
 
 from unified_video_action.env_runner.preparation import CHANGEABLE
 from unified_video_action.files import ROOT
@@ -97,8 +98,9 @@ def taken(script: str, arguments: list[str]) -> tuple[str | None, list[str], Pat
     return getattr(options, "config_name", None), words, ROOT / "config"
 
 
-def composes(name: str | list | None, words: list[str], folder: Path) -> None:
-    """Raise for words that the configuration refuses; of a sweep the first value is taken."""
+def composes(name: str | list | None, words: list[str], folder: Path) -> list[str]:
+    """The configurations as YAML. Raises for words that they refuse; of a sweep the first value is taken."""
+    made = []
     words = [word for word in words if word not in YOURS]
     names = name if isinstance(name, list) else [name] if name else []
     for each in (each for each in names if not each.isupper()):  # NAME stands for any
@@ -110,7 +112,8 @@ def composes(name: str | list | None, words: list[str], folder: Path) -> None:
             for override in parsed
         ]
         with initialize_config_dir(str(folder), version_base="1.3"):
-            compose(each, first)
+            made.append(OmegaConf.to_yaml(compose(each, first)))
+    return made
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,21 +13,25 @@ from unified_video_action.workspace.study import difference, figure
 from unified_video_action.workspace.study_report import rows_of
 
 
-def test_every_table_composes(tmp_path):
-    seen = set()
+def test_every_table_composes_and_no_two_rows_are_the_same(tmp_path):
+    made = {}  # words of a training -> its configuration
     chosen = [(name, budget) for name in study.names() for budget in ("smoke", "full")]
     for name, budget in [*chosen, ("beyond", "small")]:  # in others small differs in numbers alone
+        rows = {}
         for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
+            trained = ""
             for words in cell.trainings.values():
                 words = tuple(word for word in words if not word.startswith("seed="))
-                if words not in seen:
-                    seen.add(words)
+                if words not in made:
                     config, values, folder = taken("train.py", list(words))
                     assert list(words[len(words) - len(values) :]) == values  # Hydra takes no options after them
-                    composes(config, values, folder)
+                    made[words] = "".join(composes(config, values, folder))
+                trained += made[words]
+            same = (cell.column, trained or cell.checkpoint, *cell.evaluate[cell.evaluate.index("--output") + 2 :])
+            assert rows.setdefault(same, cell.row) == cell.row, f"{name}, {budget}: the same as {cell.row}"
             assert cell.checkpoint in cell.trainings or (cell.checkpoint.is_dir() and cell.seed == 0)
             assert "{" not in " ".join(cell.evaluate)
-    assert len(seen) > 30
+    assert len(made) > 30
 
 
 def test_an_interval_covers_the_mean_of_pooled_episodes():
