@@ -109,8 +109,8 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     assert reproduce.main(words) == 1  # one cell failed
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())
     assert [cell["row"] for cell in results["cells"]] == ["shown"]
-    (error,) = results["cells"][0]["held_out"]["error (px)"]  # of the one training seed
-    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error (px)")] == f"{error:.3g}"
+    error = results["cells"][0]["held_out"]["error (px)"]["value"]  # of the one training seed
+    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error (px)")] == f"{error:.2f}"
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
     made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))

@@ -183,11 +183,11 @@ class Study:
             entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
             if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
                 entry["plan_ms"] = float(np.median(times))
-            measures = {
-                name: [each["held_out"][name] for each in by_seed.values() if name in each["held_out"]]
-                for name in self.text.get("held_out", {})
-            }
-            entry["held_out"] = {name: values for name, values in measures.items() if values}
+            entry["held_out"] = {}
+            for name in self.text.get("held_out", {}):
+                if values := [each["held_out"][name] for each in by_seed.values() if name in each["held_out"]]:
+                    least, most = min(values), max(values)
+                    entry["held_out"][name] = {"value": float(np.mean(values)), "low": least, "high": most}
             against = found.get((self.text.get("compare"), column))
             if against and row != self.text["compare"]:
                 if common := sorted(by_seed.keys() & against.keys()):

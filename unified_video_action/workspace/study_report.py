@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from unified_video_action.env_runner.report import write_page
 from unified_video_action.env_runner.results import git_commit, machine, versions, write_json
@@ -24,7 +22,7 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
         line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
         line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
         for name in results["held_out"]:
-            line.append(_over_trainings(cell["held_out"].get(name, [])))
+            line.append(_figure(cell["held_out"][name], digits=2) if name in cell["held_out"] else "-")
         if compare:
             other = cell.get("difference")
             line.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
@@ -40,14 +38,6 @@ def missing(results: Mapping[str, Any]) -> list[str]:
     for name, why in results["missing"].items():
         reasons.setdefault(why, []).append(name)
     return [f"{why}: {'; '.join(names)}" for why, names in reasons.items()]
-
-
-def _over_trainings(values: Sequence[float]) -> str:
-    """The mean over training seeds, and the least and greatest of them."""
-    if not values:
-        return "-"
-    mean = f"{np.mean(values):.3g}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3g} to {max(values):.3g})"
 
 
 def _figure(found: Mapping[str, Any], factor: float = 1, digits: int = 3) -> str:
