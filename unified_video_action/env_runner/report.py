@@ -53,7 +53,8 @@ def write_report(
     """Write the page of `results.describe_results`; the training's metrics.jsonl may be absent."""
     metrics, episodes = results["metrics"], results["episodes"]
     batch = ((results["config"] or {}).get("training") or {}).get("batch_size")
-    curves = _read_curves(training_log) if training_log is not None and training_log.is_file() else {}
+    curves = {} if training_log is None else read_curves(training_log)
+    curves = {name: points for name, points in curves.items() if len(points) > 1}
     completed = [episode for episode in episodes if episode["crashed"] is None]
     score_histogram, score_curves = _scores(completed, metrics["mean_score"])
     figures = ("success_rate", "mean_score", "episodes")
@@ -111,10 +112,10 @@ def _scores(episodes: Sequence[Mapping[str, Any]], mean: float) -> tuple[str, st
     return bars, line_chart(lines, "control step", "score", y_range=(0.0, 1.0))
 
 
-def _read_curves(log: Path) -> Curves:
-    """Numbers of a training's log that were recorded more than once."""
+def read_curves(log: Path) -> Curves:
+    """All finite numbers of a training's metrics.jsonl, with their steps; none where there is no such file."""
     curves: Curves = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
         try:
             entry = json.loads(line)
         except ValueError:  # the half-written last line of a run that goes on
@@ -123,7 +124,7 @@ def _read_curves(log: Path) -> Curves:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if number and name not in NOT_CURVES and "step" in entry:
                 curves.setdefault(name, []).append((entry["step"], value))
-    return {name: points for name, points in curves.items() if len(points) > 1}
+    return curves
 
 
 def _learning(title: str, names: Mapping[str, str], curves: Curves, batch: int | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 from scipy import stats
 
+from unified_video_action.env_runner.report import read_curves
 from unified_video_action.env_runner.results import SETTINGS, bootstrap_interval, wilson_interval, write_json
 from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
 
@@ -134,14 +135,9 @@ class Study:
 
     def _held_out(self, cell: Cell) -> dict[str, float]:
         """The table's measures on held-out windows, at the end of a cell's training."""
-        log = cell.checkpoint.parents[1] / "metrics.jsonl"
-        if not cell.trainings or not log.is_file():
-            return {}
-        entries: dict[str, float] = {}
-        for line in log.read_text().splitlines():
-            entries |= json.loads(line)
+        curves = read_curves(cell.checkpoint.parents[1] / "metrics.jsonl") if cell.trainings else {}
         measures = self.text.get("held_out", {})
-        return {name: entries[key] for name, key in measures.items() if key in entries}
+        return {name: curves[key][-1][1] for name, key in measures.items() if key in curves}
 
     def make(self, cell: Cell) -> str | None:
         """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
