@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
         "speed": "of the gripper; 1: about 0.3 m/s",
         "tables": "different tables, which episodes take in turn; 0: each has its own",
         "turning": "radians by which the gripper tilts and turns, standard deviation",
+        "light": "how much the light's colour differs over the table, 0 to 1: frames then tell places",
     }.items():
         option, default = f"--{field.replace('_', '-')}", getattr(Scene, field)
         parser.add_argument(option, type=type(default), default=default, help=f"{text} (default {default})")

@@ -21,6 +21,7 @@ from unified_video_action.demos.umi_synthetic import (
     CameraModel,
     Scene,
     episode,
+    lit,
     trajectory,
     write_archive,
 )
@@ -76,13 +77,30 @@ def test_recordings_follow_from_their_seed() -> None:
     assert not np.allclose(one["robot0_eef_pos"], other["robot0_eef_pos"])
 
 
+def test_the_colour_of_light_tells_places() -> None:
+    grey = np.full((TEXELS, TEXELS, 3), 120, np.uint8)
+    assert np.array_equal(lit(grey, 0.0), grey)
+    quarter = TEXELS // 4
+    red, green, blue = np.moveaxis(lit(grey, 0.5)[quarter:-quarter, quarter:-quarter].astype(int), -1, 0)
+    assert red[0, -1] - red[0, 0] == green[-1, 0] - green[0, 0] == blue[0, 0] - blue[-1, -1] == 179 - 60
+    assert not red.var(axis=0).any() and not green.var(axis=1).any()
+    recorded = [replace(SCENE, light=light, tables=1) for light in (0.0, 0.5)]
+    white, coloured = (episode(scene, 0, 0) for scene in recorded)
+    assert np.array_equal(white["robot0_eef_pos"], coloured["robot0_eef_pos"])
+    assert not np.array_equal(white[CAMERA], coloured[CAMERA])
+
+
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
     path = tmp_path / "made.zarr.zip"
     options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
     options += ["--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"]
     load_script("make_umi_archive").main(options)
     assert len(UmiStore(path, [CAMERA])) == 10
-    for bad, message in ((options, "exists already"), (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1")):
+    for bad, message in (
+        (options, "exists already"),
+        (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1"),
+        (["--output", "x.zarr", "--light", "2"], "light=2.0: expected 0 to 1"),
+    ):
         with pytest.raises(SystemExit):
             load_script("make_umi_archive").main(bad)
         assert message in capsys.readouterr().err

@@ -44,6 +44,7 @@ class Scene:
     speed: float = 1.0  # of the gripper; 1: about 0.3 m/s
     tables: int = 0  # different tables that episodes take in turn; 0: each has its own
     turning: float = 0.25  # radians by which the gripper tilts and turns, standard deviation
+    light: float = 0.0  # how much the light's colour differs over the table, 0 to 1; 0: white everywhere
 
     def __post_init__(self) -> None:
         if self.camera not in CAMERAS:
@@ -57,6 +58,8 @@ class Scene:
         for name in ("speed", "turning", "tables"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a number >= 0")
+        if not 0 <= self.light <= 1:
+            raise ValueError(f"light={self.light}: expected 0 to 1")
 
     @property
     def rows(self) -> int:
@@ -83,7 +86,7 @@ def write_archive(
 def episode(scene: Scene, seed: int, number: int) -> dict[str, np.ndarray]:
     """Episode `number` of a recording, in UMI's published layout: array -> (T, ...); a function of its arguments."""
     table = number % scene.tables if scene.tables else number
-    texture = table_texture(np.random.default_rng([seed, table, 0]))
+    texture = lit(table_texture(np.random.default_rng([seed, table, 0])), scene.light)
     poses, widths = trajectory(scene, np.random.default_rng([seed, number, 1]))
     camera = CameraModel(scene)
     frames = [camera.picture(texture, pose, width) for pose, width in zip(poses, widths, strict=True)]
@@ -117,6 +120,17 @@ def table_texture(rng: np.random.Generator) -> np.ndarray:
             box = cv2.boxPoints((tuple(map(float, centre)), (size, size * rng.uniform(0.3, 1)), rng.uniform(0, 180)))
             cv2.fillPoly(texture, [np.round(box).astype(np.int32)], colour, cv2.LINE_AA)
     return cv2.GaussianBlur(texture, (0, 0), 1.0)
+
+
+def lit(texture: np.ndarray, strength: float) -> np.ndarray:
+    """A table under coloured lamps: red grows along x, green along y, blue against both; uint8 like `texture`.
+
+    So the colour of any spot tells roughly where on the table it is.
+    """
+    wave = np.sin(((np.arange(TEXELS) + 0.5) / TEXELS - 0.5) * 2 * np.pi)  # repeats as the table does
+    x, y = np.meshgrid(wave, wave)
+    gain = 1 + strength * np.stack([x, y, -(x + y) / 2], axis=-1)
+    return np.clip(texture * gain, 0, 255).astype(np.uint8)
 
 
 def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
