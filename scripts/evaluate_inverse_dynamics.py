@@ -6,7 +6,8 @@
 
 Windows are those of the episodes that the run held out, or with --data of all episodes in other archives of the same
 kind, whose poses count as known. --other names archives of the same episodes and frames with poses by another method,
-such as SLAM, which are measured in the same way. The row "still" says that nothing moves: the size of the task.
+such as SLAM, which are measured in the same way. The row "still" says that nothing moves: the size of the task. Past
+frames are shown to a model that was trained with them (model.masking.inverse_history), as the policy does.
 """
 
 from __future__ import annotations
@@ -63,9 +64,7 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         dataset.use_text(policy.encode_text(dataset.instructions))
     indices = inverse_dynamics.windows_of(dataset, args.windows)
     log.info("%d windows of %d", len(indices), len(dataset))
-    predicted, true, recorded = inverse_dynamics.predict(
-        policy, dataset, indices, hide_history=not args.show_history, sampler=args.sampler
-    )
+    predicted, true, recorded = inverse_dynamics.predict(policy, dataset, indices, args.sampler)
     answers = {"model": predicted, "still": inverse_dynamics.standing_still(true, end_effector)}
     for name, path in others.items():
         other = open_dataset(config, [Path(path)])
@@ -88,7 +87,6 @@ def main() -> None:
     add("--data", nargs="+", type=Path, help="archives to measure on (default: the run's held-out episodes)")
     add("--other", action="append", default=[], metavar="NAME=ARCHIVE", help="the same episodes by another method")
     add("--windows", type=at_least(1), default=500, help="how many, spread evenly (default: 500)")
-    add("--show-history", action="store_true", help="show the model past frames as well, unlike in its training")
     add("--sampler", help="sampler, such as ancestral100 or ddim10 (default: the configuration's)")
     add("--device", default="cpu", help="cpu, cuda, ... (default: cpu)")
     add("--weights", choices=("ema", "model"), default="ema")

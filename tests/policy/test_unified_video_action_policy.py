@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_five_modes_answer_in_the_datas_units(make_policy, obs):
     hidden = policy.predict_inverse_dynamics(obs, future, hide_history=True, generator=noise())
     assert both["action_pred"].shape == inverse["action_pred"].shape == (3, 16, 2)
     assert not torch.equal(inverse["action_pred"], hidden["action_pred"])
+    trained = policy.model.config.masking
+    for share, expected in ((0.0, hidden), (0.5, inverse)):  # left open: as the training was
+        policy.model.config = replace(policy.model.config, masking=replace(trained, inverse_history=share))
+        found = policy.predict_inverse_dynamics(obs, future, generator=noise())
+        assert torch.equal(found["action_pred"], expected["action_pred"])
     forward = policy.predict_forward_dynamics(obs, acted["action_pred"], noise())
     for made in (both, forward, policy.predict_video(obs, noise())):
         assert made["frames"].shape == (3, 4, 3, 32, 32) and made["frames"].dtype == torch.uint8

@@ -26,17 +26,12 @@ def windows_of(dataset: WindowDataset, count: int) -> list[int]:
 
 @torch.no_grad()
 def predict(
-    policy: BasePolicy,
-    dataset: WindowDataset,
-    indices: Sequence[int],
-    hide_history: bool = True,
-    sampler: str | None = None,
+    policy: BasePolicy, dataset: WindowDataset, indices: Sequence[int], sampler: str | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The chunks that the future frames of windows show, and the recorded ones.
 
     Args:
         dataset: with frames, not latents.
-        hide_history: show future frames only, as the mode is trained.
 
     Returns:
         predicted and true actions (windows, A, D) in the data's units, and which steps are recorded (windows, A).
@@ -45,7 +40,7 @@ def predict(
     for batch in _batches(dataset, indices):
         noise = generators(batch["seed"].tolist())
         obs = {**batch["history"], **batch["low_dim"], **({"text": batch["text"]} if "text" in batch else {})}
-        chunks = policy.predict_inverse_dynamics(obs, batch["future"], hide_history, noise, sampler)["action_pred"]
+        chunks = policy.predict_inverse_dynamics(obs, batch["future"], generator=noise, sampler=sampler)["action_pred"]
         made.append((chunks.cpu().numpy(), batch["action"].numpy(), ~batch["action_is_pad"].numpy()))
     return tuple(np.concatenate(part) for part in zip(*made, strict=True))
 
