@@ -9,8 +9,8 @@ import yaml
 from scripts import reproduce
 from tests.test_docs import composes, taken
 from unified_video_action.workspace import study
-from unified_video_action.workspace.study import difference, figure
 from unified_video_action.workspace.study_report import rows_of
+from unified_video_action.workspace.study_statistics import difference, figure, held_out_figure
 
 
 def test_every_table_composes_and_no_two_rows_are_the_same(tmp_path):
@@ -75,6 +75,17 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
     assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
     assert other["difference"]["value"] == pytest.approx(-0.2) and other["difference"]["claimed"]
     assert [row[0] for row in rows_of(results)] == ["", "UVA", "DP-C"]
+
+
+def test_a_measure_of_trainings_is_compared_seed_by_seed():
+    ours = {seed: {"error": value} for seed, value in enumerate((50.0, 51.0, 49.0))}
+    others = {seed: {"error": value} for seed, value in enumerate((55.0, 56.5, 53.5))} | {3: {}}
+    found = held_out_figure("error", ours, others)
+    assert (found["value"], found["low"], found["high"]) == (50.0, 49.0, 51.0)
+    less = found["difference"]  # 5 with a standard error of 0.289; 4.303 is Student's of two degrees of freedom
+    assert (less["value"], less["low"]) == pytest.approx((-5.0, -5 - 4.303 * 0.28868), abs=1e-3) and less["claimed"]
+    assert not held_out_figure("error", ours, {0: {"error": 60.0}, 1: {"error": 51.0}})["difference"]["claimed"]
+    assert "difference" not in held_out_figure("error", ours, {0: {"error": 60.0}})
 
 
 def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):

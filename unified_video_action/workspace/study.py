@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy import stats
 
 from unified_video_action.env_runner.report import read_curves
-from unified_video_action.env_runner.results import SETTINGS, bootstrap_interval, wilson_interval, write_json
+from unified_video_action.env_runner.results import SETTINGS, wilson_interval, write_json
 from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
+from unified_video_action.workspace.study_statistics import difference, figure, held_out_figure
 
 STUDIES = CONFIGS / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
@@ -179,16 +179,17 @@ class Study:
             entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
             if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
                 entry["plan_ms"] = float(np.median(times))
-            entry["held_out"] = {}
-            for name in self.text.get("held_out", {}):
-                if values := [each["held_out"][name] for each in by_seed.values() if name in each["held_out"]]:
-                    least, most = min(values), max(values)
-                    entry["held_out"][name] = {"value": float(np.mean(values)), "low": least, "high": most}
-            against = found.get((self.text.get("compare"), column))
-            if against and row != self.text["compare"]:
-                if common := sorted(by_seed.keys() & against.keys()):
-                    scores = ([each[seed]["score"] for seed in common] for each in (by_seed, against))
-                    entry["difference"] = difference(*scores)
+            against = found.get((self.text.get("compare"), column), {}) if row != self.text.get("compare") else {}
+            if common := sorted(by_seed.keys() & against.keys()):
+                scores = ([each[seed]["score"] for seed in common] for each in (by_seed, against))
+                entry["difference"] = difference(*scores)
+            measured = {seed: each["held_out"] for seed, each in by_seed.items()}
+            others = {seed: each["held_out"] for seed, each in against.items()}
+            entry["held_out"] = {
+                name: held_out_figure(name, measured, others)
+                for name in self.text.get("held_out", {})
+                if any(name in each for each in measured.values())
+            }
             pooled = [value for each in by_seed.values() for value in each["success"].values()]
             low, high = wilson_interval(int(sum(pooled)), len(pooled))
             figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
@@ -222,42 +223,6 @@ def describe(name: str) -> str:
     text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     lines = [f"{name}: {text['title']}"]
     return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in _budgets(text).items()])
-
-
-def figure(by_seed: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The mean over training seeds and episodes.
-
-    Its interval is a bootstrap over episodes, each averaged over the training seeds, so it holds for these trainings;
-    `by_seed` shows how far trainings differ.
-    """
-    keys = sorted(set.intersection(*(set(each) for each in by_seed)))
-    means = [float(np.mean([each[key] for each in by_seed])) for key in keys]
-    low, high = bootstrap_interval(means)
-    return {
-        "value": float(np.mean(means)),
-        "low": low,
-        "high": high,
-        "interval": "bootstrap over episodes, of these trainings",
-        "by_seed": [float(np.mean(list(each.values()))) for each in by_seed],
-        "n": len(keys),
-    }
-
-
-def difference(ours: Sequence[Mapping[str, float]], others: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Mean of `ours` less `others`, paired by training seed and by episode.
-
-    It is claimed only where both intervals exclude zero: that over episodes, and, of at least two training seeds,
-    Student's over those.
-    """
-    pairs = [{key: one[key] - other[key] for key in one.keys() & other.keys()} for one, other in zip(ours, others)]
-    found = figure(pairs)
-    claimed = found["low"] > 0 or found["high"] < 0
-    trainings = None
-    if len(pairs) > 1:
-        interval = stats.ttest_1samp(found["by_seed"], 0).confidence_interval(0.95)
-        trainings = [float(interval.low), float(interval.high)]
-        claimed = claimed and (trainings[0] > 0 or trainings[1] < 0)
-    return found | {"over_trainings": trainings, "claimed": bool(claimed and len(pairs) > 1)}
 
 
 def _pooled(by_column: Mapping[str, Values]) -> Values:

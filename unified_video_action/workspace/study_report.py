@@ -22,10 +22,11 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
         line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
         line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
         for name in results["held_out"]:
-            line.append(_figure(cell["held_out"][name], digits=2) if name in cell["held_out"] else "-")
+            measure = cell["held_out"].get(name)
+            text = "-" if measure is None else _figure(measure, digits=2)
+            line.append(f"{text}; {_difference(measure['difference'], 2)}" if "difference" in (measure or {}) else text)
         if compare:
-            other = cell.get("difference")
-            line.append("-" if other is None else _figure(other) + ("" if other["claimed"] else ", not claimed"))
+            line.append(_difference(cell["difference"]) if "difference" in cell else "-")
         if paper:
             line.append(str(paper.get(cell["row"], {}).get(cell["column"], "-")))
         table.append(line)
@@ -43,6 +44,10 @@ def missing(results: Mapping[str, Any]) -> list[str]:
 def _figure(found: Mapping[str, Any], factor: float = 1, digits: int = 3) -> str:
     value, low, high = (f"{factor * found[name]:.{digits}f}" for name in ("value", "low", "high"))
     return value if low == high == value else f"{value} ({low} to {high})"
+
+
+def _difference(found: Mapping[str, Any], digits: int = 3) -> str:
+    return _figure(found, digits=digits) + ("" if found["claimed"] else ", not claimed")
 
 
 def text_table(results: Mapping[str, Any]) -> str:
