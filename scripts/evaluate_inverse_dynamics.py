@@ -96,7 +96,7 @@ def main() -> None:
         figures = measure(args)
     log.info("%-10s %28s %28s", "", "position, cm", "rotation, degrees")
     for name, row in figures.items():
-        shown = [f"{part['mean']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in row.values()]
+        shown = [f"{part['value']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in row.values()]
         log.info("%-10s %28s %28s", name, *shown)
     write_figures(args.json, {"checkpoint": str(args.checkpoint), "errors": figures})
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unified_video_action.workspace.commands import at_least, held_out_parser, mistakes
+from unified_video_action.workspace.commands import at_least, held_out_parser, mistakes, write_figures
 
 log = logging.getLogger("evaluate_video")
 
@@ -71,19 +71,18 @@ def main(arguments: list[str] | None = None) -> None:
     add("--clips", type=at_least(2), default=500, help="how many, spread evenly (default: 500)")
     add("--iterations", type=at_least(1), nargs="+", default=[1, 8], help="steps of generation (default: 1 8)")
     add("--i3d", type=Path, help="i3d_torchscript.pt, for FVD")
-    add("--output", type=Path, required=True, help="folder of the results")
+    add("--json", type=Path, help="also write the figures there")
     options = parser.parse_args(arguments)
     from unified_video_action.env_runner import results
 
     with mistakes(parser):
         found = measure(options)
-    options.output.mkdir(parents=True, exist_ok=True)
-    facts = {"checkpoint": str(options.checkpoint), "machine": results.machine(), "commit": results.git_commit()}
-    results.write_json(options.output / "video.json", {**facts, **found})
     log.info("%d clips of %d episodes", found["clips"], found["episodes"])
     for row, distances in found["rows"].items():
         for kind, value in distances.items():
             log.info("%-14s %-16s %.3f (%.3f to %.3f)", row, kind, *(value[end] for end in ("value", "low", "high")))
+    facts = {"checkpoint": str(options.checkpoint), "machine": results.machine(), "commit": results.git_commit()}
+    write_figures(options.json, {**facts, **found})
 
 
 if __name__ == "__main__":

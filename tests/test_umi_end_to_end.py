@@ -204,9 +204,9 @@ def test_errors_of_camera_motion_by_the_script(trained, archive, tmp_path, monke
     resting = tmp_path / "resting.zarr.zip"
     write_archive(resting, replace(SCENE, speed=0.0, turning=0.0), seed=0, episodes=3, pictures=JpegXlCodec())
     all_of_it = measure("--data", str(archive), "--other", f"resting={resting}", f"--other=same={archive}")
-    assert all_of_it["same"]["position_cm"]["mean"] < 1e-4 and all_of_it["same"]["rotation_deg"]["mean"] < 1e-2
+    assert all_of_it["same"]["position_cm"]["value"] < 1e-4 and all_of_it["same"]["rotation_deg"]["value"] < 1e-2
     for part, row in all_of_it["still"].items():  # a method that finds no motion is as wrong as standing still
-        assert row["mean"] == pytest.approx(all_of_it["resting"][part]["mean"], rel=1e-3) and row["mean"] > 0.5
+        assert row["value"] == pytest.approx(all_of_it["resting"][part]["value"], rel=1e-3) and row["value"] > 0.5
     with pytest.raises(SystemExit):
         measure(f"--other=same={archive}")
     assert "--other compares archives with --data" in capsys.readouterr().err

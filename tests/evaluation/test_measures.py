@@ -125,4 +125,4 @@ def test_centimetres_and_degrees() -> None:
         np.testing.assert_allclose(position, [centimetres], atol=1e-4)
         np.testing.assert_allclose(rotation, [degrees], atol=1e-3)
     beyond = pose_errors(predicted, true, np.array([[True, False]]), END_EFFECTOR)  # the second step does not count
-    assert [summary(errors, np.zeros(1))["mean"] for errors in beyond] == pytest.approx([5, 0], abs=1e-4)
+    assert [summary(errors, np.zeros(1))["value"] for errors in beyond] == pytest.approx([5, 0], abs=1e-4)

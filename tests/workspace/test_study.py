@@ -9,8 +9,8 @@ import yaml
 from scripts import reproduce
 from tests.test_docs import composes, taken
 from unified_video_action.workspace import study
-from unified_video_action.workspace.study_report import rows_of
-from unified_video_action.workspace.study_statistics import difference, figure, held_out_figure
+from unified_video_action.workspace.study_report import rows_of, write_table
+from unified_video_action.workspace.study_statistics import difference, figure, measure_figure
 
 
 def test_every_table_composes_and_no_two_rows_are_the_same(tmp_path):
@@ -27,10 +27,14 @@ def test_every_table_composes_and_no_two_rows_are_the_same(tmp_path):
                     assert list(words[len(words) - len(values) :]) == values  # Hydra takes no options after them
                     made[words] = "".join(composes(config, values, folder))
                 trained += made[words]
-            same = (cell.column, trained or cell.checkpoint, *cell.evaluate[cell.evaluate.index("--output") + 2 :])
+            measured = [word for word in cell.evaluate if str(cell.output) not in word and word != str(cell.checkpoint)]
+            same = (cell.column, trained or cell.checkpoint, *measured)
             assert rows.setdefault(same, cell.row) == cell.row, f"{name}, {budget}: the same as {cell.row}"
-            assert cell.checkpoint in cell.trainings or (cell.checkpoint.is_dir() and cell.seed == 0)
-            assert "{" not in " ".join(cell.evaluate)
+            if cell.checkpoint not in cell.trainings:
+                assert cell.seed == 0 and (cell.checkpoint is None or cell.checkpoint.is_dir())
+            for words in (cell.evaluate, *cell.makes.values()):
+                taken(words[0], words[1:])  # options that the command has
+                assert "{" not in " ".join(words)
     assert len(made) > 30
 
 
@@ -78,14 +82,15 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
 
 
 def test_a_measure_of_trainings_is_compared_seed_by_seed():
-    ours = {seed: {"error": value} for seed, value in enumerate((50.0, 51.0, 49.0))}
-    others = {seed: {"error": value} for seed, value in enumerate((55.0, 56.5, 53.5))} | {3: {}}
-    found = held_out_figure("error", ours, others)
-    assert (found["value"], found["low"], found["high"]) == (50.0, 49.0, 51.0)
+    ours = {seed: {"error": [value, value - 1, value + 1]} for seed, value in enumerate((50.0, 51.0, 49.0))}
+    others = {seed: {"error": [value] * 3} for seed, value in enumerate((55.0, 56.5, 53.5))} | {3: {}}
+    found = measure_figure("error", ours, others)
+    assert (found["value"], found["low"], found["high"]) == (50.0, 48.0, 52.0)
     less = found["difference"]  # 5 with a standard error of 0.289; 4.303 is Student's of two degrees of freedom
     assert (less["value"], less["low"]) == pytest.approx((-5.0, -5 - 4.303 * 0.28868), abs=1e-3) and less["claimed"]
-    assert not held_out_figure("error", ours, {0: {"error": 60.0}, 1: {"error": 51.0}})["difference"]["claimed"]
-    assert "difference" not in held_out_figure("error", ours, {0: {"error": 60.0}})
+    apart = {0: {"error": [60.0] * 3}, 1: {"error": [51.0] * 3}}
+    assert not measure_figure("error", ours, apart)["difference"]["claimed"]
+    assert "difference" not in measure_figure("error", ours, {0: apart[0]})
 
 
 def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
@@ -104,6 +109,20 @@ def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
     assert mean["figures"]["success"]["value"] == 0.5 and mean["figures"]["success"]["n"] == 8
 
 
+def test_a_table_of_another_command_has_its_measures_and_no_scores(tmp_path):
+    video = study.Study("video", "smoke", tmp_path / "video_smoke", tmp_path)
+    (cell,) = video.cells()
+    cell.output.mkdir(parents=True)
+    distances = {"1 iterations": {"codec features": {"value": 2.2, "low": 1.5, "high": 3.4}}, "still": {"FVD": {}}}
+    (cell.output / "results.json").write_text(json.dumps({"rows": distances}))
+    results = video.table()
+    head, row = rows_of(results)
+    assert dict(zip(head, row))["1 iteration"] == "2.20 (1.50 to 3.40)" and row.count("-") == 3
+    assert head[2:] == ["decoded by the codec", "the newest frame repeated", "1 iteration", "8 iterations"]
+    write_table(tmp_path / "page", results)
+    assert "1 iteration, from 0 to 3.4" in (tmp_path / "page" / "table.html").read_text()
+
+
 @pytest.mark.timeout(900)  # five commands, each a process
 def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):
     monkeypatch.setattr(study, "STUDIES", tmp_path)
@@ -112,7 +131,7 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     shown += "trainer.validation_windows=2 trainer.tensorboard=false training.steps=2 training.batch_size=4"
     absent = "--config-name=uva_pusht_mini task.dataset.paths=[nowhere.zip]"
     table = {"title": "Tiny", "compare": "shown", "rows": {"shown": shown.split(), "absent": absent.split()}}
-    table |= {"columns": {"PushT": {}}, "held_out": {"error (px)": "validation/action_error"}}
+    table |= {"columns": {"PushT": {}}, "measures": {"error (px)": "validation/action_error"}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(table))
     budget = {"says": "a test", "seeds": [0], "episodes": 2, "train": []}
     (tmp_path / "_budgets.yaml").write_text(yaml.safe_dump({"smoke": budget}))
@@ -120,7 +139,7 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     assert reproduce.main(words) == 1  # one cell failed
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())
     assert [cell["row"] for cell in results["cells"]] == ["shown"]
-    error = results["cells"][0]["held_out"]["error (px)"]["value"]  # of the one training seed
+    error = results["cells"][0]["measures"]["error (px)"]["value"]  # of the one training seed
     assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error (px)")] == f"{error:.2f}"
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()

@@ -63,14 +63,13 @@ def pose_errors(
 
 
 def summary(errors: np.ndarray, episodes: np.ndarray) -> dict[str, Any]:
-    """Mean over steps and windows with its 95 % interval over `episodes` (windows,), median, 90th percentile, and the
-    mean at every step, of errors (windows, A)."""
+    """Of errors (windows, A): their mean (`value`) with its 95 % interval over `episodes` (windows,), the median and
+    the 90th percentile of windows, and the mean at every step."""
     known = ~np.isnan(errors).all(axis=1)
     errors, steps = errors[known], ~np.isnan(errors).all(axis=0)
     windows = np.nanmean(errors, axis=1)  # (windows,)
     found = Bootstrap(episodes[known], SEED).mean(windows)
     return {
-        "mean": found.pop("value"),
         **found,
         "median": float(np.median(windows)),
         "p90": float(np.percentile(windows, 90)),

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ import yaml
 from unified_video_action.env_runner.report import read_curves
 from unified_video_action.env_runner.results import SETTINGS, wilson_interval, write_json
 from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
-from unified_video_action.workspace.study_statistics import difference, figure, held_out_figure
+from unified_video_action.workspace.study_statistics import difference, figure, measure_figure
 
 STUDIES = CONFIGS / "reproduce"
 TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
-# score, success -> seed of an episode -> value; plan_ms -> median; held_out -> name of a measure -> value
-Values = dict[str, dict[str, float]]
+RESULTS = "results.json"  # in a cell's folder
+SIMULATE = ["eval_sim.py", "--checkpoint", "{checkpoint}", "--n-episodes", "{episodes}", "--videos", "0"]
+SIMULATE += ["--output", "{output}"]
+# score, success -> seed of an episode -> value; plan_ms -> median; measures -> name -> value, low, high
+Values = dict[str, dict[str, Any]]
 MEAN = "mean"  # the column of a table that also has all episodes of its columns together
 
 
@@ -36,12 +39,13 @@ class Cell:
     row: str
     column: str
     seed: int
-    checkpoint: Path  # in the run's folder; equal words give an equal one, in all tables
+    checkpoint: (
+        Path | None
+    )  # in the run's folder; equal words give an equal one, in all tables; None: an untrained model
     output: Path  # of its measurement
     trainings: dict[Path, list[str]]  # checkpoint -> words of the training that makes it; empty: it is given
     evaluate: list[str]
-    prepare: list[str] = field(default_factory=list)
-    makes: Path | None = None  # what `prepare` makes
+    makes: dict[Path, list[str]]  # what the training needs -> words that make it
 
     @property
     def name(self) -> str:
@@ -84,11 +88,13 @@ class Study:
         about = self.text["columns"][column]
         values = {"data": str(self._data), "seed": seed, "train": about.get("train", [])}
         values |= {key: value for key, value in (self.budget | about).items() if isinstance(value, str | int | float)}
-        words, trainings = self.text["rows"][row], {}
+        words, trainings, command = self.text["rows"][row], {}, self.text.get("command", SIMULATE)
         if isinstance(words, Mapping):
             words = words.get(column, words.get("other", []))
         if isinstance(words, str):
             checkpoint = ROOT / words
+        elif "{checkpoint}" not in command:  # of an untrained model
+            checkpoint, command = None, [*command, *words]
         else:
             learner = self.text.get("learner", {}).get(row, "uva")
             if first := self.text.get("first", {}).get(row):
@@ -101,12 +107,11 @@ class Study:
             values["world"], world = self._training(self.text["world"], "uva", values)
             trainings |= world
         output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
-        evaluate = ["eval_sim.py", "--checkpoint", str(checkpoint), "--n-episodes", str(self.budget["episodes"])]
-        evaluate += ["--videos", "0", "--output", str(output), *_fill(chosen, values)]
-        makes = Path(_fill([about["makes"]], values)[0]) if "makes" in about else None
-        return Cell(
-            row, column, seed, checkpoint, output, trainings, evaluate, _fill(about.get("prepare", []), values), makes
-        )
+        values |= {"checkpoint": str(checkpoint), "output": str(output), "results": str(output / RESULTS)}
+        evaluate = _fill([*command, *chosen], values)
+        makes = {Path(_fill([path], values)[0]): _fill(words, values) for path, words in about.get("makes", {}).items()}
+        makes = {path: [*words, "--output", str(path)] for path, words in makes.items()}
+        return Cell(row, column, seed, checkpoint, output, trainings, evaluate, makes)
 
     def _training(
         self, words: Sequence[str], learner: str, values: Mapping[str, Any]
@@ -124,27 +129,41 @@ class Study:
 
     def values(self, cell: Cell) -> Values | None:
         """What a cell was measured to be; None while it is not."""
-        path = cell.output / "results.json"
+        path = cell.output / RESULTS
         if not path.is_file():
             return None
         results = json.loads(path.read_text())
+        if "command" in self.text:
+            return {"measures": self._measures(results, cell.column)}
         kept = [episode for episode in results["episodes"] if episode["crashed"] is None]
         found = {name: {str(each["seed"]): float(each[name]) for each in kept} for name in ("score", "success")}
         found["plan_ms"] = {"median": results["plan_ms"]["median"]} if results.get("plan_ms") else {}
-        return found | {"held_out": self._held_out(cell)}
+        return found | {"measures": self._held_out(cell)}
 
-    def _held_out(self, cell: Cell) -> dict[str, float]:
+    def _measures(self, results: Any, column: str) -> dict[str, list[float]]:
+        """Name -> value, low, high, where the table says that they stand in what its command wrote."""
+        found = {}
+        for name, keys in self.text["measures"].items():
+            at = results
+            for key in keys.replace("{column}", column).split("/"):
+                at = at.get(key, {})
+            if at:
+                found[name] = [at[end] for end in self.text.get("ends", ("value", "low", "high"))]
+        return found
+
+    def _held_out(self, cell: Cell) -> dict[str, list[float]]:
         """The table's measures on held-out windows, at the end of a cell's training."""
         curves = read_curves(cell.checkpoint.parents[1] / "metrics.jsonl") if cell.trainings else {}
-        measures = self.text.get("held_out", {})
-        return {name: curves[key][-1][1] for name, key in measures.items() if key in curves}
+        measures = self.text.get("measures", {})
+        return {name: [curves[key][-1][1]] * 3 for name, key in measures.items() if key in curves}
 
     def make(self, cell: Cell) -> str | None:
         """Train and measure a cell, or go on with it: None, or why it cannot be had (the last words of a command)."""
         cell.output.parent.mkdir(parents=True, exist_ok=True)
         log = cell.output.with_suffix(".log")
-        if cell.makes is not None and not cell.makes.exists() and (failed := _run(cell.prepare, log)):
-            return failed
+        for path, words in cell.makes.items():
+            if not path.exists() and (failed := _run(words, log)):
+                return failed
         cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
         for checkpoint, words in cell.trainings.items():
             run = checkpoint.parents[1]
@@ -153,6 +172,7 @@ class Study:
                     return failed
                 write_json(done, words)
         if self.values(cell) is None:
+            cell.output.mkdir(parents=True, exist_ok=True)
             return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
 
@@ -175,24 +195,17 @@ class Study:
                 found.setdefault((row, MEAN), {})[seed] = _pooled({column: each[column][seed] for column in each})
         cells = []
         for (row, column), by_seed in found.items():
-            figures = {name: figure([each[name] for each in by_seed.values()]) for name in ("score", "success")}
-            entry = {"row": row, "column": column, "seeds": sorted(by_seed), "figures": figures}
-            if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
-                entry["plan_ms"] = float(np.median(times))
+            entry = {"row": row, "column": column, "seeds": sorted(by_seed)}
             against = found.get((self.text.get("compare"), column), {}) if row != self.text.get("compare") else {}
-            if common := sorted(by_seed.keys() & against.keys()):
-                scores = ([each[seed]["score"] for seed in common] for each in (by_seed, against))
-                entry["difference"] = difference(*scores)
-            measured = {seed: each["held_out"] for seed, each in by_seed.items()}
-            others = {seed: each["held_out"] for seed, each in against.items()}
-            entry["held_out"] = {
-                name: held_out_figure(name, measured, others)
-                for name in self.text.get("held_out", {})
+            if "command" not in self.text:
+                entry |= _simulated(by_seed, against)
+            measured = {seed: each["measures"] for seed, each in by_seed.items()}
+            others = {seed: each["measures"] for seed, each in against.items()}
+            entry["measures"] = {
+                name: measure_figure(name, measured, others)
+                for name in self.text.get("measures", {})
                 if any(name in each for each in measured.values())
             }
-            pooled = [value for each in by_seed.values() for value in each["success"].values()]
-            low, high = wilson_interval(int(sum(pooled)), len(pooled))
-            figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
             cells.append(entry)
         return {
             "title": self.text["title"],
@@ -201,7 +214,8 @@ class Study:
             "compare": self.text.get("compare"),
             "paper": self.text.get("paper", {}),
             "columns": columns,
-            "held_out": list(self.text.get("held_out", {})),
+            "simulated": "command" not in self.text,
+            "measures": list(self.text.get("measures", {})),
             "cells": cells,
             "missing": missing,
         }
@@ -223,6 +237,20 @@ def describe(name: str) -> str:
     text = yaml.safe_load((STUDIES / f"{name}.yaml").read_text())
     lines = [f"{name}: {text['title']}"]
     return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in _budgets(text).items()])
+
+
+def _simulated(by_seed: Mapping[int, Values], against: Mapping[int, Values]) -> dict[str, Any]:
+    """Figures of a cell's episodes, and its difference to another one's."""
+    figures = {name: figure([each[name] for each in by_seed.values()]) for name in ("score", "success")}
+    pooled = [value for each in by_seed.values() for value in each["success"].values()]
+    low, high = wilson_interval(int(sum(pooled)), len(pooled))
+    figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
+    found: dict[str, Any] = {"figures": figures}
+    if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
+        found["plan_ms"] = float(np.median(times))
+    if common := sorted(by_seed.keys() & against.keys()):
+        found["difference"] = difference(*([each[seed]["score"] for seed in common] for each in (by_seed, against)))
+    return found
 
 
 def _pooled(by_column: Mapping[str, Values]) -> Values:

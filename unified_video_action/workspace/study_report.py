@@ -12,25 +12,40 @@ from unified_video_action.env_runner.results import git_commit, machine, version
 
 def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
     """The table as text, a line for each cell that is there; the first one is the head."""
-    compare, paper = results["compare"], results["paper"]
-    table = [["", "", "mean score", "of each training seed", "success", "a plan, ms"]]
-    table[0] += results["held_out"]
-    table[0] += [f"less {compare}"] * bool(compare) + ["in the paper"] * bool(paper)
+    simulated, compare, paper = results["simulated"], results["compare"], results["paper"]
+    head = ["", "", *(["mean score", "of each training seed", "success", "a plan, ms"] if simulated else [])]
+    head += [*results["measures"], *[f"less {compare}"] * bool(simulated and compare), *["in the paper"] * bool(paper)]
+    table = [head]
     for cell in sorted(results["cells"], key=lambda cell: results["columns"].index(cell["column"])):
-        found = cell["figures"]
-        seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
-        line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
-        line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
-        for name in results["held_out"]:
-            measure = cell["held_out"].get(name)
+        line = [cell["row"], cell["column"]]
+        if simulated:
+            found = cell["figures"]
+            seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
+            line += [_figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
+            line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
+        for name in results["measures"]:
+            measure = cell["measures"].get(name)
             text = "-" if measure is None else _figure(measure, digits=2)
             line.append(f"{text}; {_difference(measure['difference'], 2)}" if "difference" in (measure or {}) else text)
-        if compare:
+        if simulated and compare:
             line.append(_difference(cell["difference"]) if "difference" in cell else "-")
         if paper:
             line.append(str(paper.get(cell["row"], {}).get(cell["column"], "-")))
         table.append(line)
     return table
+
+
+def bars_of(results: Mapping[str, Any]) -> list[tuple[str, float, list[tuple[str, Mapping[str, Any]]]]]:
+    """Charts: a title, what their full length is, and a figure of each cell by its name."""
+    named = [(f"{cell['row']}, {cell['column']}", cell) for cell in results["cells"]]
+    if results["simulated"]:
+        return [("Mean score, from 0 to 1", 1.0, [(name, cell["figures"]["score"]) for name, cell in named])]
+    charts = []
+    for measure in results["measures"]:
+        if bars := [(name, cell["measures"][measure]) for name, cell in named if measure in cell["measures"]]:
+            most = max(figure["high"] for _, figure in bars)
+            charts.append((f"{measure}, from 0 to {most:.3g}", most, bars))
+    return charts
 
 
 def missing(results: Mapping[str, Any]) -> list[str]:
@@ -70,6 +85,6 @@ def write_table(output: Path, results: Mapping[str, Any]) -> None:
         results=results,
         table=rows_of(results),
         missing=missing(results),
-        bars=[(cell, cell["figures"]["score"]) for cell in results["cells"]],
+        charts=bars_of(results),
         made=made,
     )

@@ -46,18 +46,18 @@ def difference(ours: Sequence[Mapping[str, float]], others: Sequence[Mapping[str
     return found | {"over_trainings": trainings, "claimed": bool(claimed and len(pairs) > 1)}
 
 
-def held_out_figure(
-    name: str, ours: Mapping[int, Mapping[str, float]], others: Mapping[int, Mapping[str, float]]
+def measure_figure(
+    name: str, ours: Mapping[int, Mapping[str, Sequence[float]]], others: Mapping[int, Mapping[str, Sequence[float]]]
 ) -> dict[str, Any]:
-    """A measure on held-out windows, training seed -> its measures: mean, least and greatest of the seeds.
+    """A measure, training seed -> its measures as value, low, high: mean, least low and greatest high of the seeds.
 
     `difference`, of at least two seeds that both rows have, is `ours` less `others`, with Student's interval.
     """
-    values = [each[name] for each in ours.values() if name in each]
-    found: dict[str, Any] = {"value": float(np.mean(values)), "low": min(values), "high": max(values)}
+    values, lows, highs = zip(*(each[name] for each in ours.values() if name in each), strict=True)
+    found: dict[str, Any] = {"value": float(np.mean(values)), "low": min(lows), "high": max(highs)}
     common = [seed for seed in ours.keys() & others.keys() if name in ours[seed] and name in others[seed]]
     if len(common) > 1:
-        less = [ours[seed][name] - others[seed][name] for seed in common]
+        less = [ours[seed][name][0] - others[seed][name][0] for seed in common]
         low, high = _student(less)
         found["difference"] = {"value": float(np.mean(less)), "low": low, "high": high, "claimed": low > 0 or high < 0}
     return found
