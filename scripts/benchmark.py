@@ -85,6 +85,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     from unified_video_action.evaluation import inference_timing
     from unified_video_action.evaluation.roofline import roofline
     from unified_video_action.evaluation.timing import Bench
+    from unified_video_action.model.samplers import Sampler
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -108,7 +109,11 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(torch.device(device), options.precision, options.repeats, options.warmup)
     policy = make_policy(config, options.checkpoint).to(bench.device)
-    samplers = (f"{sampler.kind}{sampler.steps}" for sampler in policy.config.samplers(options.sampler))
+    own = policy.config
+    chosen = (
+        own.samplers(options.sampler) if hasattr(own, "samplers") else [Sampler.parse(options.sampler or own.sampler)]
+    )
+    samplers = (f"{sampler.kind}{sampler.steps}" for sampler in chosen)
     results["machine"] |= {"threads": str(torch.get_num_threads()), "device": device, "precision": options.precision}
     results |= {
         "commit": git_commit(),
@@ -135,7 +140,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         results["latency_ms"] = inference_timing.time_latency(policy, bench, options.batch, options.sampler)
         results["roofline_ms"] = roofline(policy, options.precision, options.batch, options.sampler)
         for title, rows in results["latency_ms"].items():
-            show_rows(title, rows, results["roofline_ms"][title])
+            show_rows(title, rows, results["roofline_ms"].get(title, {}))
     for part in ("training", "loader", "scaling"):
         if part in options.only:
             found = results[part] = throughput(part, options, config, policy, bench)

@@ -57,6 +57,16 @@ def test_latency_and_training_are_measured_by_part(run: Callable[..., dict[str, 
     assert results["machine"]["device"] == "cpu" and results["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
+def test_other_policies_are_timed_as_a_whole(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--config-name", "dp_unet_pusht_mini", "--only", "latency", "--repeats", "1", "--warmup", "0"]
+    words += ["--device", "cpu", "--sampler", "ancestral2", "--json", str(tmp_path / "times.json")]
+    script.main(words)
+    results = json.loads((tmp_path / "times.json").read_text())
+    (rows,) = results["latency_ms"].values()
+    assert set(rows) == {"total"} and rows["total"]["median"] > 0
+    assert results["samplers"] == {"actions": "ancestral2"} and results["roofline_ms"] == {}
+
+
 def test_options_choose_what_is_measured(run: Callable[..., dict[str, Any]]) -> None:
     results = run("--only", "steadiness", "--calls", "20", "--batch", "2", "--sampler", "ddim4", "--precision", "bf16")
     assert not {"latency_ms", "training"} & set(results)

@@ -36,8 +36,11 @@ Observed = dict[str, np.ndarray]
 
 @contextmanager
 def stopwatch(bench: Bench, policy: BasePolicy) -> Iterator[Times]:
-    """Within the context the parts of an accelerated policy add their seconds to the mapping."""
+    """Within the context the parts of an accelerated policy add their seconds to the mapping; others have none."""
     times: Times = {}
+    if not hasattr(policy.model, "replay"):
+        yield times
+        return
     replay = policy.model.replay
 
     def timed(name: Any, function: Callable, *tensors: Tensor | None) -> Any:
@@ -73,7 +76,7 @@ def time_latency(policy: BasePolicy, bench: Bench, batch: int = 1, sampler: str 
 
     Returns:
         rows of a plan whose history is all new, of one that remembers frames of the plan before it, and of a plan with
-        imagined frames.
+        imagined frames where the policy has them. Of other policies than UVA there is the total alone.
     """
     policy.eval()
     session = PolicySession(policy, slots=batch, sampler=sampler, precision=bench.precision)
@@ -95,11 +98,13 @@ def time_latency(policy: BasePolicy, bench: Bench, batch: int = 1, sampler: str 
             total = bench.time(predict)
         return {**times, "total": total}
 
-    return {
-        f"policy, {len(history)} new frames": bench.summarise(lambda: measure(session.plan)),
-        f"policy, {new_frames(policy)} new frames": bench.summarise(lambda: measure(session.plan, remember=True)),
-        "policy and video": bench.summarise(lambda: measure(session.imagine)),
+    plans = {
+        f"policy, {len(history)} new frames": lambda: measure(session.plan),
+        f"policy, {new_frames(policy)} new frames": lambda: measure(session.plan, remember=True),
     }
+    if policy.imagines:
+        plans["policy and video"] = lambda: measure(session.imagine)
+    return {name: bench.summarise(plan) for name, plan in plans.items()}
 
 
 # -- the session against the plain pipeline ----------------------------------------------------------------------------

@@ -97,8 +97,10 @@ def roofline(
 
     Returns:
         plan -> part -> compute, weights, and their larger one, roofline; and giga, the operations in units of 1e9. A
-        part "total" has the sum of the rooflines.
+        part "total" has the sum of the rooflines. Nothing of other policies than UVA.
     """
+    if not hasattr(policy, "encode_frames"):
+        return {}
     task, history = policy.task, policy.task.horizon.history
     rate, half = matrix_rate(policy.device, precision), 1.0 if precision == "no" else 0.5
     once = {module for name, module in policy.model.named_modules() if any(part in name for part in ONCE)}
@@ -126,13 +128,15 @@ def roofline(
             "roofline": max(compute, weights),
         }
 
-    acting, imagining, new = count(policy.predict_action), count(policy.predict_action_and_video), new_frames(policy)
+    acting, new = count(policy.predict_action), new_frames(policy)
     shares = {"VAE encode": new / history}
     plans = {
         f"policy, {history} new frames": {part: bound(work) for part, work in acting.items()},
         f"policy, {new} new frames": {part: bound(work, shares.get(part, 1.0)) for part, work in acting.items()},
-        "policy and video": {part: bound(work) for part, work in imagining.items()},
     }
+    if policy.imagines:
+        imagined = count(policy.predict_action_and_video)
+        plans["policy and video"] = {part: bound(work) for part, work in imagined.items()}
     return {
         plan: {**parts, "total": {"roofline": sum(part["roofline"] for part in parts.values())}}
         for plan, parts in plans.items()
