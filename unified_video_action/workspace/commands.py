@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unified_video_action.files import ROOT as ROOT
+from unified_video_action.files import written
 
 logger = logging.getLogger(__name__)
 _INSTALLED = ROOT / "unified_video_action" / "config"  # where a wheel has them (setup.py)
@@ -73,7 +74,8 @@ def mistakes(parser: argparse.ArgumentParser) -> Iterator[None]:
 def write_figures(path: Path | None, figures: Any) -> None:
     """Write JSON where a path is given, and say so."""
     if path is not None:
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+        with written(path) as partial:
+            partial.write_text(json.dumps(figures, indent=2) + "\n")
         logger.info("\nWritten to %s", path)
 
 

@@ -39,9 +39,7 @@ class Cell:
     row: str
     column: str
     seed: int
-    checkpoint: (
-        Path | None
-    )  # in the run's folder; equal words give an equal one, in all tables; None: an untrained model
+    checkpoint: Path | None  # in the run's folder, of equal words the same in all tables; None: an untrained model
     output: Path  # of its measurement
     trainings: dict[Path, list[str]]  # checkpoint -> words of the training that makes it; empty: it is given
     evaluate: list[str]
@@ -172,7 +170,6 @@ class Study:
                     return failed
                 write_json(done, words)
         if self.values(cell) is None:
-            cell.output.mkdir(parents=True, exist_ok=True)
             return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
 
