@@ -123,6 +123,19 @@ def test_a_table_of_another_command_has_its_measures_and_no_scores(tmp_path):
     assert "1 iteration, from 0 to 3.4" in (tmp_path / "page" / "table.html").read_text()
 
 
+def test_a_training_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
+    table = study.Study("policies", "smoke", tmp_path / "policies_smoke", tmp_path)
+    cell, ran = next(table.cells()), []
+    monkeypatch.setattr(study, "_run", lambda words, log: ran.append(words[0]))  # ends as after a signal, with 0
+    cell.checkpoint.mkdir(parents=True)
+    (cell.checkpoint / "config.yaml").write_text("training: {steps: 40}")
+    state = cell.checkpoint / "trainer_state.json"
+    state.write_text('{"step": 30, "files": {}}')
+    assert "stopped 10 steps before its end" in table.make(cell) and ran == ["train.py"]
+    state.write_text('{"step": 40, "files": {}}')
+    assert table.make(cell) is None and ran == ["train.py", "eval_sim.py"]
+
+
 @pytest.mark.timeout(900)  # five commands, each a process
 def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_store):
     monkeypatch.setattr(study, "STUDIES", tmp_path)

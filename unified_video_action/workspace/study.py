@@ -18,12 +18,12 @@ import numpy as np
 import yaml
 
 from unified_video_action.env_runner.report import read_curves
-from unified_video_action.env_runner.results import SETTINGS, wilson_interval, write_json
+from unified_video_action.env_runner.results import SETTINGS, wilson_interval
+from unified_video_action.workspace.checkpoint import read_state
 from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
 from unified_video_action.workspace.study_statistics import difference, figure, measure_figure
 
 STUDIES = CONFIGS / "reproduce"
-TRAINED = "trained.json"  # in a run's folder: its words, once it is whole
 RESULTS = "results.json"  # in a cell's folder
 SIMULATE = ["eval_sim.py", "--checkpoint", "{checkpoint}", "--n-episodes", "{episodes}", "--videos", "0"]
 SIMULATE += ["--output", "{output}"]
@@ -165,10 +165,12 @@ class Study:
         cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
         for checkpoint, words in cell.trainings.items():
             run = checkpoint.parents[1]
-            if not (done := run / TRAINED).is_file():
-                if failed := _run(["train.py", *words, cache, f"output_dir={hydra_value(run)}"], log):
-                    return failed
-                write_json(done, words)
+            if _steps_left(checkpoint) == 0:
+                continue
+            if failed := _run(["train.py", *words, cache, f"output_dir={hydra_value(run)}"], log):
+                return failed
+            if left := _steps_left(checkpoint):  # a signal ends a training in order
+                return f"the training was stopped {left} steps before its end; the same command continues it ({log})"
         if self.values(cell) is None:
             return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
@@ -264,6 +266,14 @@ def _fill(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
         return [re.sub(r"\{(\w+)\}", lambda at: str(values[at[1]]), str(word)) for word in words]
     except KeyError as error:
         raise ValueError(f"nothing gives {{{error.args[0]}}}, which {' '.join(map(str, words))} needs") from error
+
+
+def _steps_left(checkpoint: Path) -> int | None:
+    """Of its training; None: there is no checkpoint yet."""
+    if not checkpoint.is_dir():
+        return None
+    config = yaml.safe_load((checkpoint / "config.yaml").read_text())
+    return config["training"]["steps"] - read_state(checkpoint)["step"]
 
 
 def _run(words: Sequence[str], log: Path) -> str | None:
