@@ -48,12 +48,10 @@ async def try_out(url: str) -> None:
         np.testing.assert_allclose(start, await agent(page), atol=1e-3)
         end = np.array([0.15, 0.2])
         await drag(page, start, end)
-        await page.until("!view.live.running")
+        made = "['forward', 'inverse', 'plan', 'planner'].every(name => view.shown[name]?.step === view.live.step)"
+        steps = await page.until(f"!view.live.running && {made} && view.live.step", 240)  # panels give way to all else
         np.testing.assert_allclose(await agent(page), end, atol=0.02)
-        steps = await page.value("view.live.step")
         assert steps > 16 and await page.value("view.live.acting") is False
-        for name in ("forward", "inverse", "plan", "planner"):
-            await page.until(f"view.shown.{name}?.step === {steps}", 60)
         sizes = await page.value("[...document.querySelectorAll('.strip img')].map(image => image.naturalWidth)")
         assert sizes == [96] * 12  # imagined from the actions and what came, and imagined for the plan
         paths = await page.value("['inverse', 'plan', 'planner'].map(name => view.shown[name].paths)")
