@@ -100,7 +100,7 @@ class Study:
                 words = [*words, f"init_from={hydra_value(checkpoint)}"]
             checkpoint, last = self._training(words, learner, values)
             trainings |= last
-        chosen = [*self.text.get("evaluate", {}).get(row, []), *about.get("evaluate", [])]
+        chosen = [*self.budget.get("evaluate", self.text.get("evaluate", {})).get(row, []), *about.get("evaluate", [])]
         if "{world}" in chosen:
             values["world"], world = self._training(self.text["world"], "uva", values)
             trainings |= world
