@@ -26,7 +26,7 @@ log = logging.getLogger("reproduce")
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", help="a file of config/reproduce")
-    parser.add_argument("--budget", default="smoke", help="smoke, small or full (default: smoke)")
+    parser.add_argument("--budget", default="smoke", help="smoke, mini, small or full (default: smoke)")
     parser.add_argument("--output", type=Path, help="folder (default: outputs/reproduce/TABLE_BUDGET)")
     parser.add_argument("--data", type=Path, help="folder of demonstrations (default: $UVA_DATA_DIR, else data)")
     parser.add_argument("--cell", type=int, help="make this one only")

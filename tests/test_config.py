@@ -16,8 +16,8 @@ from unified_video_action.workspace.train_unified_video_action_workspace import 
 
 NAMES = sorted(path.stem for path in CONFIG.glob("uva_*.yaml"))
 DIFFUSION_POLICIES = sorted(path.stem for path in CONFIG.glob("dp_*.yaml"))
-BEYOND_THE_PAPER = [name for name in NAMES if name in ("uva_lift", "uva_pusht_small") or name.endswith("_mini")]
-SIBLINGS = ("uva_pusht_small", "uva_pusht_mini", "uva_pusht_m_mini")  # of one recipe beyond the paper
+BEYOND_THE_PAPER = [name for name in NAMES if name == "uva_lift" or name.endswith(("_small", "_mini"))]
+SIBLINGS = [name for name in BEYOND_THE_PAPER if name.startswith("uva_pusht")]  # of one recipe
 GROUPS = {
     group: sorted(path.stem for path in (CONFIG / group).glob("*.yaml")) for group in ("model", "vae", "training")
 }

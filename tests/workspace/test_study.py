@@ -15,8 +15,8 @@ from unified_video_action.workspace.study_statistics import difference, figure, 
 
 def test_every_table_composes_and_no_two_rows_are_the_same(tmp_path):
     made = {}  # words of a training -> its configuration
-    chosen = [(name, budget) for name in study.names() for budget in ("smoke", "full")]
-    for name, budget in [*chosen, ("beyond", "small")]:  # in others small differs in numbers alone
+    chosen = [(name, budget) for name in study.names() for budget in ("smoke", "small", "full")]
+    for name, budget in [*chosen, ("beyond", "mini")]:  # in others mini differs from smoke in numbers alone
         rows = {}
         for cell in study.Study(name, budget, tmp_path / name, tmp_path).cells():
             trained = ""
@@ -66,11 +66,13 @@ def fake_episodes(path: Path, scores: dict[int, float]) -> None:
 
 
 def test_missing_cells_are_named_and_pairs_compared(tmp_path):
-    table = study.Study("policies", "small", tmp_path / "policies_small", tmp_path)
+    table = study.Study("policies", "mini", tmp_path / "policies_mini", tmp_path)
     cells = {cell.name: cell for cell in table.cells()}
     for seed in range(3):
         fake_episodes(cells[f"UVA / PushT / seed {seed}"].output / "results.json", {1: 1.0, 2: 0.5, 3: 0.6})
-        fake_episodes(cells[f"DP-C / PushT / seed {seed}"].output / "results.json", {1: 0.8, 2: 0.3, 3: 0.4})
+        fake_episodes(
+            cells[f"DP-C / PushT / seed {seed}"].output / "results.json", {1: 0.79 + seed / 100, 2: 0.3, 3: 0.4}
+        )
     results = table.table({"DP-T / PushT / seed 0": "no data"})
     assert results["missing"].pop("DP-T / PushT / seed 0") == "no data"
     assert set(results["missing"].values()) == {"not made yet"} and len(results["missing"]) == 23
@@ -94,7 +96,7 @@ def test_a_measure_of_trainings_is_compared_seed_by_seed():
 
 
 def test_a_row_may_plan_in_a_world_model_that_is_trained_too(tmp_path):
-    table = study.Study("guidance", "small", tmp_path / "guidance_small", tmp_path)
+    table = study.Study("guidance", "mini", tmp_path / "guidance_mini", tmp_path)
     cells = {cell.name: cell for cell in table.cells()}
     alone, guided = (cells[f"{row} / R-G / seed 0"] for row in ("DP-C", "guided by UVA"))
     (world,) = guided.trainings.keys() - alone.trainings.keys()
@@ -128,12 +130,14 @@ def test_a_training_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
     cell, ran = next(table.cells()), []
     monkeypatch.setattr(study, "_run", lambda words, log: ran.append(words[0]))  # ends as after a signal, with 0
     cell.checkpoint.mkdir(parents=True)
-    (cell.checkpoint / "config.yaml").write_text("training: {steps: 40}")
+    (cell.checkpoint / "config.yaml").write_text("{training: {steps: 40}, trainer: {time_budget_minutes: 1}}")
     state = cell.checkpoint / "trainer_state.json"
-    state.write_text('{"step": 30, "files": {}}')
+    state.write_text('{"step": 30, "elapsed_seconds": 59, "files": {}}')
     assert "stopped 10 steps before its end" in table.make(cell) and ran == ["train.py"]
-    state.write_text('{"step": 40, "files": {}}')
-    assert table.make(cell) is None and ran == ["train.py", "eval_sim.py"]
+    for done in ({"step": 40, "elapsed_seconds": 59}, {"step": 30, "elapsed_seconds": 60}):
+        state.write_text(json.dumps({**done, "files": {}}))
+        ran.clear()
+        assert table.make(cell) is None and ran == ["eval_sim.py"]
 
 
 @pytest.mark.timeout(900)  # five commands, each a process

@@ -115,9 +115,8 @@ class Study:
         self, words: Sequence[str], learner: str, values: Mapping[str, Any]
     ) -> tuple[Path, dict[Path, list[str]]]:
         """A training's checkpoint, and what makes it."""
-        values = {**values, "learner": learner}
-        if "steps" in self.budget:
-            values["steps"] = self.budget["steps"][learner]
+        spent = {name: self.budget[name][learner] for name in ("steps", "minutes") if name in self.budget}
+        values = {**values, "learner": learner, **spent}
         train = _fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
         train.sort(key=lambda word: not word.startswith("--"))  # Hydra takes no options after values
         name = train[0].removeprefix("--config-name=")
@@ -269,11 +268,13 @@ def _fill(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
 
 
 def _steps_left(checkpoint: Path) -> int | None:
-    """Of its training; None: there is no checkpoint yet."""
+    """Of its training, none when its time is over; None: there is no checkpoint yet."""
     if not checkpoint.is_dir():
         return None
-    config = yaml.safe_load((checkpoint / "config.yaml").read_text())
-    return config["training"]["steps"] - read_state(checkpoint)["step"]
+    config, state = yaml.safe_load((checkpoint / "config.yaml").read_text()), read_state(checkpoint)
+    if (budget := config["trainer"]["time_budget_minutes"]) and state["elapsed_seconds"] >= 60 * budget:
+        return 0
+    return config["training"]["steps"] - state["step"]
 
 
 def _run(words: Sequence[str], log: Path) -> str | None:
