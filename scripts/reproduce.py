@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     from unified_video_action.workspace import study
-    from unified_video_action.workspace.study_report import text_table, write_table
+    from unified_video_action.workspace.study_report import text_tables, write_table
 
     if options.table is None:
         for name in study.names():
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
             log.warning("  %s", reason)
     results = table.table(failed)
     write_table(output, results)
-    log.info("%s\n\nPage: %s", text_table(results), output / "table.html")
+    log.info("%s\n\nPage: %s", text_tables(results), output / "table.html")
     return int(bool(failed))
 
 

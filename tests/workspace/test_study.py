@@ -9,7 +9,7 @@ import yaml
 from scripts import reproduce
 from tests.test_docs import composes, taken
 from unified_video_action.workspace import study
-from unified_video_action.workspace.study_report import rows_of, write_table
+from unified_video_action.workspace.study_report import measure_rows, score_rows, write_table
 from unified_video_action.workspace.study_statistics import difference, figure, measure_figure
 
 
@@ -80,7 +80,7 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
     assert ours["figures"]["score"]["value"] == pytest.approx(0.7)
     assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
     assert other["difference"]["value"] == pytest.approx(-0.2) and other["difference"]["claimed"]
-    assert [row[0] for row in rows_of(results)] == ["", "UVA", "DP-C"]
+    assert [row[0] for row in score_rows(results)] == ["", "UVA", "DP-C"]
 
 
 def test_a_measure_of_trainings_is_compared_seed_by_seed():
@@ -118,9 +118,8 @@ def test_a_table_of_another_command_has_its_measures_and_no_scores(tmp_path):
     distances = {"1 iterations": {"codec features": {"value": 2.2, "low": 1.5, "high": 3.4}}, "still": {"FVD": {}}}
     (cell.output / "results.json").write_text(json.dumps({"rows": distances}))
     results = video.table()
-    head, row = rows_of(results)
-    assert dict(zip(head, row))["1 iteration"] == "2.20 (1.50 to 3.40)" and row.count("-") == 3
-    assert head[2:] == ["decoded by the codec", "the newest frame repeated", "1 iteration", "8 iterations"]
+    row = ["1 iteration", "shipped weights", "codec features", "2.20 (1.50 to 3.40)"]
+    assert measure_rows(results)[1:] == [row] and not results["simulated"]
     write_table(tmp_path / "page", results)
     assert "1 iteration, from 0 to 3.4" in (tmp_path / "page" / "table.html").read_text()
 
@@ -157,7 +156,7 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     results = json.loads((tmp_path / "out/tiny/table.json").read_text())
     assert [cell["row"] for cell in results["cells"]] == ["shown"]
     error = results["cells"][0]["measures"]["error (px)"]["value"]  # of the one training seed
-    assert error > 0 and rows_of(results)[1][rows_of(results)[0].index("error (px)")] == f"{error:.2f}"
+    assert error > 0 and measure_rows(results)[1] == ["error (px)", "shown", "PushT", f"{error:.2f}", "-"]
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
     made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))

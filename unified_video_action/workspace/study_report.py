@@ -10,24 +10,17 @@ from unified_video_action.env_runner.report import write_page
 from unified_video_action.env_runner.results import git_commit, machine, versions, write_json
 
 
-def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
-    """The table as text, a line for each cell that is there; the first one is the head."""
-    simulated, compare, paper = results["simulated"], results["compare"], results["paper"]
-    head = ["", "", *(["mean score", "of each training seed", "success", "a plan, ms"] if simulated else [])]
-    head += [*results["measures"], *[f"less {compare}"] * bool(simulated and compare), *["in the paper"] * bool(paper)]
-    table = [head]
-    for cell in sorted(results["cells"], key=lambda cell: results["columns"].index(cell["column"])):
-        line = [cell["row"], cell["column"]]
-        if simulated:
-            found = cell["figures"]
-            seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
-            line += [_figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
-            line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
-        for name in results["measures"]:
-            measure = cell["measures"].get(name)
-            text = "-" if measure is None else _figure(measure, digits=2)
-            line.append(f"{text}; {_difference(measure['difference'], 2)}" if "difference" in (measure or {}) else text)
-        if simulated and compare:
+def score_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Head, and a line for each cell whose episodes were simulated."""
+    compare, paper = results["compare"], results["paper"]
+    head = ["", "", "mean score", "of each training seed", "success", "a plan, ms"]
+    table = [[*head, *[f"less {compare}"] * bool(compare), *["in the paper"] * bool(paper)]]
+    for cell in _sorted(results):
+        found = cell["figures"]
+        seeds = ", ".join(f"{value:.3f}" for value in found["score"]["by_seed"])
+        line = [cell["row"], cell["column"], _figure(found["score"]), seeds, _figure(found["success"], 100, 1) + " %"]
+        line.append(f"{cell['plan_ms']:.0f}" if "plan_ms" in cell else "-")
+        if compare:
             line.append(_difference(cell["difference"]) if "difference" in cell else "-")
         if paper:
             line.append(str(paper.get(cell["row"], {}).get(cell["column"], "-")))
@@ -35,14 +28,35 @@ def rows_of(results: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
+def measure_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """Head, and a line for each measure of each cell."""
+    compare = results["compare"]
+    table = [["measure", "", "", "mean of the training seeds", *[f"less {compare}"] * bool(compare)]]
+    for name in results["measures"]:
+        for cell in _sorted(results):
+            if measure := cell["measures"].get(name):
+                line = [name, cell["row"], cell["column"], _figure(measure, digits=2)]
+                if compare:
+                    line.append(_difference(measure["difference"], 2) if "difference" in measure else "-")
+                table.append(line)
+    return table
+
+
+def tables_of(results: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Title -> rows, the first one the head."""
+    found = {"Scores": score_rows(results)} if results["simulated"] else {}
+    return found | ({"Measures": measure_rows(results)} if results["measures"] else {})
+
+
 def bars_of(results: Mapping[str, Any]) -> list[tuple[str, float, list[tuple[str, Mapping[str, Any]]]]]:
     """Charts: a title, what their full length is, and a figure of each cell by its name."""
     named = [(f"{cell['row']}, {cell['column']}", cell) for cell in results["cells"]]
-    if results["simulated"]:
-        return [("Mean score, from 0 to 1", 1.0, [(name, cell["figures"]["score"]) for name, cell in named])]
     charts = []
+    if results["simulated"]:
+        charts.append(("Mean score, from 0 to 1", 1.0, [(name, cell["figures"]["score"]) for name, cell in named]))
     for measure in results["measures"]:
-        if bars := [(name, cell["measures"][measure]) for name, cell in named if measure in cell["measures"]]:
+        bars = [(name, cell["measures"][measure]) for name, cell in named if measure in cell["measures"]]
+        if bars and min(figure["low"] for _, figure in bars) >= 0:
             most = max(figure["high"] for _, figure in bars)
             charts.append((f"{measure}, from 0 to {most:.3g}", most, bars))
     return charts
@@ -65,11 +79,16 @@ def _difference(found: Mapping[str, Any], digits: int = 3) -> str:
     return _figure(found, digits=digits) + ("" if found["claimed"] else ", not claimed")
 
 
-def text_table(results: Mapping[str, Any]) -> str:
+def _sorted(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return sorted(results["cells"], key=lambda cell: results["columns"].index(cell["column"]))
+
+
+def text_tables(results: Mapping[str, Any]) -> str:
     """For a terminal, and as Markdown for a document."""
-    head, *rows = rows_of(results)
-    lines = [f"\n{results['title']}; {results['budget']}: {results['says']}\n", f"| {' | '.join(head)} |"]
-    lines += ["|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+    lines = [f"\n{results['title']}; {results['budget']}: {results['says']}"]
+    for head, *rows in tables_of(results).values():
+        lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", *(f"missing, {line}" for line in missing(results))])
 
 
@@ -83,7 +102,7 @@ def write_table(output: Path, results: Mapping[str, Any]) -> None:
         "study.html",
         title=results["title"],
         results=results,
-        table=rows_of(results),
+        tables=tables_of(results),
         missing=missing(results),
         charts=bars_of(results),
         made=made,
