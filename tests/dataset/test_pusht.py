@@ -154,6 +154,14 @@ def test_validation_is_plain_and_apart_from_training(pusht_store):
     assert len(dataset.everything()) == 300
 
 
+def test_a_source_may_be_kept_out_of_validation(pusht_store, make_store):
+    videos = {"path": str(make_store(lengths=(30, 30), seed=5)), "has_action": False, "val_ratio": 0}
+    dataset = PushTDataset([str(pusht_store), videos], val_ratio=0.25, mirror=True, **FULL)
+    alone = PushTDataset(str(pusht_store), val_ratio=0.25, mirror=True, **FULL)
+    assert np.array_equal(dataset.validation()._now, alone.validation()._now)
+    assert len(dataset) == len(alone) + 2 * 60
+
+
 def test_a_video_without_actions(pusht_store, make_store):
     path = make_store(lengths=(30, 30), seed=5)
     shutil.rmtree(path / "data" / "action")
@@ -254,6 +262,7 @@ def test_any_number_of_workers_gives_the_same_batches(pusht_store, toy_codec, tm
         ({"wanted": Wanted(("image",), ("gripper",), 2)}, "gripper"),
         ({"pad_after": 40}, "pad_after=40"),
         ({"val_ratio": 1.0}, "val_ratio=1.0"),
+        ({"paths": {"val_ratio": -0.1}}, "val_ratio=-0.1"),
         ({"horizon": Horizon(stride=9)}, "no episode is long enough"),
         ({"paths": {"wieght": 2}}, "expected a path, or a mapping"),
     ],

@@ -31,6 +31,7 @@ class Source(ABC):
 
     path: str  # file, folder or fsspec URL; ~ and environment variables are expanded
     weight: float | None = field(default=None, kw_only=True)  # share of the training samples; None: by its size
+    val_ratio: float | None = field(default=None, kw_only=True)  # share of its episodes held out; None: the data set's
 
     def __post_init__(self) -> None:
         if not self.path or self.path == "???":
@@ -121,7 +122,11 @@ class MixtureDataset(WindowDataset):
         )
         plain = replace(wanted, low_dim=(), auxiliary=False)
         asked = [plain if isinstance(source, StoreSource) and not source.has_low_dim else wanted for source in sources]
-        tables = [table for source, of_it in zip(sources, asked) for table in source.tables(of_it)]
+        tables = [
+            replace(table, val_ratio=source.val_ratio)
+            for source, of_it in zip(sources, asked)
+            for table in source.tables(of_it)
+        ]
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )

@@ -24,6 +24,7 @@ class Table:
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
     instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
     weight: float | None = None  # its source's
+    val_ratio: float | None = None  # its source's; None: the data set's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
     poses: frozenset[str] = frozenset()  # those of low_dim that are positions and axis-angle vectors, (N, 6)
     executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`

@@ -61,8 +61,10 @@ class WindowDataset(Dataset):
                 raise ValueError(f"camera {camera}: frames of different sizes cannot share a batch: {sizes}")
         if len({table.instructions is None for table in tables}) > 1:
             raise ValueError("some sources have instructions and others have none: give every source a task string")
+        ratios = [val_ratio if table.val_ratio is None else table.val_ratio for table in tables]
         self._splits = [
-            split_episodes(table.store.n_episodes, val_ratio, split_seed, max_train_episodes) for table in tables
+            split_episodes(table.store.n_episodes, ratio, split_seed, max_train_episodes)
+            for table, ratio in zip(tables, ratios, strict=True)
         ]
         self._recorded = Recordings(tables, action_dim, options)
         self.instructions = tuple(sorted({text for table in tables for text in table.instructions or ()}))
