@@ -159,6 +159,14 @@ def test_a_table_is_made_once_and_says_what_failed(tmp_path, monkeypatch, pusht_
     assert error > 0 and measure_rows(results)[1] == ["error (px)", "shown", "PushT", f"{error:.2f}", "-"]
     assert "nowhere.zip" in results["missing"]["absent / PushT / seed 0"]
     assert "Tiny" in (tmp_path / "out/tiny/table.html").read_text()
-    made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0/results.json"))
+    made = next((tmp_path / "out/tiny").glob("shown/pusht/seed0_*/results.json"))
     before = made.stat().st_mtime_ns
     assert reproduce.main([*words, "--row", "shown"]) == 0 and made.stat().st_mtime_ns == before
+
+    def is_known() -> bool:
+        again = study.Study("tiny", "smoke", tmp_path / "out" / "tiny", tmp_path)
+        return any(again.values(cell) for cell in again.cells())
+
+    assert is_known()
+    (tmp_path / "_budgets.yaml").write_text(yaml.safe_dump({"smoke": budget | {"episodes": 3}}))
+    assert not is_known()  # a result of other words is not this cell's

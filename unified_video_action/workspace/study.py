@@ -104,9 +104,11 @@ class Study:
         if "{world}" in chosen:
             values["world"], world = self._training(self.text["world"], "uva", values)
             trainings |= world
-        output = self.output / _slug(row) / _slug(column) / f"seed{seed}"
+        measure, paths = [*command, *chosen], dict.fromkeys(("checkpoint", "world", "output", "results"), "")
+        measured = _hash([words, list(trainings.values()), _fill(measure, values | paths)])  # of other words: anew
+        output = self.output / _slug(row) / _slug(column) / f"seed{seed}_{measured}"
         values |= {"checkpoint": str(checkpoint), "output": str(output), "results": str(output / RESULTS)}
-        evaluate = _fill([*command, *chosen], values)
+        evaluate = _fill(measure, values)
         makes = {Path(_fill([path], values)[0]): _fill(words, values) for path, words in about.get("makes", {}).items()}
         makes = {path: [*words, "--output", str(path)] for path, words in makes.items()}
         return Cell(row, column, seed, checkpoint, output, trainings, evaluate, makes)
@@ -120,7 +122,7 @@ class Study:
         train = _fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
         train.sort(key=lambda word: not word.startswith("--"))  # Hydra takes no options after values
         name = train[0].removeprefix("--config-name=")
-        run = self.output.parent / "runs" / f"{name}_{sha256(json.dumps(train).encode()).hexdigest()[:8]}"
+        run = self.output.parent / "runs" / f"{name}_{_hash(train)}"
         checkpoint = run / "checkpoints" / "latest"
         return checkpoint, {checkpoint: train}
 
@@ -288,6 +290,10 @@ def _run(words: Sequence[str], log: Path) -> str | None:
         return None
     last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
     return f"{words[0]} ended with {done.returncode}: {last.strip()[-300:]} ({log})"
+
+
+def _hash(words: Any) -> str:
+    return sha256(json.dumps(words).encode()).hexdigest()[:8]
 
 
 def _slug(text: str) -> str:
