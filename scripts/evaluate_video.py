@@ -32,9 +32,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     config = preparation.read_config(options.checkpoint, simulates=False)
     policy = load_policy(options.checkpoint, options.weights, preparation.choose_device(options.device))
-    if not policy.imagines:
-        raise ValueError(f"{options.checkpoint}: this policy imagines no frames")
-    policy.require_trained("video")
+    if not policy.can("video"):
+        raise ValueError(f"{options.checkpoint}: this policy was not trained in the mode video, so it imagines nothing")
     i3d = None if options.i3d is None else I3D(options.i3d, policy.device)
     dataset = open_held_out(config, options.data)
     if dataset.instructions:

@@ -61,3 +61,5 @@ def test_a_mode_that_was_not_trained_is_refused_by_name(normalizer, obs):
         policy.predict_inverse_dynamics(obs, {"image": obs["image"]}, generator=noise())
     for name in TASK_MODES:
         build_policy(config(), normalizer, encoders()).require_trained(name)
+    settings["policy"]["plan_first"] = True  # frames of a plan by forward dynamics, which it cannot do
+    assert policy.imagines and not build_policy(settings, normalizer, encoders()).imagines

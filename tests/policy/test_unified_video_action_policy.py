@@ -137,6 +137,22 @@ def test_what_cannot_be_asked_is_named(make_policy, obs):
         policy.predict_action({**obs, "image": obs["image"][:, :3]})
 
 
+@pytest.mark.parametrize(
+    ("kind", "modes", "acts", "imagines"),
+    [
+        (uva.UnifiedVideoActionPolicy, ["video"], False, False),
+        (uva.UnifiedVideoActionPolicy, ["policy"], True, False),
+        (uva.UnifiedVideoActionPolicy, ["policy_and_video"], True, True),
+        (UniPiPolicy, ["policy"], False, False),
+        (UniPiPolicy, ["video", "inverse_dynamics"], True, False),
+    ],
+)
+def test_a_policy_says_whether_it_can_act_and_imagine_its_plans(make_policy, kind, modes, acts, imagines):
+    policy = make_policy()
+    policy.__class__, policy.trained = kind, tuple(TASK_MODES[name] for name in modes)
+    assert (policy.can("policy"), policy.imagines) == (acts, imagines)
+
+
 def test_unipi_does_what_its_video_shows(make_policy, obs):
     policy = make_policy()
     policy.__class__ = UniPiPolicy

@@ -152,7 +152,9 @@ def test_changes_of_frames_have_a_scale_of_their_own(one_step, tmp_path, build, 
 
 
 def test_two_stages(tmp_path, build, caplog):
-    build("video", "training=video", "trainer.max_steps=2").run()
+    with caplog.at_level(logging.INFO):
+        build("video", "training=video", "trainer.max_steps=2", "trainer.evaluate_every=1").run()
+    assert "No evaluation in the simulator" in caplog.text  # it does not act
     measured = lines(tmp_path / "video")[-1]
     assert "validation/frame_psnr" in measured and "validation/action_error" not in measured
     checkpoint = tmp_path / "video" / "checkpoints" / "latest"

@@ -83,6 +83,10 @@ class BasePolicy(nn.Module, ABC):
         if origin not in (None, *task.states):
             raise ValueError(f"policy.relative_to={origin!r} is not a state of {', '.join(task.states) or 'none'}")
 
+    def can(self, mode: str) -> bool:
+        """Whether a task mode is what it has learned, so that its answer is not noise."""
+        return mode == "policy"
+
     @property
     def normalizer(self) -> Normalizer:
         return self._frozen["normalizer"]

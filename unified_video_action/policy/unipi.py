@@ -13,6 +13,11 @@ from unified_video_action.policy.uva import UnifiedVideoActionPolicy
 class UniPiPolicy(UnifiedVideoActionPolicy):
     """Acts by its video model and its inverse dynamics (the paper's baseline in Table I)."""
 
+    def can(self, mode: str) -> bool:
+        if mode == "policy":
+            return super().can("video") and super().can("inverse_dynamics")
+        return super().can(mode)
+
     @torch.no_grad()
     def predict_action(
         self,

@@ -56,7 +56,12 @@ class UnifiedVideoActionPolicy(BasePolicy):
 
     @property
     def imagines(self) -> bool:
-        return any(mode.learns_frames for mode in self.trained)
+        if self.config.plan_first:
+            return self.can("policy") and self.can("forward_dynamics")
+        return self.can("policy_and_video")
+
+    def can(self, mode: str) -> bool:
+        return covered(TASK_MODES[mode], self.trained)
 
     @property
     def codec(self) -> FrameCodec:
@@ -235,7 +240,7 @@ class UnifiedVideoActionPolicy(BasePolicy):
 
     def require_trained(self, name: str) -> None:
         """Raise ValueError for a task mode in which this policy's answer would be noise."""
-        if not covered(TASK_MODES[name], self.trained):
+        if not self.can(name):
             raise ValueError(
                 f"this policy was not trained in the mode {name}, so its answer would be noise; train one with "
                 f"model.mode_mix.quotas.{name} above 0, as training=joint has it (it was trained in "

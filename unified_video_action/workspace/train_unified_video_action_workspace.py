@@ -136,7 +136,10 @@ class TrainUnifiedVideoActionWorkspace:
                 Periodic("validation", trainer.validate_every, validation.measure),
                 Periodic("prediction_grid", trainer.prediction_grid_every, draw),
             ]
-        tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
+        if self.policy.can("policy"):
+            tasks.append(Periodic("evaluation", trainer.evaluate_every, self._evaluate, together=True))
+        elif trainer.evaluate_every:
+            logger.info("No evaluation in the simulator: model.mode_mix does not train the policy to act")
         return [task for task in tasks if task.every]
 
     def _evaluate(self, step: int, records: Records | None) -> Mapping[str, float]:
