@@ -6,7 +6,8 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from tests.policy.conftest import MeanCodec, config
+from tests.policy.conftest import MeanCodec, config, encoders
+from unified_video_action.model.masking import TrainingCorruption
 from unified_video_action.model.task_modes import TASK_MODES
 from unified_video_action.policy import build, uva
 from unified_video_action.policy.unipi import UniPiPolicy
@@ -50,6 +51,30 @@ def test_dynamics_is_learnt_from_actions_as_carried_out(make_policy, batch):
     assert {mode.name: by for mode, by in zip(modes, changed, strict=True)} == {
         "policy": 0, "video": 0, "forward_dynamics": 5, "inverse_dynamics": 5, "policy_and_video": 0
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("noise_levels", [False, True])
+def test_actions_that_a_video_lacks_are_hidden_from_its_dynamics(make_policy, batch, noise_levels):
+    policy = make_policy()
+    if noise_levels:
+        settings = config()
+        settings["model"]["masking"] = {"noise": True}
+        policy = build.build_policy(settings, policy.normalizer, encoders()).eval()
+        for parameter in policy.parameters():  # some start at zero
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+    for mode, seen in (("forward_dynamics", True), ("policy_and_video", noise_levels)):
+        made = policy.with_modes({**batch, "seed": torch.tensor([8, 8, 8])}, [TASK_MODES[mode]] * 3)
+        inputs, depends = policy.transform.training_inputs(made), []
+        for sample in (0, 2):  # the third has no actions
+            other = inputs.actions.clone()
+            other[sample] += 1
+            at = TrainingCorruption(**made["corruption"]), policy.transform.targets(made)
+            losses = [
+                policy.model.loss_terms(replace(inputs, actions=actions), at[1], at[0])["video"].total
+                for actions in (inputs.actions, other)
+            ]
+            depends.append(bool(losses[0] != losses[1]))
+        assert depends == [seen, False]
 
 
 def test_relative_actions_move_with_what_they_are_relative_to(make_policy, obs):

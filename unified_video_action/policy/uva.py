@@ -127,6 +127,10 @@ class UnifiedVideoActionPolicy(BasePolicy):
             dynamics = torch.tensor([mode.sees_actions or mode.future == "seen" for mode in modes])[:, None, None]
             batch = {**batch, "action": torch.where(dynamics, batch["executed_action"], batch["action"])}
         corruption = draw_corruption(self.model.spec, self.model.config, batch["seed"].tolist(), modes)
+        if "has_action" in batch:  # actions that are not known are hidden in every mode
+            corruption.sees_actions &= batch["has_action"]
+            if corruption.levels is not None:
+                corruption.levels[~batch["has_action"], 1] = 1.0
         corruption = {name: value for name, value in vars(corruption).items() if value is not None}
         return {**batch, "corruption": corruption, "task_mode": [mode.name for mode in modes]}
 
