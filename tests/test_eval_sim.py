@@ -145,13 +145,17 @@ def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     options = ["--checkpoint", checkpoint, "--n-episodes", 2, "--videos", 1, "--device", "cpu", "--seed", 100007,
                "--set", "task.env_runner.max_steps=16"]  # fmt: skip
     call(monkeypatch, *options, "--n-envs", 2, "--output", tmp_path / "one")
-    command = [sys.executable, eval_sim.__file__, *map(str, options), "--n-envs", "1", "--output", tmp_path / "two"]
+    command = [sys.executable, eval_sim.__file__, *map(str, options), "--n-envs", "1", "--output"]
     with socket.create_server(("localhost", 0)) as server:
         rendezvous = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(server.getsockname()[1]), "WORLD_SIZE": "2"}
     environments = [
         {**os.environ, **rendezvous, "OMP_NUM_THREADS": "1", "RANK": rank} for rank in ("0", "1")
     ]  # as torchrun
-    started = [subprocess.Popen(command, env=each, stderr=subprocess.PIPE, text=True) for each in environments]
+    folders = [tmp_path / "two", tmp_path / "other"]  # as by a clock that goes on between them
+    started = [
+        subprocess.Popen([*command, folder], env=each, stderr=subprocess.PIPE, text=True)
+        for folder, each in zip(folders, environments, strict=True)
+    ]
     errors = [process.communicate(timeout=250)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], errors
     assert [text.count("mean_score ") for text in errors] == [1, 0]  # the first process alone logs
@@ -160,6 +164,7 @@ def test_a_seed_gives_the_same_score_whatever_runs_beside_it(
     curves = [[episode["curve"] for episode in episodes] for episodes in found]
     np.testing.assert_allclose(*curves, atol=1e-3)
     assert np.max(curves) > 0.3 and len(list((tmp_path / "two" / "videos").iterdir())) == 1
+    assert not folders[1].exists()  # the first process's is everybody's
 
 
 def test_an_interrupted_evaluation_is_continued(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,9 +19,9 @@ from unified_video_action.model.task_modes import TASK_MODES, ModeMix
 from unified_video_action.policy.base import BasePolicy, LossTerm, Share
 from unified_video_action.spec import Horizon, TaskSpec
 from unified_video_action.workspace import checkpoint
-from unified_video_action.workspace.loop import Periodic, TrainingLoop
+from unified_video_action.workspace.loop import TrainingLoop
 from unified_video_action.workspace.process import build_accelerator
-from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.records import Periodic, Records
 from unified_video_action.workspace.settings import (
     EmaSettings,
     OptimizerSettings,

@@ -18,7 +18,8 @@ from tests.workspace.fakes import (
     weights,
 )
 from unified_video_action.workspace import checkpoint as ckpt
-from unified_video_action.workspace.loop import FINISHED, OUT_OF_TIME, Periodic
+from unified_video_action.workspace.loop import FINISHED, OUT_OF_TIME
+from unified_video_action.workspace.records import Periodic
 from unified_video_action.workspace.settings import OptimizerSettings, ScheduleSettings
 
 
@@ -157,3 +158,27 @@ def test_periodic_tasks_see_averaged_weights_and_score_checkpoints(tmp_path):
     assert {line["step"]: line[name] for line in metrics(tmp_path) if name in line} == scores
     build_loop(tmp_path, trainer=trainer, periodic=tasks).run()
     assert validated == [8, 16, 20]
+
+
+def test_what_was_due_when_a_process_died_is_done_by_the_next(tmp_path):
+    begun, validated = [], []
+
+    def validate(step, records):
+        begun.append(step)
+        if begun.count(step) == 1 and step in (8, 20):
+            raise MemoryError
+        validated.append(step)
+        return {"loss": 1.0}
+
+    def run():
+        loop = build_loop(tmp_path, trainer=trainer, periodic=[Periodic("validation", 8, validate)])
+        assert loop.run() == FINISHED
+
+    trainer = trainer_settings(monitor="validation/loss")  # so there is a checkpoint before each
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            run()
+    run()
+    assert begun == [8, 8, 16, 20, 20] and validated == [8, 16, 20]
+    run()
+    assert validated == [8, 16, 20] == [line["step"] for line in metrics(tmp_path) if "validation/loss" in line]

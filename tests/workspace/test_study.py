@@ -78,7 +78,7 @@ def test_missing_cells_are_named_and_pairs_compared(tmp_path):
     assert set(results["missing"].values()) == {"not made yet"} and len(results["missing"]) == 23
     ours, other = results["cells"]
     assert ours["figures"]["score"]["value"] == pytest.approx(0.7)
-    assert ours["figures"]["success"]["low"] == pytest.approx(0.1206, abs=1e-4)  # Wilson, 3 of 9
+    assert ours["figures"]["success"]["low"] == pytest.approx(0.0615, abs=1e-4)  # Wilson, 1 of 3
     assert other["difference"]["value"] == pytest.approx(-0.2) and other["difference"]["claimed"]
     assert [row[0] for row in score_rows(results)] == ["", "UVA", "DP-C"]
 
@@ -127,14 +127,18 @@ def test_a_table_of_another_command_has_its_measures_and_no_scores(tmp_path):
 def test_a_training_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
     table = study.Study("policies", "smoke", tmp_path / "policies_smoke", tmp_path)
     cell, ran = next(table.cells()), []
-    monkeypatch.setattr(study, "_run", lambda words, log: ran.append(words[0]))  # ends as after a signal, with 0
+    monkeypatch.setattr(study, "run", lambda words, log: ran.append(words[0]))  # ends as after a signal, with 0
     cell.checkpoint.mkdir(parents=True)
-    (cell.checkpoint / "config.yaml").write_text("{training: {steps: 40}, trainer: {time_budget_minutes: 1}}")
+    (cell.checkpoint / "config.yaml").write_text("{training: {steps: 40}, trainer: {time_budget_minutes: 1, validate_every: 9}}")
     state = cell.checkpoint / "trainer_state.json"
     state.write_text('{"step": 30, "elapsed_seconds": 59, "files": {}}')
-    assert "stopped 10 steps before its end" in table.make(cell) and ran == ["train.py"]
+    assert "stopped and lacks 10 steps;" in table.make(cell) and ran == ["train.py"]
+    metrics = cell.checkpoint.parents[1] / "metrics.jsonl"
     for done in ({"step": 40, "elapsed_seconds": 59}, {"step": 30, "elapsed_seconds": 60}):
         state.write_text(json.dumps({**done, "files": {}}))
+        metrics.write_text('{"step": 20, "validation/loss": 1.0}\n')
+        assert "lacks its last validation" in table.make(cell)
+        metrics.write_text(json.dumps({"step": done["step"], "validation/loss": 1.0}))
         ran.clear()
         assert table.make(cell) is None and ran == ["eval_sim.py"]
 

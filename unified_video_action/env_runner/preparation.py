@@ -15,7 +15,7 @@ from unified_video_action.compat.checkpoint_files import METRICS
 from unified_video_action.compat.tensors import digest
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env.state_reader import StateReader
-from unified_video_action.env_runner.distributed import rank_and_size
+from unified_video_action.env_runner.distributed import gather, rank_and_size
 from unified_video_action.env_runner.runner import EnvRunner
 from unified_video_action.env_runner.simulators import build_env
 from unified_video_action.inference.planner import Planner
@@ -168,6 +168,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if args.resume and not args.output:
         raise ValueError("--resume needs the folder of the evaluation that is to go on: --output FOLDER")
     output = args.output or run / "evaluation" / f"{Path(name).name}_{args.weights}_{datetime.now():%Y%m%d_%H%M%S}"
+    output = gather([output])[0]  # the first process's: others may have started in the next second
     used = output.exists() and (not output.is_dir() or any(output.iterdir()))
     if used and not args.resume and rank_and_size()[0] == 0:  # the first process writes, perhaps before others ask
         raise FileExistsError(f"output folder {output} exists already; choose another with --output, or remove it")
@@ -184,7 +185,7 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
             )
         (world or policy).require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
-    facts |= {"sampler": args.sampler or policy.config.sampler, "device": device} | disturbance
+    facts |= {"sampler": args.sampler or policy.config.sampler, "device": torch.device(device).type} | disturbance
     if args.precision != "no":
         facts |= {"precision": args.precision}
     if asked := [word for word in args.set if word.startswith("policy")]:

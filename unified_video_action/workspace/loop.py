@@ -8,11 +8,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -23,23 +23,12 @@ from unified_video_action.workspace import checkpoint as ckpt
 from unified_video_action.workspace.batches import MicroBatch, StepBatches
 from unified_video_action.workspace.optim import learning_rate_factor
 from unified_video_action.workspace.process import PATIENCE, noted_signals
-from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.records import Periodic, Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.train_state import TrainState, count_flops
 
 logger = logging.getLogger(__name__)
 FINISHED, OUT_OF_TIME = "all steps are done", "the time budget is used up"  # why a run ends, besides signals
-
-
-@dataclass(frozen=True)
-class Periodic:
-    """Something done between steps, with the averaged weights and in evaluation mode."""
-
-    name: str  # prefix of its metrics
-    every: int  # steps
-    # (optimiser steps done, records) -> metrics; what the main process returns counts, and it alone has records
-    run: Callable[[int, Records | None], Mapping[str, float]]
-    together: bool = False  # all processes run it and share its work; else the main one alone does
 
 
 class TrainingLoop:
@@ -109,6 +98,8 @@ class TrainingLoop:
         try:
             loader = closing(self.batches.loader(first, last, self.trainer.num_workers, pin))
             with self.bar, noted_signals() as signals, loader as steps:
+                if self.step:
+                    self.between_steps(self.undone())  # when an earlier process ended
                 for micro_batches in self.on_device(steps):
                     weights, time_used, stop = self.agree(micro_batches, signals[-1] if signals else None)
                     if stop:
@@ -121,8 +112,8 @@ class TrainingLoop:
                         continue  # to the stop, without beginning an evaluation
                     self.between_steps([task for task in self.periodic if self.step % task.every == 0])
                 self.save()
-                if self.step > first and stop in (None, OUT_OF_TIME):  # what was not done after the last step
-                    self.between_steps([task for task in self.periodic if self.step % task.every])
+                if stop in (None, OUT_OF_TIME):
+                    self.between_steps(self.undone(last=True))
         finally:
             if self.records:
                 self.records.close()
@@ -224,6 +215,14 @@ class TrainingLoop:
         if budget := self.trainer.time_budget_minutes:  # the bar counts steps: guess how many the time allows
             self.bar.total = min(self.last, round(self.step * 60 * budget / self.elapsed()))
 
+    def undone(self, last: bool = False) -> list[Periodic]:
+        """What is due after this step, all of it if it is the last one, and is not on record: all processes know."""
+        done = [self.records.done(self.step) if self.records else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(done)
+        due = [task for task in self.periodic if self.step and (last or self.step % task.every == 0)]
+        return [task for task in due if task.name not in done[0]]
+
     def between_steps(self, due: Sequence[Periodic]) -> None:
         """Save when it is time, or when a score is about to be measured; then do what is due."""
         every = self.trainer.checkpoint_every
@@ -242,7 +241,7 @@ class TrainingLoop:
                         found = task.run(self.step, self.records)
                         metrics |= {f"{task.name}/{name}": value for name, value in found.items()}
             if self.records:
-                self.records.write(self.step, metrics)
+                self.records.write(self.step, metrics, done=[task.name for task in due])
                 if (score := metrics.get(self.trainer.monitor)) is not None:
                     ckpt.record_score(self.root, self.step, score)
                     ckpt.prune(self.root, self.trainer.keep_top_k, self.trainer.monitor_mode)

@@ -8,7 +8,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ from unified_video_action.workspace.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
 GIF_EVERY, GIF_SHRINK = 4, 2  # one frame in so many, and its sides over so much
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Something done between steps, with the averaged weights and in evaluation mode."""
+
+    name: str  # prefix of its metrics
+    every: int  # steps
+    # (optimiser steps done, records) -> metrics; what the main process returns counts, and it alone has records
+    run: Callable[[int, Records | None], Mapping[str, float]]
+    together: bool = False  # all processes run it and share its work; else the main one alone does
 
 
 class Records:
@@ -41,8 +53,7 @@ class Records:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        if path.exists():
-            _drop_after(path, step)
+        self._done = _drop_after(path, step) if path.exists() else {}  # step -> names
         self._lines = path.open("a", buffering=1)  # a line is on disk as soon as it is written
         self._trackers: list[TensorBoardTracker | WandBTracker] = []
         if settings.tensorboard:
@@ -52,11 +63,20 @@ class Records:
         for tracker in self._trackers:
             tracker.start()
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one record: `step` optimiser steps have been done, metrics by name such as `train/loss`."""
-        self._lines.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
+    def write(self, step: int, metrics: Mapping[str, float], done: Sequence[str] = ()) -> None:
+        """Add one record: `step` optimiser steps have been done, metrics by name such as `train/loss`.
+
+        `done` names what was done after this step, so that it is not done again by a process that goes on from there.
+        """
+        line = {"step": step, "time": round(time.time(), 3), **metrics}
+        self._lines.write(json.dumps(line | {"done": list(done)} if done else line) + "\n")
+        self._done.setdefault(step, set()).update(done)
         for tracker in self._trackers:
             tracker.log(dict(metrics), step=step)
+
+    def done(self, step: int) -> set[str]:
+        """Names of what was done after that step."""
+        return self._done.get(step, set())
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file that the run has written."""
@@ -95,16 +115,20 @@ def _animation(name: str, path: Path) -> Summary:
     return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
-def _drop_after(path: Path, step: int) -> None:
-    kept = []
+def _drop_after(path: Path, step: int) -> dict[int, set[str]]:
+    """Keep the records up to this step, and tell what was done after each of them."""
+    kept, done = [], {}
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            entry = json.loads(line)
+            if entry["step"] <= step:
                 kept.append(line)
+                done.setdefault(entry["step"], set()).update(entry.get("done", ()))
         except ValueError:
             logger.warning("Dropping a line of %s that was cut short: %s", path, line.strip())
     with written(path) as partial:
         partial.write_text("".join(kept))
+    return done
 
 
 def _wandb_tracker(folder: Path, settings: TrainerSettings, name: str, config: dict[str, Any]) -> WandBTracker:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock
 
+from unified_video_action.compat.checkpoint_files import METRICS
 from unified_video_action.env_runner.report import read_curves
 from unified_video_action.env_runner.results import SETTINGS, wilson_interval
-from unified_video_action.workspace.checkpoint import read_state
 from unified_video_action.workspace.commands import CONFIGS, ROOT, hydra_value
+from unified_video_action.workspace.study_commands import fill, lacks, run, short_hash, slug
 from unified_video_action.workspace.study_statistics import difference, figure, measure_figure
 
 STUDIES = CONFIGS / "reproduce"
@@ -91,6 +87,7 @@ class Study:
             words = words.get(column, words.get("other", []))
         if isinstance(words, str):
             checkpoint = ROOT / words
+            words = [words, (checkpoint / METRICS).read_text()]  # new weights come with new figures
         elif "{checkpoint}" not in command:  # of an untrained model
             checkpoint, command = None, [*command, *words]
         else:
@@ -105,11 +102,11 @@ class Study:
             values["world"], world = self._training(self.text["world"], "uva", values)
             trainings |= world
         measure, paths = [*command, *chosen], dict.fromkeys(("checkpoint", "world", "output", "results"), "")
-        measured = _hash([words, list(trainings.values()), _fill(measure, values | paths)])  # of other words: anew
-        output = self.output / _slug(row) / _slug(column) / f"seed{seed}_{measured}"
+        measured = short_hash([words, list(trainings.values()), fill(measure, values | paths)])  # of other words: anew
+        output = self.output / slug(row) / slug(column) / f"seed{seed}_{measured}"
         values |= {"checkpoint": str(checkpoint), "output": str(output), "results": str(output / RESULTS)}
-        evaluate = _fill(measure, values)
-        makes = {Path(_fill([path], values)[0]): _fill(words, values) for path, words in about.get("makes", {}).items()}
+        evaluate = fill(measure, values)
+        makes = {Path(fill([path], values)[0]): fill(words, values) for path, words in about.get("makes", {}).items()}
         makes = {path: [*words, "--output", str(path)] for path, words in makes.items()}
         return Cell(row, column, seed, checkpoint, output, trainings, evaluate, makes)
 
@@ -119,11 +116,10 @@ class Study:
         """A training's checkpoint, and what makes it."""
         spent = {name: self.budget[name][learner] for name in ("steps", "minutes") if name in self.budget}
         values = {**values, "learner": learner, **spent}
-        train = _fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
+        train = fill([*words, *values["train"], *self.budget.get("train", []), "seed={seed}"], values)
         train.sort(key=lambda word: not word.startswith("--"))  # Hydra takes no options after values
         name = train[0].removeprefix("--config-name=")
-        run = self.output.parent / "runs" / f"{name}_{_hash(train)}"
-        checkpoint = run / "checkpoints" / "latest"
+        checkpoint = self.output.parent / "runs" / f"{name}_{short_hash(train)}" / "checkpoints" / "latest"
         return checkpoint, {checkpoint: train}
 
     def values(self, cell: Cell) -> Values | None:
@@ -161,19 +157,20 @@ class Study:
         cell.output.parent.mkdir(parents=True, exist_ok=True)
         log = cell.output.with_suffix(".log")
         for path, words in cell.makes.items():
-            if not path.exists() and (failed := _run(words, log)):
-                return failed
+            with _held(path):
+                if not path.exists() and (failed := run(words, log)):
+                    return failed
         cache = f"data.cache_dir={hydra_value(self.output.parent / 'cache')}"
         for checkpoint, words in cell.trainings.items():
-            run = checkpoint.parents[1]
-            if _steps_left(checkpoint) == 0:
-                continue
-            if failed := _run(["train.py", *words, cache, f"output_dir={hydra_value(run)}"], log):
-                return failed
-            if left := _steps_left(checkpoint):  # a signal ends a training in order
-                return f"the training was stopped {left} steps before its end; the same command continues it ({log})"
+            with _held(folder := checkpoint.parents[1]):
+                if not lacks(checkpoint):
+                    continue
+                if failed := run(["train.py", *words, cache, f"output_dir={hydra_value(folder)}"], log):
+                    return failed
+            if lacking := lacks(checkpoint):  # a signal ends a training in order
+                return f"the training was stopped and lacks {lacking}; the same command continues it ({log})"
         if self.values(cell) is None:
-            return _run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
+            return run([*cell.evaluate, *(["--resume"] if (cell.output / SETTINGS).is_file() else [])], log)
         return None
 
     def table(self, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -239,12 +236,18 @@ def describe(name: str) -> str:
     return "\n".join(lines + [f"  --budget {budget}: {about['says']}" for budget, about in _budgets(text).items()])
 
 
+def _held(path: Path) -> FileLock:
+    """So that jobs which need the same data or training make it once; the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path.with_name(f"{path.name}.lock"))
+
+
 def _simulated(by_seed: Mapping[int, Values], against: Mapping[int, Values]) -> dict[str, Any]:
     """Figures of a cell's episodes, and its difference to another one's."""
     figures = {name: figure([each[name] for each in by_seed.values()]) for name in ("score", "success")}
-    pooled = [value for each in by_seed.values() for value in each["success"].values()]
-    low, high = wilson_interval(int(sum(pooled)), len(pooled))
-    figures["success"] |= {"low": low, "high": high, "interval": "Wilson, episodes of all seeds together"}
+    trials = figures["success"]["n"]  # trainings start from the same states, so they are not trials of their own
+    low, high = wilson_interval(round(figures["success"]["value"] * trials), trials)
+    figures["success"] |= {"low": low, "high": high, "interval": "Wilson, of as many episodes as a training has"}
     found: dict[str, Any] = {"figures": figures}
     if times := [ms for each in by_seed.values() for ms in each["plan_ms"].values()]:
         found["plan_ms"] = float(np.median(times))
@@ -260,41 +263,3 @@ def _pooled(by_column: Mapping[str, Values]) -> Values:
         name: {f"{column} {key}": value for column, each in by_column.items() for key, value in each[name].items()}
         for name in names
     }
-
-
-def _fill(words: Sequence[str], values: Mapping[str, Any]) -> list[str]:
-    try:
-        return [re.sub(r"\{(\w+)\}", lambda at: str(values[at[1]]), str(word)) for word in words]
-    except KeyError as error:
-        raise ValueError(f"nothing gives {{{error.args[0]}}}, which {' '.join(map(str, words))} needs") from error
-
-
-def _steps_left(checkpoint: Path) -> int | None:
-    """Of its training, none when its time is over; None: there is no checkpoint yet."""
-    if not checkpoint.is_dir():
-        return None
-    config, state = yaml.safe_load((checkpoint / "config.yaml").read_text()), read_state(checkpoint)
-    if (budget := config["trainer"]["time_budget_minutes"]) and state["elapsed_seconds"] >= 60 * budget:
-        return 0
-    return config["training"]["steps"] - state["step"]
-
-
-def _run(words: Sequence[str], log: Path) -> str | None:
-    """Run a command of this project, its output at the end of `log`: None, or why it failed."""
-    with log.open("a") as file:
-        file.write(f"\n$ python {shlex.join(words)}\n")
-        file.flush()
-        environment = {"OMP_NUM_THREADS": "1", **os.environ}
-        done = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=file, stderr=file, env=environment)
-    if done.returncode == 0:
-        return None
-    last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1]
-    return f"{words[0]} ended with {done.returncode}: {last.strip()[-300:]} ({log})"
-
-
-def _hash(words: Any) -> str:
-    return sha256(json.dumps(words).encode()).hexdigest()[:8]
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

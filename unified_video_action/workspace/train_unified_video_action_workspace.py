@@ -30,9 +30,9 @@ from unified_video_action.policy.build import build_policy, policy_class
 from unified_video_action.spec import TaskSpec
 from unified_video_action.untrusted import local_checkpoint, read_checkpoint_config
 from unified_video_action.workspace.checkpoint import checkpoints, load_initial_weights, newest
-from unified_video_action.workspace.loop import Periodic, TrainingLoop
+from unified_video_action.workspace.loop import TrainingLoop
 from unified_video_action.workspace.process import build_accelerator, locked
-from unified_video_action.workspace.records import Records
+from unified_video_action.workspace.records import Periodic, Records
 from unified_video_action.workspace.settings import TrainerSettings, TrainingSettings
 from unified_video_action.workspace.validation import Validation
 
