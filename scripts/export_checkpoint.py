@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("export_checkpoint")
 DTYPES = ("float32", "float16", "bfloat16")
 MACHINE_PATH = re.compile(r"(?:^|[\s=\[,:{'\"])(?:~?/[\w.]|\.\./|[A-Za-z]:\\)")
+PASSING = ("--precision", "--planner")  # of an evaluation: no configuration has them
 OUTPUT_OPTIONS = ("output_dir=", "data.cache_dir=", "hydra.")  # of a command: where it writes, not what it does
 
 
@@ -52,6 +53,8 @@ def generic_paths(config: Mapping[str, Any]) -> dict[str, str]:
 
     dataset = config["task"]["dataset"]
     sources = dataset.get("paths") or dataset.get("sources") or []
+    if isinstance(sources, Mapping) and "path" not in sources:  # by name
+        sources = list(sources.values())
     sources = [sources] if isinstance(sources, str | Mapping) else sources
     paths = [source["path"] if isinstance(source, Mapping) else source for source in sources]
     return {path: generic(path) for path in sorted(paths, key=len, reverse=True) if MACHINE_PATH.search(path)}
@@ -75,16 +78,19 @@ def shipped_config(config: dict[str, Any], results: Mapping[str, Any] | None) ->
     """The configuration without paths of this machine; with results, evaluating as they were made.
 
     Raises:
-        ValueError: a path that nothing generic stands for, by its key.
+        ValueError: a path that nothing generic stands for, by its key; an evaluation with options that a configuration
+            does not have.
     """
     config = replaced(config, generic_paths(config))
     config["output_dir"], config["data"]["cache_dir"] = f"outputs/{config['name']}", None
     if results:
-        task, episodes = results["config"]["task"], results["episodes"]
+        task, policy, episodes = results["config"]["task"], results["config"]["policy"], results["episodes"]
+        if passing := [word for word in shlex.split(results["command"]) if word.startswith(PASSING)]:
+            raise ValueError(f"--evaluation was made with {passing[0]}, which a configuration does not repeat")
         runner = task["env_runner"] | {"n_episodes": len(episodes), "n_envs": None}
         runner["start_seed"] = min(episode["seed"] for episode in episodes)
         config["task"] |= {"env": task["env"], "env_runner": runner}
-        config["policy"] |= {"sampler": results["facts"]["sampler"], "action_steps": runner["action_steps"]}
+        config["policy"] = policy | {"sampler": results["facts"]["sampler"], "action_steps": runner["action_steps"]}
     if found := machine_paths(config):
         remedy = "train with paths relative to the project, or in $UVA_DATA_DIR"
         raise ValueError(f"config.yaml would name paths of this machine; {remedy}: {'; '.join(found)}")

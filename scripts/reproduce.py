@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
         for number, cell in enumerate(cells):
             state = "done" if table.values(cell) else "begun" if cell.output.with_suffix(".log").exists() else "to do"
             log.info("%3d  %-6s %s", number, state, cell.name)
-            for words in cell.trainings.values():
-                log.info("            python train.py %s", " ".join(words))
+            for checkpoint, words in cell.trainings.items():
+                folder = f"output_dir={study.hydra_value(checkpoint.parents[1])}"
+                log.info("            python train.py %s", shlex.join([*words, folder]))
         return 0
     wanted = [
         cell

@@ -99,6 +99,7 @@ def test_its_figures_are_those_of_the_evaluation_and_repeat_without_options(
 ) -> None:
     folder = export("--dtype", "float16")
     options = ("--n-episodes", 3, "--seed", 100_004, "--sampler", "ddim3", "--set", "task.env_runner.action_steps=4")
+    options += ("policy.iterations=3",)
     results = evaluate(folder, *options)
     export("--dtype", "float16", "--evaluation", tmp_path / "evaluation", "--replace")
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -110,12 +111,16 @@ def test_its_figures_are_those_of_the_evaluation_and_repeat_without_options(
     assert evaluation["command"] == "python eval_sim.py --checkpoint checkpoints/shipped"
     chosen = [evaluation[name] for name in ("start_seed", "action_steps", "sampler", "max_steps")]
     assert chosen == [100_004, 4, "ddim3", 16] and metrics["episodes"] == 3
+    assert yaml.safe_load((folder / "config.yaml").read_text())["policy"]["iterations"] == 3
     again = evaluate(folder, output="again")
     assert again["episodes"] == results["episodes"]
     assert f"{metrics['mean_score']:.3f}" in (folder / "README.md").read_text()
 
     others = ("--dtype", "bfloat16", "--evaluation", tmp_path / "evaluation", "--replace")
     assert "is of other weights" in refusal(export, capsys, *others)
+    evaluate(folder, "--n-episodes", 1, "--precision", "bf16", output="fast")
+    others = ("--dtype", "float16", "--evaluation", tmp_path / "fast", "--replace")
+    assert "made with --precision, which a configuration does not repeat" in refusal(export, capsys, *others)
 
 
 def test_what_exists_is_replaced_only_on_demand_and_only_by_a_whole_folder(
@@ -141,6 +146,8 @@ def test_other_paths_of_this_machine_are_refused_and_data_gets_a_general_name(
     change_config(trained_run, {"init_from": None})
     config = yaml.safe_load((export("--training-command", "make") / "config.yaml").read_text())
     assert config["task"]["dataset"]["paths"] == ["x.zip", "data/y.zip"]
+    by_name = {"task": {"dataset": {"sources": {"robot": {"path": "/elsewhere/z.zip"}}}}}
+    assert script.generic_paths(by_name) == {"/elsewhere/z.zip": "data/z.zip"}
 
 
 def test_weights_beyond_half_precision_are_named(

@@ -129,7 +129,8 @@ def test_a_training_that_was_stopped_is_not_measured(tmp_path, monkeypatch):
     cell, ran = next(table.cells()), []
     monkeypatch.setattr(study, "run", lambda words, log: ran.append(words[0]))  # ends as after a signal, with 0
     cell.checkpoint.mkdir(parents=True)
-    (cell.checkpoint / "config.yaml").write_text("{training: {steps: 40}, trainer: {time_budget_minutes: 1, validate_every: 9}}")
+    trainer = "{time_budget_minutes: 1, validate_every: 9}"
+    (cell.checkpoint / "config.yaml").write_text(f"{{training: {{steps: 40}}, trainer: {trainer}}}")
     state = cell.checkpoint / "trainer_state.json"
     state.write_text('{"step": 30, "elapsed_seconds": 59, "files": {}}')
     assert "stopped and lacks 10 steps;" in table.make(cell) and ran == ["train.py"]
