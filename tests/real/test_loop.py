@@ -196,6 +196,23 @@ def test_only_a_stop_that_may_mend_itself_is_gone_on_with_unasked(name: str, goe
     assert (made.control.phase is Phase.RUNNING) == goes_on and not made.faults()
 
 
+@pytest.mark.parametrize("asked", ["hold", "ctrl_c"])
+@pytest.mark.parametrize("phase", [Phase.BRAKING, Phase.HOLDING])
+def test_an_operator_who_holds_ends_the_automatic_resuming(asked: str, phase: Phase) -> None:
+    made = bench({"auto_resume": True})
+    made.start(0.7)
+    made.camera.dead_since = made.time()
+    made.run(3.0, until=lambda: made.control.phase is phase)
+    assert made.control.phase is phase and made.control.stop.reason is Reason.DEAD_CAMERA
+    made.ask(asked)
+    made.camera.dead_since = None
+    made.run(4.0)
+    assert made.control.phase is Phase.HOLDING and made.control.stop.reason.title == asked and not made.faults()
+    assert not made.control.ending
+    made.ask("resume")
+    assert made.control.phase is Phase.RUNNING
+
+
 def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
     """Half a second from the frame to the plan: 5 of its 16 actions are stale."""
     made = bench()

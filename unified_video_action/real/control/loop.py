@@ -167,6 +167,8 @@ class Control:
             log.warning("%r is none of: Enter, hold, resume, release, quit", asked)
         elif self.phase is Phase.RUNNING:
             self._stop(Stop(REQUESTS[asked]))
+        elif asked in ("hold", "ctrl_c") and self._resumes:
+            self._report(Stop(REQUESTS[asked]))  # from now on only the operator resumes
         elif asked == "ctrl_c" and self._now() - self._stopped < FRIGHT:
             log.warning("the arm holds, or is about to; Ctrl-C again in a moment ends the run")
         elif asked != "hold":  # the arm holds already, or is about to: this ends the run
@@ -186,11 +188,16 @@ class Control:
         self._note("release", "released")
         log.warning("released: the arm can be moved by hand. resume | quit, then Enter")
 
+    @property
+    def _resumes(self) -> bool:
+        """Without the operator, once the reason of the stop has passed."""
+        stopped = self.phase in (Phase.BRAKING, Phase.HOLDING)
+        return self.settings.auto_resume and stopped and self.stop.reason.passes
+
     def _may_resume(self) -> bool:
-        """Without the operator."""
-        passes = self.stop is not None and self.stop.reason.passes and self.planning.fault is None
+        """Without the operator, now."""
         free = not self.planning.waiting and not self.ending and self._now() - self._tried > AGAIN
-        return self.settings.auto_resume and passes and free
+        return self._resumes and self.planning.fault is None and free
 
     def _read_state(self) -> Stop | None:
         """Take the arm's state in, unless something is wrong with it."""
