@@ -177,8 +177,14 @@ def test_a_rule_clips_or_stops(rule: str, start: list, target: list, gripper: fl
     clipping = safety_at(start, **high)
     follow(clipping)
     assert clipping.clipped[rule]
+    stopping = safety_at(start, rules=dataclasses.replace(Rules(), **{rule: "stop"}), **high)
     with pytest.raises(SafetyStop, match=rule):
-        follow(safety_at(start, rules=dataclasses.replace(Rules(), **{rule: "stop"}), **high))
+        follow(stopping)
+    for _ in range(1000):  # it can still brake
+        if stopping.at_rest:
+            break
+        stopping.brake()
+    assert stopping.at_rest
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,12 @@ class Governor:
     @property
     def joints(self) -> np.ndarray:
         return self._past[-1]
+
+    def copy(self) -> Governor:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._past = self._past.copy()
+        return other
 
     def begin(self, pose: np.ndarray, gripper: float, joints: np.ndarray) -> None:
         self.motion, self.gripper = Motion.resting(pose, self._strongest), gripper

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 
@@ -41,6 +42,12 @@ class Gate:
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
         self._joints: deque[np.ndarray] = deque(maxlen=2 * JOINT_TICKS + 1)
+
+    def copy(self) -> Gate:
+        """One that goes on from here by itself."""
+        other = copy(self)
+        other._joints = self._joints.copy()
+        return other
 
     def begin(self, motion: Motion, gripper: float, joints: np.ndarray) -> None:
         """Start a stream: the arm rests here."""
@@ -146,14 +153,19 @@ class SafetyFilter:
         if way > self.limits.max_lag or turn > self.limits.max_lag_turn:
             raise SafetyStop("lag", f"the arm is {way:.3f} m and {turn:.2f} rad behind; is something in its way?")
         before, steps = self._governor.target, self._made_up(ticks)
-        for step in range(1, steps + 1):
-            target = pose if step == steps or before is None else between(before, pose, step / steps)
-            for rule in self._governor.follow(target, gripper):
-                if rule == "acceleration":
-                    self.clipped[rule] += 1
-                else:
-                    self._broken(rule, "a smaller step is taken")
-            self._pass()
+        sent = self._governor.copy(), self._gate.copy()
+        try:
+            for step in range(1, steps + 1):
+                target = pose if step == steps or before is None else between(before, pose, step / steps)
+                for rule in self._governor.follow(target, gripper):
+                    if rule == "acceleration":
+                        self.clipped[rule] += 1
+                    else:
+                        self._broken(rule, "a smaller step is taken")
+                self._pass()
+        except SafetyStop:
+            self._governor, self._gate = sent  # braking goes on from the newest command, not from this one
+            raise
         return self.commanded
 
     def brake(self, ticks: int = 1) -> tuple[np.ndarray, float]:
