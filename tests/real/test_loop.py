@@ -76,7 +76,8 @@ def test_hold_resume_and_quit() -> None:
     assert made.control.ending
 
 
-def test_release_only_at_rest_and_resume_takes_hold_where_the_arm_was_moved_to() -> None:
+@pytest.mark.parametrize("way", [0.07, 0.008])  # farther than an arm sags, and less
+def test_release_only_at_rest_and_resume_takes_hold_where_the_arm_was_moved_to(way: float) -> None:
     made = bench()
     made.start(0.5)
     made.ask("release")
@@ -85,15 +86,19 @@ def test_release_only_at_rest_and_resume_takes_hold_where_the_arm_was_moved_to()
     check_stopped(made, Reason.HOLD)
     made.ask("release")
     assert made.control.phase is Phase.RELEASED and made.arm.calls[-1] == "release"
-    by_hand = HOME.copy()
-    by_hand[1, 3] += 0.07
+    held = made.arm.pose
+    by_hand = held.copy()
+    by_hand[1, 3] += way
     for share in np.linspace(0, 1, 40):
-        made.arm.pose = HOME + share * (by_hand - HOME)
+        made.arm.pose = held + share * (by_hand - held)
         made.run(0.01)
+    made.arm.gripper = 0.08
     before = len(made.arm.sent)
     made.ask("resume")
     assert made.control.phase is Phase.RUNNING and made.arm.calls[-1] == "stop"
-    np.testing.assert_allclose(made.arm.sent[before].pose, by_hand, atol=1e-3)
+    first = made.arm.sent[before]
+    np.testing.assert_allclose(first.pose, by_hand, atol=1e-3)
+    assert first.gripper == pytest.approx(0.08, abs=2e-3)
 
 
 def test_ctrl_c_holds_and_a_later_one_ends() -> None:

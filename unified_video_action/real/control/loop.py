@@ -185,6 +185,7 @@ class Control:
             log.error("not released: %s", error)
             return
         self.phase = Phase.RELEASED
+        self.safety.forget()
         self._note("release", "released")
         log.warning("released: the arm can be moved by hand. resume | quit, then Enter")
 

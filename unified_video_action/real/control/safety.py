@@ -101,6 +101,7 @@ class SafetyFilter:
         self._joints_for, self._now, self._on_clip, self._ahead = joints_for, now, on_clip, ahead
         self._governor, self._gate = Governor(self.bounds, joints_for), Gate(self.bounds)
         self._logged: dict[str, float] = {}  # rule -> when a message about it was logged
+        self._held = False  # the arm rests at its newest command
 
     @property
     def at_rest(self) -> bool:
@@ -118,7 +119,7 @@ class SafetyFilter:
             SafetyStop: the arm stands where it must not be, or its inverse kinematics contradict its state.
         """
         pose, gripper, bounds = state.pose, state.gripper, self.bounds
-        if self._governor.motion is not None and all(np.less(apart(self.commanded[0], pose), NEAR)):
+        if self._held and all(np.less(apart(self.commanded[0], pose), NEAR)):
             pose, gripper = self.commanded  # it sags: do not let it creep
         position = pose[:3, 3]
         if (position < bounds.low).any() or (position > bounds.high).any():
@@ -136,6 +137,11 @@ class SafetyFilter:
             raise SafetyStop("joints", f"joints {shown(joints)} are nearer to their ends than safety.joint_margin")
         self._restart(pose, float(np.clip(gripper, bounds.gripper_low, bounds.gripper_high)), joints)
         self._asked: np.ndarray | None = None  # position of the newest target
+        self._held = True
+
+    def forget(self) -> None:
+        """The arm may be moved by hand from now on: `begin` starts wherever it finds it."""
+        self._held = False
 
     def follow(
         self, pose: np.ndarray, gripper: float, measured: np.ndarray, ticks: int = 1
