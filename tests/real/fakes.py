@@ -134,6 +134,8 @@ class FakeArm(Arm):
         self.calls.append("stop")
 
     def release(self) -> None:
+        if self.lost:
+            raise RobotError("the fake arm is lost")
         self.calls.append("release")
 
     def close(self) -> None:

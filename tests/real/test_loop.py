@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from unified_video_action.poses import distance, pose_matrix
 from unified_video_action.real.control.limits import Rules
 from unified_video_action.real.control.timing import Pacer
 from unified_video_action.real.control.trajectory import turned
-from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Timeouts, implausible
+from unified_video_action.real.control.watchdog import LoopSettings, Phase, Reason, Stop, Timeouts, implausible
 from unified_video_action.real.planner import PlannerError
 
 
@@ -302,6 +303,12 @@ def test_a_run_ends_with_the_arm_stopped_whatever_happens() -> None:
     made = bench({"release_on_exit": True})
     made.control.requests.put("quit")
     assert made.control.run().reason is Reason.QUIT and made.arm.calls == ["stop", "release"]
+    made = bench({"release_on_exit": True})
+    made.arm.lost = True
+    made.control.stop, made.control.ending = Stop(Reason.ARM_ERROR), True
+    ended = made.control.planning.executor.shutdown = Mock()
+    assert made.control.run().reason is Reason.ARM_ERROR and made.arm.calls == ["stop"]
+    ended.assert_called()
     made = bench()
     made.control._answer = lambda request: 1 / 0
     made.control.requests.put("start")

@@ -99,7 +99,10 @@ class Control:
             if self.phase is not Phase.RELEASED:
                 self.arm.stop()
                 if self.settings.release_on_exit:
-                    self.arm.release()
+                    try:
+                        self.arm.release()
+                    except RobotError as error:
+                        log.error("not released: %s", error)
             self.planning.close()
             self.observer.close()
             sys.setswitchinterval(interval)
