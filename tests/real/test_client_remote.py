@@ -1,5 +1,6 @@
 """A planner in another process: what it says when the server is slow, lost, full, restarted or another one."""
 
+import dataclasses
 import threading
 import time
 from typing import Any
@@ -143,6 +144,7 @@ def test_an_episode_survives_a_restart_of_the_server() -> None:
             seen = observe(planner.description, 3)
             np.testing.assert_array_equal(planner.plan(seen)[0, :3], seen["robot0_eef_pos"][-1])
             assert session.resets == [(0, 5, TEXT)]
-        with instant_core(describe(size=32)) as (core, _), serve(core, *again):
-            with pytest.raises(PlannerError, match="another policy"):
-                planner.plan(observe(planner.description))
+        for other in (describe(size=32), dataclasses.replace(describe(), fingerprint="other weights")):
+            with instant_core(other) as (core, _), serve(core, *again):
+                with pytest.raises(PlannerError, match="another policy"):
+                    planner.plan(observe(planner.description))

@@ -1,5 +1,6 @@
 """eval_real.py run, as it is typed: the dry run that it asks for, the operator, signals, and a server that dies."""
 
+import dataclasses
 import json
 import os
 import re
@@ -81,20 +82,16 @@ def test_a_checkpoint_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_confirmation_is_for_one_configuration_and_one_policy(tmp_path: Path) -> None:
-    checkpoint, policy = tmp_path / "checkpoint", describe()
-    checkpoint.mkdir()
-    (checkpoint / "weights").write_text("1")
-
-    def digest(*given: str, policy=policy) -> str:
-        return dry_run.digest(running.read_robot(options("--server", "x", *given)), policy, checkpoint)
+    def digest(*given: str, policy=describe()) -> str:
+        return dry_run.digest(running.read_robot(options("--server", "x", *given)), policy)
 
     name = digest()
     dry_run.confirm(tmp_path, name, {})
     dry_run.require_confirmation(tmp_path, name, "command")
     assert digest("--episode-seconds", "9", "--auto-resume") == name
-    others = [digest("--set", "safety.linear_speed=0.9"), digest(policy=describe(size=32))]
-    (checkpoint / "weights").write_text("2")
-    for other in [*others, digest()]:
+    files = dataclasses.replace(describe(), fingerprint="other files")
+    others = [digest("--set", "safety.linear_speed=0.9"), digest(policy=describe(size=32)), digest(policy=files)]
+    for other in others:
         assert other != name
         with pytest.raises(ValueError, match="(?s)dry run.*type this"):
             dry_run.require_confirmation(tmp_path, other, "type this")

@@ -69,6 +69,15 @@ def test_a_checkpoint_describes_itself(end_effector: Path) -> None:
     assert (found.action_dim, found.follows_text, found.step_seconds, found.continues) == (10, True, 0.05, True)
 
 
+def test_a_checkpoint_with_other_weights_has_another_description(end_effector: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(end_effector, tmp_path / end_effector.name)
+    assert describe_checkpoint(folder) == describe_checkpoint(end_effector)
+    weights = bytearray((folder / "ema.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "ema.safetensors").write_bytes(weights)
+    assert describe_checkpoint(folder) != describe_checkpoint(end_effector)
+
+
 @pytest.mark.parametrize(
     ("file", "change", "said"),
     [

@@ -44,6 +44,7 @@ class PolicyDescription:
     step_seconds: float | None = None  # between two steps of the data it was trained on
     end_effector: EndEffectorSpec | None = None  # how an arm's poses become states, and actions poses; None: no arm
     continues: bool = False  # accepts `Continuation`s
+    fingerprint: str | None = None  # of its checkpoint's files, where the server says
 
     def require_end_effector(self) -> EndEffectorSpec:
         """Raises ValueError for a policy that does not move an end effector."""

@@ -32,7 +32,6 @@ from unified_video_action.real.serving.client import RemotePlanner
 LOOK = 0.01  # seconds between two states that are read while waiting
 PATIENCE = 10.0  # seconds for the first frames
 CONVENIENT = ("episode_seconds", "auto_resume", "release_on_exit")  # of `loop`: they change nothing that is sent
-WHOLE = 16 * 1024 * 1024  # bytes up to which a checkpoint's file is hashed whole
 
 
 @dataclass
@@ -136,20 +135,10 @@ def write_report(path: Path, rehearsals: list[Rehearsal], rate: float) -> None:
     path.write_text(json.dumps({"rate": rate, "plans": plans}) + "\n")
 
 
-def digest(robot: Mapping[str, Any], policy: PolicyDescription, checkpoint: Path | None) -> str:
-    """Names a robot's configuration and a policy; another of either has another name.
-
-    A checkpoint counts with its files; a server with its description of the policy. Of large files the beginning is
-    hashed, and the time of writing.
-    """
-    files = []
-    for path in sorted(path for path in checkpoint.iterdir() if path.is_file()) if checkpoint is not None else ():
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            beginning = hashlib.sha256(file.read(WHOLE)).hexdigest()
-        files.append([path.name, size, beginning, path.stat().st_mtime_ns if size > WHOLE else 0])
+def digest(robot: Mapping[str, Any], policy: PolicyDescription) -> str:
+    """Names a robot's configuration and a policy, with its checkpoint's files; another of either has another name."""
     loop = {key: value for key, value in robot["loop"].items() if key not in CONVENIENT}
-    named = {"robot": {**robot, "loop": loop}, "policy": policy.to_json(), "files": files}
+    named = {"robot": {**robot, "loop": loop}, "policy": policy.to_json()}
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:24]
 
 

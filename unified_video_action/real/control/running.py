@@ -106,7 +106,7 @@ def start(args: argparse.Namespace) -> int:
             if policy.follows_text and not args.task:
                 known = " | ".join(policy.instructions[:20])
                 raise ValueError(f"--task TEXT: this policy follows instructions; it was trained on: {known}")
-            confirmation = dry_run.digest(robot, policy, args.checkpoint)
+            confirmation = dry_run.digest(robot, policy)
             if not args.dry_run:
                 dry_run.require_confirmation(args.confirmations, confirmation, shlex.join([*sys.argv, "--dry-run"]))
             setup = instantiate(robot["setup"], Setup, "setup")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from argparse import Namespace
@@ -31,6 +33,8 @@ from unified_video_action.spec import TaskSpec
 from unified_video_action.untrusted import CONFIG, read_checkpoint_config
 
 log = logging.getLogger(__name__)
+
+WHOLE = 16 * 1024 * 1024  # bytes up to which a checkpoint's file is hashed whole
 
 
 def load_core(args: Namespace) -> Core:
@@ -93,7 +97,19 @@ def describe(folder: Path) -> PolicyDescription:
         step_seconds=seconds,
         end_effector=end_effector,
         continues=True,
+        fingerprint=fingerprint(folder),
     )
+
+
+def fingerprint(folder: Path) -> str:
+    """Another one for other files. Of large files the beginning is hashed, and the time of writing."""
+    files = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            beginning = hashlib.sha256(file.read(WHOLE)).hexdigest()
+        files.append([path.name, size, beginning, path.stat().st_mtime_ns if size > WHOLE else 0])
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:24]
 
 
 def _of_task(task: Mapping[str, Any]) -> tuple[TaskSpec, float | None, EndEffectorSpec | None]:
