@@ -134,6 +134,26 @@ def test_a_signal_the_episodes_time_and_a_stop_without_an_operator_end_the_run()
     assert made.control.ending
 
 
+def test_without_an_operator_only_a_stop_that_may_pass_is_waited_out() -> None:
+    waiting = bench({"auto_resume": True})
+    waiting.run(0.15)
+    waiting.ask("gone")
+    assert waiting.control.ending  # nobody can start it any more
+    for name, reason, ends in (("camera dies", Reason.DEAD_CAMERA, False), ("policy fails", Reason.POLICY_ERROR, True)):
+        made = bench({"auto_resume": True})
+        made.start(0.5)
+        made.ask("gone")
+        FAULTS[name][0](made)
+        check_stopped(made, reason)
+        assert made.control.ending == ends
+    held = bench({"auto_resume": True})
+    held.start(0.5)
+    held.control.requests.put("hold")
+    check_stopped(held, Reason.HOLD)
+    held.ask("gone")
+    assert held.control.ending
+
+
 def switch(device: str, field: str, value: object) -> Callable[[Bench], None]:
     return lambda made: setattr(getattr(made, device), field, value)
 

@@ -1,8 +1,11 @@
 """eval_real.py run, as it is typed: the dry run that it asks for, the operator, signals, and a server that dies."""
 
 import dataclasses
+import errno
+import io
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -128,6 +132,31 @@ def test_a_rehearsal_sends_nothing_and_shows_what_it_would_send(tmp_path: Path, 
     assert re.search(r"clipped: .*step \d+.*table \d+", rehearse()[0].line(200.0))
     made.planner.spoil = lambda actions: actions * np.nan
     assert all("not finite" in each.stop for each in rehearse())
+
+
+def test_signals_and_whatever_is_typed_become_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> Iterator[str]:
+        yield "Hold\n"
+        raise OSError(errno.EIO, "Input/output error")
+
+    def requests(stdin: object, numbers: tuple[int, ...], expected: list[str]) -> None:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        control = SimpleNamespace(requests=queue.SimpleQueue())
+        with running._operated(control):
+            assert [control.requests.get(timeout=WAIT) for _ in expected] == expected
+            assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == (signal.SIGHUP not in numbers)
+            for number in numbers:
+                os.kill(os.getpid(), number)
+                assert control.requests.get(timeout=WAIT) == ("ctrl_c" if number == signal.SIGINT else "term")
+
+    typed = io.TextIOWrapper(io.BytesIO(b"\xff\n\nquit\n"), "utf-8")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        requests(typed, (signal.SIGHUP, signal.SIGTERM, signal.SIGINT), ["\ufffd", "start", "quit", "gone"])
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup
+        requests(lost(), (), ["hold", "gone"])
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class Program:

@@ -125,6 +125,8 @@ class Control:
             self._brake(when, ticks)
         elif self.phase is Phase.HOLDING and self._may_resume():
             self.start()
+        if self.phase not in (Phase.RUNNING, Phase.BRAKING):
+            self.ending |= self._alone and not self._resumes
         self.planning.tick()
 
     def start(self) -> bool:
@@ -159,7 +161,6 @@ class Control:
         moving = self.phase in (Phase.RUNNING, Phase.BRAKING)
         if asked == "gone":
             self._alone = True
-            self.ending |= not moving and not self.settings.auto_resume
         elif asked == "release":
             self._release(moving)
         elif asked == "start" and self.phase is not Phase.READY:
@@ -195,8 +196,9 @@ class Control:
     @property
     def _resumes(self) -> bool:
         """Without the operator, once the reason of the stop has passed."""
-        stopped = self.phase in (Phase.BRAKING, Phase.HOLDING)
-        return self.settings.auto_resume and stopped and self.stop.reason.passes
+        if not self.settings.auto_resume or self.phase not in (Phase.BRAKING, Phase.HOLDING):
+            return False
+        return all(each.reason.passes for each in (self.stop, self.planning.fault) if each is not None)
 
     def _may_resume(self) -> bool:
         """Without the operator, now."""
@@ -273,8 +275,7 @@ class Control:
         self.phase = Phase.HOLDING
         if stop is not None:
             self._report(stop)
-        self.ending |= self._alone and not self.settings.auto_resume
-        if not self.ending:
+        if not (self.ending or self._alone):
             log.warning("the arm holds. resume | release | quit, then Enter")
 
     def _report(self, stop: Stop) -> None:

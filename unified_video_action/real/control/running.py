@@ -11,7 +11,8 @@ The operator types, each followed by Enter:
     quit        brake, hold and end
 
 Ctrl-C holds. Pressed again within two seconds, in a fright, it changes nothing; later it ends the program. It never
-releases the arm: only `release` does, or --release-on-exit at the end. SIGTERM brakes, holds and ends. What an arm does
+releases the arm: only `release` does, or --release-on-exit at the end. SIGTERM, and SIGHUP of a terminal that
+is lost, brake, hold and end. What an arm does
 once its program has ended is its driver's matter: the X5's sinks slowly, so support it before you quit.
 
 Exit codes: 0 the operator or the episode's time ended it; 1 a mistake in the options or configuration, or no arm; 2 a
@@ -215,12 +216,20 @@ def _operated(control: Control) -> Iterator[None]:
     """Lines of standard input and signals become requests."""
 
     def read() -> None:
-        for line in sys.stdin:
-            control.requests.put(line.strip().lower() or "start")
-        control.requests.put("gone")
+        try:
+            for line in sys.stdin:
+                control.requests.put(line.strip().lower() or "start")
+        except (OSError, ValueError) as error:  # a terminal that is lost
+            log.warning("the operator's lines cannot be read any more: %s", error)
+        finally:
+            control.requests.put("gone")
 
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
     threading.Thread(target=read, name="operator", daemon=True).start()
     signals = {signal.SIGINT: "ctrl_c", signal.SIGTERM: "term"}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # by nohup
+        signals[signal.SIGHUP] = "term"
     before = {number: signal.getsignal(number) for number in signals}
     for number, asked in signals.items():
         signal.signal(number, lambda *_, asked=asked: control.requests.put(asked))

@@ -41,7 +41,7 @@ class Reason(Enum):
     TIME_LIMIT = "time_limit", "the episode's time is over", 0
     HOLD = "hold", "the operator asked for it", 0
     CTRL_C = "ctrl_c", "Ctrl-C", 130
-    TERMINATED = "terminated", "the program was asked to end (SIGTERM)", 143
+    TERMINATED = "terminated", "the program was asked to end (SIGTERM, SIGHUP)", 143
     LOST_SERVER = "lost_server", "the policy's server does not answer", 20, True, True
     NO_ACTION = "no_action", "plans come too late: there is nothing left to do", 21, True, True
     DEAD_CAMERA = "dead_camera", "a camera delivers no frames", 22, True, True
