@@ -1,9 +1,9 @@
 """Look at a recorded episode: a video, a grid of its frames, and a plot of commanded and measured poses.
 
-python scripts/plot_episode.py outputs/real/0001.zarr.zip --output outputs/look
+python scripts/plot_episode.py outputs/real/*.zarr.zip --output outputs/look
 python scripts/plot_episode.py --recover outputs/real                  finish recordings that a crash has left there
 
-Draws 0001.mp4, 0001.grid.png and 0001.plot.png.
+Draws of NAME.zarr.zip NAME.mp4, NAME.grid.png and NAME.plot.png.
 """
 
 import logging
@@ -21,7 +21,7 @@ def look(path: Path, output: Path) -> list[Path]:
     from unified_video_action.real.robots.episode_plot import frame_grid, plot_poses, video_frames
 
     recording = Recording.open(path)
-    name = path.name.removesuffix(ENDING).removesuffix(UNFIT)
+    name = path.name.removesuffix(UNFIT).removesuffix(ENDING)
     output.mkdir(parents=True, exist_ok=True)
     files = [output / f"{name}.plot.png"]
     plot_poses(recording).savefig(files[0], dpi=100)
@@ -33,7 +33,7 @@ def look(path: Path, output: Path) -> list[Path]:
 
 
 def recover(folder: Path) -> list[Path]:
-    """Finish every recording in a folder; those that are still going on are left alone.
+    """Finish every recording in a folder; those that are still going on, or have an archive, are left alone.
 
     Raises ValueError when there is none.
     """
@@ -44,7 +44,7 @@ def recover(folder: Path) -> list[Path]:
     for recording in found:
         try:
             finished.append(finish_recording(recording))
-        except ValueError as error:
+        except (ValueError, FileExistsError) as error:
             log.warning("%s", error)
     return finished
 

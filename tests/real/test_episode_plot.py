@@ -1,11 +1,13 @@
 """Video, grid and plot of a recorded episode show what is in it."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.loading import load_script
+from unified_video_action.dataset.formats.umi import archives
 from unified_video_action.poses import pose_matrix
 from unified_video_action.real.robots.archive import Recording
 from unified_video_action.real.robots.episode_plot import CLIP, COMMANDED, MEASURED, STOP, plot_poses, video_frames
@@ -54,8 +56,11 @@ def test_an_episode_is_drawn_also_after_a_crash(tmp_path: Path) -> None:
     recorder._ending.set()  # as after a crash: what was written is there, no archive is
     recorder._thread.join()
     recorder._lock.close()
+    (tmp_path / "again.zarr.zip.no_rows").touch()  # as after a crash before its recording was removed
+    shutil.copytree(recorder.folder, tmp_path / "again.recording")
     script.main(["--recover", str(tmp_path)])
-    assert [file.name for file in script.look(tmp_path / "blind.no_rows.zip", look)] == ["blind.plot.png"]
+    assert [file.name for file in script.look(tmp_path / "blind.zarr.zip.no_rows", look)] == ["blind.plot.png"]
+    assert archives(str(tmp_path)) == [str(path)]
     (tmp_path / "wrong.zarr.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match="no recorded episode"):
         Recording.open(tmp_path / "wrong.zarr.zip")

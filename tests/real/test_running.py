@@ -25,6 +25,7 @@ import pytest
 
 from tests.real.fakes import HOME, LIMITS, ROBOTS, FakeArm, FakeCamera, bench, command_faults, until
 from tests.real.server_support import INSTRUCTIONS, SIZE, describe, instant_core, serve
+from unified_video_action.dataset.formats.umi import archives
 from unified_video_action.instantiate import build_dataclass
 from unified_video_action.real.control import dry_run, observer, running
 from unified_video_action.real.control.limits import SafetyLimits
@@ -193,13 +194,14 @@ def test_from_the_dry_run_to_ctrl_c(tmp_path: Path) -> None:
         rehearsal.expect("plan 3: .* m/s")
         rehearsal.types("yes")
         assert rehearsal.process.wait(WAIT) == 0
-        assert len(json.loads((tmp_path / "dry" / "dry_run.json").read_text())["plans"]) == 3
+        (report,) = (tmp_path / "dry").glob("*.dry_run.json")
+        assert len(json.loads(report.read_text())["plans"]) == 3
 
         run = Program(*given, "--record", str(tmp_path / "run"))
         run.expect("ready. Enter starts")
         run.types("")
         run.expect("started: the arm moves")
-        records = tmp_path / "run" / "episode.recording" / RECORDS
+        (records,) = (tmp_path / "run").glob(f"*.recording/{RECORDS}")
         until(lambda: records.read_bytes().count(b"\xa4plan") > 2)
         run.process.send_signal(signal.SIGINT)
         run.expect("STOP ctrl_c")
@@ -208,9 +210,11 @@ def test_from_the_dry_run_to_ctrl_c(tmp_path: Path) -> None:
         run.expect("released: the arm can be moved by hand")
         run.types("quit")
         assert run.process.wait(WAIT) == 130, "".join(run.output)
-    statistics = json.loads((tmp_path / "run" / "statistics.json").read_text())
+    (path,) = map(Path, archives(str(tmp_path / "run")))  # as a source of training data
+    name = path.name.removesuffix(".zarr.zip")
+    statistics = json.loads((tmp_path / "run" / f"{name}.statistics.json").read_text())
     assert [each["reason"] for each in statistics["stops"]] == ["ctrl_c"] and plans_of(statistics["counts"]) > 2
-    recording = Recording.open(tmp_path / "run" / "episode.zarr.zip")
+    recording = Recording.open(path)
     times, poses = recording.arrays["command_time"], recording.arrays["command_pose"]
     assert len(times) > 10
     commands = [ArmCommand(time, pose, 0.0) for time, pose in zip(times, poses)]

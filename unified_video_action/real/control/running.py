@@ -46,6 +46,7 @@ from unified_video_action.real.control.loop import Control
 from unified_video_action.real.control.safety import SafetyStop
 from unified_video_action.real.control.watchdog import LoopSettings
 from unified_video_action.real.planner import PlannerError
+from unified_video_action.real.robots.archive import ENDING
 from unified_video_action.real.robots.interface import RobotError, Setup
 from unified_video_action.real.robots.recorder import EpisodeRecorder
 from unified_video_action.real.serving.client import RemotePlanner, start_server_process, stop_server_process
@@ -75,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan-rate", type=float, metavar="HZ", help="plans per second at most (default: loop.plan_rate)")
     add("--smooth", action="store_true", help="average actions over three steps, as the published code does")
     add("--episode-seconds", type=float, help="end after so long (default: when the operator says so)")
-    add("--record", type=Path, metavar="FOLDER", help=f"where the episode is recorded (default: {OUTPUTS}/TIME)")
+    add("--record", type=Path, metavar="FOLDER", help=f"where episodes are recorded, as TIME.zarr.zip (default: {OUTPUTS})")
     add("--auto-resume", action="store_true", help="go on by itself after a stop that has mended itself")
     add("--release-on-exit", action="store_true", help="let go of the arm at the end")
     add("--dry-run", action="store_true", help="show what would be sent, send nothing, and ask for a confirmation")
@@ -114,12 +115,12 @@ def start(args: argparse.Namespace) -> int:
             for each in (*setup.cameras, setup.arm):
                 each.connect()
                 stack.callback(each.close)
-            folder = args.record or OUTPUTS / time.strftime("%Y-%m-%d_%H-%M-%S")
+            output = (args.record or OUTPUTS) / time.strftime("%Y-%m-%d_%H-%M-%S")
             if not args.dry_run:
-                return _run(args, setup, planner, limits, settings, folder)
+                return _run(args, setup, planner, limits, settings, output)
             log.info("dry run: the arm gets no command")
             found = dry_run.rehearse(setup, planner, limits, settings, args.task, args.seed)
-            report = folder / "dry_run.json"
+            report = output.with_name(f"{output.name}.dry_run.json")
             dry_run.write_report(report, found, setup.arm.rate)
             if not _accepted(found, setup.arm.rate, report):
                 log.error("not confirmed")
@@ -187,11 +188,12 @@ def _accepted(found: list[dry_run.Rehearsal], rate: float, report: Path) -> bool
 
 def _run(
     args: argparse.Namespace, setup: Setup, planner: RemotePlanner, limits: SafetyLimits, settings: LoopSettings,
-    folder: Path,
+    output: Path,
 ) -> int:  # fmt: skip
     about = {"robot": args.robot, "policy": planner.description.name, "source": str(args.checkpoint or args.server)}
     about |= {"instruction": args.task, "seed": args.seed}
-    recorder = EpisodeRecorder(folder / "episode.zarr.zip", max(len(setup.cameras), 1), attributes=about)
+    path = output.with_name(output.name + ENDING)
+    recorder = EpisodeRecorder(path, max(len(setup.cameras), 1), attributes=about)
 
     def warm() -> None:
         planner.plan_seconds = settings.timeouts.plan  # from now on it is known how long a plan takes
@@ -206,8 +208,8 @@ def _run(
             stop = control.run()
     for line in control.statistics.lines():
         log.info("%s", line)
-    control.statistics.write(folder / "statistics.json")
-    log.info("ended: %s; recorded in %s", stop, folder)
+    control.statistics.write(output.with_name(f"{output.name}.statistics.json"))
+    log.info("ended: %s; recorded: %s", stop, path)
     return stop.reason.code
 
 

@@ -34,7 +34,7 @@ from unified_video_action.files import written
 
 log = logging.getLogger(__name__)
 
-ENDING, UNFINISHED, UNFIT = ".zarr.zip", ".recording", ".no_rows.zip"
+ENDING, UNFINISHED, UNFIT = ".zarr.zip", ".recording", ".zarr.zip.no_rows"
 ABOUT, RECORDS = "about.json", "records.msgpack"  # of a recording's folder
 CODECS = {"jpeg": JpegCodec, "jpegxl": JpegXlCodec}
 COLUMNS = {  # of each kind of record: name below recording/, shape where nothing was recorded
@@ -48,7 +48,7 @@ def finish_recording(folder: Path) -> Path:
     """Make the archive of a recording whose folder NAME.recording is left, after a crash too, and remove the folder.
 
     Returns NAME.zarr.zip; where no moment has both a frame and a state, so that nothing can be trained on,
-    NAME.no_rows.zip.
+    NAME.zarr.zip.no_rows, which no training reads.
 
     Raises:
         ValueError: no recording, or one that is still going on.
