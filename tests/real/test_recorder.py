@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from zarr.storage import ZipStore
 
 from unified_video_action.dataset.formats.pictures import JpegCodec, register_pictures
+from unified_video_action.dataset.formats.umi import UmiStore
 from unified_video_action.dataset.formats.zarr import ReplayBuffer
 from unified_video_action.poses import distance, from_vector, pose_matrix
 from unified_video_action.real.robots import recorder as module
@@ -125,6 +126,28 @@ def test_missing_frames_are_shown_again_and_two_cameras_meet_in_time(tmp_path: P
     assert position[:, 0] == pytest.approx(0.3 + 0.1 * (times - BEGAN), abs=1e-5)
     other = root["data/camera1_rgb"][:, 0, 0, 0].astype(float)
     assert np.abs(other / 60 - (times - BEGAN)).max() < 0.5 / 60 + 1 / 60
+
+
+def test_only_motions_are_trained_on_and_each_is_an_episode(tmp_path: Path) -> None:
+    path, idle = tmp_path / "two.zarr.zip", tmp_path / "idle.zarr.zip"
+    with EpisodeRecorder(path, rate=20, patient=True, only_motions=True) as recorder:
+        kinds = {0.5: "start", 0.8: "clip", 1.5: "stop", 1.7: "stop", 1.8: "release", 2.5: "start"}
+        for seconds, kind in kinds.items():
+            recorder.event(BEGAN + seconds, kind, "")
+        record(recorder, 4.0)
+    times, ends = opened(path)["recording/row_time"][...] - BEGAN, opened(path)["meta/episode_ends"][...]
+    assert ends.tolist() == [20, 50]
+    for part, (began, ended) in zip(np.split(times, ends[:1]), ((0.5, 1.5), (2.5, 4.0))):
+        assert began <= part[0] < began + 0.06 and ended - 0.06 < part[-1] <= ended
+    assert opened(path)["recording/state_time"].shape == (401,)
+    store = UmiStore(path, ["camera0_rgb"])
+    starts = store.vectors["robot0_demo_start_pose"][:, 0]
+    assert starts == pytest.approx(np.repeat(0.3 + 0.1 * times[[0, 20]], [20, 30]), abs=1e-6)
+    (first,) = store.frames("camera0_rgb", ends[:1])  # of the second motion
+    assert np.abs(first.astype(int) - 252).max() <= 1
+    with EpisodeRecorder(idle, patient=True, only_motions=True) as recorder:
+        record(recorder, 1.0)  # nobody started
+    assert [each.name for each in tmp_path.glob("idle*")] == ["idle.zarr.zip.no_rows"]
 
 
 def test_states_that_are_no_numbers_and_odd_chunks_are_kept_from_training_and_an_error_is_recorded(tmp_path) -> None:

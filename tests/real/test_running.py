@@ -87,16 +87,15 @@ def test_a_checkpoint_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_confirmation_is_for_one_configuration_and_one_policy(tmp_path: Path) -> None:
-    def digest(*given: str, policy=describe()) -> str:
-        return dry_run.digest(running.read_robot(options("--server", "x", *given)), policy)
+    def digest(*given: str, **policy: object) -> str:
+        robot = running.read_robot(options("--server", "x", *given))
+        return dry_run.digest(robot, dataclasses.replace(describe(), **policy))
 
     name = digest()
     dry_run.confirm(tmp_path, name, {})
     dry_run.require_confirmation(tmp_path, name, "command")
     assert digest("--episode-seconds", "9", "--auto-resume") == name
-    files = dataclasses.replace(describe(), fingerprint="other files")
-    others = [digest("--set", "safety.linear_speed=0.9"), digest(policy=describe(size=32)), digest(policy=files)]
-    for other in others:
+    for other in (digest("--set", "safety.linear_speed=0.9"), digest(name="b"), digest(fingerprint="other files")):
         assert other != name
         with pytest.raises(ValueError, match="(?s)dry run.*type this"):
             dry_run.require_confirmation(tmp_path, other, "type this")
@@ -215,6 +214,8 @@ def test_from_the_dry_run_to_ctrl_c(tmp_path: Path) -> None:
     statistics = json.loads((tmp_path / "run" / f"{name}.statistics.json").read_text())
     assert [each["reason"] for each in statistics["stops"]] == ["ctrl_c"] and plans_of(statistics["counts"]) > 2
     recording = Recording.open(path)
+    (began,), (stopped,) = ([e["time"] for e in recording.events if e["kind"] == kind] for kind in ("start", "stop"))
+    assert began <= recording.row_time[0] < recording.row_time[-1] <= stopped < recording.arrays["state_time"][-1]
     times, poses = recording.arrays["command_time"], recording.arrays["command_pose"]
     assert len(times) > 10
     commands = [ArmCommand(time, pose, 0.0) for time, pose in zip(times, poses)]

@@ -76,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plan-rate", type=float, metavar="HZ", help="plans per second at most (default: loop.plan_rate)")
     add("--smooth", action="store_true", help="average actions over three steps, as the published code does")
     add("--episode-seconds", type=float, help="end after so long (default: when the operator says so)")
-    add("--record", type=Path, metavar="FOLDER", help=f"where episodes are recorded, as TIME.zarr.zip (default: {OUTPUTS})")
+    add(
+        "--record",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where episodes are recorded, as TIME.zarr.zip (default: {OUTPUTS})",
+    )
     add("--auto-resume", action="store_true", help="go on by itself after a stop that has mended itself")
     add("--release-on-exit", action="store_true", help="let go of the arm at the end")
     add("--dry-run", action="store_true", help="show what would be sent, send nothing, and ask for a confirmation")
@@ -193,7 +198,7 @@ def _run(
     about = {"robot": args.robot, "policy": planner.description.name, "source": str(args.checkpoint or args.server)}
     about |= {"instruction": args.task, "seed": args.seed}
     path = output.with_name(output.name + ENDING)
-    recorder = EpisodeRecorder(path, max(len(setup.cameras), 1), attributes=about)
+    recorder = EpisodeRecorder(path, max(len(setup.cameras), 1), attributes=about, only_motions=True)
 
     def warm() -> None:
         planner.plan_seconds = settings.timeouts.plan  # from now on it is known how long a plan takes

@@ -3,8 +3,9 @@
 NAME.zarr.zip is in UMI's published layout: data/camera0_rgb uint8 (N, H, W, 3) in chunks of one picture,
 data/robot0_eef_pos (N, 3) metres, data/robot0_eef_rot_axis_angle (N, 3) radians, data/robot0_gripper_width (N, 1)
 metres, data/robot0_demo_start_pose and robot0_demo_end_pose (N, 6), meta/episode_ends. Its rows lie evenly in time;
-each has the frame that is nearest, and the end effector's pose when that frame was taken. Below recording/ lies what no
-training reads: every state, command and plan with its times, and the events as attributes.
+each has the frame that is nearest, and the end effector's pose when that frame was taken. Of a control loop's recording
+there are rows only while the policy moves the arm, each motion an episode. Below recording/ lies what no training
+reads: every state, command and plan with its times, and the events as attributes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ COLUMNS = {  # of each kind of record: name below recording/, shape where nothin
 def finish_recording(folder: Path) -> Path:
     """Make the archive of a recording whose folder NAME.recording is left, after a crash too, and remove the folder.
 
-    Returns NAME.zarr.zip; where no moment has both a frame and a state, so that nothing can be trained on,
+    Returns NAME.zarr.zip; where no motion has both frames and states, so that nothing can be trained on,
     NAME.zarr.zip.no_rows, which no training reads.
 
     Raises:
@@ -59,14 +60,14 @@ def finish_recording(folder: Path) -> Path:
     with lock(folder):
         about = json.loads((folder / ABOUT).read_text())
         recorded, frames, about["events"] = _read(folder)
-        data, rows = _rows(recorded, frames, about)
+        data, rows, ends = _rows(recorded, frames, about)
         name = folder.name.removesuffix(UNFINISHED)
         output = folder.with_name(name + (ENDING if len(rows) else UNFIT))
         if output.exists():
             raise FileExistsError(f"{output} exists already; move it, or {folder}, away")
         arrays = {f"data/{name}": values for name, values in data.items()}
         arrays |= {f"recording/{name}": values for name, values in (recorded | {"row_time": rows}).items()}
-        arrays["meta/episode_ends"] = np.array([len(rows)], np.int64)
+        arrays["meta/episode_ends"] = ends
         with written(output) as partial, closing(ZipStore(partial, mode="w")) as store:
             root = zarr.create_group(store, zarr_format=2, attributes=about.pop("attributes"))
             root.create_group("recording", attributes=about)
@@ -77,7 +78,7 @@ def finish_recording(folder: Path) -> Path:
                 _write_frames(root, folder, about["codec"], frames, rows)
     shutil.rmtree(folder)
     if not len(rows):
-        log.warning("%s: no moment with both a frame and a state; nothing here can be trained on", output)
+        log.warning("%s: no motion with both frames and states; nothing here can be trained on", output)
     return output
 
 
@@ -112,16 +113,32 @@ def _read(folder: Path) -> tuple[dict[str, np.ndarray], dict[int, np.ndarray], l
     return recorded, {camera: np.array(taken) for camera, taken in times.items()}, events
 
 
+def _motions(events: list[dict]) -> list[tuple[float, float]]:
+    """From each "start" to the "stop" after it; the last one may lack it, after a crash."""
+    found, began = [], None
+    for event in events:
+        if event["kind"] == "start":
+            began = event["time"]
+        elif event["kind"] == "stop" and began is not None:
+            found.append((began, event["time"]))
+            began = None
+    return found if began is None else [*found, (began, np.inf)]
+
+
 def _rows(
     recorded: dict[str, np.ndarray], frames: dict[int, np.ndarray], about: dict[str, Any]
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Training's arrays but the frames, and when the frame of each row was taken (N,)."""
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Training's arrays but the frames, when the frame of each row was taken (N,), and the ends of the episodes."""
     times, poses, grippers = curves(recorded, "state")
-    at = np.zeros(0)
+    episodes = []
     if len(frames) == about["cameras"] and len(times) > 1:
-        shown = frames[0][(frames[0] >= times[0]) & (frames[0] <= times[-1])]
-        if len(shown):
-            at = shown[_nearest(shown, np.arange(shown[0], shown[-1] + 1e-9, 1 / about["rate"]))]
+        for began, ended in _motions(about["events"]) if about.get("only_motions") else [(-np.inf, np.inf)]:
+            shown = frames[0][(frames[0] >= max(times[0], began)) & (frames[0] <= min(times[-1], ended))]
+            if len(shown):
+                even = np.arange(shown[0], shown[-1] + 1e-9, 1 / about["rate"])
+                episodes.append(shown[_nearest(shown, even)])
+    at, lengths = np.concatenate([np.zeros(0), *episodes]), np.array([len(each) for each in episodes], np.int64)
+    ends = lengths.cumsum()
     vectors, width = np.zeros((0, 6)), np.zeros((0, 1))
     if len(at):
         position = [np.interp(at, times, poses[:, axis, 3]) for axis in range(3)]
@@ -129,9 +146,9 @@ def _rows(
         vectors, width = np.column_stack([*position, turn]), np.interp(at, times, grippers)[:, None]
     data = {"eef_pos": vectors[:, :3], "eef_rot_axis_angle": vectors[:, 3:], "gripper_width": width}
     data = {f"robot0_{name}": values.astype(np.float32) for name, values in data.items()}
-    for end, pose in {"start": vectors[:1], "end": vectors[-1:]}.items():
-        data[f"robot0_demo_{end}_pose"] = np.repeat(pose, len(at), axis=0)
-    return data, at
+    for end, rows in {"start": ends - lengths, "end": ends - 1}.items():
+        data[f"robot0_demo_{end}_pose"] = vectors[np.repeat(rows, lengths)]
+    return data, at, ends
 
 
 def _write_frames(

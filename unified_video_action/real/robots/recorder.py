@@ -44,6 +44,7 @@ class EpisodeRecorder:
         codec: "jpeg", or "jpegxl", which is up to a third smaller and takes some thirty times as long.
         attributes: what else is known of the episode: robot, checkpoint, instruction, ...; JSON.
         patient: wait for the writing rather than lose anything: for a simulation that is faster than time.
+        only_motions: training's rows are only from each "start" event to the "stop" after it, each an episode.
 
     Raises:
         ValueError: another ending, codec or rate.
@@ -52,7 +53,7 @@ class EpisodeRecorder:
 
     def __init__(
         self, output: str | Path, cameras: int = 1, rate: float = 30.0, codec: str = "jpeg",
-        attributes: Mapping[str, Any] | None = None, patient: bool = False,
+        attributes: Mapping[str, Any] | None = None, patient: bool = False, only_motions: bool = False,
     ) -> None:  # fmt: skip
         self.output = Path(output)
         if not self.output.name.endswith(ENDING):
@@ -65,7 +66,7 @@ class EpisodeRecorder:
         self.lost: Counter[str] = Counter()  # frames, rows: how many did not fit
         self._codec, self._patient = CODECS[codec](level=95), patient
         self._about = {"cameras": cameras, "rate": rate, "codec": self._codec.get_config(), "started": time.time()}
-        self._about["attributes"] = dict(attributes or {})
+        self._about |= {"attributes": dict(attributes or {}), "only_motions": only_motions}
         self._frames: deque[tuple[int, Frame]] = deque()
         self._rows: deque[tuple] = deque()
         self._newest = [-np.inf] * cameras  # time of each camera's newest frame
@@ -117,7 +118,7 @@ class EpisodeRecorder:
         self._keep_row("plan", observed, received, actions)
 
     def event(self, time: float, kind: str, text: str) -> None:
-        """What is worth a mark in the plot: a stop ("stop"), a command that was altered ("clip"), ..."""
+        """What is worth a mark in the plot: "start" and "stop" of a motion, an altered command ("clip"), ..."""
         self._keep_row("event", time, kind, text)
 
     def _keep_row(self, *row: Any) -> None:
