@@ -1,6 +1,7 @@
 """The loop with an arm, a camera and a policy of no substance, whose time the test moves; and its faults."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from functools import partial
 from unittest.mock import Mock
@@ -271,6 +272,26 @@ def test_slow_plans_are_lived_with_and_none_at_all_stop() -> None:
     made.control.planning.executor = Later(made.planner)
     check_stopped(made, Reason.LOST_SERVER)
     made.control.planning.executor.shutdown()
+
+
+def test_plans_that_all_come_too_late_are_not_a_lost_server() -> None:
+    made = bench({"timeouts": Timeouts(action=60.0)})
+    made.start()
+    executor = made.control.planning.executor = Later(made.planner)
+    asked: dict[object, float] = {}
+
+    def answer() -> bool:
+        if executor.future is not None and not executor.future.done():
+            if made.time() > asked.setdefault(executor.future, made.time()) + 1.6:  # the last action is due after 1.5 s
+                executor.answer()
+        return made.control.phase is not Phase.RUNNING
+
+    try:
+        made.run(6.0, until=answer)
+        assert made.control.stop.reason is Reason.NO_ACTION
+        assert re.search(r"arrive 1\.[67]\d s after their frame", made.control.stop.detail), made.control.stop
+    finally:
+        executor.shutdown()
 
 
 def test_a_loop_that_was_held_up_stops() -> None:

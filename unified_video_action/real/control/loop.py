@@ -233,7 +233,8 @@ class Control:
         if limit is not None and now - self._began > limit:
             return Stop(Reason.TIME_LIMIT, f"{limit:g} s")
         fault = timeouts.frames(now, self.observer.newest_frames())
-        return fault or timeouts.plans(now, self.planning.last, ends, self.planning.waiting)
+        plans = self.planning
+        return fault or timeouts.plans(now, plans.answered, plans.last, ends, plans.late, plans.waiting)
 
     def _follow(self, when: float, ticks: int) -> None:
         trajectory = self.chunks.trajectory

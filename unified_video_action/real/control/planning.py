@@ -43,7 +43,8 @@ class Planning:
         self.text: str | None = None  # the instruction
         self.seed = 0
         self.fault: Stop | None = None  # why there is no plan
-        self.last = -np.inf  # when a plan came, or the asking began
+        self.answered = self.last = -np.inf  # when a plan, and one of use, came, or the asking began
+        self.late = 0.0  # seconds from its frame to the newest plan
         self.ready = False  # it has planned once: the first plan may take long, and nobody waits for it in motion
         self._step, self._smooth = settings.step_of(planner.description), settings.smooth
         self._every = 1.0 / settings.plan_rate
@@ -62,7 +63,8 @@ class Planning:
     def begin(self) -> None:
         """Ask from now on, in a new episode of the policy."""
         self.chunks.clear()
-        self.fault, self.last, self._due, self._stretch = None, self._now(), -np.inf, object()
+        self.answered = self.last = self._now()
+        self.fault, self._due, self._stretch = None, -np.inf, object()
 
     def pause(self) -> None:
         """Ask no more; an answer that is under way is thrown away."""
@@ -138,9 +140,10 @@ class Planning:
         arrived = self._now()
         if stretch is not self._stretch:
             return
+        self.answered, self.late = arrived, arrived - observed.time
         self._took.append(arrived - began)
         self.statistics.add("plan", arrived - began)
-        self.statistics.add("plan_age", arrived - observed.time)
+        self.statistics.add("plan_age", self.late)
         self._on_plan(observed.time, arrived, actions)
         policy = self.planner.description
         chunk = read_chunk(actions, policy, self._step, observed.time, observed.base, self._smooth)

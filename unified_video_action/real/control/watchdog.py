@@ -70,7 +70,7 @@ class Timeouts:
     frame: float = 0.5  # the newest frame of any camera
     state: float = 0.1  # the arm's newest state
     action: float = 0.2  # since the last action of the newest plan was due
-    plan: float = 2.0  # since the newest plan came, while the policy is asked for more
+    plan: float = 2.0  # since the newest plan of use came, while the policy is asked for more
     overrun: float = 0.1  # between two ticks of the control loop
 
     def __post_init__(self) -> None:
@@ -84,11 +84,17 @@ class Timeouts:
                 return Stop(Reason.DEAD_CAMERA, f"camera {camera}: {age}")
         return None
 
-    def plans(self, now: float, last: float, ends: float | None, waiting: bool) -> Stop | None:
-        """Args: when the last plan came, or the run began; when its last action is due (None: no plan); and whether
-        one is being waited for."""
+    def plans(
+        self, now: float, answered: float, last: float, ends: float | None, late: float, waiting: bool
+    ) -> Stop | None:
+        """Args: when the last plan came, or the run began; the same of a plan of use, some of whose actions were not
+        over; when its last action is due (None: no such plan); how long after its frame the last plan came; and
+        whether one is being waited for."""
+        if now - answered > self.plan:
+            return Stop(Reason.LOST_SERVER if waiting else Reason.NO_ACTION, f"{now - answered:.2f} s without a plan")
         if now - last > self.plan:
-            return Stop(Reason.LOST_SERVER if waiting else Reason.NO_ACTION, f"{now - last:.2f} s without a plan")
+            text = f"plans arrive {late:.2f} s after their frame, later than their last action"
+            return Stop(Reason.NO_ACTION, text)
         if ends is not None and now - ends > self.action:
             return Stop(Reason.NO_ACTION, f"the last action was due {now - ends:.2f} s ago; plans are too slow")
         return None
