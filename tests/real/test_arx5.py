@@ -239,6 +239,36 @@ def test_a_dead_arm_is_noticed_before_a_call_that_would_hang(arm: Arx5Arm, sdk: 
     assert "cannot be stopped" in caplog.text and "use its emergency stop" in caplog.text
 
 
+def test_motors_that_do_not_take_hold_are_an_error_and_the_next_try_starts_anew(
+    arm: Arx5Arm, sdk: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    def refuse(self, gain: Gain) -> None:
+        raise RuntimeError("the motors are too far from their command")
+
+    controller = arm._controller
+    arm.release()
+    command = ArmCommand(sdk.clock() + 1, arm.state().pose, 0.04)
+    with monkeypatch.context() as patch:
+        patch.setattr(Controller, "set_gain", refuse)
+        arm.stop()
+        assert "cannot be stopped" in caplog.text
+        sdk.clock.sleep(1.0)
+        arm.command(command)
+        sdk.clock.sleep(arx5.ENGAGE)
+        with pytest.raises(RobotError, match="does not take hold: the motors"):
+            arm.command(command)
+        other = Arx5Arm()
+        for _ in range(2):
+            with pytest.raises(RobotError, match="does not take hold"):
+                other.connect()
+    controller.by_hand = BY_HAND
+    arm.command(command)
+    assert controller.targets()[-1][1] == pytest.approx(BY_HAND)  # where the arm is now
+    sdk.clock.sleep(arx5.ENGAGE)
+    arm.command(command)
+    assert controller.gain.kp().any()
+
+
 def test_released_and_moved_by_hand_it_does_not_jump_back(arm: Arx5Arm, sdk: ModuleType) -> None:
     controller = arm._controller
     arm.release()

@@ -95,7 +95,11 @@ class Arx5Arm(Arm):
         self._loose = sdk.Gain(np.zeros(robot.joint_dof), LOOSE * kd, 0.0, LOOSE * gripper_kd)
         self._synced = -np.inf
         self._holding, self._engaged_at = False, None
-        self._take_hold(wait=True)
+        try:
+            self._take_hold(wait=True)
+        except RobotError:
+            self.close()
+            raise
 
     def state(self) -> ArmState:
         joints = self._joint_state()
@@ -192,19 +196,23 @@ class Arx5Arm(Arm):
     def _take_hold(self, wait: bool = False) -> bool:
         """Motors that are loose get the arm's present pose as a command, and soon after take hold; whether they have.
 
-        At once they would drive the arm to its last command from before it was released.
+        At once they would drive the arm to its last command from before it was released. Raises RobotError.
         """
         if self._holding:
             return True
-        if self._engaged_at is None:
-            here = self._controller.get_eef_state()
-            self._send(np.array(here.pose_6d(), float), here.gripper_pos, 0.0, ENGAGE / 2)
-            self._engaged_at = time.monotonic() + ENGAGE
-        if wait:
-            time.sleep(ENGAGE)
-        if time.monotonic() >= self._engaged_at:
-            self._controller.set_gain(self._gain)
-            self._holding, self._engaged_at = True, None
+        try:
+            if self._engaged_at is None:
+                here = self._controller.get_eef_state()
+                self._send(np.array(here.pose_6d(), float), here.gripper_pos, 0.0, ENGAGE / 2)
+                self._engaged_at = time.monotonic() + ENGAGE
+            if wait:
+                time.sleep(ENGAGE)
+            if time.monotonic() >= self._engaged_at:
+                self._controller.set_gain(self._gain)
+                self._holding, self._engaged_at = True, None
+        except RuntimeError as error:
+            self._engaged_at = None  # the next try starts with the pose of then
+            raise RobotError(f"{self._name} does not take hold: {error}") from error
         return self._holding
 
     def _send(self, pose_6d: np.ndarray, gripper: float, at: float, soonest: float = SOON) -> None:
