@@ -69,9 +69,14 @@ def test_a_robots_configuration_is_read_with_what_the_options_change() -> None:
     robot = running.read_robot(options(*given, "--blend", "latest", "--smooth", "--plan-rate", "4"))
     assert robot["loop"]["blend"] == "latest" and robot["loop"]["smooth"] == 3 and robot["loop"]["plan_rate"] == 4
     assert robot["safety"]["linear_speed"] == 0.2
-    for change, match in (("safe.speed=1", "sections"), ("safety.linear_sped=1", "safety.linear_sped")):
+    for given, match in (
+        (("--set", "safe.speed=1"), "sections"),
+        (("--set", "safety.linear_sped=1"), "safety.linear_sped"),
+        (("--episode-seconds", "0"), "episode_seconds: 0.0, expected a finite number above 0"),
+        (("--plan-rate", "0"), "plan_rate: 0.0"),
+    ):
         with pytest.raises(ValueError, match=match):
-            running.start(options("--server", "x", "--set", change))
+            running.start(options("--server", "x", *given))
 
 
 def test_a_checkpoint_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,8 @@ def read_robot(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{path}: sections {', '.join(robot)}; expected setup, safety and loop")
     loop = robot["loop"] = dict(robot["loop"] or {})
     options = ("blend", "plan_rate", "episode_seconds", "auto_resume", "release_on_exit")
-    loop |= {name: getattr(args, name) for name in options if getattr(args, name) not in (None, False)}
+    given = {name: getattr(args, name) for name in options}
+    loop |= {name: value for name, value in given.items() if value is not None and value is not False}  # 0 is refused
     loop |= {"smooth": 3} if args.smooth else {}
     return robot
 
