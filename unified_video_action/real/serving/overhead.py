@@ -1,4 +1,7 @@
-"""What the server adds to a plan: the time from a client's question to its answer, less that of the policy."""
+"""What the server adds to a plan: the time from a client's question to its answer, less that of the policy.
+
+Needs pyzmq, which the extra `dev` installs: the server itself does without.
+"""
 
 from __future__ import annotations
 
