@@ -31,7 +31,7 @@ MOST_OPEN = 32  # archives of a folder
 
 @dataclass(frozen=True)
 class UmiSource(StoreSource):
-    """An archive (zip, folder or URL), or a folder of archives such as a robot's recorder leaves, one for each episode.
+    """An archive (zip, folder or URL), or a folder of archives such as a robot's recorder leaves, one for each run.
 
     Arrays: data/<camera> uint8 (N, H, W, 3), data/robot0_eef_pos (N, 3) metres, data/robot0_eef_rot_axis_angle (N, 3)
     axis-angle radians, data/robot0_gripper_width (N, 1) metres, meta/episode_ends, and where an episode's first row is

@@ -11,9 +11,9 @@ The operator types, each followed by Enter:
     quit        brake, hold and end
 
 Ctrl-C holds. Pressed again within two seconds, in a fright, it changes nothing; later it ends the program. It never
-releases the arm: only `release` does, or --release-on-exit at the end. SIGTERM, and SIGHUP of a terminal that
-is lost, brake, hold and end. What an arm does
-once its program has ended is its driver's matter: the X5's sinks slowly, so support it before you quit.
+releases the arm: only `release` does, or --release-on-exit at the end. SIGTERM brakes, holds and ends; so does SIGHUP,
+when the terminal is lost. What an arm does once its program has ended is its driver's matter: the X5's sinks slowly, so
+support it before you quit.
 
 Exit codes: 0 the operator or the episode's time ended it; 1 a mistake in the options or configuration, or no arm; 2 a
 dry run that was not confirmed; otherwise that of the stop after which nobody resumed, as docs/real_robot.md lists them.
