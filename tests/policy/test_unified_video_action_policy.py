@@ -169,7 +169,7 @@ def test_what_cannot_be_asked_is_named(make_policy, obs):
         (uva.UnifiedVideoActionPolicy, ["policy"], True, False),
         (uva.UnifiedVideoActionPolicy, ["policy_and_video"], True, True),
         (UniPiPolicy, ["policy"], False, False),
-        (UniPiPolicy, ["video", "inverse_dynamics"], True, False),
+        (UniPiPolicy, ["video", "inverse_dynamics"], True, True),
     ],
 )
 def test_a_policy_says_whether_it_can_act_and_imagine_its_plans(make_policy, kind, modes, acts, imagines):
@@ -186,5 +186,7 @@ def test_unipi_does_what_its_video_shows(make_policy, obs):
     video = policy.predict_video(obs, source)["latents"]
     shown = policy.predict_inverse_dynamics(obs, {"image": video[:, 0]}, generator=source)
     assert torch.equal(planned["action_pred"], shown["action_pred"]) and planned["action"].shape == (3, 8, 2)
+    both = policy.predict_action_and_video(obs, noise())
+    assert torch.equal(both["latents"], video) and torch.equal(both["action_pred"], planned["action_pred"])
     plans = policy.predict_action(obs, torch.Generator().manual_seed(0), chunks=2)["action_pred"].unflatten(0, (3, 2))
     assert plans.shape == (3, 2, 16, 2) and not torch.allclose(plans[:, 0], plans[:, 1])

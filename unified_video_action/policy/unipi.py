@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from unified_video_action.noise import Generators
@@ -18,7 +17,10 @@ class UniPiPolicy(UnifiedVideoActionPolicy):
             return super().can("video") and super().can("inverse_dynamics")
         return super().can(mode)
 
-    @torch.no_grad()
+    @property
+    def imagines(self) -> bool:
+        return self.can("policy")
+
     def predict_action(
         self,
         obs: Observation,
@@ -37,7 +39,24 @@ class UniPiPolicy(UnifiedVideoActionPolicy):
             keep = None if keep is None else tuple(_repeated(part, chunks) for part in keep)
             if isinstance(generator, list):
                 generator = [each for each in generator for _ in range(chunks)]
-        imagined = self.predict_video(obs, generator, sampler)["latents"]  # (B, P, F, C, h, w)
+        return self._act_by(self.predict_video(obs, generator, sampler), obs, generator, sampler, keep)
+
+    def predict_action_and_video(
+        self, obs: Observation, generator: Generators = None, sampler: str | None = None
+    ) -> dict[str, Tensor]:
+        """A plan, and the video that it was read from."""
+        video = self.predict_video(obs, generator, sampler)
+        return {**video, **self._act_by(video, obs, generator, sampler)}
+
+    def _act_by(
+        self,
+        video: dict[str, Tensor],
+        obs: Observation,
+        generator: Generators,
+        sampler: str | None,
+        keep: Keep | None = None,
+    ) -> dict[str, Tensor]:
+        imagined = video["latents"]  # (B, P, F, C, h, w)
         future = {name: imagined[:, view] for view, name in enumerate(self.task.predicted_cameras)}
         hide = not self.model.config.masking.inverse_history
         return self._run("inverse_dynamics", obs, generator, sampler, future=future, hide_history=hide, keep=keep)
