@@ -21,7 +21,7 @@ from torch import Tensor
 from unified_video_action.dataset.augmentation import VideoAugmentation
 from unified_video_action.dataset.cache import CachedRows, Layout, Stores, array_path, cache_path, fill_cache
 from unified_video_action.dataset.sampling import sample_seed, uniform
-from unified_video_action.dataset.tables import Table
+from unified_video_action.dataset.tables import Table, stored_cameras
 from unified_video_action.noise import randn
 from unified_video_action.vae.base import FrameCodec, Moments
 
@@ -39,7 +39,7 @@ class PixelReader:
         self,
         tables: Sequence[Table],
         augmentation: VideoAugmentation | None = None,
-        caches: Mapping[str, Mapping[str, CachedRows]] | None = None,  # store's location -> camera -> frames
+        caches: Mapping[tuple[str, str], CachedRows] | None = None,  # store's location, camera there -> frames
     ) -> None:
         self.tables, self.augmentation, self.caches = tables, augmentation, caches
 
@@ -48,9 +48,9 @@ class PixelReader:
         cls, tables: Sequence[Table], augmentation: VideoAugmentation | None, folder: str | Path | None, progress: bool
     ) -> PixelReader:
         """Open the caches of decoded frames of all stores, first decoding what they lack."""
-        caches: dict[str, dict[str, CachedRows]] = {}
-        for location, (table, *_) in _by_store(tables).items():
-            caches[location] = {camera: _cached_frames(table, camera, folder, progress) for camera in table.cameras}
+        caches = {
+            stored: _cached_frames(*shown[0], name, folder, progress) for stored, name, shown in stored_cameras(tables)
+        }
         return cls(tables, augmentation, caches)
 
     def plain(self) -> PixelReader:
@@ -70,7 +70,7 @@ class PixelReader:
         if self.caches is None:
             frames = table.stored_frames(camera, rows)
         else:
-            frames = self.caches[table.store.location][camera].read(rows)
+            frames = self.caches[table.stored(camera)].read(rows)
         frames = table.mirrored(frames)
         if self.augmentation is None:
             return frames
@@ -114,14 +114,14 @@ class LatentReader:
     """Latents (B, T, C, h, w) from caches, to be scaled; a sample's seed picks one of the views.
 
     Args:
-        caches: store's location -> camera -> variant -> moments of all frames.
+        caches: store's location, camera there -> variant -> moments of all frames.
         views: names of the views to draw from, "" being the frames as they are.
     """
 
     def __init__(
         self,
         tables: Sequence[Table],
-        caches: Mapping[str, Mapping[str, Stores]],
+        caches: Mapping[tuple[str, str], Stores],
         codec: FrameCodec,
         views: Sequence[str] = ("",),
     ) -> None:
@@ -146,19 +146,18 @@ class LatentReader:
             n_views: the frames as they are and n_views - 1 augmented views of each episode.
         """
         views = view_names(n_views, augmentation)
-        caches: dict[str, dict[str, Stores]] = {}
-        for location, own in _by_store(tables).items():
-            store, caches[location] = own[0].store, {}
-            variants = {_variant(table, view): (table, number) for table in own for number, view in enumerate(views)}
-            for camera in own[0].cameras:
+        caches: dict[tuple[str, str], Stores] = {}
+        for stored, name, shown in stored_cameras(tables):
+            store = shown[0][0].store
+            variants = {_variant(own[0], view): (*own, number) for own in shown for number, view in enumerate(views)}
 
-                def frames(variant: str, start: int, stop: int) -> np.ndarray:
-                    return _view(*variants[variant], camera, augmentation, np.arange(start, stop))  # noqa: B023
+            def frames(variant: str, start: int, stop: int) -> np.ndarray:
+                return _view(*variants[variant], augmentation, np.arange(start, stop))  # noqa: B023
 
-                path = cache_path(location, f"{camera}.{codec.name}_{codec.image_size}.latents", folder)
-                caches[location][camera] = fill_latents(
-                    path, codec, len(store), frames, store.fingerprint(), list(variants), rebuild, progress
-                )
+            path = cache_path(store.location, f"{name}.{codec.name}_{codec.image_size}.latents", folder)
+            caches[stored] = fill_latents(
+                path, codec, len(store), frames, store.fingerprint(), list(variants), rebuild, progress
+            )
         return cls(tables, caches, codec, views)
 
     def plain(self) -> LatentReader:
@@ -174,7 +173,7 @@ class LatentReader:
         variants = [_variant(table, self.views[view]) for table, view in zip(own, drawn, strict=True)]
         videos = {}
         for camera in self.tables[0].cameras:
-            parts = [self.caches[t.store.location][camera][name] for t, name in zip(own, variants, strict=True)]
+            parts = [self.caches[table.stored(camera)][name] for table, name in zip(own, variants, strict=True)]
             videos[camera] = StoredLatents(read_latents(parts, rows, noise), self.shift, self.scale)
         return videos
 
@@ -264,24 +263,17 @@ def _variant(table: Table, view: str) -> str:
     return ("plain" if table.mirror is None else "mirrored") + view
 
 
-def _by_store(tables: Sequence[Table]) -> dict[str, list[Table]]:
-    groups: dict[str, list[Table]] = {}
-    for table in tables:
-        groups.setdefault(table.store.location, []).append(table)
-    return groups
-
-
-def _cached_frames(table: Table, camera: str, folder: str | Path | None, progress: bool) -> CachedRows:
+def _cached_frames(table: Table, camera: str, name: str, folder: str | Path | None, progress: bool) -> CachedRows:
     def frames(_: str, start: int, stop: int) -> dict[str, np.ndarray]:
         return {"frames": table.stored_frames(camera, np.arange(start, stop))}
 
     store = table.store
     layout = {"plain": {"frames": ((3, *store.frame_shape(table.cameras[camera])), "uint8")}}
-    path, key = cache_path(store.location, f"{camera}.frames", folder), {"source": store.fingerprint()}
+    path, key = cache_path(store.location, f"{name}.frames", folder), {"source": store.fingerprint()}
     return fill_cache(path, key, len(table), layout, frames, progress=progress)["plain"]["frames"]
 
 
-def _view(table: Table, view: int, camera: str, augmentation: VideoAugmentation | None, rows: np.ndarray) -> np.ndarray:
+def _view(table: Table, camera: str, view: int, augmentation: VideoAugmentation | None, rows: np.ndarray) -> np.ndarray:
     """Frames uint8 (n, 3, H, W) of one view; all frames of an episode are augmented alike."""
     frames = table.mirrored(table.stored_frames(camera, rows))
     if view == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.store)
 
+    def stored(self, camera: str) -> tuple[str, str]:
+        """The store's location, and its name for a camera."""
+        return self.store.location, self.cameras[camera]
+
     def stored_frames(self, camera: str, rows: np.ndarray) -> np.ndarray:
         """Frames as stored: uint8 (*rows.shape, 3, H, W)."""
         return np.moveaxis(self.store.frames(self.cameras[camera], rows), -1, -3)
@@ -59,6 +63,21 @@ def fingerprints(tables: Sequence[Table]) -> list[dict[str, str]]:
                 digest.update(np.ascontiguousarray(values, np.float32))
         found.append({"store": table.store.location, "sha256": digest.hexdigest()})
     return found
+
+
+def stored_cameras(tables: Sequence[Table]) -> Iterator[tuple[tuple[str, str], str, list[tuple[Table, str]]]]:
+    """Each camera of each store, as `Table.stored` says it; the name of its cache; tables with the task's name for it.
+
+    A cache is named after the stored camera: a task may call it otherwise the next time. Where a store has no other
+    one in use, its fingerprint says which it is, and the cache has the task's name.
+    """
+    groups: dict[str, dict[str, list[tuple[Table, str]]]] = {}
+    for table in tables:
+        for camera, stored in table.cameras.items():
+            groups.setdefault(table.store.location, {}).setdefault(stored, []).append((table, camera))
+    for location, cameras in groups.items():
+        for stored, shown in cameras.items():
+            yield (location, stored), shown[0][1] if len(cameras) == 1 else stored.replace("/", "."), shown
 
 
 class Recordings:

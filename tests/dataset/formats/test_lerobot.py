@@ -124,6 +124,21 @@ def refuses(folder: Path, message: str, kind: type = StoreError, **options) -> N
         source(folder, **options).tables(WANTED)
 
 
+def test_a_camera_that_is_called_otherwise_keeps_its_cache(folder, tmp_path, toy_codec):
+    codec, wanted, kept = toy_codec(image_size=48), Wanted(("image", "wrist"), (), 3), []
+    for cameras in ({"image": FRONT, "wrist": WRIST}, {"image": WRIST, "wrist": FRONT}):
+        made = source(folder, cameras=cameras, low_dim={}, image_size=48)
+        dataset = MixtureDataset(made, wanted, Horizon(2, 2, 2, 4), 0.0, pad_after=None)
+        decoded = dataset[(5, 0)]["future"]
+        dataset.use_frames(tmp_path, cached=True, progress=False)
+        assert all(torch.equal(dataset[(5, 0)]["future"][name], frames) for name, frames in decoded.items())
+        dataset.use_latents(dataset.latents(codec, tmp_path, progress=False))
+        latents = dataset[(5, 0)]["future"]
+        assert all(torch.allclose(latents[name], codec.encode(decoded[name][None])[0], atol=2e-3) for name in decoded)
+        kept.append((codec.encoded, sorted(path.name for path in tmp_path.iterdir())))
+    assert kept[1] == (kept[0][0] + 4, kept[0][1]), "beside those four frames nothing is encoded again"
+
+
 def test_what_is_no_version_3_folder_is_named_with_the_remedy(damaged, tmp_path):
     refuses(tmp_path / "nowhere", "nowhere: no such folder", FileNotFoundError)
     change_info(damaged, codebase_version="v2.1")

@@ -11,6 +11,7 @@ import fsspec
 import imagecodecs
 import numpy as np
 import pytest
+import torch
 import zarr
 from zarr.core.dtype import VariableLengthBytes
 
@@ -440,3 +441,25 @@ def test_what_does_not_fit_is_named(store, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         MixtureDataset(source(store, **changes), Wanted(("image",), (), 3), Horizon(2, 2, 2, 4), 0.0)
     assert str(store) in str(caught.value)
+
+
+def test_two_cameras_of_one_store_may_be_two_sources(store, tmp_path, toy_codec):
+    def dataset_of(sources):
+        wanted, every = Wanted(("image",), (), 3), {"pad_before": None, "pad_after": None}
+        return MixtureDataset(sources, wanted, Horizon(2, 2, 2, 4), 0.0, **every)
+
+    sources = [source(store, cameras={"image": name}, low_dim={}) for name in ("front", "side")]
+    dataset = dataset_of(sources)
+    items, codec = [(3, 0), (len(dataset) - 9, 0)], toy_codec(image_size=16)
+    frames = dataset.__getitems__(items)["history"]["image"]
+    data = zarr.open_group(store, mode="r")["data"]
+    assert np.array_equal(frames[0], np.moveaxis(data["front"][:][[1, 3]], -1, 1))
+    dataset.use_frames(tmp_path, cached=True, progress=False)
+    assert torch.equal(dataset.__getitems__(items)["history"]["image"], frames)
+    dataset.use_latents(dataset.latents(codec, tmp_path, progress=False))
+    assert torch.allclose(dataset.__getitems__(items)["history"]["image"], codec.encode(frames), atol=2e-3)
+    folder = tmp_path / "alone"  # a cache of one camera has the task's name, and its key says which camera it is
+    dataset_of(sources[0]).use_frames(folder, cached=True, progress=False)
+    assert [path.name.split(".", 2)[2] for path in folder.glob("*.frames")] == ["image.frames"]
+    with pytest.raises(StoreError, match="built for another source"):
+        dataset_of(sources[1]).use_frames(folder, cached=True, progress=False)
