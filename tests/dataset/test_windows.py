@@ -166,6 +166,21 @@ def test_latencies_shift_what_is_read(recording) -> None:
         dataset(recording, latency={"wrist": 1})
 
 
+def test_actions_are_not_made_of_states_that_are_left_out(recording) -> None:
+    def mixed(*sources: UmiSource) -> MixtureDataset:
+        return MixtureDataset(
+            sources, WANTED, Horizon(2, 2, 2, 3, 1), 0, pad_before=None, pad_after=None, end_effector=END_EFFECTOR
+        )
+
+    whole, path = UmiSource(str(recording)), str(recording)
+    with pytest.raises(ValueError, match="makes actions of states, which has_low_dim: false leaves out"):
+        mixed(whole, UmiSource(path, has_low_dim=False))
+    video = UmiSource(path, has_low_dim=False, has_action=False)
+    with pytest.raises(ValueError, match="task.end_effector makes .* of recorded poses, but no source has states"):
+        mixed(video)
+    assert [mixed(whole, video)[(index, 0)]["has_action"].item() for index in (0, ROWS)] == [True, False]
+
+
 # -- random choices ----------------------------------------------------------------------------------------------------
 
 

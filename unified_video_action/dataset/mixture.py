@@ -127,6 +127,20 @@ class MixtureDataset(WindowDataset):
             for source, of_it in zip(sources, asked)
             for table in source.tables(of_it)
         ]
+        if end_effector is not None:
+            _require_states(tables)
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )
+
+
+def _require_states(tables: Sequence[Table]) -> None:
+    """Raise ValueError where an end effector's states are needed and there are none."""
+    for table in tables:
+        if table.action is not None and not table.low_dim:
+            raise ValueError(
+                f"source {table.store.location}: task.end_effector makes actions of states, which has_low_dim: false "
+                "leaves out; set has_action: false as well, or has_low_dim: true"
+            )
+    if not any(table.low_dim for table in tables):
+        raise ValueError("task.end_effector makes states and actions of recorded poses, but no source has states")
