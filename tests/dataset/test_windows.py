@@ -12,6 +12,7 @@ from tests.shrunk import read
 from unified_video_action.compat.published import infer_spec
 from unified_video_action.dataset.build import build_dataset
 from unified_video_action.dataset.formats.umi import UmiSource
+from unified_video_action.dataset.formats.zarr import ZarrSource
 from unified_video_action.dataset.mixture import MixtureDataset, Wanted
 from unified_video_action.dataset.sequence import (
     WindowOptions,
@@ -164,6 +165,22 @@ def test_latencies_shift_what_is_read(recording) -> None:
     assert end["action_is_pad"].tolist() == [False, True, True], "rows 58.5, 59.5, 60.5 of 59"
     with pytest.raises(ValueError, match="latency.wrist: there is no such state; there are pose, gripper, start_pose"):
         dataset(recording, latency={"wrist": 1})
+
+
+def test_poses_of_any_source_turn_between_rows(tmp_path) -> None:
+    """The end effector turns by 10 degrees a row, past 180: mixed numbers would turn it the long way."""
+    poses, frames = np.zeros((30, 6)), SHOWN[:30]
+    poses[:, 5] = (np.arange(30) * np.radians(10) + np.pi) % (2 * np.pi) - np.pi
+    more = {"pose": poses.astype(np.float32), "command": np.zeros((30, 10), np.float32)}
+    path = str(write_umi(tmp_path / "a.zarr.zip", frames, poses, **more))
+    low_dim = {POSE: "pose", GRIPPER: "robot0_gripper_width", START_POSE: "pose"}
+    other = ZarrSource(path, cameras={CAMERA: CAMERA}, low_dim=low_dim, action="command")
+    options = {"val_ratio": 0, "pad_before": None, "pad_after": None, "end_effector": END_EFFECTOR}
+    options |= {"latency": {POSE: 0.5, "action": 0.5}, "horizon": Horizon(2, 2, 2, 3, 1)}
+    for source in (other, UmiSource(path), [other, UmiSource(path)]):
+        turned = MixtureDataset(source, WANTED, **options)[(17, 0)]["action"][:, 3:5]
+        angles = np.radians([10, 20, 30])
+        assert np.allclose(turned, np.stack([np.cos(angles), -np.sin(angles)], axis=1), atol=1e-5)
 
 
 def test_actions_are_not_made_of_states_that_are_left_out(recording) -> None:

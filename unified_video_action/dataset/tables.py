@@ -26,7 +26,6 @@ class Table:
     weight: float | None = None  # its source's
     val_ratio: float | None = None  # its source's; None: the data set's
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
-    poses: frozenset[str] = frozenset()  # those of low_dim that are positions and axis-angle vectors, (N, 6)
     executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`
 
     def __len__(self) -> int:
@@ -117,7 +116,8 @@ class Recordings:
         targets = [table.auxiliary for table in tables]
         known = next((values for values in targets if values is not None), None)
         self.auxiliary = None if known is None else joined(targets, known.shape[1])
-        self._action, self._poses = joined([table.action for table in tables], action_dim), whole.poses
+        self._action = joined([table.action for table in tables], action_dim)
+        self._poses = frozenset().union(*(transform.poses for transform in options.transforms))
         done = [table.action if table.executed is None else table.executed for table in tables]
         self._executed = joined(done, action_dim) if any(table.executed is not None for table in tables) else None
         if self._executed is not None and options.transforms:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -45,6 +46,8 @@ class WindowStates:
 class WindowTransform(ABC):
     """Makes other states and actions of those of a batch of windows, without changing the arrays given."""
 
+    poses: ClassVar[frozenset[str]] = frozenset()  # states that it takes for positions and axis-angle vectors, (6,)
+
     @abstractmethod
     def __call__(self, states: WindowStates) -> WindowStates: ...
 
@@ -73,6 +76,8 @@ class StartNoise(WindowTransform):
 @dataclass(frozen=True)
 class EndEffectorWindows(WindowTransform):
     """Recorded poses become the states and actions that a policy reads and says, by the task's `end_effector`."""
+
+    poses = frozenset({POSE, START_POSE})
 
     end_effector: EndEffectorSpec
 

@@ -63,7 +63,6 @@ class UmiSource(StoreSource):
             action=np.concatenate(action, axis=1).astype(np.float32) if self.has_action else None,
             instructions=None if self.instruction is None else (self.instruction,) * store.n_episodes,
             weight=self.weight,
-            poses=frozenset({POSE, START_POSE}),
         )
         return [table]
 
