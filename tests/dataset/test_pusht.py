@@ -127,6 +127,14 @@ def test_mirrored_episodes_follow_the_plain_ones(pusht_store, arrays):
     assert np.allclose(own[:, 4:], aux[:, [5, 4]], atol=1e-5)  # cos(pi/2 - a) = sin a
 
 
+def test_a_mirrored_source_has_no_larger_share(pusht_store, make_store):
+    both = [{"path": str(pusht_store), "mirror": True, "weight": 1}, {"path": str(make_store(seed=3)), "weight": 2}]
+    dataset = PushTDataset(both, val_ratio=0, **FULL)
+    assert (np.bincount(dataset._table) / len(dataset)).tolist() == pytest.approx([1 / 6, 1 / 6, 2 / 3], abs=0.01)
+    unweighted = PushTDataset([{**source, "weight": None} for source in both], val_ratio=0, **FULL)
+    assert np.bincount(unweighted._table).tolist() == [150, 150, 150]
+
+
 def test_real_mirrored_frames_equal_renderings_of_mirrored_states(pusht_zip):
     renderer = pytest.importorskip("unified_video_action.env.pusht.env")
     store = PushTDataset(str(pusht_zip)).tables[0].store

@@ -41,7 +41,7 @@ class Source(ABC):
 
     @abstractmethod
     def tables(self, wanted: Wanted) -> list[Table]:
-        """Open it: the cameras, states and actions that are wanted, under the task's names, with this weight.
+        """Open it: the cameras, states and actions that are wanted, under the task's names.
 
         Raises:
             FileNotFoundError: nothing is there. StoreError: it is damaged, or lacks what is wanted.
@@ -122,16 +122,20 @@ class MixtureDataset(WindowDataset):
         )
         plain = replace(wanted, low_dim=(), auxiliary=False)
         asked = [plain if isinstance(source, StoreSource) and not source.has_low_dim else wanted for source in sources]
-        tables = [
-            replace(table, val_ratio=source.val_ratio)
-            for source, of_it in zip(sources, asked)
-            for table in source.tables(of_it)
-        ]
+        tables = [table for source, of_it in zip(sources, asked) for table in _tables(source, of_it)]
         if end_effector is not None:
             _require_states(tables)
         super().__init__(
             tables, wanted.action_dim, options, val_ratio, split_seed, max_train_episodes, raw_dims, normalizer
         )
+
+
+def _tables(source: Source, wanted: Wanted) -> list[Table]:
+    """A source's tables with what it says of them all; they share its weight by their sizes."""
+    tables, weight = source.tables(wanted), source.weight
+    rows = sum(map(len, tables))
+    weights = [None if weight is None else weight * len(table) / rows for table in tables]
+    return [replace(table, weight=own, val_ratio=source.val_ratio) for table, own in zip(tables, weights, strict=True)]
 
 
 def _require_states(tables: Sequence[Table]) -> None:

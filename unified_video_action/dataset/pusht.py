@@ -48,7 +48,6 @@ class PushTSource(StoreSource):
                 action=action,
                 executed=executed,
                 auxiliary=state_targets(state) if wanted.auxiliary else None,
-                weight=self.weight,
                 mirror=mirror_frames if mirror else None,
             )
             tables.append(table)

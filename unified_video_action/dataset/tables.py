@@ -23,8 +23,8 @@ class Table:
     action: np.ndarray | None = None  # (N, D); None: a video without actions
     auxiliary: np.ndarray | None = None  # (N, K) regression targets, about [-1, 1]
     instructions: tuple[str, ...] | None = None  # one for each episode, or for each row; None: the task has none
-    weight: float | None = None  # its source's
-    val_ratio: float | None = None  # its source's; None: the data set's
+    weight: float | None = None  # share of the training samples; None: by its size; `MixtureDataset` says so
+    val_ratio: float | None = None  # its source's; None: the data set's; `MixtureDataset` says so
     mirror: Callable[[np.ndarray], np.ndarray] | None = None  # stored frames (..., 3, H, W) -> this table's frames
     executed: np.ndarray | None = None  # (N, D) actions as carried out; None: as recorded in `action`
 

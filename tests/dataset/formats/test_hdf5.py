@@ -134,8 +134,8 @@ def deltas(effector: np.ndarray) -> np.ndarray:
 
 def test_poses_are_read(tmp_path) -> None:
     path = robomimic(tmp_path / "demos.hdf5", lambda effector: effector + deltas(effector))
-    (table,) = RobomimicSource(str(path), weight=2.0).tables(WANTED)
-    assert np.allclose(table.action[:39, :3], table.low_dim["robot0_eef_pos"][1:40], atol=1e-6) and table.weight == 2.0
+    (table,) = RobomimicSource(str(path)).tables(WANTED)
+    assert np.allclose(table.action[:39, :3], table.low_dim["robot0_eef_pos"][1:40], atol=1e-6)
     with pytest.raises(StoreError, match="actions of 10 numbers, but task.shape_meta.action has 7"):
         MixtureDataset(RobomimicSource(str(path)), Wanted(WANTED.cameras, (), 7), Horizon(2, 2, 2, 4), 0.0)
     (table,) = RobomimicSource(str(path), has_action=False).tables(Wanted(WANTED.cameras, (), 7))
@@ -231,9 +231,8 @@ def test_a_folder_is_a_table_for_each_task(folder: Path) -> None:
     np.testing.assert_allclose(from_pose_actions(cups.action[40:]), stored, atol=1e-5)
     np.testing.assert_array_equal(cups.stored_frames("eye_in_hand_rgb", np.array([43]))[0], np.moveaxis(frames, -1, 0))
     np.testing.assert_allclose(cups.low_dim["ee_pos"][:, 0], cups.action[:, 0])
-    assert cups.weight is None
-    weighted = LiberoSource(str(folder), weight=2.0).tables(LIBERO)
-    assert [table.weight for table in weighted] == pytest.approx([2 * 50 / 126, 2 * 76 / 126])
+    weighted = MixtureDataset(LiberoSource(str(folder), weight=2.0), LIBERO, Horizon(), val_ratio=0.0)
+    assert [table.weight for table in weighted.tables] == pytest.approx([2 * 50 / 126, 2 * 76 / 126])
     (video,) = LiberoSource(str(folder / "a.HDF5"), has_action=False).tables(LIBERO)
     assert video.action is None
     dataset = MixtureDataset(LiberoSource(str(folder)), LIBERO, Horizon(), val_ratio=0.0)

@@ -58,9 +58,9 @@ def source(path: Path, **options) -> LeRobotSource:
 
 
 def test_rows_frames_and_words_belong_together_across_file_borders(folder):
-    (table,) = source(folder, use_tasks=True, weight=2.0).tables(WANTED)
+    (table,) = source(folder, use_tasks=True).tables(WANTED)
     store = table.store
-    assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist() and table.weight == 2.0
+    assert store.episode_ends.tolist() == np.cumsum(LENGTHS).tolist()
     front, wrist = store.frames(FRONT, ROWS), store.frames(WRIST, ROWS)
     assert np.array_equal(read_numbers(front), ROWS) and np.array_equal(read_numbers(wrist), ROWS + 2000)
     assert psnr(front, np.concatenate([episode.frames[FRONT] for episode in EPISODES])) > 28

@@ -412,14 +412,14 @@ def source(store: Path, **changes) -> ZarrSource:
 def test_arrays_play_their_parts_and_others_are_not_read(store):
     data, rows = zarr.open_group(store, mode="r")["data"], np.array([0, 31, 54])
     wanted, chosen = Wanted(("wrist", "image"), ("position", "joints"), 2), {"array": "command", "columns": [2, 0]}
-    (table,) = source(store, weight=2.0, action=chosen).tables(wanted)
+    (table,) = source(store, action=chosen).tables(wanted)
     for camera, array in {"image": "front", "wrist": "side"}.items():
         np.testing.assert_array_equal(table.store.frames(table.cameras[camera], rows), data[array][:][rows])
     np.testing.assert_allclose(table.low_dim["joints"], data["robot"][:], rtol=1e-6)
     np.testing.assert_allclose(table.low_dim["position"], data["robot"][:][:, [3, 0]], rtol=1e-6)
     np.testing.assert_array_equal(table.action, data["command"][:][:, [2, 0]])
     np.testing.assert_array_equal(table.executed, data["executed"][:][:, [2, 0]])
-    assert table.weight == 2.0 and len(table) == 55 and table.auxiliary is None
+    assert len(table) == 55 and table.auxiliary is None
     asked = source(store, cameras={"image": "front", "wrist": "no"}, low_dim={"joints": "no"}, action=None)
     (table,) = asked.tables(Wanted(("image",), (), 3))
     assert table.cameras == {"image": "front"} and table.low_dim == {} and table.action is table.executed is None

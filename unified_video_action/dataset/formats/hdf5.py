@@ -85,10 +85,7 @@ class LiberoSource(StoreSource):
                 )
             table = _table(self, path, wanted)
             tables.append(replace(table, instructions=(str(attributes[INSTRUCTION]),) * table.store.n_episodes))
-        if self.weight is None:
-            return tables
-        rows = sum(map(len, tables))
-        return [replace(table, weight=self.weight * len(table) / rows) for table in tables]
+        return tables
 
 
 def libero_files(location: str) -> list[Path]:
@@ -109,7 +106,6 @@ def _table(source: StoreSource, path: str | Path, wanted: Wanted, more: Mapping[
         cameras=cameras,
         low_dim={name: store.vectors[stored] for name, stored in low_dim.items()},
         action=to_pose_actions(store.vectors["actions"]) if source.has_action else None,
-        weight=source.weight,
     )
 
 

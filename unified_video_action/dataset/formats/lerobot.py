@@ -64,7 +64,6 @@ class LeRobotSource(Source):
             low_dim={name: beside(keys) for name, keys in low_dim.items()},
             action=beside(action) if action else None,
             instructions=folder.instructions(episodes, values["task_index"][:, 0]) if self.use_tasks else None,
-            weight=self.weight,
         )
         return [table]
 

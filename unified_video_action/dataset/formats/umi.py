@@ -62,7 +62,6 @@ class UmiSource(StoreSource):
             low_dim={name: states[name] for name in wanted.low_dim},
             action=np.concatenate(action, axis=1).astype(np.float32) if self.has_action else None,
             instructions=None if self.instruction is None else (self.instruction,) * store.n_episodes,
-            weight=self.weight,
         )
         return [table]
 

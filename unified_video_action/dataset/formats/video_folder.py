@@ -53,7 +53,7 @@ class VideoFolderSource(Source):
             raise ValueError(f"{self.path}: videos are one camera (camera={self.camera}), but the task reads {reads}")
         root = Path(expand(self.path))
         store = VideoFolderStore(root, self.fps, self.stride, Fit.parse(self.image_size, self.crop, str(root)))
-        return [Table(store, {camera: camera}, {}, instructions=self._instructions(store), weight=self.weight)]
+        return [Table(store, {camera: camera}, {}, instructions=self._instructions(store))]
 
     def _instructions(self, store: VideoFolderStore) -> tuple[str, ...] | None:
         if not self.captions:

@@ -66,7 +66,7 @@ class ZarrSource(Source):
         low_dim = {name: _columns(store, *entry) for name, entry in chosen.items()}
         actions, targets = (_columns(store, *entry) if entry else None for entry in (action, auxiliary))
         executed = store.read_executed(*action) if action else None
-        return [Table(store, cameras, low_dim, actions, targets, executed=executed, weight=self.weight)]
+        return [Table(store, cameras, low_dim, actions, targets, executed=executed)]
 
     def _array_and_columns(self, name: str, entry: str | Mapping) -> tuple[str, list[int] | None]:
         """No columns means all of them."""
