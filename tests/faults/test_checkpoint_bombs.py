@@ -57,6 +57,15 @@ COLLIDING = b"}(" + b"".join(b"\x8a\x10" + ((i * (2**61 - 1)).to_bytes(16, "litt
 COPIES = b"](" + b"N" * 200_000 + b"eq\x00" + b"cbuiltins\nlist\nh\x00\x85R" * 100 + b"."
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01%bcnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R\x89C\x00tb."
 
+
+def repeated(made: bytes, argument: bytes, count: int) -> bytes:
+    """A list of what `made` makes of the value that `argument` leaves on the stack, which it gets as number 0."""
+    return argument + b"q\x000](" + made * count + b"e."
+
+
+MIB = struct.pack("<I", 2**20) + b"a" * 2**20
+STRIDE_0 = REBUILD + STORAGE + b"K\x00J" + struct.pack("<I", 2**22) + b"\x85K\x00\x85tR"
+SCALAR = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nX\x06\x00\x00\x00S99999\x85Rh\x00\x86R"
 EXA = b"\x8a\x08" + b"\x00" * 7 + b"\x40"  # 2^62
 
 PICKLES = {
@@ -71,6 +80,12 @@ PICKLES = {
     "two nested tuples compared": b"}(" + nested(40, nested(40, b"K\x01u.")[1:]),
     "keys with one hash": COLLIDING + b"u.",
     "copies of a list": COPIES,
+    "lists of bytes": repeated(b"cbuiltins\nlist\nh\x00\x85R", b"B" + MIB, 100),
+    "lists of a text": repeated(b"cbuiltins\nlist\nh\x00\x85R", b"X" + MIB, 100),
+    "a list of a tensor": b"cbuiltins\nlist\n" + STRIDE_0 + b"\x85R.",
+    "a dict of a tensor": b"ccollections\nOrderedDict\n" + STRIDE_0 + b"\x85R.",
+    "a size of a tensor": b"ctorch\nSize\n" + STRIDE_0 + b"\x85R.",
+    "scalars of one text": repeated(SCALAR, b"B" + struct.pack("<I", 99999) + b"a" * 99999, 10_000),
     "a text of 1 EiB": b"\x8d" + struct.pack("<Q", 2**60) + b"abc.",
     "bytes of 1 EiB": b"\x8e" + struct.pack("<Q", 2**60) + b"abc.",
     "a bytearray of 1 TiB": b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b"abc.",

@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
-COPIED = 100_000_000  # bytes, most that the builders of one pickle copy
+COPIED = 100_000_000  # bytes, most that the builders of one pickle copy beside its own length
 VALUES = 1_000_000  # most in what a pickle holds; 64 letters or bytes count as one
 DEPTH = 100  # of containers in containers
 NUMBER_BITS = 512  # of a whole number
 SCALARS = (str, bytes, int, float, NoneType)
+CONTAINERS = (list, tuple, dict, set, frozenset)
 
 # Instructions that plain data does not need: calls by other ways than the one that is checked, and buffers outside.
 CODE = frozenset({"INST", "OBJ", "EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER", "NEWOBJ_EX"})
@@ -83,6 +84,13 @@ class Built:
         return self.state
 
 
+def entries(items: Any) -> Iterable[Any]:
+    """What a builder of containers copies; ValueError for what yields more than it holds, as tensors and texts do."""
+    if not isinstance(items, CONTAINERS):
+        raise ValueError(f"a container made of a {type(items).__name__}")
+    return items
+
+
 def pairs(items: Iterable[Any], keys: tuple[type, ...] = SCALARS) -> dict:
     """A dict of (key, value); keys are plain values whose hash is quickly computed and hardly ever the same."""
     made = list(items.items() if isinstance(items, dict) else items)
@@ -124,6 +132,7 @@ class Reader(pickle._Unpickler):
                 raise ValueError(f"more than {self.most} instructions")
             if type(argument) is int and argument.bit_length() > NUMBER_BITS:
                 raise ValueError(f"a whole number of {argument.bit_length()} bits")
+        self.copied -= self.file.tell() - start
         self.file.seek(start)
         return super().load()
 
@@ -165,7 +174,7 @@ class Reader(pickle._Unpickler):
         arguments, function = _require(self.stack.pop(), tuple), self.stack.pop()
         self.copied += 8 * len(arguments) + sum(map(_copied, arguments))
         if self.copied > COPIED:
-            raise ValueError(f"its objects take more than {COPIED} bytes")
+            raise ValueError(f"its objects take {COPIED} bytes more than the pickle itself")
         self.append(_require(function, Allowed).build(*arguments))
 
     def load_build(self) -> None:
@@ -192,9 +201,9 @@ def _require(value: Any, kind: type) -> Any:
 
 def _copied(value: Any) -> int:
     """Bytes that a builder may copy of an argument."""
-    if isinstance(value, str):
+    if isinstance(value, str | bytes | bytearray | memoryview):
         return len(value)
-    return 8 * len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
+    return 8 * len(value) if isinstance(value, CONTAINERS) else 0
 
 
 _UNFINISHED = (None, 0, 0)

@@ -19,6 +19,7 @@ from unified_video_action.compat.pickle_reader import (
     Reader,
     UnsafePickleError,
     check_keys,
+    entries,
     pairs,
     plain,
     reading,
@@ -47,7 +48,7 @@ class ConfigNode(Built):
 
 
 def _set(items: Any = ()) -> set:
-    check_keys(items := list(items))
+    check_keys(items := list(entries(items)))
     return set(items)
 
 
@@ -71,19 +72,19 @@ def _named(*names: Any) -> str:
 
 
 BUILDERS: dict[str, Callable[..., Any]] = {
-    "builtins.list": lambda items=(): list(items),
-    "builtins.tuple": lambda items=(): tuple(items),
+    "builtins.list": lambda items=(): list(entries(items)),
+    "builtins.tuple": lambda items=(): tuple(entries(items)),
     "builtins.set": _set,
     "builtins.frozenset": lambda items=(): frozenset(_set(items)),
-    "builtins.dict": lambda items=(): pairs(items),
+    "builtins.dict": lambda items=(): pairs(entries(items)),
     "builtins.bytearray": _bytearray,
-    "collections.OrderedDict": lambda items=(): pairs(items),
-    "collections.defaultdict": lambda factory=None, items=(): pairs(items),
+    "collections.OrderedDict": lambda items=(): pairs(entries(items)),
+    "collections.defaultdict": lambda factory=None, items=(): pairs(entries(items)),
     "argparse.Namespace": Built,
     "copyreg._reconstructor": lambda kind, *_: kind.build(),
     "_codecs.encode": encoded,
     "pathlib.PosixPath": lambda *parts: "/".join(parts).replace("//", "/"),
-    "torch.Size": lambda items=(): tuple(items),
+    "torch.Size": lambda items=(): tuple(entries(items)),
     "torch.device": _named,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "numpy.dtype": lambda code, *_: ArrayType(code=code, pattern=NUMBERS + r"|[<>|=]?[SU]\d{1,5}"),
