@@ -30,12 +30,13 @@ log = logging.getLogger("transform_demos")
 
 def recordings(source: str, most: int | None = None) -> list[Recording]:
     """The first episodes of a PushT store (None: all of them), with goals of their own where it has them."""
+    from unified_video_action.dataset.formats.zarr_storage import open_array
     from unified_video_action.dataset.pusht import PushTSource, open_store
 
     store = open_store(PushTSource(source))
     states, actions = store.vectors["state"].astype(np.float64), store.vectors["action"]
     root = store.root()
-    goals = root["meta/goal"][:] if "meta/goal" in root else [DEFAULT_GOAL] * store.n_episodes
+    goals = open_array(root, "meta/goal", source)[:] if "meta/goal" in root else [DEFAULT_GOAL] * store.n_episodes
     spans = zip(store.episode_starts, store.episode_ends, goals, strict=True)
     given = (Recording(i, states[a:b], actions[a:b], tuple(goal)) for i, (a, b, goal) in enumerate(spans))
     return list(itertools.islice(given, most))

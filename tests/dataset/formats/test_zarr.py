@@ -9,6 +9,7 @@ from pathlib import Path
 
 import fsspec
 import imagecodecs
+import numcodecs
 import numpy as np
 import pytest
 import torch
@@ -371,6 +372,28 @@ def test_pictures_are_read_like_other_frames(picture_store, name, tmp_path):
     for copy in (buffer, pickle.loads(pickle.dumps(buffer)), archive):  # noqa: S301
         assert np.array_equal(copy.frames(name, rows), frames[rows])
     assert buffer.fingerprint() == ReplayBuffer(picture_store, [name], []).fingerprint()
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize("part", ["compressor", "filters"])
+def test_chunks_that_are_pickles_are_not_read(picture_store, tmp_path, monkeypatch, part):
+    monkeypatch.setattr(numcodecs.pickles, "ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)  # as older versions do
+    marker, file = tmp_path / "marker", picture_store / "data/bytes/.zarray"
+    (picture_store / "data/bytes/0").write_bytes(pickle.dumps(Touch(marker)))
+    metadata, codec = json.loads(file.read_text()), {"id": "pickle"}
+    file.write_text(json.dumps(metadata | {part: codec if part == "compressor" else [*metadata["filters"], codec]}))
+    with pytest.raises(StoreError, match="data/bytes is stored as pickles, which run .* it is not opened"):
+        ReplayBuffer(picture_store, ["bytes"], [])
+    assert not marker.exists()
 
 
 def test_damaged_pictures_are_named(picture_store):

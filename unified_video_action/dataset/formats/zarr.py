@@ -19,6 +19,7 @@ from unified_video_action.dataset.formats.zarr_storage import (
     chunk_grid,
     hash_chunks,
     missing_chunks,
+    open_array,
     open_root,
     stored_sizes,
 )
@@ -171,22 +172,7 @@ class ReplayBuffer(EpisodeStore):
         self._decoded.clear()
 
     def _array(self, path: str) -> zarr.Array:
-        return self._arrays.get(path, lambda: self._open_array(path))
-
-    def _open_array(self, path: str) -> zarr.Array:
-        root, group = self.root(), path.rpartition("/")[0]
-        try:
-            array = root[path]
-        except KeyError:
-            there = "a store at a URL cannot list what it has"
-            if not is_url(self.location):
-                there = f"{group} has {few(sorted(root[group].array_keys()) if group in root else ())}"
-            raise StoreError(f"{self.location}: the array {path} is missing; {there}") from None
-        except Exception as error:  # whatever broken metadata or a network raises
-            raise StoreError(f"{self.location}: {path} cannot be opened ({error})") from error
-        if not isinstance(array, zarr.Array):
-            raise StoreError(f"{self.location}: {path} is a group, expected an array")
-        return array
+        return self._arrays.get(path, lambda: open_array(self.root(), path, self.location))
 
     def _read_rows(self, path: str, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of an array; every stored chunk they need must be there and intact."""

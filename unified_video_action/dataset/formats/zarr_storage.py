@@ -55,6 +55,28 @@ def open_root(location: str) -> zarr.Group:
         raise StoreError(f"{location}: cannot be opened ({error})") from error
 
 
+def open_array(root: zarr.Group, path: str, location: str) -> zarr.Array:
+    """An array of a store. Raises StoreError for one that is missing, broken or made of pickles, which can run code."""
+    group = path.rpartition("/")[0]
+    try:
+        array = root[path]
+    except KeyError:
+        there = "a store at a URL cannot list what it has"
+        if not is_url(location):
+            there = f"{group} has {few(sorted(root[group].array_keys()) if group in root else ())}"
+        raise StoreError(f"{location}: the array {path} is missing; {there}") from None
+    except Exception as error:  # whatever broken metadata or a network raises
+        raise StoreError(f"{location}: {path} cannot be opened ({error})") from error
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{location}: {path} is a group, expected an array")
+    if any(getattr(codec, "codec_id", None) == "pickle" for codec in (*array.filters, *array.compressors)):
+        raise StoreError(
+            f"{location}: {path} is stored as pickles, which run whatever their author liked when they are read; it is "
+            "not opened. Write the array without the codec pickle"
+        )
+    return array
+
+
 def _open(location: str) -> tuple[Store, list[str] | None]:
     """A store, and names of files in it, its marker among them; None: it cannot be listed, and has no other root."""
     path = Path(location)
