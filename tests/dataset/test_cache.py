@@ -3,7 +3,10 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -19,6 +22,13 @@ FRAMES = np.random.default_rng(0).integers(0, 256, (50, 3, 96, 96), dtype=np.uin
 BLOCK = 8  # seven blocks, the last of two rows
 ROWS = np.arange(50)[None]
 VALUES = np.random.default_rng(0).normal(size=(21, 4)).astype(np.float16)
+
+MOUNTING = ["unshare", "--mount", "--user", "--map-root-user"]  # a name space in which any user may mount
+
+
+def can_mount():
+    command = [*MOUNTING, "sh", "-c", "mount -t tmpfs none /mnt"]
+    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def frames_of(variant, start, stop):
@@ -139,6 +149,28 @@ def test_a_killed_build_goes_on_where_it_stopped(tmp_path, toy_codec):
     codec = toy_codec()
     assert torch.equal(everything(build(path, codec)), everything(build(tmp_path / "whole", toy_codec())))
     assert codec.encoded == 50 - 3 * BLOCK
+
+
+FILL = """
+import sys
+from pathlib import Path
+import numpy as np
+from unified_video_action.dataset.cache import fill_cache
+layout = {"plain": {"rows": ((2**18,), "uint8")}}
+rows = lambda _, start, stop: {"rows": np.full((stop - start, 2**18), 7, np.uint8)}
+try:
+    fill_cache(Path(sys.argv[1]), {}, 16, layout, rows, progress=False, block=1)
+except OSError as error:
+    print(error.strerror, end="")
+"""
+
+
+@pytest.mark.skipif(not can_mount(), reason="no file system can be mounted in a name space of its own")
+def test_a_full_disk_is_an_error_after_which_the_build_goes_on(tmp_path):
+    script = f"mount -t tmpfs -o size=2m none {tmp_path} && {sys.executable} -c '{FILL}' {tmp_path}/cache"
+    script += f" && mount -o remount,size=8m {tmp_path} && {sys.executable} -c '{FILL}' {tmp_path}/cache && echo whole"
+    ran = subprocess.run([*MOUNTING, "sh", "-c", script], capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "No space left on devicewhole\n"), ran.stderr
 
 
 @pytest.mark.parametrize("renames", range(3))

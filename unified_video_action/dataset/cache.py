@@ -48,7 +48,7 @@ class CachedRows:
 
     def __init__(self, path: Path) -> None:
         self.path, self._checksums = path, path.with_suffix(".crc.npy")
-        self._values, self._crc = _mapped("r", path), _mapped("r", self._checksums)
+        self._values, self._crc = _mapped(path), _mapped(self._checksums)
         self.rows, self.row_shape, self.dtype = len(self._values), self._values.shape[1:], self._values.dtype
         self.block = int(json.loads((path.parent / "key.json").read_text())["block"])
         if self._crc.shape != (-(-self.rows // self.block),):
@@ -61,7 +61,8 @@ class CachedRows:
         part = path.with_suffix(".unfinished")
         open_memmap(part, "w+", dtype, (rows, *row_shape))
         part.rename(path)
-        open_memmap(part, "w+", np.int64, (-(-rows // block),))[:] = -1
+        with open(part, "wb") as file:
+            np.save(file, np.full(-(-rows // block), -1, np.int64))
         part.rename(path.with_suffix(".crc.npy"))
         return cls(path)
 
@@ -70,14 +71,22 @@ class CachedRows:
         return np.load(self._checksums) >= 0
 
     def write(self, block: int, values: np.ndarray) -> None:
-        """Write the rows of one block, (<= block, *row_shape); they are on disk when this returns."""
-        rows = self._rows(block)
+        """Write the rows of one block, (<= block, *row_shape); they are on disk when this returns.
+
+        They are not written through a map: on a full disk that would kill the process, and this raises OSError.
+        """
+        rows, values = self._rows(block), np.ascontiguousarray(values)
         assert values.dtype == self.dtype and values.shape == (rows.stop - rows.start, *self.row_shape)
-        checksum = zlib.crc32(np.ascontiguousarray(values))
-        for path, part, given in ((self.path, rows, values), (self._checksums, block, checksum)):
-            mapped = _mapped("r+", path)
-            mapped[part] = given
-            mapped.flush()  # the rows must reach the disk before the checksum that vouches for them
+        checksum = np.array([zlib.crc32(values)], self._crc.dtype)
+        for path, array, first, given in (
+            (self.path, self._values, rows.start, values),
+            (self._checksums, self._crc, block, checksum),
+        ):
+            with open(path, "r+b") as file:
+                file.seek(first * given[0].nbytes - array.nbytes, os.SEEK_END)  # the file ends with the array
+                file.write(given)
+                file.flush()
+                os.fsync(file.fileno())  # the rows must reach the disk before the checksum that vouches for them
 
     def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Rows (*rows.shape, *row_shape), in `out` where that is given. Raises StoreError for a damaged block."""
@@ -103,17 +112,16 @@ class CachedRows:
         return self.__dict__ | {"_values": None, "_crc": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _values=_mapped("r", state["path"]), _crc=_mapped("r", state["_checksums"]))
+        self.__dict__.update(state, _values=_mapped(state["path"]), _crc=_mapped(state["_checksums"]))
 
 
-def _mapped(mode: str, path: Path) -> np.ndarray:
+def _mapped(path: Path) -> np.ndarray:
     try:
-        mapped = open_memmap(path, mode)
+        return np.asarray(open_memmap(path, "r"))  # whose items are plain arrays, faster to take
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no cached array here") from error
     except Exception as error:  # whatever a broken header raises
         raise StoreError(f"{path}: cut short or damaged ({error}). {REMEDY}") from error
-    return mapped if mode == "r+" else np.asarray(mapped)  # whose items are plain arrays, faster to take
 
 
 Stores = dict[str, dict[str, CachedRows]]  # group -> array name -> rows
