@@ -85,9 +85,20 @@ def test_an_interrupted_run_and_an_expert_that_always_fails_leave_nothing(tmp_pa
                 raise error
             return Attempt(success=False)
 
-    with pytest.raises(error or RuntimeError, match=None if error else "succeeded in only 0 of 22 attempts"):
+    with pytest.raises(error or ValueError, match=None if error else "succeeded in only 0 of 41 attempts"):
         collect(Failing(), "pusht", 1, tmp_path / "demos.zarr", workers=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_expert_that_seldom_succeeds_may_go_on() -> None:
+    class Seldom(PushTCollector):
+        def __call__(self, attempt: int) -> Attempt:
+            played.append(attempt)
+            return Attempt(success=attempt % 10 == 9)
+
+    played: list[int] = []
+    collect(Seldom(), "pusht", 30, None, workers=1)
+    assert played == list(range(300))
 
 
 def test_a_disturbance_is_done_and_recorded_apart() -> None:
