@@ -486,3 +486,14 @@ def test_two_cameras_of_one_store_may_be_two_sources(store, tmp_path, toy_codec)
     assert [path.name.split(".", 2)[2] for path in folder.glob("*.frames")] == ["image.frames"]
     with pytest.raises(StoreError, match="built for another source"):
         dataset_of(sources[1]).use_frames(folder, cached=True, progress=False)
+
+
+def test_every_camera_has_noise_of_its_own(store, tmp_path, toy_codec):
+    latents, codec = [], toy_codec(image_size=16, posterior="sample", noisy=True)
+    for names in (("image",), ("image", "wrist")):
+        shown = source(store, cameras=dict.fromkeys(names, "front"), low_dim={})
+        dataset = MixtureDataset(shown, Wanted(names, (), 3), Horizon(2, 2, 2, 4), 0.0, pad_after=None)
+        dataset.use_latents(dataset.latents(codec, tmp_path, progress=False))
+        latents.append(dataset.__getitems__([(3, 0), (4, 1)])["future"])
+    assert torch.equal(latents[0]["image"], latents[1]["image"]), "the first one's is that of a single camera"
+    assert not torch.isclose(latents[1]["image"], latents[1]["wrist"]).all(dim=-1).any()
