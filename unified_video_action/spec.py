@@ -106,6 +106,8 @@ class TaskSpec:
         if not cameras:
             raise ValueError(f"{where}.obs: at least one rgb observation is needed, got {', '.join(entries) or 'none'}")
         states = {name: int(entry["shape"][0]) for name, entry in entries.items() if entry["type"] == "low_dim"}
+        if dotted := [name for name in states if "." in name]:
+            raise ValueError(f"{where}.obs: the name of a state may not contain a dot, got {', '.join(dotted)}")
         steps = {entries[name].get("steps", horizon.history) for name in states}
         if len(steps) > 1:
             raise ValueError(f"{where}.obs: low_dim observations must share one number of steps, got {steps}")

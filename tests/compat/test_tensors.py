@@ -51,8 +51,9 @@ def rewrite_second(path: Path, change: dict, without: str = "") -> None:
     save_file(kept | change, piece)
 
 
-def rewrite_index(path: Path, weight_map: dict) -> None:
-    index_of(path).write_text(json.dumps(json.loads(index_of(path).read_text()) | {"weight_map": weight_map}))
+def rewrite_index(path: Path, weight_map: dict, **more: dict) -> None:
+    index = json.loads(index_of(path).read_text()) | {"weight_map": weight_map} | more
+    index_of(path).write_text(json.dumps(index).replace("Infinity", "1e999"))
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,14 @@ def rewrite_index(path: Path, weight_map: dict) -> None:
         (
             lambda path: save_file({"x": torch.zeros(1)}, path.with_name("ema-00001-of-00002.safetensors")),
             "does not name ema-00001-of-00002.safetensors; remove what is out of date",
+        ),
+        (
+            lambda path: rewrite_index(path, {"a": 1, "b": PIECE}),
+            "index.json is not an index of .*must say the name of",
+        ),
+        (
+            lambda path: rewrite_index(path, {}, metadata={"total_size": float("inf")}),
+            "index.json is not an index of safetensors pieces: OverflowError",
         ),
         (lambda path: rewrite_index(path, {"x": "../ema.safetensors"}), r"outside its folder: \.\./ema\.safetensors"),
     ],

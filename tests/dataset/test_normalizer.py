@@ -32,6 +32,8 @@ def test_unknown_fields_and_bad_values_are_named():
         Normalizer.limits({"action": np.array([[0.0], [np.nan]])})
     with pytest.raises(ValueError, match="'action'.*contains 0"):
         Normalizer({"action": {"scale": torch.tensor([0.0]), "offset": torch.tensor([0.0])}})
+    with pytest.raises(ValueError, match="'observation.state': a name may not contain a dot"):
+        Normalizer.from_json('{"observation.state": {"scale": [1], "offset": [0]}}')
     for text in (
         *('{"action": {"offset": [0]}}', '{"action": {"scale": ["a"], "offset": [0]}}', "[1]", '{"action": [1]}'),
         *('{"action": {"scale": [1' + "0" * 400 + '], "offset": [0]}}', "[" * 100_000),

@@ -135,6 +135,11 @@ def test_a_mirrored_source_has_no_larger_share(pusht_store, make_store):
     assert np.bincount(unweighted._table).tolist() == [150, 150, 150]
 
 
+def test_weighted_episodes_that_are_all_too_short_are_named(pusht_store):
+    with pytest.raises(ValueError, match="no episode is long enough for a window of"):
+        PushTDataset([{"path": str(pusht_store), "weight": 1}], horizon=Horizon(stride=30, history=2, future=2))
+
+
 def test_real_mirrored_frames_equal_renderings_of_mirrored_states(pusht_zip):
     renderer = pytest.importorskip("unified_video_action.env.pusht.env")
     store = PushTDataset(str(pusht_zip)).tables[0].store

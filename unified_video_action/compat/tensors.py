@@ -166,7 +166,9 @@ def _read_pieces(index: Path) -> dict[str, Tensor]:
     try:
         content = read_json(index)
         piece_of, size = dict(content["weight_map"]), int(content["metadata"]["total_size"])
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(piece, str) for piece in piece_of.values()):
+            raise ValueError("weight_map must say the name of a file for every tensor")
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{index} is not an index of safetensors pieces: {repr(error)[:300]}") from error
     pieces = sorted(set(piece_of.values()))
     for piece in pieces:

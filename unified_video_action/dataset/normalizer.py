@@ -25,6 +25,8 @@ class Normalizer(nn.Module):
         self.names = tuple(fields)
         self.stats: dict[str, dict[str, Tensor]] = {}
         for name, field in fields.items():
+            if "." in name:
+                raise ValueError(f"normaliser field {name!r}: a name may not contain a dot")
             scale, offset = _vector(name, "scale", field["scale"]), _vector(name, "offset", field["offset"])
             if scale.shape != offset.shape or not (torch.isfinite(scale).all() and torch.isfinite(offset).all()):
                 raise ValueError(f"normaliser field {name!r}: scale {scale} and offset {offset} do not fit together")

@@ -188,7 +188,7 @@ class Recordings:
 
 def repeats(windows: list[int], weights: list[float | None]) -> list[float]:
     """How often the windows of each source must occur for shares of the given weights, or None; at least once each."""
-    if all(weight is None for weight in weights):
+    if all(weight is None for weight in weights) or not any(windows):
         return [1.0] * len(windows)
     if any(weight is None for weight in weights):
         raise ValueError(f"weights {weights}: give a weight to every source, or to none")

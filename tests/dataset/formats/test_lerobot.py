@@ -178,6 +178,8 @@ def test_missing_and_damaged_files_are_named(damaged):
     refuses(damaged, "file-000.parquet: the column action .*not a number in row 4")
     write_column(path, table, "action", [*actions[:4], None, *actions[5:]])
     refuses(damaged, "the column action .* with 1 missing values")
+    write_column(path, table, "action", [*actions[:4], actions[4][:2], [*actions[5], 0.0], *actions[6:]])
+    refuses(damaged, "the column action .* expected numbers, equally many in every row")
     assert source(damaged, action=None).tables(WANTED)[0].action is None
     path.write_bytes(path.read_bytes()[:1000])
     refuses(damaged, r"file-000.parquet: not a readable parquet file .*truncated")

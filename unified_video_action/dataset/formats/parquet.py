@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unified_video_action.dataset.store import StoreError
@@ -43,7 +44,8 @@ def numbers_of(column: pa.ChunkedArray, path: Path, name: str) -> np.ndarray:
     except pa.ArrowException as error:
         raise StoreError(f"{path}: the column {name} is {array.type}, expected numbers or lists of numbers") from error
     missing = array.null_count + flat.null_count
-    if missing or values.dtype.kind not in "fiub" or len(values) % max(rows, 1):
+    unequal = lists and pc.count_distinct(pc.list_value_length(array)).as_py() > 1
+    if missing or unequal or values.dtype.kind not in "fiub":
         raise StoreError(
             f"{path}: the column {name} is {array.type} with {missing} missing values; expected numbers, equally many "
             "in every row"
