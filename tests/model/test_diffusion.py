@@ -77,6 +77,21 @@ def test_bad_samplers_are_refused(text):
         Sampler.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("length", "counts"), [(50, range(1, 51)), (100, range(1, 101)), (1000, (16, 61, 103, 121, 122, 201, 1000))]
+)
+def test_so_many_steps_are_taken_as_asked_for_and_no_more_than_were_trained(length, counts):
+    diffusion = Diffusion(length, prediction="sample", learned_variance=False)
+    for kind in ("ddim", "dpm", "ancestral"):
+        for count in counts:
+            taken = [step.t for step in diffusion.chain(Sampler(kind, count))]
+            assert len(taken) == count and taken[0] == length - 1 and taken[-1] >= 0, (kind, count)
+            assert taken == sorted(set(taken), reverse=True), (kind, count)
+        if length < 1000:
+            with pytest.raises(ValueError, match=f"{kind}{length + 1} has more steps than the chain of {length}"):
+                diffusion.chain(Sampler(kind, length + 1))
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "sample"])
 @pytest.mark.parametrize("sampler", ["ddim1", "ddim7", "ddim10", "dpm1", "dpm2", "dpm10", "dpm16"])
 def test_few_step_solvers_equal_those_of_diffusers(prediction, sampler):

@@ -110,12 +110,18 @@ def make_chain(
 
     Args:
         betas: (T,) float64 of the training chain. prediction, learned_variance: as the head was trained.
+
+    Raises:
+        ValueError: more steps than the training chain has.
     """
+    if sampler.steps > len(betas):
+        raise ValueError(f"sampler {sampler.kind}{sampler.steps} has more steps than the chain of {len(betas)}")
     abar = np.cumprod(1 - betas)
     if sampler.kind == "ancestral":
         return _ancestral(sampler, abar, prediction, learned_variance)
     # "Trailing" spacing: from the last step of the training chain, evenly, to almost its first.
-    kept = (np.arange(len(betas), 0, -len(betas) / sampler.steps).round().astype(int) - 1).tolist()
+    spaced = np.arange(len(betas), 0, -len(betas) / sampler.steps)[: sampler.steps]  # rounding can add one, near 0
+    kept = (spaced.round().astype(int) - 1).tolist()
     if sampler.kind == "euler":
         return _euler([(t + 1) / len(betas) for t in kept], kept)
     return (_ddim if sampler.kind == "ddim" else _dpm)(kept, abar, prediction)
