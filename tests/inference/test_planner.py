@@ -93,6 +93,15 @@ def test_another_policy_may_imagine(policy, observations) -> None:  # noqa: F811
         PolicySession(acting, world=policy)
 
 
+def test_getting_ready_on_a_gpu_needs_nothing_of_the_other_policy(observations) -> None:  # noqa: F811
+    world, score = make_policy(cameras=2, auxiliary_dim=6), Rightmost()
+    session = PolicySession(make_policy(), slots=2, planner=Planner(score, 3), world=world)
+    session._warm_up()  # as on a CUDA device; it has no frame of the world's second camera
+    assert not score.seen and not session.plan_seconds
+    plans(session, observations, [0, 1], times=1)
+    assert len(score.seen) == 1
+
+
 @pytest.mark.parametrize(
     "options, needs", [({}, "frames"), ({"text_dim": 5}, "states"), ({"history_actions": True}, "frames")]
 )

@@ -77,14 +77,14 @@ class PolicySession:
     def _warm_up(self) -> None:
         """Plan once for nothing: a CUDA device captures its graphs for this many environments."""
         spec = self.task
+        planner, world, self.planner, self._world = self.planner, self._world, None, None  # it has warmed up itself
         blank = {camera.name: np.zeros((*camera.size, 3), np.uint8) for camera in spec.cameras}
         blank |= {name: np.zeros(width, np.float32) for name, width in spec.states.items()}
         for slot in range(len(self._episodes)):
             self.reset(slot, text=torch.zeros(spec.text_dim))
             self.observe(blank, slot)
-        planner, self.planner = self.planner, None
         self.plan()
-        self.planner, self._episodes = planner, [None] * len(self._episodes)
+        self.planner, self._world, self._episodes = planner, world, [None] * len(self._episodes)
         self.plan_seconds.clear()
 
     def reset(self, slot: int = 0, seed: int = 0, text: Tensor | str | None = None) -> None:
