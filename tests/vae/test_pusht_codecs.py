@@ -9,7 +9,7 @@ import torch
 from scripts.train_codec import images_of, main
 from unified_video_action.env.pusht.env import render_states
 from unified_video_action.vae.base import FrameCodec
-from unified_video_action.vae.fitting import measure, to_images
+from unified_video_action.vae.fitting import fit_mlp, measure, to_images
 from unified_video_action.vae.patch_mlp import PatchMLP
 from unified_video_action.vae.pusht_tiny import PushTTiny
 
@@ -67,3 +67,9 @@ def test_the_script_writes_weights_and_figures(kind, pusht_store, tmp_path, monk
     assert figures[pusht_store.name]["psnr"] > 0
     {"linear": PushTTiny, "mlp": PatchMLP}[kind](str(tmp_path / "new" / "codec.safetensors"))
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name.startswith(".")] == []
+
+
+def test_frames_in_which_no_patch_is_common_are_fitted_as_well():
+    images = torch.rand(4, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codec = fit_mlp(iter([images]), minutes=10, device="cpu", batch=16, most_steps=3)
+    assert np.isfinite(list(measure(codec, images).values())).all()

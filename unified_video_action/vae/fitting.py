@@ -88,7 +88,8 @@ def fit_mlp(
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(1.0, (steps + 1) / 500) * 0.5 * (1 + math.cos(math.pi * used))
             rows = torch.randint(len(patches), (batch,), device=device)
-            rows[: int(batch * COMMON_SHARE)] = common[torch.randint(len(common), (int(batch * COMMON_SHARE),))]
+            if len(common):
+                rows[: int(batch * COMMON_SHARE)] = common[torch.randint(len(common), (int(batch * COMMON_SHARE),))]
             x = patches[rows].float() / 127.5 - 1
             z = norm(codec.encoder(x))
             loss = (codec.decoder(z + LATENT_NOISE * torch.randn_like(z)) - x).square().mean()
