@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.evaluation.worlds import Blank, Oracle, Unconditional, held_out, write_pushes
-from unified_video_action.evaluation.windows import HeldOutWindows
+from unified_video_action.dataset.normalizer import Normalizer
+from unified_video_action.evaluation.windows import HeldOutWindows, observation
 from unified_video_action.evaluation.world_model import WorldModel
 from unified_video_action.model.task_modes import TASK_MODES
+from unified_video_action.policy.base import normalized_states
 
 WINDOWS = 6
 
@@ -76,6 +78,27 @@ def test_what_is_not_found_is_an_error(windows: HeldOutWindows, oracle: tuple[Wo
     assert blank["found"]["value"] == blank["whole"]["value"] == 0
     assert blank["agent"]["value"] >= 100 and blank["agent_mean"]["value"] >= still["agent_mean"]["value"]
     assert blank["block"]["value"] >= 100 and blank["angle"]["value"] >= 90
+
+
+def test_dynamics_is_measured_where_actions_are_recorded(windows: HeldOutWindows) -> None:
+    videos, recorded = copy.copy(windows), torch.arange(WINDOWS) < WINDOWS - 1
+    videos.batch = {**windows.batch, "has_action": recorded}
+    model, whole = world(Oracle(), videos), world(Oracle(), windows)
+    other = recorded & recorded[torch.as_tensor(windows.other)]
+    assert other.any() and not torch.equal(other, recorded)
+    for row, known in (("forward_dynamics", recorded), ("forward_dynamics_other", other), ("video", recorded | True)):
+        found, usual = model.frame_errors(row)["psnr"], whole.frame_errors(row)["psnr"]
+        np.testing.assert_array_equal(found, np.where(known[:, None], usual, np.nan))
+    videos.batch["has_action"] = recorded & False
+    nothing = model.summary(model.frame_errors("forward_dynamics"))
+    assert nothing["psnr"]["value"] is None and nothing["agent"]["value"] is None
+
+
+def test_a_window_without_states_is_shown_as_in_training(windows: HeldOutWindows) -> None:
+    batch = {**windows.part([0, 1]), "has_low_dim": torch.tensor([True, False])}
+    normalizer = Normalizer.limits({"agent_pos": np.array([[100.0, 100.0], [512.0, 512.0]])})
+    shown = normalized_states(Oracle.task, normalizer, observation(batch), torch.device("cpu"))  # (2, 1, 2)
+    assert shown[0].abs().min() > 0 and (shown[1] == 0).all()
 
 
 def test_dynamics_is_measured_by_actions_as_carried_out(

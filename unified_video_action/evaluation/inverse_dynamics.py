@@ -11,7 +11,7 @@ import torch
 from unified_video_action.dataset.sampling import sample_seed
 from unified_video_action.dataset.window_dataset import WindowDataset
 from unified_video_action.evaluation.bootstrap import Bootstrap
-from unified_video_action.evaluation.windows import generators
+from unified_video_action.evaluation.windows import generators, observation
 from unified_video_action.policy.base import BasePolicy
 from unified_video_action.poses import EndEffectorSpec, distance
 
@@ -39,9 +39,8 @@ def predict(
     made: list[tuple[np.ndarray, ...]] = []
     for batch in _batches(dataset, indices):
         noise = generators(batch["seed"].tolist())
-        obs = {**batch["history"], **batch["low_dim"], **({"text": batch["text"]} if "text" in batch else {})}
-        chunks = policy.predict_inverse_dynamics(obs, batch["future"], generator=noise, sampler=sampler)["action_pred"]
-        made.append((chunks.cpu().numpy(), batch["action"].numpy(), ~batch["action_is_pad"].numpy()))
+        read = policy.predict_inverse_dynamics(observation(batch), batch["future"], generator=noise, sampler=sampler)
+        made.append((read["action_pred"].cpu().numpy(), batch["action"].numpy(), ~batch["action_is_pad"].numpy()))
     return tuple(np.concatenate(part) for part in zip(*made, strict=True))
 
 

@@ -136,7 +136,7 @@ def with_stores(config: dict[str, Any], stores: Sequence[str | Path] | None = No
 
 def observation(batch: dict[str, Any]) -> dict[str, Any]:
     """What a policy may see of a batch of windows."""
-    inputs = {name: batch[name] for name in ("text", "history_action") if name in batch}
+    inputs = {name: batch[name] for name in ("text", "history_action", "has_low_dim") if name in batch}
     return {**batch["history"], **batch["low_dim"], **inputs}
 
 

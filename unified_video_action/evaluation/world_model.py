@@ -86,8 +86,13 @@ class WorldModel:
     # -- frames --------------------------------------------------------------------------------------------------------
 
     def frame_errors(self, row: str) -> Errors:
-        """Errors (N, F) of a row of FRAME_ROWS."""
-        return self._compared(self.frames(row), self.windows.future, self._true_readings, self._frame_valid)
+        """Errors (N, F) of a row of FRAME_ROWS; NaN where its actions are not recorded."""
+        valid = self._frame_valid
+        if row.startswith("forward_dynamics"):
+            known = self.windows.batch["has_action"].numpy()
+            known = known if row == "forward_dynamics" else known & known[self.windows.other]
+            valid = valid & known[:, None]
+        return self._compared(self.frames(row), self.windows.future, self._true_readings, valid)
 
     def _compared(self, frames: Tensor, true: Tensor, readings: Readings | None, valid: np.ndarray) -> Errors:
         read = () if self.reader is None else (self._read(frames), readings, self._now_readings)
