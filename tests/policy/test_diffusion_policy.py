@@ -5,14 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from tests.shrunk import read
 from unified_video_action.dataset.normalizer import Normalizer
 from unified_video_action.env_runner.preparation import build_runner
 from unified_video_action.policy.base import Share
-from unified_video_action.policy.build import load_policy
+from unified_video_action.policy.build import build_policy, load_policy
 from unified_video_action.policy.diffusion_policy import DiffusionConfig, DiffusionNetwork, DiffusionPolicy
 from unified_video_action.spec import Camera, Horizon, TaskSpec
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
@@ -155,6 +157,8 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"encoder": "hf-hub:someone/vit"}, "encoder must be the name of a model of timm, got 'hf-hub:someone/vit'"),
+        ({"encoder": "local-dir:/tmp"}, "encoder must be the name of a model of timm"),
         ({"network": "mlp"}, "network must be unet or transformer, got 'mlp'"),
         ({"crop": 50}, r"crop=50 is larger than the frames of image, \(44, 44\)"),
         ({"relative_to": "wrist"}, "relative_to='wrist' is not a state of agent_pos"),
@@ -165,6 +169,27 @@ def test_published_sizes() -> None:
 def test_bad_options_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_policy(**({"network": "unet"} | changes))
+
+
+def test_an_encoder_is_downloaded_to_train_it_and_never_to_act(tmp_path: Path, monkeypatch: Any) -> None:
+    asked, create = [], timm.create_model
+
+    def offline(name: str, pretrained: bool, **options: Any) -> Any:
+        asked.append(pretrained)
+        return create(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    config = read("dp_unet_pusht_mini", "policy.encoder=test_vit", "policy.crop=null", "policy.image_size=160")
+    config["policy"] |= {"pretrained": True, "widths": [16, 32]}
+    corners = np.array([[0.0, 0.0], [512.0, 512.0]])
+    policy = build_policy(config, Normalizer.limits({"action": corners, "agent_pos": corners}))
+    OmegaConf.save(config, tmp_path / "config.yaml")
+    (tmp_path / "normalizer.json").write_text(policy.normalizer.to_json())
+    save_file(policy.model.state_dict(), tmp_path / "ema.safetensors")
+    loaded = load_policy(tmp_path)
+    assert asked == [True, False]
+    for name, value in policy.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("name", ["dp_unet_pusht_mini", "dp_transformer_pusht_mini"])

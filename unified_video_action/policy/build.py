@@ -68,6 +68,8 @@ def load_policy(
         if not exists:
             raise FileNotFoundError(f"checkpoint {folder}: {file.name} is missing")
     verify(folder, weights)
+    if config["policy"].get("pretrained"):  # every weight follows: none is downloaded first
+        config["policy"] = {**config["policy"], "pretrained": False}
     if (folder / "codec.safetensors").is_file():
         config["vae"]["weights"] = str(folder / "codec.safetensors")
     try:

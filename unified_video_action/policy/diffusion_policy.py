@@ -67,6 +67,8 @@ class DiffusionConfig:
         require_integers(self, "action_steps", "diffusion_steps", "kernel", "step_embed", "width", "depth", "heads")
         if self.prediction not in ("epsilon", "sample"):
             raise ValueError(f"DiffusionConfig.prediction must be epsilon or sample, got {self.prediction!r}")
+        if ":" in self.encoder:  # timm would contact a repository, or read a folder, that a checkpoint has named
+            raise ValueError(f"DiffusionConfig.encoder must be the name of a model of timm, got {self.encoder!r}")
         if self.stages not in (1, 2, 3, 4):
             raise ValueError(f"DiffusionConfig.stages must be 1 to 4, got {self.stages!r}")
         _sampler(self.sampler, self.diffusion_steps)
