@@ -145,6 +145,18 @@ def test_relative_actions_are_of_the_newest_state() -> None:
     torch.testing.assert_close(kept["action_pred"], batch["action"])
 
 
+@pytest.mark.parametrize(("kind", "least", "most"), [("limits", 1.0, 1.0), ("deviations", 3.0, 10.0)])
+def test_plans_reach_as_far_as_recorded_actions(kind: str, least: float, most: float) -> None:
+    actions = np.concatenate([np.random.default_rng(0).normal(0.3, 0.007, (500, 2)), [[0.33, 0.33]]])
+    fields = {"action": actions, "agent_pos": np.array([[0.0, 0.0], [512.0, 512.0]])}
+    normalizer = getattr(Normalizer, kind)(fields)
+    policy = DiffusionPolicy(TASK, normalizer, DiffusionConfig(**SMALL)).eval()
+    assert least <= policy._schedule.config.clip_sample_range <= most
+    policy.model.denoiser.forward = lambda x, t, cond: -1000 * torch.ones_like(x)  # as far as plans can go
+    made = policy.predict_action(observation(make_batch()), noise(), "ddim4")["action_pred"]
+    assert made.amax().item() == pytest.approx(0.33, abs=1e-3)
+
+
 def test_published_sizes() -> None:
     task = TaskSpec(Horizon(2, 0, 1), (Camera("image", (96, 96), True),), 2, {"agent_pos": 2}, 2)
     sizes = {"unet": 262.7, "transformer": 20.2}  # millions, encoder included

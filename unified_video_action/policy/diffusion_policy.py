@@ -120,7 +120,7 @@ class DiffusionPolicy(BasePolicy):
             num_train_timesteps=config.diffusion_steps,  # by name: from_config forgets what is given by position
             beta_schedule="squaredcos_cap_v2",
             prediction_type=config.prediction,
-            clip_sample_range=1.0 if config.relative_to is None else RELATIVE_BOUND,
+            clip_sample_range=_bound(normalizer) if config.relative_to is None else RELATIVE_BOUND,
         )
 
     @classmethod
@@ -230,6 +230,15 @@ class DiffusionPolicy(BasePolicy):
             y, x = ((length - side) // 2 for length in frames.shape[-2:])
             frames = frames[..., y : y + side, x : x + side]
         return frames.to(self.device).float() / 127.5 - 1
+
+
+def _bound(normalizer: Normalizer) -> float:
+    """On denoised actions: how far the recorded ones reach, normalised. 1 where they lie in [-1, 1], up to rounding, or
+    are not known."""
+    known = normalizer.stats.get("action", {})
+    ends = [normalizer.normalize("action", known[end]) for end in ("min", "max") if end in known]
+    reach = max((end.abs().max().item() for end in ends), default=1.0)
+    return reach if reach > 1.01 else 1.0
 
 
 def _counted(batch: Mapping[str, Any]) -> Tensor:
