@@ -12,10 +12,11 @@ from openpi_client import msgpack_numpy
 from safetensors.torch import save_file
 from websockets.sync.server import serve as serve_websocket
 
-from tests.real.server_support import write_checkpoint
+from tests.real.server_support import SIZE, STATES, describe, instant_core, serve, websocket_url, write_checkpoint
 from unified_video_action.env_runner.preparation import prepare
 from unified_video_action.policy.build import build_policy, load_policy
 from unified_video_action.policy.remote import RemoteConfig, RemotePolicy
+from unified_video_action.poses import KINDS
 from unified_video_action.real.serving.client import start_server_process, stop_server_process
 from unified_video_action.spec import TaskSpec
 
@@ -92,12 +93,30 @@ def test_every_environment_gets_the_answer_to_its_own_observation(server):
 
 
 def test_names_and_histories_are_the_servers(server):
-    url, got = server
-    policy = make(url, history=True, keys={"front": "base", "wrist": "side", "grip": "gripper"})
-    policy._ask = lambda message: got.append(message) or np.zeros((4, 3), np.float32)
-    policy.predict_action(observe(policy, "lift"))
-    assert got[0]["base"].shape == (2, 32, 32, 3) and got[0]["side"].shape == (2, 32, 32, 3)
-    assert got[0]["observation/state"].shape == (2, 2) and got[0]["gripper"].tolist() == [[0.5], [0.5]]
+    policy = make(server[0], history=True, keys={"front": "base", "wrist": "side", "grip": "gripper"})
+    message = policy._message(observe(policy, "lift"), 0)
+    assert message["base"].shape == (2, 32, 32, 3) and message["side"].shape == (2, 32, 32, 3)
+    assert message["observation/state"].shape == (2, 2) and message["gripper"].tolist() == [[0.5], [0.5]]
+
+
+def test_environments_do_not_share_a_history_on_a_server_of_this_project(caplog):
+    caplog.set_level("INFO")
+    obs = {"camera0_rgb": {"shape": [3, SIZE, SIZE], "type": "rgb"}}
+    obs |= {name: {"shape": [KINDS[kind]], "type": "low_dim"} for name, kind in STATES.items()}
+    task = TaskSpec.parse({"shape_meta": {"obs": obs, "action": {"shape": [10]}}, "horizon": {}})
+    sent, read = [], []
+    with instant_core(describe(follows_text=False)) as (core, session), serve(core) as ports:
+        session.before_plan = lambda: read.append(session.shown())
+        policy = RemotePolicy(task, RemoteConfig(url=websocket_url(ports), timeout=20))
+        for _ in range(2):
+            histories = {name: torch.rand(2, 4, KINDS[kind]) - 0.5 for name, kind in STATES.items()}
+            frames = torch.zeros(2, 4, 3, SIZE, SIZE, dtype=torch.uint8)
+            planned = policy.predict_action({"camera0_rgb": frames, **histories})["action_pred"]
+            sent += histories["robot0_eef_pos"].tolist()
+            assert torch.equal(planned[:, 0, :3], histories["robot0_eef_pos"][:, -1])
+        policy._connection.close()
+    np.testing.assert_array_equal(np.float32(read), np.float32(sent))  # (4 plans, 4 steps, 3)
+    assert caplog.text.count("is a server of this project: it is sent histories") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,11 +162,11 @@ def test_a_server_of_this_project_is_evaluated(tmp_path: Path):
     checkpoint = write_checkpoint(tmp_path / "latest", end_effector=False)
     process, url = start_server_process(checkpoint)
     try:
-        words = ["policy=remote", f"policy.url={url}", "policy.history=true", "policy.action_steps=4"]
+        words = ["policy=remote", f"policy.url={url}", "policy.action_steps=4"]
         words += ["task=pusht_proprio", "task.env_runner.max_steps=8"]
         from eval_sim import parse_arguments
 
-        line = ["--config-name", "uva_pusht", "--n-episodes", "2", "--n-envs", "1", "--videos", "0"]
+        line = ["--config-name", "uva_pusht", "--n-episodes", "2", "--n-envs", "2", "--videos", "0"]
         policy, runner, options = prepare(parse_arguments([*line, "--output", str(tmp_path / "out"), "--set", *words]))
         metrics = runner.run(policy, **options)
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from unified_video_action.policy.base import BasePolicy, Config, Keep, LossTerm,
 from unified_video_action.spec import TaskSpec, require_integers
 from unified_video_action.vae.base import resize
 
+log = logging.getLogger(__name__)
 IMAGES = ("observation/image", "observation/wrist_image")  # openpi's names of a robot's first and second camera
 KEY_VARIABLE = "UVA_SERVER_KEY"
 MOST_BYTES = 16 * 1024 * 1024  # of an answer
@@ -32,7 +34,8 @@ class RemoteConfig:
     action_steps: int = 8  # actions executed of each chunk
     keys: Mapping[str, str] = field(default_factory=dict)  # the server's names of cameras and states; see RemotePolicy
     image_size: int | None = None  # frames are resized to this square; null: sent as they are
-    history: bool = False  # send all observed frames and states, oldest first, in place of the newest
+    history: bool = False  # send all observed frames and states, oldest first, in place of the newest; a server of this
+    # project always gets them
     timeout: float = 60.0  # seconds for an answer
     sampler: str = "the server's"
 
@@ -68,6 +71,7 @@ class RemotePolicy(BasePolicy):
         if len(unnamed) > len(IMAGES):
             raise ValueError(f"policy.keys: name the server's keys of the cameras {', '.join(task.camera_names)}")
         self._cameras = dict(zip(unnamed, IMAGES)) | {name: config.keys[name] for name in config.keys}
+        self._history = config.history
         self._prompts: list[str] = []
         self._connection: Any = None
 
@@ -117,13 +121,13 @@ class RemotePolicy(BasePolicy):
         if keep is not None or chunks > 1 or sampler is not None:
             raise ValueError("policy=remote: a server gives one plan, by its own sampler, and takes no prefix")
         require_observations(obs, (*self.task.camera_names, *self.task.states))
-        rows = [self._ask(self._message(obs, row)) for row in range(len(obs[self.task.camera_names[0]]))]
+        rows = [self._ask(obs, row) for row in range(len(obs[self.task.camera_names[0]]))]
         chunk = torch.from_numpy(np.stack(rows))  # (B, A, D)
         return {"action": chunk[:, : self.action_steps], "action_pred": chunk}
 
     def _message(self, obs: Observation, row: int) -> dict[str, Any]:
         message: dict[str, Any] = {}
-        which, steps = (slice(None), slice(-self.task.state_steps, None)) if self.config.history else (-1, -1)
+        which, steps = (slice(None), slice(-self.task.state_steps, None)) if self._history else (-1, -1)
         for name in self.task.camera_names:
             frames = obs[name][row]  # (H, 3, h, w)
             if self.config.image_size is not None:
@@ -137,7 +141,7 @@ class RemotePolicy(BasePolicy):
             named[PROMPT] = self._prompts[int(obs["text"][row].flatten()[0])]
         return message | named
 
-    def _ask(self, message: Mapping[str, Any]) -> np.ndarray:
+    def _ask(self, obs: Observation, row: int) -> np.ndarray:
         """Actions (A, D) for one environment."""
         from websockets.exceptions import WebSocketException
 
@@ -145,7 +149,7 @@ class RemotePolicy(BasePolicy):
         try:
             if self._connection is None:
                 self._connect()
-            self._connection.send(pack(message))
+            self._connection.send(pack(self._message(obs, row)))
             answer = self._connection.recv(timeout=self.config.timeout)
         except (OSError, EOFError, WebSocketException) as error:  # OSError: also a timeout
             self._connection = None
@@ -178,7 +182,11 @@ class RemotePolicy(BasePolicy):
             proxy=None,
             open_timeout=self.config.timeout,
         )
-        unpack(connection.recv(timeout=self.config.timeout), MOST_BYTES)  # what the server says of itself
+        hello = unpack(connection.recv(timeout=self.config.timeout), MOST_BYTES)  # what the server says of itself
+        if not self._history and isinstance(hello, dict) and "description" in hello:
+            # It makes one history of single observations, and these are of several environments and episodes.
+            log.info("%s is a server of this project: it is sent histories (policy.history=true)", self.config.url)
+            self._history = True
         self._connection = connection
 
     def __getstate__(self) -> Any:
