@@ -6,7 +6,7 @@ import torch
 
 from tests.model.conftest import EVERYTHING, PLAIN, TINY
 from unified_video_action.model.config import MaskConfig
-from unified_video_action.model.masking import draw_corruption, mask_ratios
+from unified_video_action.model.masking import HISTORY_ACTION_DROPOUT, draw_corruption, mask_ratios
 from unified_video_action.model.task_modes import TASK_MODES
 
 MODES = list(TASK_MODES.values())
@@ -75,3 +75,9 @@ def test_inverse_dynamics_sees_the_history_in_its_share_of_samples():
     inverse = torch.tensor([mode.name == "inverse_dynamics" for mode in modes])
     assert not hidden.sees_history[inverse].any() and hidden.sees_history[~inverse].all()
     assert 0.4 < shown.sees_history[inverse].float().mean() < 0.6 and shown.sees_history[~inverse].all()
+
+
+def test_past_actions_are_hidden_in_their_share_of_samples_where_there_are_any():
+    drawn = draw_corruption(EVERYTHING, TINY, range(1000), [MODES[0]] * 1000)
+    assert abs((~drawn.sees_history_actions).double().mean() - HISTORY_ACTION_DROPOUT) < 0.03
+    assert draw_corruption(PLAIN, TINY, [0], [MODES[0]]).sees_history_actions is None

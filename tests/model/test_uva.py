@@ -90,6 +90,19 @@ def test_padded_frames_and_actions_never_count(chunk):
     assert term.weight == 0 and term.total == 0
 
 
+def test_a_sample_without_past_actions_trains_what_acting_shows_when_an_episode_begins(everything):
+    model, corruption = everything.model, everything.corruption
+    corruption.sees_history_actions = torch.zeros(5, dtype=torch.bool)
+    terms = model.loss_terms(everything.inputs, everything.targets, corruption)
+    sum(term.total for term in terms.values()).backward()
+    assert model.mar.inputs.masked_history_action.grad.abs().max() > 0
+    hidden = everything.losses()
+    everything.inputs.history_actions = None
+    assert everything.losses() == hidden
+    corruption.sees_history_actions[0], everything.inputs.history_actions = True, torch.ones(5, 16, 3)
+    assert everything.losses() != hidden
+
+
 @torch.no_grad()
 def test_hidden_inputs_do_not_matter_and_seen_ones_do(everything):
     model, inputs = everything.model, everything.inputs

@@ -41,6 +41,7 @@ class Visibility:
     levels: Tensor | None = None  # (B, T*S, 2): hidden frames and actions are seen through so much noise; 1: not at all
     frames_noise: Tensor | None = None  # (B, P, T*S, C)
     actions_noise: Tensor | None = None  # (B, A, D)
+    history_actions: Tensor | None = None  # (B,) bool; None: visible where given
 
 
 T = TypeVar("T", ModelInputs, Visibility)
@@ -129,8 +130,9 @@ class InputStage(nn.Module):
         streams = [future(view, *each) for view, each in enumerate(zip(self.future_projs, self.masked_frames))]
         streams.append(torch.where(seen.history[:, None, None], first, self.masked_frames[0]))
         if spec.history_actions:
-            never = torch.zeros_like(seen.history)[:, None, None]
-            streams.append(chunk(inputs.history_actions, never, self.history_action_proj, self.masked_history_action))
+            known = torch.ones_like(seen.history) if seen.history_actions is None else seen.history_actions
+            past = inputs.history_actions, ~known[:, None, None]
+            streams.append(chunk(*past, self.history_action_proj, self.masked_history_action))
         actions, hidden = inputs.actions, ~seen.actions[:, None, None]
         if seen.levels is not None:
             actions, hidden = _through_noise(actions, hidden, seen.levels[:, :1, 1:], seen.actions_noise)

@@ -15,6 +15,8 @@ from unified_video_action.model.config import MaskConfig, ModelConfig
 from unified_video_action.model.task_modes import TaskMode
 from unified_video_action.spec import ModelSpec
 
+HISTORY_ACTION_DROPOUT = 0.1  # share of samples without past actions: when an episode begins there are none
+
 
 @dataclass
 class TrainingCorruption:
@@ -36,6 +38,7 @@ class TrainingCorruption:
     levels: Tensor | None = None  # (B, 2) how much noise hidden frames and actions are seen through; 1: not seen
     frames_noise: Tensor | None = None  # (B, P, T*S, C)
     actions_noise: Tensor | None = None  # (B, A, D)
+    sees_history_actions: Tensor | None = None  # (B,) bool, where the model reads past actions
 
 
 def mask_ratios(config: MaskConfig, uniform: Tensor) -> Tensor:
@@ -77,6 +80,8 @@ def draw_corruption(
     counts |= {name: head.noise_draws * rows for name, (_, head, rows, _) in noisy.items()}
     if config.masking.inverse_history:
         counts["history"] = 1
+    if spec.history_actions:
+        counts["history_actions"] = 1
     seen_through = {}
     if config.masking.noise:
         counts["levels"] = 2
@@ -127,6 +132,7 @@ def draw_corruption(
         action_noise=noise["action"],
         proprio_t=times["proprio"],
         proprio_noise=noise["proprio"],
+        sees_history_actions=u["history_actions"][:, 0] >= HISTORY_ACTION_DROPOUT if spec.history_actions else None,
         levels=(2 * u["levels"]).clamp(max=1).float() if config.masking.noise else None,
         **seen_through,
     )

@@ -73,6 +73,7 @@ class UVA(nn.Module):
         seen = Visibility(
             corruption.masked | padded, corruption.sees_history, corruption.sees_actions, corruption.sees_text
         )
+        seen.history_actions = corruption.sees_history_actions
         if corruption.levels is not None:
             seen.levels = corruption.levels.unsqueeze(1).repeat(1, self.spec.tokens, 1)  # (B, T*S, 2)
             seen.levels[..., 0].masked_fill_(padded, 1.0)
