@@ -2,9 +2,10 @@
 
 python scripts/collect_demos.py --task pusht -n 200 --output data/demos.zarr.zip         PushT's published layout
 python scripts/collect_demos.py --task pusht_m -n 300 --output data/pusht_m/scripted.zarr.zip
-python scripts/collect_demos.py --task block_push -n 200 --output data/block_push/demos.zarr.zip
+python scripts/collect_demos.py --task block_push -n 300 --output data/block_push/demos.zarr.zip
 python scripts/collect_demos.py --task lift -n 100 --output data/lift.hdf5               robomimic's HDF5 format
 python scripts/collect_demos.py --task sim_arm -n 100 --output data/sim_arm              a folder of UMI archives
+python scripts/collect_demos.py --task umi -n 20 --output data/umi/synthetic.zarr.zip    UMI's layout
 python scripts/collect_demos.py --task sim_arm -n 100 --measure                          only the rate of success
 python scripts/collect_demos.py --task pusht --help                                      that task's options
 """

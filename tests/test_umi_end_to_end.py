@@ -12,18 +12,17 @@ from omegaconf import OmegaConf
 from tests.loading import load_script
 from tests.shrunk import SHRUNK, read
 from unified_video_action.dataset.build import build_dataset
-from unified_video_action.dataset.formats.pictures import JpegXlCodec
 from unified_video_action.dataset.formats.umi import UmiStore
+from unified_video_action.demos.collecting import collect
 from unified_video_action.demos.umi_synthetic import (
     CAMERA_IN_GRIPPER,
     TABLE,
     TEXELS,
     CameraModel,
-    Scene,
+    Collector,
     episode,
     lit,
     trajectory,
-    write_archive,
 )
 from unified_video_action.policy.build import load_policy
 from unified_video_action.policy.uva_transform import model_spec
@@ -32,14 +31,14 @@ from unified_video_action.spec import LatentShape, TaskSpec
 from unified_video_action.workspace.train_unified_video_action_workspace import TrainUnifiedVideoActionWorkspace
 
 CAMERA = "camera0_rgb"
-SCENE = Scene(image_size=64, seconds=1.5)
+SCENE = Collector(image_size=64, seconds=1.5)
 SMALL = (*(line for line in SHRUNK if "env_runner" not in line and "evaluate_every" not in line), "vae.image_size=32")
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("umi") / "synthetic.zarr.zip"
-    write_archive(path, SCENE, seed=0, episodes=3, pictures=JpegXlCodec())
+    collect(SCENE, "umi", 3, path, workers=1)
     return path
 
 
@@ -52,8 +51,8 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
     column, row = np.round((point[:2] / TABLE + 0.5) * TEXELS).astype(int)
     texture[row - 4 : row + 5, column - 4 : column + 5, 0] = 255
     for camera, view in (("pinhole", 90.0), ("fisheye", 160.0)):
-        model = CameraModel(Scene(image_size=128, camera=camera, field_of_view=view))
-        poses, _ = trajectory(Scene(seconds=12.0), np.random.default_rng(1))
+        model = CameraModel(Collector(image_size=128, camera=camera, field_of_view=view))
+        poses, _ = trajectory(Collector(seconds=12.0), np.random.default_rng(1))
         seen = 0
         for pose in poses[::60]:
             x, y, z = (inverse(pose @ CAMERA_IN_GRIPPER) @ [*point, 1.0])[:3]
@@ -71,7 +70,7 @@ def test_the_camera_sees_points_of_the_table_where_its_pose_says() -> None:
 
 
 def test_recordings_follow_from_their_seed() -> None:
-    one, same, other = (episode(SCENE, *key) for key in ((0, 1), (0, 1), (1, 1)))
+    one, same, other = (episode(replace(SCENE, seed=seed), 1) for seed in (0, 0, 1))
     assert all(np.array_equal(one[name], same[name]) for name in one)
     assert not np.array_equal(one[CAMERA], other[CAMERA])
     assert not np.allclose(one["robot0_eef_pos"], other["robot0_eef_pos"])
@@ -85,24 +84,24 @@ def test_the_colour_of_light_tells_places() -> None:
     assert red[0, -1] - red[0, 0] == green[-1, 0] - green[0, 0] == blue[0, 0] - blue[-1, -1] == 179 - 60
     assert not red.var(axis=0).any() and not green.var(axis=1).any()
     recorded = [replace(SCENE, light=light, tables=1) for light in (0.0, 0.5)]
-    white, coloured = (episode(scene, 0, 0) for scene in recorded)
+    white, coloured = (episode(scene, 0) for scene in recorded)
     assert np.array_equal(white["robot0_eef_pos"], coloured["robot0_eef_pos"])
     assert not np.array_equal(white[CAMERA], coloured[CAMERA])
 
 
 def test_the_script_makes_an_archive(tmp_path, capsys) -> None:
     path = tmp_path / "made.zarr.zip"
-    options = ["--output", str(path), "-n", "1", "--seconds", "0.5", "--image-size", "32", "--workers", "1"]
-    options += ["--codec", "jpeg", "--camera", "fisheye", "--fps", "20", "--seed", "3"]
-    load_script("make_umi_archive").main(options)
+    options = ["--task", "umi", "--output", str(path), "-n", "1", "--workers", "1", "--seconds", "0.5", "--fps", "20"]
+    options += ["--image-size", "32", "--codec", "jpeg", "--camera", "fisheye", "--seed", "3"]
+    load_script("collect_demos").main(options)
     assert len(UmiStore(path, [CAMERA])) == 10
     for bad, message in (
         (options, "exists already"),
-        (["--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1"),
-        (["--output", "x.zarr", "--light", "2"], "light=2.0: expected 0 to 1"),
+        (["--task", "umi", "--output", "x.zarr", "--fps", "0.1"], "fps=0.1: expected 1"),
+        (["--task", "umi", "--output", "x.zarr", "--light", "2"], "light=2.0: expected 0 to 1"),
     ):
         with pytest.raises(SystemExit):
-            load_script("make_umi_archive").main(bad)
+            load_script("collect_demos").main(bad)
         assert message in capsys.readouterr().err
 
 
@@ -202,7 +201,7 @@ def test_errors_of_camera_motion_by_the_script(trained, archive, tmp_path, monke
     own = measure()
     assert set(own) == {"model", "still"} and own["model"]["position_cm"]["windows"] == 6
     resting = tmp_path / "resting.zarr.zip"
-    write_archive(resting, replace(SCENE, speed=0.0, turning=0.0), seed=0, episodes=3, pictures=JpegXlCodec())
+    collect(replace(SCENE, speed=0.0, turning=0.0), "umi", 3, resting, workers=1)
     all_of_it = measure("--data", str(archive), "--other", f"resting={resting}", f"--other=same={archive}")
     assert all_of_it["same"]["position_cm"]["value"] < 1e-4 and all_of_it["same"]["rotation_deg"]["value"] < 1e-2
     for part, row in all_of_it["still"].items():  # a method that finds no motion is as wrong as standing still

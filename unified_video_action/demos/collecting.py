@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
+from numcodecs.abc import Codec
 from tqdm import tqdm
 
 from unified_video_action.dataset.demonstrations import new_store, require_new_store
@@ -31,6 +32,7 @@ COLLECTORS = {  # task -> module and class
     "block_push": "block_push.Collector",
     "lift": "lift.Collector",
     "sim_arm": "sim_arm.expert.Collector",
+    "umi": "umi_synthetic.Collector",
 }
 
 
@@ -90,10 +92,14 @@ class ZarrCollector(Collector):
             infos.append(info)
         return rows, infos
 
+    def pictures(self) -> Codec | None:
+        """What codes frames, each in a chunk of its own; None: they are kept as they are, many in a chunk."""
+        return None
+
     @contextlib.contextmanager
     def writer(self, output: Path, task: str) -> Iterator[Callable[[Any], None]]:
         require_new_store(output)
-        with new_store(output) as store:
+        with new_store(output, self.pictures()) as store:
             yield lambda episode: store.append(*episode)
             store.describe(source="scripted expert", task=task, **dataclasses.asdict(self))
 

@@ -6,22 +6,20 @@ frames how the camera moved, and be measured against the truth.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numcodecs.abc import Codec
 from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
-from tqdm import tqdm
 
-from unified_video_action.dataset.demonstrations import new_store
-from unified_video_action.demos.collecting import in_order
+from unified_video_action.dataset.formats.pictures import JpegCodec, JpegXlCodec
+from unified_video_action.demos.collecting import Attempt, ZarrCollector, option
 from unified_video_action.poses import pose_matrix, to_vector
 
 CAMERAS = ("pinhole", "fisheye")
+CODECS = {"jpegxl": JpegXlCodec, "jpeg": JpegCodec}
 TABLE = 1.6  # metres of the texture's side; beyond it repeats
 TEXELS = 1024  # along that side
 SAMPLES = 2  # of a pixel along each axis
@@ -33,22 +31,25 @@ DOWN = Rotation.from_matrix([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]])  # looks at t
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What recordings look like and how the gripper moves in them. Raises ValueError for a value out of range."""
+class Collector(ZarrCollector):
+    """Episodes in UMI's published layout, one per attempt number. Raises ValueError for a value out of range."""
 
-    image_size: int = 224  # pixels, square
-    fps: float = 59.94
-    seconds: float = 8.0  # of an episode
-    camera: str = "pinhole"  # or fisheye
-    field_of_view: float = 100.0  # degrees across the frame
-    speed: float = 1.0  # of the gripper; 1: about 0.3 m/s
-    tables: int = 0  # different tables that episodes take in turn; 0: each has its own
-    turning: float = 0.25  # radians by which the gripper tilts and turns, standard deviation
-    light: float = 0.0  # how much the light's colour differs over the table, 0 to 1; 0: white everywhere
+    seed: int = option(0, "decides tables and paths")
+    image_size: int = option(224, "pixels of a frame's side")
+    fps: float = option(59.94, "rows per second")
+    seconds: float = option(8.0, "length of an episode")
+    camera: str = option("pinhole", "pinhole or fisheye")
+    field_of_view: float = option(100.0, "degrees across a frame")
+    speed: float = option(1.0, "of the gripper; 1: about 0.3 m/s")
+    tables: int = option(0, "different tables, which episodes take in turn; 0: each has its own")
+    turning: float = option(0.25, "radians by which the gripper tilts and turns, standard deviation")
+    light: float = option(0.0, "how much the light's colour differs over the table, 0 to 1: frames then tell places")
+    codec: str = option("jpegxl", "jpegxl or jpeg: of the frames, each in a chunk of its own")
 
     def __post_init__(self) -> None:
-        if self.camera not in CAMERAS:
-            raise ValueError(f"camera={self.camera!r}: expected {' or '.join(CAMERAS)}")
+        for name, known in (("camera", CAMERAS), ("codec", CODECS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {' or '.join(known)}")
         if self.image_size < 16:
             raise ValueError(f"image_size={self.image_size}: expected 16 pixels or more")
         most = 150 if self.camera == "pinhole" else 200
@@ -61,33 +62,18 @@ class Scene:
         if not 0 <= self.light <= 1:
             raise ValueError(f"light={self.light}: expected 0 to 1")
 
-    @property
-    def rows(self) -> int:
-        """Rows of an episode."""
-        return round(self.seconds * self.fps)
+    def __call__(self, attempt: int) -> Attempt:
+        return Attempt(True, episode=(episode(self, attempt), {}))
+
+    def pictures(self) -> Codec:
+        return CODECS[self.codec]()
 
 
-def write_archive(
-    output: Path, scene: Scene, seed: int, episodes: int, pictures: Codec, workers: int = 1, progress: bool = False
-) -> int:
-    """Write a recording to `output`, NAME.zarr or NAME.zarr.zip, which appears when it is whole; return its rows.
-
-    Every frame, coded by `pictures`, is a chunk of its own. The archive does not depend on the number of `workers`.
-    Raises FileExistsError where `output` exists, ValueError for another ending of its name.
-    """
-    with new_store(output, pictures) as store:
-        made = in_order(partial(episode, scene, seed), range(episodes), workers)
-        for arrays in tqdm(made, total=episodes, unit="episode", disable=not progress):
-            store.append(arrays, {})
-        store.describe(source="synthetic", seed=seed, **asdict(scene))
-        return store.rows
-
-
-def episode(scene: Scene, seed: int, number: int) -> dict[str, np.ndarray]:
-    """Episode `number` of a recording, in UMI's published layout: array -> (T, ...); a function of its arguments."""
+def episode(scene: Collector, number: int) -> dict[str, np.ndarray]:
+    """Episode `number` of a recording: array -> (T, ...); a function of its arguments."""
     table = number % scene.tables if scene.tables else number
-    texture = lit(table_texture(np.random.default_rng([seed, table, 0])), scene.light)
-    poses, widths = trajectory(scene, np.random.default_rng([seed, number, 1]))
+    texture = lit(table_texture(np.random.default_rng([scene.seed, table, 0])), scene.light)
+    poses, widths = trajectory(scene, np.random.default_rng([scene.seed, number, 1]))
     camera = CameraModel(scene)
     frames = [camera.picture(texture, pose, width) for pose, width in zip(poses, widths, strict=True)]
     vectors = to_vector(poses)
@@ -133,12 +119,12 @@ def lit(texture: np.ndarray, strength: float) -> np.ndarray:
     return np.clip(texture * gain, 0, 255).astype(np.uint8)
 
 
-def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def trajectory(scene: Collector, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Poses (T, 4, 4) of the gripper in the table's frame, z up from its surface, and openings (T,), metres.
 
     The gripper visits random points, as smoothly as a cubic spline, and trembles a little.
     """
-    times = np.arange(scene.rows) / scene.fps
+    times = np.arange(round(scene.seconds * scene.fps)) / scene.fps
     progress = times * scene.speed / POINT_SECONDS  # points visited so far
     knots = np.arange(-1, np.ceil(progress[-1]) + 3)
     points = np.column_stack([rng.normal(0, 0.16, (len(knots), 2)), rng.uniform(0.12, 0.42, len(knots))])
@@ -158,7 +144,7 @@ def trajectory(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 class CameraModel:
     """A camera on the gripper, square pixels, the optical axis in the middle."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Collector) -> None:
         self.size, self.fisheye = scene.image_size, scene.camera == "fisheye"
         half = np.radians(scene.field_of_view) / 2
         self.focal = self.size / 2 / (half if self.fisheye else np.tan(half))  # pixels
