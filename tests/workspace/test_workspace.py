@@ -92,7 +92,7 @@ def test_a_run_leaves_everything_a_policy_needs(tmp_path, build):
     workspace = build("run", "trainer.prediction_grid_every=6", *simulated, "task.env_runner.max_steps=8")
     workspace.run()
     folder = tmp_path / "run"
-    measured = {name: value for line in lines(folder) for name, value in line.items() if name != "done"}
+    measured = {name: value for line in lines(folder) for name, value in line.items()}
     assert {
         "train/loss", "train/action", "train/video", "train/auxiliary", "train/gradient_norm",
         "validation/policy/action", "validation/action_error", "validation/frame_psnr", "validation/frame_agent",
@@ -213,8 +213,7 @@ def test_more_or_unknown_data(begun, build, pusht_store, caplog):
 def test_a_damaged_cache_ends_training_with_a_sentence(tmp_path, build, workers):
     options = ("trainer.validate_every=null", "policy.relative_frames=false", f"data.cache_dir={tmp_path}/cache")
     workspace = build("run", *options, f"trainer.num_workers={workers}")
-    store = workspace.dataset._reader.caches
-    (row_store,) = [group["mean"] for camera in store.values() for group in camera["image"].values()][:1]
+    (row_store,) = [each["plain"]["mean"] for each in workspace.dataset._reader.caches.values()]
     row_store._checked[:] = False  # which the measure of latents has read
     with row_store.path.open("r+b") as file:
         file.seek(-1, 2)

@@ -23,6 +23,7 @@ from unified_video_action.files import written
 from unified_video_action.workspace.settings import TrainerSettings
 
 logger = logging.getLogger(__name__)
+DONE = "/done"
 GIF_EVERY, GIF_SHRINK = 4, 2  # one frame in so many, and its sides over so much
 
 
@@ -66,10 +67,11 @@ class Records:
     def write(self, step: int, metrics: Mapping[str, float], done: Sequence[str] = ()) -> None:
         """Add one record: `step` optimiser steps have been done, metrics by name such as `train/loss`.
 
-        `done` names what was done after this step, so that it is not done again by a process that goes on from there.
+        `done` names what was done after this step, so that it is not done again by a process that goes on from there;
+        metrics.jsonl alone says so, as NAME/done.
         """
-        line = {"step": step, "time": round(time.time(), 3), **metrics}
-        self._lines.write(json.dumps(line | {"done": list(done)} if done else line) + "\n")
+        line = {"step": step, "time": round(time.time(), 3), **metrics, **{f"{name}{DONE}": 1 for name in done}}
+        self._lines.write(json.dumps(line) + "\n")
         self._done.setdefault(step, set()).update(done)
         for tracker in self._trackers:
             tracker.log(dict(metrics), step=step)
@@ -123,7 +125,8 @@ def _drop_after(path: Path, step: int) -> dict[int, set[str]]:
             entry = json.loads(line)
             if entry["step"] <= step:
                 kept.append(line)
-                done.setdefault(entry["step"], set()).update(entry.get("done", ()))
+                names = (name.removesuffix(DONE) for name in entry if name.endswith(DONE))
+                done.setdefault(entry["step"], set()).update(names)
         except ValueError:
             logger.warning("Dropping a line of %s that was cut short: %s", path, line.strip())
     with written(path) as partial:
