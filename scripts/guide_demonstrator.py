@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
         from unified_video_action.policy.build import load_policy
 
         policy, figures = load_policy(options.checkpoint), {}
-        policy.require_trained("forward_dynamics")
+        if not policy.can("forward_dynamics"):
+            raise ValueError(f"{options.checkpoint}: this policy was not trained in the mode forward_dynamics")
         for name, by in ROWS.items():
             won = {}
             for column, wanted in enumerate(PAIRS, start=1):

@@ -169,15 +169,13 @@ class LatentReader:
     def read(self, tables: np.ndarray, rows: np.ndarray, seeds: np.ndarray) -> dict[str, StoredLatents]:
         """Latents at `rows` (B, T) of tables number `tables` (B,): camera -> (B, T, ...)."""
         drawn = (uniform(seeds, VIEW) * len(self.views)).astype(int)
-        own, noise = [self.tables[n] for n in tables], sample_seed(seeds, POSTERIOR)
+        own, noise = [self.tables[n] for n in tables], sample_seed(seeds, POSTERIOR) if self.samples else None
         variants = [_variant(table, self.views[view]) for table, view in zip(own, drawn, strict=True)]
         videos = {}
         for number, camera in enumerate(self.tables[0].cameras):
-            own_noise = sample_seed(noise, number) if number else noise
+            its_noise = sample_seed(noise, number) if self.samples and number else noise
             parts = [self.caches[table.stored(camera)][name] for table, name in zip(own, variants, strict=True)]
-            videos[camera] = StoredLatents(
-                read_latents(parts, rows, own_noise if self.samples else None), self.shift, self.scale
-            )
+            videos[camera] = StoredLatents(read_latents(parts, rows, its_noise), self.shift, self.scale)
         return videos
 
 

@@ -145,12 +145,7 @@ def lacking(policy: BasePolicy, method: str, mode: str) -> str:
     """Why a policy cannot do one of the jobs; empty where it can."""
     if not hasattr(policy, method):
         return f"{type(policy).__name__} has no such job"
-    try:
-        if hasattr(policy, "require_trained"):
-            policy.require_trained(mode)
-    except ValueError:
-        return f"not trained: this checkpoint never learned the mode {mode}"
-    return ""
+    return "" if policy.can(mode) else f"not trained: this checkpoint never learned the mode {mode}"
 
 
 def history(task: TaskSpec, seen: Sequence[Observation]) -> list[Observation]:

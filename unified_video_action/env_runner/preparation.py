@@ -178,12 +178,11 @@ def prepare(args: Namespace) -> tuple[BasePolicy, EnvRunner, dict[str, Any]]:
     if planner is not None and not in_simulator:
         if args.planner_model != "policy":
             world = load_policy(args.planner_model, device=device)
-        if not hasattr(world or policy, "require_trained"):
-            kind = type(world or policy).__name__
+        if not (world or policy).can("forward_dynamics"):
             raise ValueError(
-                f"--planner: {kind} imagines nothing to choose by; try --planner-model simulator or CHECKPOINT"
+                f"--planner: this {type(world or policy).__name__} was not trained in the mode forward_dynamics, so it "
+                "imagines nothing to choose by; try --planner-model simulator or CHECKPOINT"
             )
-        (world or policy).require_trained("forward_dynamics")
     facts = {"checkpoint": name, "weights": args.weights, "digest": digest(policy.model.state_dict())}
     facts |= {"sampler": args.sampler or policy.config.sampler, "device": torch.device(device).type} | disturbance
     if args.precision != "no":

@@ -54,7 +54,7 @@ class Records:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        self._done = _drop_after(path, step) if path.exists() else {}  # step -> names
+        self._done = _drop_after(path, step) if path.exists() else set()  # steps, names
         self._lines = path.open("a", buffering=1)  # a line is on disk as soon as it is written
         self._trackers: list[TensorBoardTracker | WandBTracker] = []
         if settings.tensorboard:
@@ -72,13 +72,13 @@ class Records:
         """
         line = {"step": step, "time": round(time.time(), 3), **metrics, **{f"{name}{DONE}": 1 for name in done}}
         self._lines.write(json.dumps(line) + "\n")
-        self._done.setdefault(step, set()).update(done)
+        self._done |= {(step, name) for name in done}
         for tracker in self._trackers:
             tracker.log(dict(metrics), step=step)
 
     def done(self, step: int) -> set[str]:
         """Names of what was done after that step."""
-        return self._done.get(step, set())
+        return {name for at, name in self._done if at == step}
 
     def picture(self, step: int, name: str, path: Path) -> None:
         """Show a PNG file that the run has written."""
@@ -117,16 +117,15 @@ def _animation(name: str, path: Path) -> Summary:
     return Summary(value=[Summary.Value(tag=name, image=image)])
 
 
-def _drop_after(path: Path, step: int) -> dict[int, set[str]]:
-    """Keep the records up to this step, and tell what was done after each of them."""
-    kept, done = [], {}
+def _drop_after(path: Path, step: int) -> set[tuple[int, str]]:
+    """Keep the records up to this step, and tell after which steps what was done."""
+    kept, done = [], set()
     for line in path.read_text().splitlines(keepends=True):
         try:
             entry = json.loads(line)
             if entry["step"] <= step:
                 kept.append(line)
-                names = (name.removesuffix(DONE) for name in entry if name.endswith(DONE))
-                done.setdefault(entry["step"], set()).update(names)
+                done |= {(entry["step"], name.removesuffix(DONE)) for name in entry if name.endswith(DONE)}
         except ValueError:
             logger.warning("Dropping a line of %s that was cut short: %s", path, line.strip())
     with written(path) as partial:
